@@ -1,0 +1,59 @@
+"""How fast is GPTQ's column sweep, next to this machine's matrix product?
+
+The rate counts what the feedback needs at least: out m^2 operations (each of the m^2 / 2
+entries of the triangle, a multiplication and an addition, for every row). `tensors` is the
+fallback for other devices, run here on the CPU.
+"""
+
+from functools import partial
+
+import torch
+from measuring import best_seconds, heading, inputs, matrix_product_rate
+
+from q2n.grids.affine import AffineGrid
+from q2n.linalg.factor import feedback
+from q2n.linalg.statistics import InputStatistics, Needs
+from q2n.methods.sweep import round_with_numba, round_with_tensors, sweep
+
+SHAPES = ((1536, 576), (576, 1536))
+BLOCKS = (32, 64, 128)
+KERNELS = {"numba": round_with_numba, "tensors": round_with_tensors}
+
+
+def problem(rows: int, m: int) -> tuple[torch.Tensor, ...]:
+    """Weight, feedback, scales, zero points and groups of one layer, transposed."""
+    statistics = InputStatistics(m, Needs.GRAM)
+    statistics.update(inputs(4096, m))
+    weight = torch.randn(rows, m, generator=torch.Generator().manual_seed(1))
+    scale, zero = AffineGrid(bits=3).fit(weight, torch.float32, "layer")
+    return (
+        weight.T.contiguous(),
+        feedback(statistics.gram, 0.01).matrix,
+        scale.T.contiguous(),
+        zero.T.contiguous(),
+        torch.zeros(m, dtype=torch.int64),
+    )
+
+
+def main() -> None:
+    heading("Rounding a layer column by column, 3 bits")
+    print(
+        f"{'out x in':>12} {'kernel':>8} {'block':>6} {'seconds':>8} {'Gflop/s':>8} "
+        f"{'of product':>10}"
+    )
+    for rows, m in SHAPES:
+        rate = matrix_product_rate(m)
+        given = problem(rows, m)
+        for name, kernel in KERNELS.items():
+            for block in BLOCKS:
+                run = partial(sweep, *given, top=7, block_size=block, round_block=kernel)
+                seconds = best_seconds(run)
+                done = rows * m**2 / seconds
+                print(
+                    f"{f'{rows} x {m}':>12} {name:>8} {block:6} {seconds:8.4f} "
+                    f"{done / 1e9:8.1f} {done / rate:10.0%}"
+                )
+
+
+if __name__ == "__main__":
+    main()

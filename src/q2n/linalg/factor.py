@@ -1,0 +1,115 @@
+r"""GPTQ's error feedback from one Cholesky factor and no inverse.
+
+Letters: `H` Gram matrix of the layer's input (m x m, damped, columns in visiting
+order), `W` original weight, `Q` quantized weight, `E = W - Q`.
+
+GPTQ as it is written down: `H^-1 = U^T U`, U upper triangular; columns are rounded in
+order, column j from its updated value w'_j, and the error `err_j = (w'_j - q_j) / U_jj`
+is taken from the columns to the right, `w'_k -= err_j U_jk` for k > j.
+
+Summed up, column j has received `w'_j = w_j - sum_{i<j} err_i U_ij`, and by definition
+`w'_j - q_j = err_j U_jj`, so `w_j - q_j = sum_{i<=j} err_i U_ij`: `E = Err U`. With
+`R = U^-1`, upper triangular as well, `Err = E R`, and put back (`R_jj = 1 / U_jj`)
+
+    w'_j = q_j + (E R)_j / R_jj = w_j + sum_{i<j} (w_i - q_i) R_ij / R_jj.
+
+The original W stays as it is, and all that is needed is `M = R / diag(R) - I`, strictly
+upper triangular: `w'_j = w_j + (E M)_j`. R comes straight from H: `H = U^-1 U^-T = R R^T`,
+a Cholesky factorisation that starts in the last row and column. With J the reversal,
+`J H J = L L^T` gives `R = J L J`. (LDLQ's feedback is the same matrix: Chee et al., QuIP.)
+
+`pending` gives the values that GPTQ's working copy of W holds at the border of a block
+[a, b): updated for the columns before a, not for those within. From `E = Err U`,
+`C - W = -Err_{<a} U_{<a, ab}`; by blocks of `U R = I`, `U_{<a, ab} = -U_{<a} R_{<a, ab} R_ab^-1`,
+so `C = W + E_{<a} R_{<a, ab} R_ab^-1`, in which R may be replaced by `M + I`.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from q2n.errors import NumericalError
+
+_LARGEST_DAMPING = 1.0
+"""Damping by the mean of the diagonal repairs every Gram matrix that is one up to rounding."""
+_SMALLEST_RETRY = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class Feedback:
+    """What to add to a column before it is rounded: `W[:, order] + E[:, order] @ matrix`."""
+
+    matrix: Float[Tensor, "m m"]
+    """M, strictly upper triangular, rows and columns in visiting order."""
+    order: Int[Tensor, " m"]
+    """The layer's columns in visiting order."""
+    dead: Bool[Tensor, " m"]
+    """Columns, in the layer's own order, whose input is always 0."""
+    damping: float
+    """The damping used, as a share of the mean of H's diagonal."""
+
+
+def feedback(
+    gram: Float[Tensor, "m m"], damping: float, *, descending: bool = False, name: str = "matrix"
+) -> Feedback:
+    """Factor `gram + damping * mean(diag) * I`.
+
+    `descending` visits the columns with the largest diagonal first (act-order). A dead
+    column gets the mean of the others on its diagonal; it touches no other column.
+    (GPTQ sets 1, whose weight in the mean depends on the units of the activations.)
+    If the matrix is not positive definite the damping is raised tenfold up to 1, then all
+    of that is tried in float64.
+
+    Raises:
+        NumericalError: no damping helps; names the layer `name` and the dampings tried.
+    """
+    diagonal = gram.diagonal()
+    dead = diagonal == 0
+    mean = float(diagonal[~dead].mean()) if not bool(dead.all()) else 1.0
+    diagonal = torch.where(dead, mean, diagonal)
+    order = torch.arange(len(diagonal), device=gram.device)
+    if descending:
+        order = torch.argsort(diagonal, descending=True, stable=True)
+    backwards = order.flip(0)
+    reversed_gram = gram[backwards][:, backwards]
+    tried = _dampings(damping)
+    for dtype in dict.fromkeys((gram.dtype, torch.float64)):
+        for share in tried:
+            damped = reversed_gram.to(dtype, copy=True)
+            damped.diagonal().copy_((diagonal[backwards] + share * mean).to(dtype))
+            lower, info = torch.linalg.cholesky_ex(damped)
+            if info == 0 and torch.isfinite(lower.diagonal()).all():
+                upper = lower.flip(0, 1)
+                matrix = (upper / upper.diagonal()).triu_(1).to(gram.dtype)
+                return Feedback(matrix, order, dead, share)
+    raise NumericalError(
+        f"{name}: the {tuple(gram.shape)} Gram matrix of its input is not positive definite with "
+        f"dampings {', '.join(f'{share:g}' for share in tried)}, even in float64; check the "
+        "activations, raise the damping, or calibrate on more text"
+    )
+
+
+def _dampings(first: float) -> list[float]:
+    """The damping asked for, then tenfold steps up to the largest."""
+    start = max(first, _SMALLEST_RETRY / 10)
+    steps = math.ceil(math.log10(_LARGEST_DAMPING / start) - 1e-9)
+    return [first, *(min(start * 10**k, _LARGEST_DAMPING) for k in range(1, steps + 1))]
+
+
+def pending(
+    weight: Float[Tensor, "m out"],
+    error: Float[Tensor, "m out"],
+    matrix: Float[Tensor, "m m"],
+    a: int,
+    b: int,
+) -> Float[Tensor, "block out"]:
+    """Columns a:b of GPTQ's working copy when the columns before a are quantized.
+
+    Takes and gives columns as rows (transposed), in visiting order; `matrix` is M."""
+    carried = torch.linalg.solve_triangular(
+        matrix[a:b, a:b].T, matrix[:a, a:b].T, upper=False, unitriangular=True
+    )
+    return torch.addmm(weight[a:b], carried, error[:a])

@@ -1,0 +1,205 @@
+"""Second moments of what a linear layer reads, gathered while calibration text streams by.
+
+Tokens are rows here: for `x` of shape [tokens, m] the Gram matrix is `G = sum x^T x`
+(`X X^T` of the usual column notation), never divided by the number of tokens. Every
+statistic is a plain sum, so two halves of a calibration set add up (`a + b`), and it
+does not matter how tokens were batched.
+
+Only the upper triangle of `G` is accumulated, in a few panels of columns: the panel
+`i:j` is multiplied with the columns from `i` on, which needs about 0.56 of the work of
+the full product. The triangle is mirrored when the matrix is read.
+
+Everything derived from the sums (spectra, Cholesky factors) is computed once by `once`
+and so shared by all linears that read the same tensor.
+"""
+
+import enum
+from collections.abc import Callable, Hashable
+from typing import Any, Self, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from q2n.errors import InputError, NumericalError
+
+_PANELS = 6
+
+T = TypeVar("T")
+
+
+class Needs(enum.Flag):
+    """Which statistics of a layer's input a method reads."""
+
+    NONE = 0
+    GRAM = enum.auto()
+    """`G = sum x x^T`."""
+    CROSS = enum.auto()
+    """`D = sum x_full x^T` with the input that the full-precision model has there."""
+    POSITIONS = enum.auto()
+    """The mean activation at each token position, over sequences of one length."""
+
+
+class InputStatistics:
+    """Running sums over the tokens that reach one input site of width m."""
+
+    def __init__(
+        self,
+        width: int,
+        needs: Needs = Needs.GRAM,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.width = width
+        self.needs = needs
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.tokens = 0
+        self.sequences = 0
+        self._gram = self._zeros(Needs.GRAM)
+        self._cross = self._zeros(Needs.CROSS)
+        self._positions: Float[Tensor, "length m"] | None = None
+        self._mirrored = True
+        self._derived: dict[Hashable, Any] = {}
+
+    def update(
+        self, x: Float[Tensor, "*batch m"], x_full: Float[Tensor, "*batch m"] | None = None
+    ) -> None:
+        """Add the tokens of `x`; `x_full` is the full-precision model's input at the same
+        tokens, needed for CROSS alone. POSITIONS needs `x` of shape [sequences, length, m].
+
+        Raises:
+            InputError: a shape that does not fit, or sequences of another length.
+        """
+        if x.shape[-1] != self.width:
+            raise InputError(f"expected inputs of width {self.width}, got {tuple(x.shape)}")
+        values = x.detach().to(self.device, self.dtype)
+        rows = values.reshape(-1, self.width)
+        self._derived.clear()
+        self.tokens += rows.shape[0]
+        if self._gram is not None:
+            self._add_gram(rows)
+        if self._cross is not None:
+            self._add_cross(rows, x_full)
+        if Needs.POSITIONS in self.needs:
+            self._add_positions(values)
+
+    def __add__(self, other: Self) -> "InputStatistics":
+        """The statistics of both sets of tokens."""
+        if (self.width, self.needs) != (other.width, other.needs):
+            raise InputError(
+                f"cannot add statistics of width {self.width} with {self.needs} "
+                f"and of width {other.width} with {other.needs}"
+            )
+        total = InputStatistics(self.width, self.needs, self.device, self.dtype)
+        total.tokens = self.tokens + other.tokens
+        total.sequences = self.sequences + other.sequences
+        total._mirrored = self._mirrored and other._mirrored
+        total._gram = _sum(self._gram, other._gram)
+        total._cross = _sum(self._cross, other._cross)
+        total._positions = _sum(self._positions, other._positions)
+        return total
+
+    @property
+    def gram(self) -> Float[Tensor, "m m"]:
+        """`G = sum x x^T`, symmetric to the last bit, in the units of activation squared."""
+        gram = _required(self._gram, Needs.GRAM)
+        if not self._mirrored:
+            _mirror_upper(gram)
+            self._mirrored = True
+        return gram
+
+    @property
+    def cross(self) -> Float[Tensor, "m m"]:
+        """`D = sum x_full x^T`: rows belong to the full-precision input."""
+        return _required(self._cross, Needs.CROSS)
+
+    @property
+    def position_gram(self) -> Float[Tensor, "m m"]:
+        """`A^T A`, A of shape [length, m] the mean over sequences of the activation at
+        each token position. The released code takes it for the Gram (METHODS 1.6)."""
+        mean = _required(self._positions, Needs.POSITIONS) / self.sequences
+        return mean.T @ mean
+
+    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """`compute()`, remembered under `key` until more tokens arrive. The key must hold
+        every option on which the result depends."""
+        if key not in self._derived:
+            self._derived[key] = compute()
+        return self._derived[key]
+
+    def require_finite(self, name: str) -> None:
+        """Raise unless tokens were seen and their moments are finite.
+
+        Raises:
+            NumericalError: naming the layer (or input site) `name`.
+        """
+        if self.tokens == 0:
+            raise NumericalError(f"{name}: no calibration token reached this layer")
+        for what, moments in (("Gram matrix", self._gram), ("cross moment", self._cross)):
+            if moments is not None and not torch.isfinite(moments.sum()):
+                raise NumericalError(
+                    f"{name}: the {what} of its input is not finite, so an activation is NaN, "
+                    "infinite or overflows; run the model in bfloat16 or float32"
+                )
+
+    def _zeros(self, need: Needs) -> Tensor | None:
+        if need not in self.needs:
+            return None
+        return torch.zeros(self.width, self.width, dtype=self.dtype, device=self.device)
+
+    def _add_gram(self, rows: Float[Tensor, "tokens m"]) -> None:
+        assert self._gram is not None
+        for i, j in _panels(self.width):
+            self._gram[i:j, i:].addmm_(rows[:, i:j].T, rows[:, i:])
+        self._mirrored = False
+
+    def _add_cross(self, rows: Float[Tensor, "tokens m"], x_full: Tensor | None) -> None:
+        assert self._cross is not None
+        if x_full is None or x_full.numel() != rows.numel():
+            got = None if x_full is None else tuple(x_full.shape)
+            raise InputError(f"a cross moment needs x_full of the shape of x, got {got}")
+        full = x_full.detach().to(self.device, self.dtype).reshape(-1, self.width)
+        self._cross.addmm_(full.T, rows)
+
+    def _add_positions(self, values: Float[Tensor, "*batch m"]) -> None:
+        if values.ndim != 3:
+            raise InputError(
+                "the mean activation at each position needs inputs [sequences, length, width], "
+                f"got {tuple(values.shape)}; use gram='second_moment'"
+            )
+        added = values.sum(0)
+        if self._positions is not None and self._positions.shape != added.shape:
+            raise InputError(
+                "the mean activation at each position needs sequences of one length, got "
+                f"{added.shape[0]} after {self._positions.shape[0]}; use gram='second_moment'"
+            )
+        self._positions = added if self._positions is None else self._positions + added
+        self.sequences += values.shape[0]
+
+
+def _panels(width: int) -> list[tuple[int, int]]:
+    step = -(-width // _PANELS)
+    return [(i, min(i + step, width)) for i in range(0, width, step)]
+
+
+def _mirror_upper(matrix: Float[Tensor, "m m"]) -> None:
+    """Copy the upper triangle onto the lower one, in place."""
+    for i, j in _panels(matrix.shape[0]):
+        corner = matrix[i:j, i:j]
+        corner.copy_(corner.triu() + corner.triu(1).T)
+        matrix[j:, i:j] = matrix[i:j, j:].T
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    if a is None or b is None:
+        return b if a is None else a
+    if a.shape != b.shape:
+        raise InputError(f"cannot add statistics of shapes {tuple(a.shape)} and {tuple(b.shape)}")
+    return a + b.to(a.device)
+
+
+def _required(moments: Tensor | None, need: Needs) -> Tensor:
+    if moments is None:
+        raise InputError(f"these input statistics were gathered without {need}")
+    return moments

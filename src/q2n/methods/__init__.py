@@ -1,0 +1,8 @@
+"""Quantization methods: `LayerProblem -> QuantizedLinear`, one file a method."""
+
+from q2n.methods.gptq import GPTQ
+from q2n.methods.problem import Method
+from q2n.methods.rtn import RTN
+
+METHODS: dict[str, type[Method]] = {method.name: method for method in (RTN, GPTQ)}
+"""Every method by its name on the command line. `NullSpace` wraps any of them."""

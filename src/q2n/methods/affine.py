@@ -1,0 +1,68 @@
+"""Options and storage that the methods on a uniform grid have in common."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from q2n.errors import InputError
+from q2n.grids.affine import BITS, AffineGrid, AffineLinear
+from q2n.grids.granularity import Granularity, PerChannel, PerGroup
+from q2n.methods.problem import LayerProblem, Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class AffineMethod(Method):
+    """A method that stores `scale * (code - zero)`."""
+
+    bits: int = 4
+    """2, 3, 4 or 8."""
+    group_size: int = -1
+    """Columns that share a scale; -1: one scale a row."""
+    ragged_groups: bool = False
+    """Allow a shorter last group where the group size does not divide the columns."""
+    symmetric: bool = False
+    """Zero point in the middle, not stored."""
+    clip: bool = False
+    """Search each group's range for the least |error|^2.4."""
+
+    def __post_init__(self) -> None:
+        if self.bits not in BITS:
+            raise InputError(f"bits must be one of {BITS}, got {self.bits}")
+        if self.group_size != -1 and self.group_size < 1:
+            raise InputError(f"group_size must be -1 or at least 1, got {self.group_size}")
+
+    @property
+    def granularity(self) -> Granularity:
+        """Which weights share a scale."""
+        if self.group_size == -1:
+            return PerChannel()
+        return PerGroup(self.group_size, self.ragged_groups)
+
+    @property
+    def grid(self) -> AffineGrid:
+        """The grid that the options describe."""
+        return AffineGrid(
+            bits=self.bits,
+            symmetric=self.symmetric,
+            granularity=self.granularity,
+            clip="mse" if self.clip else "none",
+        )
+
+    def stored(
+        self,
+        problem: LayerProblem,
+        codes: UInt8[Tensor, "out m"],
+        scale: Float[Tensor, "out groups"],
+        zero: UInt8[Tensor, "out groups"],
+    ) -> AffineLinear:
+        """The layer as it is stored, its columns in the layer's own order."""
+        size = self.granularity.group_size(codes.shape[1], problem.name)
+        return AffineLinear(
+            codes=codes.contiguous(),
+            scale=scale.contiguous(),
+            zero=zero.contiguous(),
+            bits=self.bits,
+            group_size=size,
+            symmetric=self.symmetric,
+        )

@@ -1,0 +1,182 @@
+"""The null-space step (Q2N) as a plug-in: any method, then one factor alpha a row.
+
+The error `W - Q` of a quantized layer is projected on the null space of its input (where
+it does no harm) and each row of Q is scaled so as to come closest to W less that
+projection. Which directions are the null space: linalg/spectrum.py. Alpha:
+linalg/alpha.py. The layer absorbs alpha in what it already stores (`scale_rows`).
+
+The defaults are the paper's. `released` gives what the released code does where that
+differs, without its mistakes in column order.
+"""
+
+import time
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.linalg import vecdot
+
+from q2n.errors import InputError
+from q2n.grids.quantized import QuantizedLinear
+from q2n.linalg import alpha as solvers
+from q2n.linalg import spectrum as rules
+from q2n.linalg.output_error import OutputError
+from q2n.linalg.spectrum import Decomposition, Index, Spectrum
+from q2n.linalg.statistics import InputStatistics, Needs
+from q2n.methods.problem import Compensating, LayerProblem, Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class NullSpace(Method):
+    """Any method followed by the null-space step."""
+
+    name: ClassVar[str] = "nullspace"
+
+    inner: Method
+    """The method that quantizes."""
+    threshold: float = 0.1
+    """The paper's t: energy outside over energy inside the principal directions."""
+    ridge: float = 0.2
+    """The paper's lambda, in units of weight squared: holds alpha near 1."""
+    relative_ridge: bool = False
+    """Take the ridge in units of each row's |q|^2 instead."""
+    rule: Literal["ratio", "matrix_rank", "adam_nscl"] = "ratio"
+    """How the null space is chosen."""
+    index: Index = "paper"
+    """Reading of the ratio rule's index."""
+    decomposition: Decomposition = "eigh"
+    solver: Literal["closed", "adam"] = "closed"
+    gram: Literal["second_moment", "mean_activation"] = "second_moment"
+    """Whose eigenvectors: of sum x x^T, or of the mean activation at each position."""
+    reference: Literal["original", "compensated"] = "original"
+    """The W of the step: the layer's, or as the inner method's error feedback left it."""
+    skip_layers: tuple[str, ...] = ()
+    """Patterns (`*down_proj`) of names of layers that are left as they are."""
+
+    def __post_init__(self) -> None:
+        if not self.threshold > 0:
+            raise InputError(f"threshold must be above 0, got {self.threshold}")
+        if not self.ridge >= 0:
+            raise InputError(f"ridge must be at least 0, got {self.ridge}")
+        if self.reference == "compensated" and not isinstance(self.inner, Compensating):
+            raise InputError(
+                f"reference='compensated' needs a method with error feedback, and "
+                f"{self.inner.name} has none; use reference='original'"
+            )
+
+    @classmethod
+    def paper(cls, inner: Method) -> Self:
+        """The settings of the paper."""
+        return cls(inner=inner)
+
+    @classmethod
+    def released(cls, inner: Method) -> Self:
+        """The settings of the released code for GPTQ."""
+        return cls(
+            inner=inner,
+            index="released",
+            solver="adam",
+            gram="mean_activation",
+            reference="compensated",
+            skip_layers=("*down_proj",),
+        )
+
+    @property
+    def needs(self) -> Needs:
+        positions = Needs.POSITIONS if self.gram == "mean_activation" else Needs.NONE
+        return self.inner.needs | Needs.GRAM | positions
+
+    def quantize(self, problem: LayerProblem) -> QuantizedLinear:
+        if any(fnmatchcase(problem.name, pattern) for pattern in self.skip_layers):
+            layer = self.inner.quantize(problem)
+            return layer.with_record(nullspace_note="layer skipped by its name")
+        layer, reference = self._quantize_inner(problem)
+        start_time = time.perf_counter()
+        stepped, found = self._step(problem, layer, reference)
+        seconds = time.perf_counter() - start_time
+        return stepped.with_record(**found, nullspace_seconds=round(seconds, 6))
+
+    def _quantize_inner(
+        self, problem: LayerProblem
+    ) -> tuple[QuantizedLinear, Float[Tensor, "out m"]]:
+        if self.reference == "original":
+            return self.inner.quantize(problem), problem.weight
+        assert isinstance(self.inner, Compensating)
+        return self.inner.quantize_compensated(problem)
+
+    def _step(
+        self, problem: LayerProblem, layer: QuantizedLinear, reference: Float[Tensor, "out m"]
+    ) -> tuple[QuantizedLinear, dict[str, Any]]:
+        statistics = problem.statistics
+        assert statistics is not None
+        statistics.require_finite(problem.name)
+        spectrum = self._spectrum(statistics, problem.name)
+        start = self._start(spectrum.values)
+        quantized = layer.dequantize()
+        alpha = self._alpha(reference, quantized, spectrum.vectors[:, :start])
+        stepped = layer.scale_rows(alpha)
+        error = OutputError.of(problem.weight, quantized, statistics.gram)
+        stored = _row_factors(stepped.dequantize(), quantized)
+        found = {
+            "kept_rank": start,
+            "nullspace_energy": spectrum.tail_energy(start),
+            "alpha_mean": float(alpha.mean()),
+            "alpha_min": float(alpha.min()),
+            "alpha_max": float(alpha.max()),
+            "alpha_std": float(alpha.std(correction=0)),
+            "output_error_before": error.relative(),
+            "output_error": error.relative(stored),
+        }
+        note = self._note(start, alpha, stored)
+        return stepped, found | ({"nullspace_note": note} if note else {})
+
+    def _spectrum(self, statistics: InputStatistics, name: str) -> Spectrum:
+        """One decomposition an input site, shared by its linears."""
+        second = self.gram == "second_moment"
+        return statistics.once(
+            ("spectrum", self.gram, self.decomposition),
+            lambda: rules.decompose(
+                statistics.gram if second else statistics.position_gram,
+                self.decomposition,
+                name=name,
+            ),
+        )
+
+    def _start(self, values: Float[Tensor, " m"]) -> int:
+        if self.rule == "ratio":
+            return rules.ratio(values, self.threshold, self.index)
+        return rules.matrix_rank(values) if self.rule == "matrix_rank" else rules.adam_nscl(values)
+
+    def _alpha(
+        self,
+        reference: Float[Tensor, "out m"],
+        quantized: Float[Tensor, "out m"],
+        principal: Float[Tensor, "m kept"],
+    ) -> Float[Tensor, " out"]:
+        overlap = vecdot((reference - quantized) @ principal, quantized @ principal)
+        norm = vecdot(quantized, quantized)
+        ridge = self.ridge * (norm if self.relative_ridge else torch.ones_like(norm))
+        solve = solvers.closed_form if self.solver == "closed" else solvers.adam
+        return solve(overlap, norm, ridge)
+
+    def _note(self, start: int, alpha: Tensor, stored: Tensor) -> str | None:
+        """Why the step changed nothing, if it did not."""
+        if start == 0:
+            return "no change: no index qualifies, every direction counts as null space"
+        if bool((alpha == 1).all()):
+            return "no change: alpha is 1 in every row"
+        if bool((stored == 1).all()):
+            return "no change: alpha is lost when the scales are rounded to their dtype"
+        return None
+
+
+def _row_factors(
+    scaled: Float[Tensor, "out m"], quantized: Float[Tensor, "out m"]
+) -> Float[Tensor, " out"]:
+    """The factor by which each row really grew, after the rounding of the stored scales:
+    exact where a row has one scale, the least-squares one where it has several."""
+    norm = vecdot(quantized, quantized)
+    return torch.where(norm > 0, vecdot(scaled, quantized) / norm, 1.0)

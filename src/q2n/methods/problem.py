@@ -1,0 +1,65 @@
+"""What a quantization method is given, and what it promises: the contract of this room."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from q2n.grids.quantized import QuantizedLinear
+from q2n.linalg.statistics import InputStatistics, Needs
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerProblem:
+    """One linear layer to quantize."""
+
+    name: str
+    """Full name in the model, for messages and records."""
+    weight: Float[Tensor, "out in"]
+    """The original weight in float32."""
+    statistics: InputStatistics | None
+    """Statistics of the layer's input; None for a method that needs none."""
+    scale_dtype: torch.dtype = torch.float32
+    """The dtype in which the checkpoint stores scales: scales are rounded to it before
+    codes are chosen, so that what was optimised is what is stored."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A quantization method; its fields are its options.
+
+    A subclass adds fields, a one-line docstring (`q2n methods` prints it) and
+    `quantize`. It validates its options in `__post_init__` with `InputError`.
+    """
+
+    name: ClassVar[str]
+    """Name on the command line."""
+
+    @property
+    @abstractmethod
+    def needs(self) -> Needs:
+        """Which input statistics `quantize` reads."""
+
+    @abstractmethod
+    def quantize(self, problem: LayerProblem) -> QuantizedLinear:
+        """Quantize one layer.
+
+        Raises:
+            InputError: the options do not fit the layer's shape.
+            NumericalError: the statistics cannot be used (not finite, not positive definite).
+        """
+
+
+@runtime_checkable
+class Compensating(Protocol):
+    """A method with error feedback that can tell from which weight it rounded."""
+
+    def quantize_compensated(
+        self, problem: LayerProblem
+    ) -> tuple[QuantizedLinear, Float[Tensor, "out in"]]:
+        """As `quantize`, with the weight as the feedback had updated it, in the layer's
+        own column order."""

@@ -1,0 +1,108 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from q2n.errors import InputError, NumericalError
+from q2n.linalg.statistics import InputStatistics, Needs
+
+# Sums of t products in float32, compared with float64: a few eps * sqrt(t) of the largest
+# term; eps = 1.2e-7 and t < 200 give 2e-6, and 1e-5 leaves room for the order of summation.
+FLOAT32_SUMS = 1e-5
+
+
+def gathered(parts, needs=Needs.GRAM, width=13):
+    statistics = InputStatistics(width, needs)
+    for part in parts:
+        statistics.update(part)
+    return statistics
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 40), st.integers(0, 2**31))
+def test_gram_is_the_same_however_tokens_are_batched_or_merged(first, second, width, seed):
+    x = torch.randn(first + second, width, generator=torch.Generator().manual_seed(seed))
+    expected = x.double().T @ x.double()
+    whole = gathered([x], width=width)
+    merged = gathered([x[:first]], width=width) + gathered([x[first:]], width=width)
+    batched = gathered([x[:first].unsqueeze(0), x[first:].unsqueeze(1)], width=width)
+    scale = float(expected.abs().max())
+    for statistics in (whole, merged, batched):
+        assert statistics.tokens == first + second
+        assert (statistics.gram.double() - expected).abs().max() <= FLOAT32_SUMS * scale
+        assert torch.equal(statistics.gram, statistics.gram.T)
+
+
+def test_reading_the_gram_between_updates_changes_nothing():
+    x = torch.randn(40, 13)
+    statistics = gathered([x[:20]])
+    _ = statistics.gram  # mirrors the triangle
+    statistics.update(x[20:])
+    assert torch.equal(statistics.gram, gathered([x[:20], x[20:]]).gram)
+
+
+def test_half_precision_inputs_are_summed_in_float32():
+    x = torch.randn(300, 13).bfloat16()
+    expected = x.double().T @ x.double()
+    gram = gathered([x]).gram
+    assert gram.dtype == torch.float32
+    assert (gram.double() - expected).abs().max() <= FLOAT32_SUMS * float(expected.abs().max())
+
+
+def test_cross_moment_has_the_full_precision_input_in_its_rows():
+    x, full = torch.randn(2, 20, 5), torch.randn(2, 20, 5)
+    statistics = InputStatistics(5, Needs.CROSS)
+    statistics.update(x, full)
+    expected = torch.einsum("bti,btj->ij", full, x)
+    torch.testing.assert_close(statistics.cross, expected, rtol=0, atol=1e-5 * 40)
+    with pytest.raises(InputError, match="x_full"):
+        statistics.update(x)
+
+
+def test_position_gram_is_that_of_the_mean_over_sequences():
+    x = torch.randn(6, 11, 5)
+    statistics = gathered([x[:2]], Needs.POSITIONS, 5) + gathered([x[2:]], Needs.POSITIONS, 5)
+    mean = x.double().mean(0)
+    torch.testing.assert_close(
+        statistics.position_gram.double(), mean.T @ mean, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_positions_refuse_what_has_no_positions():
+    statistics = InputStatistics(5, Needs.POSITIONS)
+    with pytest.raises(InputError, match="sequences"):
+        statistics.update(torch.randn(10, 5))
+    statistics.update(torch.randn(1, 10, 5))
+    with pytest.raises(InputError, match="one length, got 9 after 10"):
+        statistics.update(torch.randn(1, 9, 5))
+
+
+def test_what_was_not_gathered_is_refused_by_name():
+    with pytest.raises(InputError, match="GRAM"):
+        _ = InputStatistics(5, Needs.POSITIONS).gram
+    with pytest.raises(InputError, match="width 5"):
+        InputStatistics(5, Needs.GRAM).update(torch.randn(3, 4))
+    with pytest.raises(InputError, match="width 5"):
+        _ = InputStatistics(5, Needs.GRAM) + InputStatistics(4, Needs.GRAM)
+
+
+def test_derived_results_are_computed_once_until_tokens_arrive():
+    statistics = gathered([torch.randn(20, 13)])
+    calls = []
+    for _ in range(3):
+        statistics.once("trace", lambda: calls.append(1) or float(statistics.gram.trace()))
+    assert len(calls) == 1
+    statistics.update(torch.randn(20, 13))
+    statistics.once("trace", lambda: calls.append(1))
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bad_activation_names_the_layer(bad):
+    x = torch.randn(20, 13)
+    x[7, 3] = bad
+    with pytest.raises(NumericalError, match=r"layers\.3\.up.*not finite"):
+        gathered([x]).require_finite("layers.3.up")
+    with pytest.raises(NumericalError, match="no calibration token"):
+        InputStatistics(13, Needs.GRAM).require_finite("layers.3.up")
+    gathered([torch.randn(20, 13)]).require_finite("layers.3.up")

@@ -1,0 +1,97 @@
+"""Pausing passes compute what plain forward passes compute, and nothing twice."""
+
+import pytest
+import torch
+from tiny import tiny_model
+from torch import nn
+
+from q2n.models.blocks import BlockwiseModel
+from q2n.models.source import open_source
+from q2n.models.stages import find_sites
+from q2n.pipeline.passes import BlockPass, PausingBlock
+
+
+@pytest.fixture
+def stopped():
+    """A block with pausing hooks, its input, its call and its sites."""
+    model = BlockwiseModel(open_source(tiny_model()))
+    inputs = next(model.record_inputs([torch.arange(32).reshape(2, 16) + 3]))
+    block = model.load_block(0)
+    sites = find_sites(block, inputs.hidden, inputs.calls[0])
+    return block, inputs.hidden, inputs.calls[0], sites
+
+
+def test_inputs_and_output_equal_a_plain_forward(stopped):
+    block, hidden, call, sites = stopped
+    seen: dict[str, torch.Tensor] = {}
+    hooks = [
+        block.get_submodule(site.linears[0]).register_forward_pre_hook(
+            lambda _, args, name=site.linears[0]: seen.setdefault(name, args[0])
+        )
+        for site in sites
+    ]
+    with torch.no_grad():
+        expected = block(hidden, *call.args, **call.kwargs)
+        for hook in hooks:
+            hook.remove()
+        running = BlockPass(PausingBlock(block, sites), hidden, call)
+        for position, site in enumerate(sites):
+            assert torch.equal(running.input_at(position), seen[site.linears[0]])
+        assert torch.equal(running.finish(), expected)
+
+
+def test_a_pass_uses_the_weights_set_while_it_paused(stopped):
+    block, hidden, call, sites = stopped
+    with torch.no_grad():
+        running = BlockPass(PausingBlock(block, sites), hidden, call)
+        running.input_at(1)  # q, k, v have run
+        before = block.self_attn.q_proj.weight.clone()
+        block.self_attn.q_proj.weight.zero_()  # too late to matter
+        block.self_attn.o_proj.weight.mul_(2)  # in time
+        resumed = running.finish()
+        block.self_attn.q_proj.weight.copy_(before)
+        expected = block(hidden, *call.args, **call.kwargs)
+    torch.testing.assert_close(resumed, expected, rtol=0, atol=0)
+
+
+def test_no_linear_runs_twice_and_none_past_the_site(stopped):
+    block, hidden, call, sites = stopped
+    runs: dict[str, int] = {}
+    for name, module in block.named_modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(
+                lambda *_, name=name: runs.update({name: runs.get(name, 0) + 1})
+            )
+    with torch.no_grad():
+        running = BlockPass(PausingBlock(block, sites), hidden, call)
+        running.input_at(0)
+        assert runs == {}
+        running.input_at(2)
+        assert set(runs) == {name for site in sites[:2] for name in site.linears}
+        running.finish()
+    assert set(runs.values()) == {1}
+    assert len(runs) == 7
+
+
+def test_a_site_that_a_batch_does_not_visit_gives_none():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.idle, self.busy = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, hidden):
+            if hidden.sum() < 0:
+                hidden = self.idle(hidden)
+            return (self.busy(hidden),)
+
+    from q2n.models.blocks import BlockCall
+    from q2n.models.stages import Site
+
+    block = Gated()
+    sites = [Site(("idle",), 4), Site(("busy",), 4)]
+    hidden = torch.ones(1, 2, 4)
+    with torch.no_grad():
+        running = BlockPass(PausingBlock(block, sites), hidden, BlockCall((), {}))
+        assert running.input_at(0) is None
+        assert torch.equal(running.input_at(1), hidden)
+        assert torch.equal(running.finish(), block.busy(hidden))

@@ -1,0 +1,215 @@
+"""The block loop against a plain version: hooks on the whole model, one linear after another."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import ARCHITECTURES, tiny_model
+
+from q2n.data.windows import TokenWindows
+from q2n.errors import InputError, NumericalError
+from q2n.grids.affine import AffineLinear
+from q2n.linalg.statistics import InputStatistics, Needs
+from q2n.methods.gptq import GPTQ
+from q2n.methods.nullspace import NullSpace
+from q2n.methods.problem import LayerProblem
+from q2n.methods.rtn import RTN
+from q2n.models.blocks import BlockwiseModel
+from q2n.models.source import open_source
+from q2n.pipeline.sequential import LoopOptions, SequentialLoop
+from q2n.pipeline.store import RunStore
+
+
+def token_windows(count: int = 6, length: int = 16) -> TokenWindows:
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randint(3, 128, (count, length), generator=generator)
+    return TokenWindows(tokens=tokens, label="random tokens")
+
+
+def run_loop(model, method, folder, *, finished=0, windows=None, **options):
+    store = RunStore(folder, {"affine": AffineLinear})
+    if not finished:
+        store.start({}, resume=False)
+    loop = SequentialLoop(
+        BlockwiseModel(open_source(model)), method, store, LoopOptions(**options)
+    )
+    loop.run(token_windows() if windows is None else windows, finished)
+    return store.layers()
+
+
+def plain_weights(model, method, stages, needs=Needs.GRAM):
+    """Quantize `model` in place: for each stage run the whole model, collect, quantize."""
+    tokens = token_windows().tokens
+    for names in stages:
+        statistics = InputStatistics(model.get_submodule(names[0]).in_features, needs)
+        hook = model.get_submodule(names[0]).register_forward_pre_hook(
+            lambda _, args, statistics=statistics: statistics.update(args[0])
+        )
+        with torch.no_grad():
+            for batch in tokens.split(4):
+                model(input_ids=batch, use_cache=False)
+        hook.remove()
+        for name in names:
+            linear = model.get_submodule(name)
+            layer = method.quantize(
+                LayerProblem(name=name, weight=linear.weight.data.float(), statistics=statistics)
+            )
+            linear.weight.data.copy_(layer.dequantize())
+    return model
+
+
+def llama_stages(layers: int) -> list[list[str]]:
+    return [
+        [f"model.layers.{i}.{name}" for name in stage]
+        for i in range(layers)
+        for stage in (
+            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            ("self_attn.o_proj",),
+            ("mlp.gate_proj", "mlp.up_proj"),
+            ("mlp.down_proj",),
+        )
+    ]
+
+
+@pytest.mark.parametrize("activations", ["device", "disk"])
+def test_true_sequential_equals_the_plain_loop(tmp_path, activations):
+    method = NullSpace(inner=GPTQ(bits=3))
+    layers = run_loop(tiny_model(), method, tmp_path, activations=activations)
+    expected = plain_weights(tiny_model(), method, llama_stages(3))
+    assert set(layers) == {name for stage in llama_stages(3) for name in stage}
+    for name, layer in layers.items():
+        torch.testing.assert_close(
+            layer.dequantize(), expected.get_submodule(name).weight.data, rtol=0, atol=1e-6
+        )
+
+
+def test_without_true_sequential_a_block_is_measured_in_full_precision(tmp_path):
+    method, layers = GPTQ(bits=3), {}
+    found = run_loop(tiny_model(), method, tmp_path, true_sequential=False)
+    model = tiny_model()
+    for i in range(3):
+        stages = llama_stages(3)[4 * i : 4 * i + 4]
+        copies = [plain_weights(_copy(model), method, [stage]) for stage in stages]
+        for stage, copy in zip(stages, copies, strict=True):
+            for name in stage:
+                layers[name] = copy.get_submodule(name).weight.data
+        for name, weight in layers.items():
+            model.get_submodule(name).weight.data.copy_(weight)
+    for name, layer in found.items():
+        torch.testing.assert_close(layer.dequantize(), layers[name], rtol=0, atol=1e-6)
+
+
+def _copy(model):
+    copied = tiny_model()
+    copied.load_state_dict(model.state_dict())
+    return copied
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_is_quantized_completely(architecture, tmp_path):
+    model = tiny_model(architecture, layers=2)
+    linears = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and any(char.isdigit() for char in name)
+    }
+    layers = run_loop(model, GPTQ(bits=4), tmp_path)
+    assert set(layers) == linears
+    for layer in layers.values():
+        assert layer.record["output_error"] < 0.05
+
+
+def test_rtn_needs_no_text(tmp_path):
+    store = RunStore(tmp_path, {"affine": AffineLinear})
+    store.start({}, resume=False)
+    model = tiny_model()
+    SequentialLoop(BlockwiseModel(open_source(model)), RTN(bits=4), store, LoopOptions()).run(None)
+    layers = store.layers()
+    assert len(layers) == 21
+    name = "model.layers.2.mlp.down_proj"
+    weight = model.get_submodule(name).weight
+    assert (layers[name].dequantize() - weight).abs().max() < weight.abs().max() / 7
+
+
+def test_gptq_without_text_is_refused(tmp_path):
+    store = RunStore(tmp_path, {"affine": AffineLinear})
+    loop = SequentialLoop(
+        BlockwiseModel(open_source(tiny_model())), GPTQ(bits=4), store, LoopOptions()
+    )
+    with pytest.raises(InputError, match="--corpus"):
+        loop.run(None)
+
+
+@pytest.mark.parametrize("done", [1, 2])
+def test_going_on_from_a_block_gives_the_same_bytes(tmp_path, done):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    method = NullSpace(inner=GPTQ(bits=3))
+    run_loop(tiny_model(), method, whole)
+    run_loop(tiny_model(), method, broken)
+    for index in range(done, 3):
+        for suffix in (".json", ".safetensors"):
+            (broken / f"block-{index:05d}{suffix}").unlink()
+    run_loop(tiny_model(), method, broken, finished=done)
+    for index in range(3):
+        name = f"block-{index:05d}.safetensors"
+        assert (whole / name).read_bytes() == (broken / name).read_bytes()
+
+
+class CrossMethod(GPTQ):
+    """GPTQ that asks for the second stream and keeps what it got."""
+
+    seen: dict[str, torch.Tensor] = {}  # noqa: RUF012
+
+    @property
+    def needs(self) -> Needs:
+        return Needs.GRAM | Needs.CROSS
+
+    def quantize(self, problem):
+        self.seen[problem.name] = problem.statistics.cross.clone()
+        return super().quantize(problem)
+
+
+@pytest.mark.parametrize("finished", [0, 1])
+def test_the_second_stream_is_the_full_precision_model(tmp_path, finished):
+    method = CrossMethod(bits=3)
+    CrossMethod.seen.clear()
+    layers = run_loop(tiny_model(), method, tmp_path)
+    if finished:
+        (tmp_path / "block-00002.json").unlink()
+        (tmp_path / "block-00001.json").unlink()
+        CrossMethod.seen.clear()
+        run_loop(tiny_model(), method, tmp_path, finished=1)
+    name = "model.layers.2.mlp.down_proj"
+    full, quantized = tiny_model(), tiny_model()
+    for other, layer in layers.items():
+        if other != name:
+            quantized.get_submodule(other).weight.data.copy_(layer.dequantize())
+    inputs = [_input_of(model, name) for model in (full, quantized)]
+    expected = inputs[0].T @ inputs[1]
+    # float32 sums of about 100 products each, in another order
+    torch.testing.assert_close(CrossMethod.seen[name], expected, rtol=1e-4, atol=1e-4)
+
+
+def _input_of(model, name):
+    rows = []
+    hook = model.get_submodule(name).register_forward_pre_hook(
+        lambda _, args: rows.append(args[0].flatten(0, 1))
+    )
+    with torch.no_grad():
+        model(input_ids=token_windows().tokens, use_cache=False)
+    hook.remove()
+    return torch.cat(rows)
+
+
+def test_activations_that_overflow_are_named(tmp_path):
+    model = tiny_model().half()
+    model.model.layers[1].mlp.up_proj.weight.data.fill_(3e4)
+    with pytest.raises(NumericalError, match=r"model\.layers\.1\.mlp\.down_proj"):
+        run_loop(model, GPTQ(bits=8), tmp_path)
+
+
+def test_disk_activations_are_cleared_away(tmp_path):
+    run_loop(tiny_model(), GPTQ(bits=4), tmp_path, activations="disk")
+    assert not (tmp_path / "activations").exists() or not list(
+        (tmp_path / "activations").rglob("*.safetensors")
+    )
+    assert load_file(tmp_path / "block-00000.safetensors")

@@ -1,0 +1,82 @@
+"""What a run leaves on disk, and what it refuses to go on with."""
+
+import pytest
+import torch
+
+from q2n.errors import InputError, ResumeError
+from q2n.grids.affine import AffineLinear
+from q2n.methods.problem import LayerProblem
+from q2n.methods.rtn import RTN
+from q2n.pipeline.store import RunStore
+
+
+def store_in(folder) -> RunStore:
+    return RunStore(folder, {"affine": AffineLinear})
+
+
+def some_layers(seed: int = 0):
+    torch.manual_seed(seed)
+    weights = {"a.q": torch.randn(8, 12), "a.k": torch.randn(4, 12)}
+    return {
+        name: RTN(bits=3).quantize(LayerProblem(name=name, weight=weight, statistics=None))
+        for name, weight in weights.items()
+    }
+
+
+def test_layers_come_back_as_they_were(tmp_path):
+    store, layers = store_in(tmp_path), some_layers()
+    store.start({"bits": 3}, resume=False)
+    store.write_block(0, layers, {"block": "a", "seconds": 1.0, "never_called": []})
+    read = store_in(tmp_path).layers()
+    assert list(read) == list(layers)
+    for name, layer in layers.items():
+        assert torch.equal(read[name].dequantize(), layer.dequantize())
+        assert read[name].metadata() == layer.metadata()
+
+
+def test_a_partial_run_is_not_overwritten(tmp_path):
+    store_in(tmp_path).start({"bits": 3}, resume=False)
+    with pytest.raises(InputError, match="--resume"):
+        store_in(tmp_path).start({"bits": 3}, resume=False)
+
+
+def test_a_difference_is_named(tmp_path):
+    store_in(tmp_path).start({"bits": 3, "model_sha256": "aa"}, resume=False)
+    with pytest.raises(ResumeError, match="bits was 3, is 2"):
+        store_in(tmp_path).start({"bits": 2, "model_sha256": "aa"}, resume=True)
+    with pytest.raises(ResumeError, match="model_sha256"):
+        store_in(tmp_path).start({"bits": 3, "model_sha256": "bb"}, resume=True)
+
+
+def test_a_gap_ends_what_is_finished(tmp_path):
+    store = store_in(tmp_path)
+    store.start({}, resume=False)
+    for index in range(3):
+        store.write_block(index, some_layers(), {"block": "a", "seconds": 0, "never_called": []})
+    (tmp_path / "block-00001.json").unlink()
+    assert store_in(tmp_path).start({}, resume=True) == 1
+
+
+def test_a_damaged_block_is_named(tmp_path):
+    store = store_in(tmp_path)
+    store.start({}, resume=False)
+    store.write_block(0, some_layers(), {"block": "a", "seconds": 0, "never_called": []})
+    file = tmp_path / "block-00000.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ResumeError, match="block-00000"):
+        store.read_block(0)
+
+
+def test_a_full_disk_leaves_no_half_written_file(tmp_path, monkeypatch):
+    store = store_in(tmp_path)
+    store.start({}, resume=False)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("q2n.pipeline.store.os.fsync", full)
+    with pytest.raises(InputError, match="No space left"):
+        store.write_block(0, some_layers(), {"block": "a", "seconds": 0, "never_called": []})
+    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]

@@ -1,0 +1,97 @@
+"""Tiny random models of real architectures, and a tokenizer for them."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+VOCABULARY = 128
+
+_LLAMA_LIKE = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+_SIZES = {
+    "opt": {"hidden_size": 64, "ffn_dim": 96, "num_attention_heads": 4, "word_embed_proj_dim": 64},
+    "gpt_neox": {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4},
+    "phi": {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4},
+}
+ARCHITECTURES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "phi",
+    "phi3",
+    "opt",
+    "gpt_neox",
+)
+
+
+def tiny_model(architecture: str = "llama", *, layers: int = 3, seed: int = 0, **options) -> PreTrainedModel:
+    """A randomly initialised model with weights large enough to make it nonlinear."""
+    sizes = _SIZES.get(architecture, _LLAMA_LIKE)
+    config = AutoConfig.for_model(
+        architecture,
+        **{
+            **sizes,
+            "vocab_size": VOCABULARY,
+            "num_hidden_layers": layers,
+            "max_position_embeddings": 128,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            **options,
+        },
+    )
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0, parameter.shape[-1] ** -0.5)
+    return model
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with VOCABULARY entries."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    alphabet = [chr(code) for code in range(33, 127)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<pad>", "<s>", "</s>", "<unk>"],
+        initial_alphabet=alphabet,
+    )
+    tokenizer.train_from_iterator([tiny_text(50)], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def tiny_text(sentences: int = 400) -> str:
+    """Deterministic text of short words."""
+    words = "the of law null space error weight row scale code grid input output layer".split()
+    state, text = 7, []
+    for _ in range(sentences * 9):
+        state = (1103515245 * state + 12345) % 2**31
+        text.append(words[(state >> 16) % len(words)])
+    return " ".join(text)
+
+
+def save_tiny(folder: Path, architecture: str = "llama", **options) -> Path:
+    """A checkpoint folder of a tiny model with its tokenizer."""
+    tiny_model(architecture, **options).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
