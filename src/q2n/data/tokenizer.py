@@ -1,0 +1,29 @@
+"""The tokenizer of a checkpoint, and a plain word when there is none."""
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from q2n.errors import InputError
+
+
+def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a checkpoint folder, or of a model on the hub.
+
+    For some architectures transformers makes an empty tokenizer when the files are
+    missing, which would turn any text into nothing: that is an error here.
+
+    Raises:
+        InputError: there is no tokenizer, or it has no words.
+    """
+    missing = (
+        f"no tokenizer can be loaded from {str(checkpoint)!r}; copy the tokenizer files of the "
+        "original model (tokenizer.json, tokenizer_config.json) into that folder"
+    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise InputError(f"{missing} ({error})") from error
+    if not set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab()):
+        raise InputError(missing)
+    return tokenizer

@@ -1,0 +1,1 @@
+"""Measuring a model, full precision or quantized."""

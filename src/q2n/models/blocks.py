@@ -1,0 +1,177 @@
+"""A causal LM of which one decoder block at a time is in memory.
+
+Decoder blocks are found by shape, not by name: the `nn.ModuleList` with as many
+entries as the config has hidden layers. What a block is called with is found by
+running the model once with every block's forward replaced by a recorder: that needs
+the embeddings only, and it catches every keyword argument of every block (masks and
+position embeddings may differ from block to block).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from q2n.errors import InputError, NumericalError
+from q2n.models.source import ModelSource
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """What the model passes to one block besides the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class BatchInputs:
+    """One batch of windows at the door of the first block."""
+
+    hidden: Float[Tensor, "windows length hidden"]
+    calls: list[BlockCall]
+    """One a block; equal tensors are the same object, within and between batches."""
+
+
+class BlockwiseModel:
+    """The blocks of a source, loaded on demand."""
+
+    def __init__(self, source: ModelSource, device: str | torch.device = "cpu"):
+        self.source, self.device = source, torch.device(device)
+        self._model = source.skeleton()
+        self._list_name, self._blocks = _find_blocks(self._model)
+        self._seen: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def block_name(self, index: int) -> str:
+        """Module name of a block, e.g. "model.layers.3"."""
+        return f"{self._list_name}.{index}"
+
+    def load_block(self, index: int) -> nn.Module:
+        """A fresh copy of one block with its original weights, on the device.
+
+        Raises:
+            NumericalError: a weight is NaN or Inf.
+        """
+        block = deepcopy(self._blocks[index])
+        self._fill(block, self.block_name(index))
+        for name, parameter in block.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise NumericalError(
+                    f"{self.source.label}: weight '{self.block_name(index)}.{name}' has NaN or "
+                    f"Inf in {parameter.dtype}; the checkpoint is damaged, or needs a wider --dtype"
+                )
+        return block.to(self.device).eval()
+
+    def record_inputs(self, batches: Iterable[Int[Tensor, "_ _"]]) -> Iterator[BatchInputs]:
+        """Run the embeddings on each batch and record what each block would be called with."""
+        self._load_outside()
+        embedding = self._model.get_input_embeddings().weight
+        for tokens in batches:
+            with torch.no_grad():
+                yield self._record(tokens.to(embedding.device))
+        self._seen.clear()
+
+    def _record(self, tokens: Int[Tensor, "windows length"]) -> BatchInputs:
+        recorder = _Recorder(self._blocks, self._intern)
+        try:
+            self._model(input_ids=tokens, use_cache=False)
+        except _LastBlockReached:
+            pass
+        finally:
+            recorder.remove()
+        return BatchInputs(recorder.hidden.to(self.device), recorder.calls)
+
+    def _intern(self, tensor: Tensor) -> Tensor:
+        """The tensor on the device, or an equal one seen before: masks and positions repeat."""
+        tensor = tensor.to(self.device)
+        for seen in self._seen:
+            if seen is tensor or (
+                seen.shape == tensor.shape
+                and seen.dtype == tensor.dtype
+                and torch.equal(seen, tensor)
+            ):
+                return seen
+        self._seen.append(tensor)
+        return tensor
+
+    def _load_outside(self) -> None:
+        """Embeddings and whatever else stands before the blocks; not the blocks, not the head."""
+        head = self._model.get_output_embeddings()
+        for name, module in self._model.named_modules():
+            inside = name == self._list_name or name.startswith(self._list_name + ".")
+            if not inside and module is not head:
+                self._fill(module, name, recurse=False)
+
+    def _fill(self, module: nn.Module, prefix: str, *, recurse: bool = True) -> None:
+        """Give a module whose parameters lie on the meta device its original tensors."""
+        module.requires_grad_(False)
+        if not any(parameter.is_meta for parameter in module.parameters(recurse)):
+            return
+        stored = set(self.source.names())
+        named = chain(module.named_parameters(recurse=recurse), module.named_buffers(recurse=recurse))
+        names = {name: f"{prefix}.{name}" if prefix else name for name, _ in named}
+        tensors = {
+            name: self.source.tensor(full).to(self.device, self.source.dtype)
+            for name, full in names.items()
+            if full in stored
+        }
+        module.load_state_dict(tensors, strict=False, assign=True)
+
+
+class _LastBlockReached(Exception):
+    """Ends a recording run: nothing after the blocks is needed."""
+
+
+class _Recorder:
+    """Stands in for every block's forward and notes what it is called with."""
+
+    def __init__(self, blocks: nn.ModuleList, intern: Callable[[Tensor], Tensor]):
+        self.blocks, self.intern = blocks, intern
+        self.calls: list[BlockCall] = []
+        self.hidden: Tensor
+        for block in blocks:
+            block.forward = self._record
+
+    def _record(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not self.calls:
+            self.hidden = hidden_states
+        self.calls.append(BlockCall(self._shared(args), self._shared(kwargs)))
+        if len(self.calls) == len(self.blocks):
+            raise _LastBlockReached
+        return hidden_states
+
+    def _shared(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self.intern(value)
+        if isinstance(value, tuple | list):
+            return type(value)(self._shared(item) for item in value)
+        if isinstance(value, dict):
+            return {key: self._shared(item) for key, item in value.items()}
+        return value
+
+    def remove(self) -> None:
+        for block in self.blocks:
+            del block.forward
+
+
+def _find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    count = model.config.get_text_config().num_hidden_layers
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
+    if not lists:
+        raise InputError(
+            f"{type(model).__name__}: found no list of {count} decoder blocks; "
+            "this architecture is not supported"
+        )
+    return max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))

@@ -1,0 +1,64 @@
+"""Which linears of a block read the same tensor, found by watching one run.
+
+Linears that receive the very same tensor (q, k, v; gate, up) form one site and share
+one set of input statistics. Sites in call order are the stages of true-sequential
+quantization, for any architecture and with no table of names.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from q2n.models.blocks import BlockCall
+
+
+@dataclass(frozen=True)
+class Site:
+    """One input tensor of a block and the linears that read it, in call order."""
+
+    linears: tuple[str, ...]
+    width: int
+    """Columns of these linears: the size of their input."""
+
+
+def find_sites(block: nn.Module, hidden: Tensor, call: BlockCall) -> list[Site]:
+    """Run the block once on a (short) probe and group its linears by input, in call order.
+
+    A linear that is never called is in no site.
+    """
+    received: dict[str, Tensor] = {}
+    hooks = [
+        module.register_forward_pre_hook(
+            partial(_keep_first, received, name)
+        )
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        with torch.no_grad():
+            block(hidden, *call.args, **call.kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    groups: list[tuple[Tensor, list[str]]] = []
+    for name, tensor in received.items():
+        names = next((names for seen, names in groups if _same(seen, tensor)), None)
+        if names is None:
+            groups.append((tensor, [name]))
+        else:
+            names.append(name)
+    return [Site(tuple(names), tensor.shape[-1]) for tensor, names in groups]
+
+
+def _keep_first(received: dict[str, Tensor], name: str, _: nn.Module, args: tuple[Tensor]) -> None:
+    received.setdefault(name, args[0])
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """One tensor, or two views of the same numbers. `received` keeps all alive, so an
+    address is never reused."""
+    return a is b or (
+        a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
+    )
