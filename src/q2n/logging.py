@@ -1,0 +1,78 @@
+"""Progress for people, events for programs.
+
+One `Reporter` goes through a run. In `bars` mode it draws rich progress bars on standard
+error; in `json` mode it prints one JSON object a line on standard output; in `quiet` mode
+it prints nothing. Events also go to a JSONL file where one is set.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+Mode = Literal["bars", "quiet", "json"]
+
+
+class Bar:
+    """A progress bar in use."""
+
+    def __init__(self, progress: Progress, task: TaskID):
+        self._progress, self._task = progress, task
+
+    def advance(self, steps: float = 1) -> None:
+        """So many steps are done."""
+        self._progress.advance(self._task, steps)
+
+    def detail(self, text: str) -> None:
+        """What is being done now."""
+        self._progress.update(self._task, detail=text)
+
+
+class Reporter:
+    """Says what a run is doing, in one of three modes."""
+
+    def __init__(self, mode: Mode = "quiet", log_file: Path | None = None):
+        self.mode, self.log_file = mode, log_file
+        self.console = Console(stderr=True, quiet=mode != "bars", highlight=False)
+
+    def say(self, text: str) -> None:
+        """One line for a person."""
+        self.console.print(text)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """One fact for a program."""
+        line = json.dumps({"event": kind, "time": round(time.time(), 3), **fields})
+        if self.mode == "json":
+            print(line, flush=True)
+        if self.log_file is not None:
+            with self.log_file.open("a") as stream:
+                stream.write(line + "\n")
+
+    @contextmanager
+    def bar(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:
+        """A bar of `total` steps with time used and estimated time left."""
+        columns = (
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[detail]}"),
+        )
+        with Progress(*columns, console=self.console, transient=False) as progress:
+            task = progress.add_task(title, total=total, completed=done, detail="")
+            yield Bar(progress, task)

@@ -1,0 +1,85 @@
+"""Block inputs of all batches: on the device, in main memory, or on disk.
+
+They are the bulk of what a run holds (windows x length x hidden size, in the model's
+dtype). `device` is the fastest; `cpu` and `disk` keep one batch on the device at a time.
+"""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from shutil import rmtree
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from q2n.errors import InputError
+
+
+class Activations(ABC):
+    """A fixed number of batches of hidden states, each replaced as it passes a block."""
+
+    keeps_passes: bool
+    """Whether paused passes may stay alive between stages (their batches are on the device)."""
+
+    @abstractmethod
+    def get(self, batch: int) -> Float[Tensor, "w l h"]:
+        """One batch, on the device."""
+
+    @abstractmethod
+    def put(self, batch: int, hidden: Float[Tensor, "w l h"]) -> None:
+        """Replace one batch."""
+
+    def close(self) -> None:
+        """Release what is held outside memory."""
+
+
+class InMemory(Activations):
+    """Hidden states in the memory of `storage`; handed out on `device`."""
+
+    def __init__(self, storage: torch.device, device: torch.device):
+        self.storage, self.device = storage, device
+        self.keeps_passes = storage == device
+        self._batches: dict[int, Tensor] = {}
+
+    def get(self, batch: int) -> Tensor:
+        return self._batches[batch].to(self.device)
+
+    def put(self, batch: int, hidden: Tensor) -> None:
+        self._batches[batch] = hidden.to(self.storage)
+
+
+class OnDisk(Activations):
+    """Hidden states in one safetensors file a batch."""
+
+    keeps_passes = False
+
+    def __init__(self, folder: Path, device: torch.device):
+        self.folder, self.device = folder, device
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, batch: int) -> Tensor:
+        return load_file(self._file(batch))["hidden"].to(self.device)
+
+    def put(self, batch: int, hidden: Tensor) -> None:
+        # A tensor read from the old file may still map it: replace the file, never rewrite it.
+        fresh = self._file(batch).with_suffix(".tmp")
+        save_file({"hidden": hidden.cpu().contiguous()}, fresh)
+        fresh.replace(self._file(batch))
+
+    def close(self) -> None:
+        rmtree(self.folder, ignore_errors=True)
+
+    def _file(self, batch: int) -> Path:
+        return self.folder / f"batch-{batch:05d}.safetensors"
+
+
+def activations(place: str, device: torch.device, folder: Path) -> Activations:
+    """Storage for block inputs: `place` is device, cpu or disk; `folder` is used by disk."""
+    if place == "device":
+        return InMemory(device, device)
+    if place == "cpu":
+        return InMemory(torch.device("cpu"), device)
+    if place == "disk":
+        return OnDisk(folder, device)
+    raise InputError(f"activations {place!r}: choose device, cpu or disk")

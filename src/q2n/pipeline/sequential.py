@@ -1,0 +1,290 @@
+"""The block loop: measure a block's inputs, quantize it, write it, pass its outputs on.
+
+    for each block:
+        for each round of sites:      one site with true_sequential, else all at once
+            passes run to the sites and their inputs become statistics
+            every linear of the sites is quantized and takes its new weight
+        the block is written
+        the passes run to the end: the inputs of the next block
+
+The inputs come from the quantized prefix. Where a method asks for cross moments, a
+second stream carries what the full-precision model has at the same place. A finished
+block of an interrupted run is not quantized again: its weights are read back and the
+passes run through it.
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch import Tensor, nn
+
+from q2n.data.windows import TokenWindows
+from q2n.errors import InputError
+from q2n.grids.quantized import QuantizedLinear
+from q2n.linalg.output_error import OutputError
+from q2n.linalg.statistics import InputStatistics, Needs
+from q2n.logging import Bar, Reporter
+from q2n.methods.problem import LayerProblem, Method
+from q2n.models.blocks import BlockCall, BlockwiseModel
+from q2n.models.stages import Site, find_sites
+from q2n.pipeline.activations import Activations, activations
+from q2n.pipeline.passes import BlockPass, PausingBlock
+from q2n.pipeline.store import RunStore
+
+PROBE_LENGTH = 8
+"""Tokens of the short window on which the sites of a block are found."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    """How the loop runs. Only `true_sequential` and `batch_size` touch the result."""
+
+    true_sequential: bool = True
+    """Measure each site after the linears before it are quantized."""
+    batch_size: int = 4
+    """Calibration windows in one forward pass."""
+    activations: str = "device"
+    """Where block inputs lie: device, cpu or disk."""
+    seed: int = 0
+
+
+class SequentialLoop:
+    """Quantizes the blocks of one model in order."""
+
+    def __init__(
+        self,
+        model: BlockwiseModel,
+        method: Method,
+        store: RunStore,
+        options: LoopOptions,
+        *,
+        scale_dtype: torch.dtype = torch.float32,
+        reporter: Reporter | None = None,
+    ):
+        self.model, self.method, self.store, self.options = model, method, store, options
+        self.scale_dtype = scale_dtype
+        self.reporter = reporter or Reporter()
+
+    def run(self, windows: TokenWindows | None, finished: int = 0) -> None:
+        """Quantize every block after the first `finished` ones and store each.
+
+        Args:
+            windows: calibration text; None only for a method that needs no statistics.
+            finished: blocks that the store already holds.
+
+        Raises:
+            InputError: options that do not fit the model.
+            NumericalError: NaN, Inf or an indefinite Hessian, with the layer's name.
+        """
+        if windows is None and self.method.needs:
+            raise InputError(f"method {self.method.name} needs calibration text: give --corpus")
+        with torch.no_grad(), self.reporter.bar("blocks", len(self.model), finished) as bar:
+            probe = next(self.model.record_inputs([_probe_tokens(windows)]))
+            streams = self._open_streams(windows)
+            try:
+                for index in range(len(self.model)):
+                    stage = _BlockStage(self, index, streams, probe.hidden, probe.calls[index], bar)
+                    if index < finished:
+                        stage.replay()
+                    else:
+                        stage.quantize()
+                        bar.advance()
+            finally:
+                for stream in streams:
+                    stream.close()
+
+    def _open_streams(self, windows: TokenWindows | None) -> list["Stream"]:
+        """The quantized prefix's block inputs, and the full-precision ones if asked for."""
+        if windows is None:
+            return []
+        names = ["quantized", "full"] if Needs.CROSS in self.method.needs else ["quantized"]
+        streams = [
+            Stream(self._activations(self.store.folder / "activations" / name)) for name in names
+        ]
+        batches = windows.tokens.split(self.options.batch_size)
+        for number, inputs in enumerate(self.model.record_inputs(batches)):
+            for stream in streams:
+                stream.hidden.put(number, inputs.hidden)
+                stream.calls.append(inputs.calls)
+        return streams
+
+    def _activations(self, folder: Path) -> Activations:
+        return activations(self.options.activations, self.model.device, folder)
+
+
+@dataclass
+class Stream:
+    """One set of block inputs, batch by batch, and what blocks are called with."""
+
+    hidden: Activations
+    calls: list[list[BlockCall]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.calls)
+
+    def close(self) -> None:
+        self.hidden.close()
+
+
+class StreamThroughBlock:
+    """The passes of one stream through one block, kept paused where memory allows."""
+
+    def __init__(self, stream: Stream, block: PausingBlock, index: int):
+        self.stream, self.block, self.index = stream, block, index
+        self._paused: dict[int, BlockPass] = {}
+
+    def take(self, batch: int) -> BlockPass:
+        """The paused pass of a batch, or a fresh one."""
+        if batch in self._paused:
+            return self._paused.pop(batch)
+        call = self.stream.calls[batch][self.index]
+        return BlockPass(self.block, self.stream.hidden.get(batch), call)
+
+    def keep(self, batch: int, running: BlockPass) -> None:
+        """Leave a pass paused for the next round, if its activations may stay."""
+        if self.stream.hidden.keeps_passes:
+            self._paused[batch] = running
+
+    def finish(self) -> None:
+        """Run every batch to the end; the outputs are the next block's inputs."""
+        for batch in range(len(self.stream)):
+            self.stream.hidden.put(batch, self.take(batch).finish())
+
+
+class _BlockStage:
+    """One block's turn in the loop."""
+
+    def __init__(
+        self,
+        loop: SequentialLoop,
+        index: int,
+        streams: list[Stream],
+        probe: Tensor,
+        probe_call: BlockCall,
+        bar: Bar,
+    ):
+        self.loop, self.index, self.streams, self.bar = loop, index, streams, bar
+        self.name = loop.model.block_name(index)
+        self.block = loop.model.load_block(index)
+        self.sites = find_sites(self.block, probe, probe_call)
+        self.is_last = index + 1 == len(loop.model)
+
+    def replay(self) -> None:
+        """Take a finished block's weights from the store and run the streams through it."""
+        self.bar.detail(f"{self.name}: finished before, running through it")
+        originals = self._full_precision_blocks()
+        for name, layer in self.loop.store.read_block(self.index).items():
+            self._set_weight(name.removeprefix(f"{self.name}."), layer)
+        if not self.is_last:
+            for stream, block in zip(self.streams, [self.block, *originals], strict=False):
+                StreamThroughBlock(stream, PausingBlock(block, []), self.index).finish()
+
+    def quantize(self) -> None:
+        """Quantize the block, store it, and run the streams through it."""
+        start = time.perf_counter()
+        blocks = [self.block, *self._full_precision_blocks()]
+        pausing = [PausingBlock(block, self.sites) for block in blocks]
+        passes = [
+            StreamThroughBlock(stream, block, self.index)
+            for stream, block in zip(self.streams, pausing, strict=False)
+        ]
+        layers: dict[str, QuantizedLinear] = {}
+        for sites in self._rounds():
+            for site, statistics in self._measure(sites, passes).items():
+                layers |= self._quantize_site(self.sites[site], statistics)
+        facts = {
+            "block": self.name,
+            "seconds": time.perf_counter() - start,
+            "never_called": self._never_called(),
+        }
+        self.loop.store.write_block(self.index, layers, facts)
+        if not self.is_last:
+            self.bar.detail(f"{self.name}: outputs")
+            for stream in passes:
+                stream.finish()
+        self.loop.reporter.event("block", block=self.name, seconds=facts["seconds"])
+
+    def _rounds(self) -> list[list[int]]:
+        """Sites that are measured before any of their linears is quantized."""
+        order = list(range(len(self.sites)))
+        return [[site] for site in order] if self.loop.options.true_sequential else [order]
+
+    def _measure(
+        self, sites: list[int], passes: list[StreamThroughBlock]
+    ) -> dict[int, InputStatistics | None]:
+        """Statistics of some sites' inputs over all batches."""
+        if not self.loop.method.needs:
+            return dict.fromkeys(sites)
+        needs, device = self.loop.method.needs, self.loop.model.device
+        statistics = {
+            site: InputStatistics(self.sites[site].width, needs, device) for site in sites
+        }
+        self.bar.detail(f"{self.name}: inputs of {self.sites[sites[0]].linears[0]}")
+        for batch in range(len(self.streams[0])):
+            running = [stream.take(batch) for stream in passes]
+            for site in sites:
+                inputs = [one.input_at(site) for one in running]
+                if inputs[0] is not None:
+                    statistics[site].update(*inputs)
+            if len(sites) == 1:  # else the pass has used weights that are about to change
+                for stream, one in zip(passes, running, strict=True):
+                    stream.keep(batch, one)
+        return dict(statistics)
+
+    def _quantize_site(
+        self, site: Site, statistics: InputStatistics | None
+    ) -> dict[str, QuantizedLinear]:
+        if statistics is not None:
+            statistics.require_finite(f"{self.name}.{site.linears[0]}")
+        return {
+            f"{self.name}.{name}": self._quantize_linear(name, statistics) for name in site.linears
+        }
+
+    def _quantize_linear(self, name: str, statistics: InputStatistics | None) -> QuantizedLinear:
+        full_name = f"{self.name}.{name}"
+        self.bar.detail(full_name)
+        weight = self._linear(name).weight.float()
+        start = time.perf_counter()
+        problem = LayerProblem(
+            name=full_name,
+            weight=weight,
+            statistics=statistics,
+            scale_dtype=self.loop.scale_dtype,
+            seed=crc32(full_name.encode()) ^ self.loop.options.seed,
+        )
+        layer = self.loop.method.quantize(problem)
+        self._set_weight(name, layer)
+        found: dict[str, Any] = {"seconds": time.perf_counter() - start}
+        if statistics is not None and "output_error" not in layer.record:
+            moments = OutputError.of(weight, layer.dequantize(), statistics.gram)
+            found["output_error"] = moments.relative()
+        return layer.with_record(**found)
+
+    def _set_weight(self, name: str, layer: QuantizedLinear) -> None:
+        self._linear(name).weight.copy_(layer.dequantize())
+
+    def _linear(self, name: str) -> nn.Linear:
+        linear = self.block.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        return linear
+
+    def _full_precision_blocks(self) -> list[nn.Module]:
+        return [self.loop.model.load_block(self.index) for _ in self.streams[1:]]
+
+    def _never_called(self) -> list[str]:
+        called = {name for site in self.sites for name in site.linears}
+        return [
+            f"{self.name}.{name}"
+            for name, module in self.block.named_modules()
+            if isinstance(module, nn.Linear) and name not in called
+        ]
+
+
+def _probe_tokens(windows: TokenWindows | None) -> Tensor:
+    if windows is None:
+        return torch.arange(PROBE_LENGTH).unsqueeze(0)
+    return windows.tokens[:1, :PROBE_LENGTH]
