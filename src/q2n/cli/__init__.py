@@ -1,0 +1,1 @@
+"""Commands: thin, they parse, call `q2n.api` and print."""

@@ -1,0 +1,38 @@
+"""`q2n inspect DIR`: what was quantized, how, and what it did to each layer."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from jsonargparse import Namespace
+from rich.console import Console
+
+from q2n.api import inspect
+from q2n.cli.flags import new_parser
+from q2n.report.tables import layer_table, settings_table
+
+
+def add_inspect(commands: Any) -> Callable[[Namespace], None]:
+    parser = new_parser("inspect DIR [--json]", "Show the record of a finished or interrupted quantization.")
+    parser.add_argument("directory", help="Checkpoint folder, or the --output of a run.")
+    parser.add_argument("--json", action="store_true", help="Print the record as JSON.")
+    commands.add_subcommand("inspect", parser, help="show what was quantized, and how")
+    return run
+
+
+def run(parsed: Namespace) -> None:
+    """Print settings and one row a layer."""
+    record = inspect(parsed.directory)
+    if parsed.json:
+        print(json.dumps(record))
+        return
+    console = Console()
+    if "finished_blocks" in record:
+        console.print(
+            f"[yellow]unfinished: {record['finished_blocks']} blocks are done; go on with --resume"
+        )
+    console.print(settings_table(record))
+    console.print(layer_table(record))
+    console.print(f"{record['bits_per_weight']:.3f} bits a quantized weight, all stored parts counted")
+    for name in record["left_in_full_precision"]:
+        console.print(f"left in full precision, never called: {name}")

@@ -1,0 +1,128 @@
+"""compressed-tensors, `pack-quantized`: what vLLM and transformers read.
+
+For a weight [N, K] with G groups of inputs and b bits:
+
+    weight_packed      int32 [N, ceil(K b / 32)]   codes, packed along K
+    weight_scale       [N, G], model dtype
+    weight_zero_point  int32 [ceil(N b / 32), G]   asymmetric only, packed along N
+    weight_shape       int64 [2]
+
+The library thinks in signed codes and stores them with 2^(b-1) added: our unsigned codes
+and zero points are what it stores. Layout as in compressed-tensors 0.18 and later; older
+readers put 3-bit fields elsewhere.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from q2n.errors import InputError
+from q2n.formats.affine import AffineFormat, expand_groups, stored_scale
+from q2n.formats.format import StoredLayer
+from q2n.formats.packing import pack, unpack
+from q2n.grids.quantized import QuantizedLinear
+
+LAYOUT_VERSION = "0.20.0"
+"""The compressed-tensors release against which the layout is tested; written into the file."""
+
+
+class CompressedTensors(AffineFormat):
+    """Packed codes for vLLM and transformers."""
+
+    name = "compressed-tensors"
+    quant_method = "compressed-tensors"
+    parts = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
+
+    def scale_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
+        return model_dtype
+
+    def check(self, name: str, shape: tuple[int, int], *, bits: int, group_size: int) -> None:
+        if not 2 <= bits <= 8:
+            raise InputError(f"{self.name} holds 2 to 8 bits, not {bits} ({name})")
+        if group_size > 0 and shape[1] % group_size:
+            raise InputError(
+                f"{self.name} has no short last group: {name} has {shape[1]} inputs, which "
+                f"groups of {group_size} do not divide; choose a divisor, or -1 for one group a row"
+            )
+
+    def tensors(self, name: str, layer: QuantizedLinear, dtype: torch.dtype) -> dict[str, Tensor]:
+        affine = self.affine(name, layer)
+        stored = {
+            f"{name}.weight_packed": pack(affine.codes, affine.bits),
+            f"{name}.weight_scale": stored_scale(name, affine.scale, self.scale_dtype(dtype)),
+            f"{name}.weight_shape": torch.tensor(affine.shape, dtype=torch.int64),
+        }
+        if not affine.symmetric:
+            zero = pack(affine.zero.T.contiguous(), affine.bits)
+            stored[f"{name}.weight_zero_point"] = zero.T.contiguous()
+        return stored
+
+    def quantization_config(
+        self, layers: Mapping[str, StoredLayer], unquantized: Sequence[str]
+    ) -> dict[str, Any]:
+        scheme = self.scheme(layers)
+        weights: dict[str, Any] = {
+            "num_bits": scheme.bits,
+            "type": "int",
+            "symmetric": scheme.symmetric,
+            "dynamic": False,
+            "strategy": "channel",
+        }
+        if scheme.group_size > 0:
+            weights |= {"strategy": "group", "group_size": scheme.group_size}
+        group = {
+            "targets": ["Linear"],
+            "format": "pack-quantized",
+            "weights": weights,
+            "input_activations": None,
+            "output_activations": None,
+        }
+        return {
+            "quant_method": self.quant_method,
+            "version": LAYOUT_VERSION,
+            "format": "pack-quantized",
+            "quantization_status": "compressed",
+            "config_groups": {"group_0": group},
+            "ignore": list(unquantized),
+        }
+
+    def dense(
+        self, parts: Mapping[str, Tensor], config: Mapping[str, Any]
+    ) -> Float[Tensor, "out in"]:
+        bits, symmetric = _grid(config)
+        rows, columns = parts["weight_shape"].tolist()
+        codes = unpack(parts["weight_packed"], bits, columns)
+        scale = parts["weight_scale"].float()
+        zero = torch.full_like(scale, 2 ** (bits - 1))
+        if not symmetric:
+            packed = parts["weight_zero_point"].T.contiguous()
+            zero = unpack(packed, bits, rows).T.float()
+        group_size = columns // scale.shape[1]
+        centred = codes.float() - expand_groups(zero, codes, group_size)
+        return expand_groups(scale, codes, group_size) * centred
+
+    def loading_example(self, directory: Path) -> str:
+        return (
+            "# pip install transformers compressed-tensors\n"
+            "from transformers import AutoModelForCausalLM, CompressedTensorsConfig\n"
+            "\n"
+            "model = AutoModelForCausalLM.from_pretrained(\n"
+            f"    {str(directory)!r},\n"
+            "    quantization_config=CompressedTensorsConfig(dequantize=True),\n"
+            ")\n"
+        )
+
+
+def _grid(config: Mapping[str, Any]) -> tuple[int, bool]:
+    """(bits, symmetric) of a file in the form that is written here."""
+    groups = list(config.get("config_groups", {}).values())
+    if config.get("format") != "pack-quantized" or len(groups) != 1:
+        raise InputError(
+            "this compressed-tensors checkpoint is not one pack-quantized group of layers "
+            f"(format {config.get('format')!r}, {len(groups)} groups); load it with transformers"
+        )
+    return groups[0]["weights"]["num_bits"], groups[0]["weights"]["symmetric"]

@@ -1,0 +1,130 @@
+"""Read any checkpoint that q2n writes into a plain dense model.
+
+This is the reader of evaluation and tests. It unpacks with the inverse of our own packer
+and shares no code with the packed-weight readers of transformers, so agreement between the
+two says something. The weight is dequantized in float32 and rounded once to the dtype asked for.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from q2n.errors import InputError
+from q2n.formats import FORMATS
+from q2n.formats.format import PackedFormat
+from q2n.models.source import _open, _tensor_files
+
+
+def load_model(
+    directory: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> PreTrainedModel:
+    """A dense model in evaluation mode, in `dtype` (default: the checkpoint's).
+
+    Raises:
+        InputError: a file is missing, truncated or of an unknown kind, or tensors do not fit
+            config.json; the message names it.
+    """
+    directory = Path(directory)
+    config = _config(directory)
+    dtype = dtype or config.dtype or torch.float32
+    files = _TensorFiles(directory)
+    quantization = getattr(config, "quantization_config", None)
+    try:
+        if quantization is None:
+            model, missing = _load_plain(directory, dtype)
+        else:
+            format = _packed_format(directory, quantization)
+            del config.quantization_config
+            state = dict(_dense_tensors(files, format, quantization, dtype))
+            model, missing = _assemble(directory, config, state, dtype)
+    except (RuntimeError, ValueError) as cause:
+        raise InputError(f"{directory}: the tensors do not fit config.json: {cause}") from cause
+    if missing:
+        raise InputError(f"{directory}: tensors are missing: {sorted(missing)[:5]}")
+    return model.to(device).eval()
+
+
+def _load_plain(directory: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, set[str]]:
+    """(model, names of missing tensors) of an ordinary checkpoint."""
+    model, found = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=dtype, output_loading_info=True
+    )
+    return model, set(found["missing_keys"])
+
+
+def _assemble(
+    directory: Path, config: PretrainedConfig, state: dict[str, Tensor], dtype: torch.dtype
+) -> tuple[PreTrainedModel, set[str]]:
+    """(model, names of missing tensors) from tensors under the model's own names."""
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    if (directory / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(directory)
+    return model, {name for name, tensor in model.named_parameters() if tensor.is_meta}
+
+
+def _config(directory: Path) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(directory)
+    except (OSError, ValueError) as cause:
+        raise InputError(f"{directory}: config.json cannot be read: {cause}") from cause
+
+
+def _packed_format(directory: Path, quantization: Mapping[str, Any]) -> PackedFormat:
+    method = quantization.get("quant_method")
+    for format in FORMATS.values():
+        if isinstance(format, PackedFormat) and format.quant_method == method:
+            return format
+    raise InputError(f"{directory}: quant_method {method!r} is not read here")
+
+
+def _dense_tensors(
+    files: "_TensorFiles", format: PackedFormat, quantization: Mapping[str, Any], dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the model, the quantized linears as dense weights."""
+    modules = {
+        key.removesuffix(f".{format.parts[0]}")
+        for key in files.names()
+        if key.endswith(f".{format.parts[0]}")
+    }
+    for module in modules:
+        keys = {part: f"{module}.{part}" for part in format.parts}
+        parts = {part: files.tensor(key) for part, key in keys.items() if key in files.names()}
+        yield f"{module}.weight", format.dense(parts, quantization).to(dtype)
+    for key in files.names():
+        module, _, part = key.rpartition(".")
+        if module not in modules or part not in format.parts:
+            tensor = files.tensor(key)
+            yield key, tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+class _TensorFiles:
+    """The tensors of a folder by name; every file is opened, and so checked, at once."""
+
+    def __init__(self, directory: Path):
+        self._file_of = _tensor_files(directory)
+        self._handles: dict[Path, safe_open] = {f: _open(f) for f in set(self._file_of.values())}
+
+    def names(self) -> Mapping[str, Path]:
+        return self._file_of
+
+    def tensor(self, name: str) -> Tensor:
+        file = self._file_of[name]
+        try:
+            return self._handles[file].get_tensor(name)
+        except SafetensorError as cause:
+            raise InputError(f"{file}: tensor {name} cannot be read: {cause}") from cause

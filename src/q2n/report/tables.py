@@ -1,0 +1,60 @@
+"""Records as tables on a terminal."""
+
+from collections.abc import Mapping
+from os.path import commonprefix
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+ALPHA = "alpha_mean"
+
+
+def layer_table(record: Mapping[str, Any]) -> Table:
+    """One row a quantized linear: bits, output error, and what the null-space step did."""
+    layers = record["layers"]
+    stepped = any(ALPHA in layer for layer in layers.values())
+    table = Table(title=f"{len(layers)} quantized linears", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("layer", no_wrap=True)
+    titles = ["bits", "error %"]
+    if stepped:
+        titles += ["before", "rank", "null %", "alpha", "min", "max"]
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    prefix = commonprefix(list(layers))
+    for name, layer in layers.items():
+        cells = [f"{layer['bits_per_weight']:.2f}", _percent(layer.get("output_error"))]
+        if stepped:
+            cells += _step_cells(layer)
+        table.add_row(name.removeprefix(prefix), *cells)
+    table.caption = "error: |(W - Q) X|^2 / |W X|^2 on the calibration text"
+    if stepped:
+        table.caption += (
+            "; before: the same without the step; rank: principal directions kept; "
+            "null: energy in the null space; alpha: mean over rows"
+        )
+    return table
+
+
+def _step_cells(layer: Mapping[str, Any]) -> list[str]:
+    if ALPHA not in layer:
+        return ["-"] * 6
+    return [
+        _percent(layer.get("output_error_before")),
+        str(layer["kept_rank"]),
+        _percent(layer["nullspace_energy"]),
+        *(f"{layer[f'alpha_{kind}']:.3f}" for kind in ("mean", "min", "max")),
+    ]
+
+
+def settings_table(record: Mapping[str, Any]) -> Table:
+    """What the result depends on."""
+    table = Table(title="settings", show_header=False, box=box.SIMPLE, pad_edge=False)
+    for key, value in record["settings"].items():
+        if value is not None:
+            table.add_row(key, str(value))
+    return table
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f}"
