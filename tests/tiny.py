@@ -39,7 +39,9 @@ ARCHITECTURES = (
 )
 
 
-def tiny_model(architecture: str = "llama", *, layers: int = 3, seed: int = 0, **options) -> PreTrainedModel:
+def tiny_model(
+    architecture: str = "llama", *, layers: int = 3, seed: int = 0, **options
+) -> PreTrainedModel:
     """A randomly initialised model with weights large enough to make it nonlinear."""
     sizes = _SIZES.get(architecture, _LLAMA_LIKE)
     config = AutoConfig.for_model(

@@ -27,7 +27,7 @@ from q2n.grids.affine import AffineLinear
 from q2n.logging import Reporter
 from q2n.methods.problem import Method
 from q2n.models.blocks import BlockwiseModel
-from q2n.models.source import ModelSource, open_source, parse_dtype, resolve_checkpoint
+from q2n.models.source import open_source, parse_dtype, resolve_checkpoint
 from q2n.pipeline.sequential import LoopOptions, SequentialLoop
 from q2n.pipeline.store import RunStore, partial_folder
 from q2n.report.record import RECORD_FILE, TIMINGS_FILE, build_record, build_timings
@@ -131,9 +131,7 @@ def evaluate(
         load_corpus(ppl, split), tokenizer, length=length, limit=windows, stride=stride
     )
     with reporter.bar(f"perplexity on {ppl}", len(text)) as bar:
-        return perplexity(
-            loaded, text, batch_size=batch_size, stride=stride, progress=bar.advance
-        )
+        return perplexity(loaded, text, batch_size=batch_size, stride=stride, progress=bar.advance)
 
 
 def inspect(directory: str | Path) -> dict[str, Any]:
@@ -180,27 +178,36 @@ class _Run:
 
     def quantize_blocks(self, resume: bool) -> None:
         """Every block, or those that an interrupted run left."""
+        loop = self._loop()
         finished = self.store.start(self.fingerprint, resume=resume)
-        options = LoopOptions(
-            true_sequential=self.config.true_sequential,
-            batch_size=self.config.batch_size,
-            activations=self.config.activations,
-            seed=self.config.seed,
-        )
         try:
-            loop = SequentialLoop(
-                BlockwiseModel(self.source, self.device),
-                self.method,
-                self.store,
-                options,
-                scale_dtype=self.format.scale_dtype(self.source.dtype),
-                reporter=self.reporter,
-            )
             loop.run(self.windows, finished)
         except Q2NError:
             if not self.store.finished():
                 self.store.remove()
             raise
+
+    def _loop(self) -> SequentialLoop:
+        """The block loop, after a look at every shape: what does not fit is said before work."""
+        config, settings = self.config, self.config.settings()
+        options = LoopOptions(
+            true_sequential=config.true_sequential,
+            batch_size=config.batch_size,
+            activations=config.activations,
+            seed=config.seed,
+        )
+        blocks = BlockwiseModel(self.source, self.device)
+        for name, shape in blocks.linears():
+            self.method.check(name, shape)
+            self.format.check(name, shape, bits=settings["bits"], group_size=settings["group_size"])
+        return SequentialLoop(
+            blocks,
+            self.method,
+            self.store,
+            options,
+            scale_dtype=self.format.scale_dtype(self.source.dtype),
+            reporter=self.reporter,
+        )
 
     def write(self) -> Quantized:
         """The checkpoint from the stored blocks, what was measured, and the card."""

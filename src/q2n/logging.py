@@ -32,7 +32,7 @@ class Bar:
     def __init__(self, progress: Progress, task: TaskID):
         self._progress, self._task = progress, task
 
-    def advance(self, steps: float = 1) -> None:
+    def advance(self, steps: int = 1) -> None:
         """So many steps are done."""
         self._progress.advance(self._task, steps)
 

@@ -144,9 +144,7 @@ def test_bfloat16_model_is_near_its_float32_twin():
 def test_progress_and_training_mode():
     seen = []
     model = tiny().train()
-    perplexity(
-        model, random_windows(count=5), batch_size=2, progress=seen.append
-    )
+    perplexity(model, random_windows(count=5), batch_size=2, progress=seen.append)
     assert seen == [2, 2, 1]
     assert model.training
 

@@ -29,9 +29,7 @@ def run_loop(model, method, folder, *, finished=0, windows=None, **options):
     store = RunStore(folder, {"affine": AffineLinear})
     if not finished:
         store.start({}, resume=False)
-    loop = SequentialLoop(
-        BlockwiseModel(open_source(model)), method, store, LoopOptions(**options)
-    )
+    loop = SequentialLoop(BlockwiseModel(open_source(model)), method, store, LoopOptions(**options))
     loop.run(token_windows() if windows is None else windows, finished)
     return store.layers()
 

@@ -21,7 +21,7 @@ PROMPT = "The capital of France is"
 def add_demo(commands: Any) -> Callable[[Namespace], None]:
     parser = new_parser(
         "demo [--output DIR]",
-        "Quantize SmolLM2-135M to 3 bits with GPTQ and with GPTQ + Q2N, and compare."
+        "Quantize SmolLM2-135M to 3 bits with GPTQ and with GPTQ + Q2N, and compare.",
     )
     parser.add_argument(
         "--output", type=str, default="q2n-demo", help="Folder for the two checkpoints."

@@ -30,7 +30,9 @@ def new_parser(usage: str, description: str, *, config_file: bool = False) -> Ar
         exit_on_error=False,
     )
     if config_file:
-        parser.add_argument("--config", action="config", help="YAML file of settings.")
+        parser.add_argument(
+            "--config", action="config", help="YAML file of settings; flags after it win."
+        )
         parser.add_argument(
             "--print-config", action="store_true", help="Print all settings as YAML and stop."
         )
@@ -48,9 +50,7 @@ def add_options(parser: ArgumentParser, title: str, options: Iterable[Option]) -
             kind: dict[str, Any] = {"nargs": "?", "const": True, "metavar": "BOOL"}
         else:
             kind = {"metavar": option.name.upper()}
-        group.add_argument(
-            *flags, type=option.type, default=None, help=option.help, **kind
-        )
+        group.add_argument(*flags, type=option.type, default=None, help=option.help, **kind)
 
 
 def add_output_flags(parser: ArgumentParser) -> None:

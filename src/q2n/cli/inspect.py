@@ -13,7 +13,9 @@ from q2n.report.tables import layer_table, settings_table
 
 
 def add_inspect(commands: Any) -> Callable[[Namespace], None]:
-    parser = new_parser("inspect DIR [--json]", "Show the record of a finished or interrupted quantization.")
+    parser = new_parser(
+        "inspect DIR [--json]", "Show the record of a finished or interrupted quantization."
+    )
     parser.add_argument("directory", help="Checkpoint folder, or the --output of a run.")
     parser.add_argument("--json", action="store_true", help="Print the record as JSON.")
     commands.add_subcommand("inspect", parser, help="show what was quantized, and how")
@@ -33,6 +35,8 @@ def run(parsed: Namespace) -> None:
         )
     console.print(settings_table(record))
     console.print(layer_table(record))
-    console.print(f"{record['bits_per_weight']:.3f} bits a quantized weight, all stored parts counted")
+    console.print(
+        f"{record['bits_per_weight']:.3f} bits a quantized weight, all stored parts counted"
+    )
     for name in record["left_in_full_precision"]:
         console.print(f"left in full precision, never called: {name}")

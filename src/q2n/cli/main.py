@@ -11,6 +11,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
+from transformers.utils import logging as transformers_logging
 
 import q2n
 from q2n.cli.demo import add_demo
@@ -37,11 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     commands = parser.add_subcommands(required=True, dest="command")
     runners = {name: add(commands) for name, add in COMMANDS.items()}
+    transformers_logging.disable_progress_bar()  # ours say more
     try:
         parsed = parser.parse_args(arguments)
         runners[parsed.command](parsed[parsed.command])
     except ArgumentError as failure:
-        return _fail(" ".join(str(failure).split()), InputError.exit_code)
+        return _fail(str(failure), InputError.exit_code)
     except Q2NError as failure:
         return _fail(str(failure), failure.exit_code)
     except KeyboardInterrupt:
@@ -52,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _fail(message: str, code: int) -> int:
     console = Console(stderr=True, highlight=False)
     console.print("[bold red]error:[/]", end=" ")
-    console.print(message, soft_wrap=True, markup=False)
+    console.print(" ".join(message.split()), soft_wrap=True, markup=False)
     return code
 
 

@@ -173,7 +173,7 @@ def _require_space(
 ) -> None:
     """Refuse a disk that is too small, judged by what the first layer takes in this format."""
     itemsize = torch.finfo(source.dtype).bits / 8
-    weights = {name: skeleton.get_submodule(name).weight.numel() for name in layers}
+    weights = {name: skeleton.get_parameter(f"{name}.weight").numel() for name in layers}
     needed = source.size_bytes() - itemsize * sum(weights.values())
     if weights:
         first = next(iter(weights))

@@ -38,29 +38,30 @@ def load_model(
     """
     directory = Path(directory)
     config = _config(directory)
-    dtype = dtype or config.dtype or torch.float32
+    wanted: torch.dtype = dtype or getattr(config, "dtype", None) or torch.float32
     files = _TensorFiles(directory)
     quantization = getattr(config, "quantization_config", None)
     try:
         if quantization is None:
-            model, missing = _load_plain(directory, dtype)
+            model, missing = _load_plain(directory, wanted)
         else:
             format = _packed_format(directory, quantization)
             del config.quantization_config
-            state = dict(_dense_tensors(files, format, quantization, dtype))
-            model, missing = _assemble(directory, config, state, dtype)
+            state = dict(_dense_tensors(files, format, quantization, wanted))
+            model, missing = _assemble(directory, config, state, wanted)
     except (RuntimeError, ValueError) as cause:
         raise InputError(f"{directory}: the tensors do not fit config.json: {cause}") from cause
     if missing:
         raise InputError(f"{directory}: tensors are missing: {sorted(missing)[:5]}")
-    return model.to(device).eval()
+    return model.to(device).eval()  # type: ignore[arg-type]
 
 
 def _load_plain(directory: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, set[str]]:
     """(model, names of missing tensors) of an ordinary checkpoint."""
-    model, found = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         directory, dtype=dtype, output_loading_info=True
     )
+    model, found = loaded
     return model, set(found["missing_keys"])
 
 

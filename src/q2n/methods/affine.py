@@ -49,6 +49,9 @@ class AffineMethod(Method):
             clip="mse" if self.clip else "none",
         )
 
+    def check(self, name: str, shape: tuple[int, int]) -> None:
+        self.granularity.group_size(shape[1], name)
+
     def stored(
         self,
         problem: LayerProblem,

@@ -89,6 +89,9 @@ class NullSpace(Method):
         positions = Needs.POSITIONS if self.gram == "mean_activation" else Needs.NONE
         return self.inner.needs | Needs.GRAM | positions
 
+    def check(self, name: str, shape: tuple[int, int]) -> None:
+        self.inner.check(name, shape)
+
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         if any(fnmatchcase(problem.name, pattern) for pattern in self.skip_layers):
             layer = self.inner.quantize(problem)

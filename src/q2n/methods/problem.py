@@ -44,6 +44,14 @@ class Method(ABC):
     def needs(self) -> Needs:
         """Which input statistics `quantize` reads."""
 
+    def check(self, name: str, shape: tuple[int, int]) -> None:  # noqa: B027 - optional
+        """Refuse, before any work is done, a layer of `shape` (out, in) that the options do
+        not fit; any shape will do unless a method says otherwise.
+
+        Raises:
+            InputError: naming the layer and what would do.
+        """
+
     @abstractmethod
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         """Quantize one layer.

@@ -1,1 +1,1 @@
-"""The only room that knows Hugging Face models: where tensors come from, and one block at a time."""
+"""The only room that knows Hugging Face models: their tensors, one block at a time."""

@@ -54,6 +54,14 @@ class BlockwiseModel:
         """Module name of a block, e.g. "model.layers.3"."""
         return f"{self._list_name}.{index}"
 
+    def linears(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        """Name and shape (out, in) of every linear in the blocks; nothing is loaded."""
+        for index, block in enumerate(self._blocks):
+            for name, module in block.named_modules():
+                if isinstance(module, nn.Linear):
+                    shape = (module.out_features, module.in_features)
+                    yield f"{self.block_name(index)}.{name}", shape
+
     def load_block(self, index: int) -> nn.Module:
         """A fresh copy of one block with its original weights, on the device.
 
@@ -116,7 +124,9 @@ class BlockwiseModel:
         if not any(parameter.is_meta for parameter in module.parameters(recurse)):
             return
         stored = set(self.source.names())
-        named = chain(module.named_parameters(recurse=recurse), module.named_buffers(recurse=recurse))
+        named = chain(
+            module.named_parameters(recurse=recurse), module.named_buffers(recurse=recurse)
+        )
         names = {name: f"{prefix}.{name}" if prefix else name for name, _ in named}
         tensors = {
             name: self.source.tensor(full).to(self.device, self.source.dtype)

@@ -164,10 +164,14 @@ class CheckpointSource(ModelSource):
         return total.hexdigest()
 
     def size_bytes(self) -> int:
-        return sum(
-            _count(self._handle(self._file_of[key]).get_slice(key).get_shape())
-            for key in self._key_of.values()
-        ) * torch.finfo(self.dtype).bits // 8
+        return (
+            sum(
+                _count(self._handle(self._file_of[key]).get_slice(key).get_shape())
+                for key in self._key_of.values()
+            )
+            * torch.finfo(self.dtype).bits
+            // 8
+        )
 
     def save_auxiliary(self, directory: Path) -> None:
         for pattern in AUXILIARY_FILES:

@@ -30,9 +30,7 @@ def find_sites(block: nn.Module, hidden: Tensor, call: BlockCall) -> list[Site]:
     """
     received: dict[str, Tensor] = {}
     hooks = [
-        module.register_forward_pre_hook(
-            partial(_keep_first, received, name)
-        )
+        module.register_forward_pre_hook(partial(_keep_first, received, name))
         for name, module in block.named_modules()
         if isinstance(module, nn.Linear)
     ]

@@ -13,8 +13,6 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from q2n.errors import InputError
-
 
 class Activations(ABC):
     """A fixed number of batches of hidden states, each replaced as it passes a block."""
@@ -30,8 +28,9 @@ class Activations(ABC):
     def put(self, batch: int, hidden: Float[Tensor, "w l h"]) -> None:
         """Replace one batch."""
 
+    @abstractmethod
     def close(self) -> None:
-        """Release what is held outside memory."""
+        """Release everything."""
 
 
 class InMemory(Activations):
@@ -47,6 +46,9 @@ class InMemory(Activations):
 
     def put(self, batch: int, hidden: Tensor) -> None:
         self._batches[batch] = hidden.to(self.storage)
+
+    def close(self) -> None:
+        self._batches.clear()
 
 
 class OnDisk(Activations):
@@ -74,12 +76,11 @@ class OnDisk(Activations):
         return self.folder / f"batch-{batch:05d}.safetensors"
 
 
+PLACES = ("device", "cpu", "disk")
+
+
 def activations(place: str, device: torch.device, folder: Path) -> Activations:
-    """Storage for block inputs: `place` is device, cpu or disk; `folder` is used by disk."""
-    if place == "device":
-        return InMemory(device, device)
-    if place == "cpu":
-        return InMemory(torch.device("cpu"), device)
+    """Storage for block inputs at one of PLACES; `folder` is used by disk."""
     if place == "disk":
         return OnDisk(folder, device)
-    raise InputError(f"activations {place!r}: choose device, cpu or disk")
+    return InMemory(device if place == "device" else torch.device("cpu"), device)

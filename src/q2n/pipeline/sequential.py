@@ -31,7 +31,7 @@ from q2n.logging import Bar, Reporter
 from q2n.methods.problem import LayerProblem, Method
 from q2n.models.blocks import BlockCall, BlockwiseModel
 from q2n.models.stages import Site, find_sites
-from q2n.pipeline.activations import Activations, activations
+from q2n.pipeline.activations import PLACES, Activations, activations
 from q2n.pipeline.passes import BlockPass, PausingBlock
 from q2n.pipeline.store import RunStore
 
@@ -50,6 +50,12 @@ class LoopOptions:
     activations: str = "device"
     """Where block inputs lie: device, cpu or disk."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.activations not in PLACES:
+            raise InputError(f"activations {self.activations!r}: choose {', '.join(PLACES)}")
 
 
 class SequentialLoop:

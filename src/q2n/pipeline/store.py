@@ -147,9 +147,7 @@ class StoredLayers(Mapping[str, QuantizedLinear]):
     def __init__(self, store: RunStore):
         self.store = store
         self._block_of = {
-            name: index
-            for index, facts in enumerate(store.finished())
-            for name in facts["layers"]
+            name: index for index, facts in enumerate(store.finished()) for name in facts["layers"]
         }
         self._latest: tuple[int, dict[str, QuantizedLinear]] = (-1, {})
 

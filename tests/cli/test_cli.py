@@ -1,0 +1,182 @@
+"""The command line as a user meets it: output, exit codes, one line for bad input."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import save_tiny, tiny_text
+
+from q2n.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a tiny checkpoint and a text."""
+    folder = tmp_path_factory.mktemp("place")
+    save_tiny(folder / "model")
+    (folder / "text.txt").write_text(tiny_text())
+    return folder
+
+
+@pytest.fixture
+def quantize(place, monkeypatch, tmp_path):
+    """Run `q2n quantize model` in a fresh folder; returns (exit code, output folder)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*flags: str, model: str = str(place / "model")):
+        text = ("--corpus", str(place / "text.txt"), "--windows", "4", "--length", "16")
+        return main(["quantize", model, "--output", "out", *text, *flags]), tmp_path / "out"
+
+    return run
+
+
+def one_line(capsys) -> str:
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.strip()]
+    assert len([line for line in lines if not line.startswith("blocks")]) == 1, captured.err
+    assert lines[-1].startswith("error:")
+    return lines[-1]
+
+
+def test_quantize_says_what_it_cost_and_how_to_load(quantize, capsys):
+    code, out = quantize("--bits", "3", "--nullspace", "--lambda", "0.3")
+    assert code == 0
+    said = capsys.readouterr().out
+    assert "bits a quantized weight" in said and "times smaller" in said
+    record = json.loads((out / "q2n.json").read_text())
+    assert record["settings"]["ridge"] == 0.3
+    namespace: dict = {}
+    exec(said.split("Load it with")[1], namespace)  # the printed lines are real
+    assert namespace["model"](torch.arange(5).unsqueeze(0)).logits.isfinite().all()
+
+
+def test_inspect_and_eval_of_a_checkpoint(quantize, capsys, place):
+    quantize("--bits", "4", "--nullspace", "--quiet")
+    assert main(["inspect", "out", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert len(record["layers"]) == 21
+    layer = record["layers"]["model.layers.1.mlp.down_proj"]
+    assert {"kept_rank", "alpha_mean", "output_error", "nullspace_energy"} <= layer.keys()
+    assert main(["inspect", "out"]) == 0
+    assert "1.mlp.down_proj" in capsys.readouterr().out
+    text = str(place / "text.txt")
+    assert main(["eval", "out", "--ppl", text, "--length", "16", "--windows", "5", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["windows"] == 5 and result["tokens"] == 75 and result["standard_error"] > 0
+
+
+def test_json_mode_prints_only_json(quantize, capsys):
+    assert quantize("--bits", "4", "--json")[0] == 0
+    captured = capsys.readouterr()
+    events = [json.loads(line) for line in captured.out.splitlines()]
+    assert [event["event"] for event in events] == ["block"] * 3 + ["done"]
+    assert events[-1]["bytes_after"] < events[-1]["bytes_before"]
+
+
+def test_quiet_mode_prints_nothing(quantize, capsys):
+    assert quantize("--bits", "4", "--quiet")[0] == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+
+
+def test_printed_config_drives_the_same_run(quantize, capsys, tmp_path, place):
+    shown = ["--print-config", "--bits", "3", "--threshold", "0.2", "--nullspace"]
+    assert main(["quantize", *shown]) == 0
+    (tmp_path / "config.yaml").write_text(capsys.readouterr().out)
+    text = ["--corpus", str(place / "text.txt"), "--windows", "4", "--length", "16"]
+    assert quantize("--config", "config.yaml", *text, "--quiet")[0] == 0
+    settings = json.loads((tmp_path / "out" / "q2n.json").read_text())["settings"]
+    assert (settings["bits"], settings["threshold"], settings["nullspace"]) == (3, 0.2, True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--bits", "5"], ["bits", "5"]),
+        (["--bits", "x"], ["bits", "x"]),
+        (["--method", "magic"], ["magic", "gptq"]),
+        (["--method", "rtn", "--act-order"], ["rtn", "act_order"]),
+        (["--threshold", "0.2"], ["threshold", "--nullspace"]),
+        (["--group-size", "48", "--bits", "4"], ["model.layers.0.self_attn.q_proj", "64", "32"]),
+        (["--format", "onnx"], ["onnx", "compressed-tensors"]),
+        (["--device", "quantum"], ["quantum"]),
+        (["--activations", "paper"], ["paper", "disk"]),
+        (["--dtype", "float8"], ["float8"]),
+        (["--length", "4096"], ["4096", "128"]),
+        (["--windows", "0"], ["0"]),
+        (["--corpus", "missing.txt"], ["missing.txt"]),
+    ],
+)
+def test_bad_options_get_one_line_and_leave_nothing(quantize, capsys, flags, words):
+    code, out = quantize(*flags)
+    line = one_line(capsys)
+    assert code == 2
+    assert all(word in line for word in words), line
+    assert not out.exists() and not out.with_name("out.partial").exists()
+
+
+def damaged(place, tmp_path, damage):
+    folder = tmp_path / "damaged"
+    save_tiny(folder)
+    damage(folder)
+    return str(folder)
+
+
+def no_tokenizer(folder):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+
+
+def truncated(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def with_nan(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"][3, 3] = float("nan")
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("damage", "word"),
+    [
+        (no_tokenizer, "tokenizer"),
+        (truncated, "model.safetensors"),
+        (with_nan, "model.layers.0.mlp.up_proj"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "safetensors"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
+    ],
+)
+def test_damaged_models_get_one_line_and_leave_nothing(
+    quantize, capsys, place, tmp_path, damage, word
+):
+    model = damaged(place, tmp_path, damage)
+    capsys.readouterr()
+    code, out = quantize("--bits", "4", model=model)
+    line = one_line(capsys)
+    assert code == 2
+    assert word in line
+    assert not out.exists() and not out.with_name("out.partial").exists()
+
+
+@pytest.mark.parametrize("text", ["", "too short"])
+def test_text_that_is_too_short(quantize, capsys, tmp_path, text):
+    (tmp_path / "short.txt").write_text(text)
+    assert quantize("--corpus", "short.txt", "--bits", "4")[0] == 2
+    assert "short.txt" in one_line(capsys)
+
+
+def test_an_output_folder_that_exists(quantize, capsys, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("precious")
+    assert quantize("--bits", "4")[0] == 2
+    assert "exists" in one_line(capsys)
+    assert (tmp_path / "out" / "mine.txt").read_text() == "precious"
+
+
+def test_methods_are_listed(capsys):
+    assert main(["methods"]) == 0
+    said = capsys.readouterr().out
+    assert "gptq" in said and "rtn" in said

@@ -1,0 +1,160 @@
+"""The whole way: model to checkpoint, crash and resume, every format the same weights."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import save_tiny, tiny_model, tiny_text, tiny_tokenizer
+from transformers import AutoModelForCausalLM
+
+import q2n
+from q2n.errors import InputError, ResumeError
+from q2n.formats.load import load_model
+
+SETTINGS = {"bits": 3, "nullspace": True, "windows": 4, "length": 16}
+
+
+@pytest.fixture
+def place(tmp_path):
+    save_tiny(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(tiny_text())
+    return tmp_path
+
+
+def quantize(place: Path, output: str, **settings):
+    return q2n.quantize(
+        place / "model",
+        place / output / "checkpoint",
+        corpus=str(place / "text.txt"),
+        **{**SETTINGS, **settings},
+    )
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if "timings" not in file.name}
+
+
+KILLED_RUN = """
+import os, signal, sys
+import q2n.methods.gptq as gptq
+import q2n
+plain, count = gptq.GPTQ.quantize, iter(range(1000))
+def quantize(self, problem):
+    if next(count) == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(self, problem)
+gptq.GPTQ.quantize = quantize
+place = sys.argv[1]
+q2n.quantize(place + "/model", place + "/killed/checkpoint", corpus=place + "/text.txt",
+             bits=3, nullspace=True, windows=4, length=16)
+"""
+
+
+@pytest.mark.parametrize("linear", [3, 12, 20])
+def test_kill_and_resume_give_the_same_checkpoint(place, linear):
+    """Killed in the middle of the first, second and last block."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(q2n.__file__).parents[1])}
+    run = [sys.executable, "-c", KILLED_RUN, str(place), str(linear)]
+    killed = subprocess.run(run, env=environment, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (place / "killed" / "checkpoint").exists()
+    record = q2n.inspect(place / "killed" / "checkpoint")
+    assert record["finished_blocks"] == linear // 7
+    with pytest.raises(InputError, match="--resume"):
+        quantize(place, "killed")
+    quantize(place, "killed", resume=True)
+    quantize(place, "whole")
+    whole, resumed = (files_of(place / name / "checkpoint") for name in ("whole", "killed"))
+    assert whole == resumed
+
+
+@pytest.mark.parametrize(
+    ("change", "name"), [({"bits": 2}, "bits"), ({"seed": 1}, "seed"), ({"windows": 5}, "text")]
+)
+def test_resume_with_other_settings_is_refused(place, monkeypatch, change, name):
+    _interrupt(place, monkeypatch)
+    with pytest.raises(ResumeError, match=name):
+        quantize(place, "out", resume=True, **change)
+
+
+def test_resume_with_another_model_or_text_is_refused(place, monkeypatch):
+    _interrupt(place, monkeypatch)
+    text = (place / "text.txt").read_text()
+    (place / "text.txt").write_text(text[::-1])
+    with pytest.raises(ResumeError, match="text_sha256"):
+        quantize(place, "out", resume=True)
+    (place / "text.txt").write_text(text)
+    tiny_model(seed=1).save_pretrained(place / "model")
+    with pytest.raises(ResumeError, match="model_sha256"):
+        quantize(place, "out", resume=True)
+
+
+def _interrupt(place, monkeypatch):
+    """Stop a run after its first block."""
+    from q2n.pipeline.store import RunStore
+
+    plain = RunStore.write_block
+
+    def write_once(self, index, layers, facts):
+        if index == 1:
+            raise KeyboardInterrupt
+        plain(self, index, layers, facts)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunStore, "write_block", write_once)
+        with pytest.raises(KeyboardInterrupt):
+            quantize(place, "out")
+
+
+def test_formats_hold_the_same_weights(place):
+    """float32 model: compressed-tensors and dequantized keep float32 scales."""
+    quantize(place, "ct", format="compressed-tensors")
+    quantize(place, "dense", format="dequantized")
+    packed = load_model(place / "ct" / "checkpoint")
+    dense = AutoModelForCausalLM.from_pretrained(place / "dense" / "checkpoint")
+    for name, tensor in dense.state_dict().items():
+        assert torch.equal(packed.state_dict()[name], tensor), name
+    prompt = torch.arange(3, 9).unsqueeze(0)
+    texts = [
+        model.generate(prompt, max_new_tokens=12, do_sample=False) for model in (packed, dense)
+    ]
+    assert torch.equal(*texts)
+
+
+def test_a_model_object_gives_what_its_checkpoint_gives(place):
+    model = AutoModelForCausalLM.from_pretrained(place / "model")
+    q2n.quantize(
+        model,
+        place / "object",
+        tokenizer=tiny_tokenizer(),
+        corpus=str(place / "text.txt"),
+        **SETTINGS,
+    )
+    quantize(place, "path")
+    by_object = load_file(place / "object" / "model.safetensors")
+    by_path = load_file(place / "path" / "checkpoint" / "model.safetensors")
+    assert by_object.keys() == by_path.keys()
+    assert all(torch.equal(by_object[name], by_path[name]) for name in by_path)
+
+
+def test_perplexity_before_and_after_is_in_record_and_card(place):
+    done = quantize(place, "out", ppl=str(place / "text.txt"), ppl_windows=8)
+    before, after = done.perplexities["original"], done.perplexities["quantized"]
+    assert before.windows == after.windows == 8
+    assert done.record["perplexity"]["quantized"]["perplexity"] == after.perplexity
+    card = (done.directory / "README.md").read_text()
+    assert f"{before.perplexity:.3f}" in card and f"{after.perplexity:.3f}" in card
+
+
+def test_low_precision_models_store_scales_in_their_dtype(place):
+    done = quantize(place, "out", dtype="bfloat16")
+    tensors = load_file(done.directory / "model.safetensors")
+    scales = [tensor for name, tensor in tensors.items() if name.endswith("weight_scale")]
+    assert scales and {scale.dtype for scale in scales} == {torch.bfloat16}
+    reloaded = load_model(done.directory)
+    assert reloaded.dtype == torch.bfloat16
