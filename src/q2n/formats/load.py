@@ -24,7 +24,7 @@ from transformers import (
 from q2n.errors import InputError
 from q2n.formats import FORMATS
 from q2n.formats.format import PackedFormat
-from q2n.models.source import _open, _tensor_files
+from q2n.models.source import open_tensors, tensor_files
 
 
 def load_model(
@@ -117,8 +117,8 @@ class _TensorFiles:
     """The tensors of a folder by name; every file is opened, and so checked, at once."""
 
     def __init__(self, directory: Path):
-        self._file_of = _tensor_files(directory)
-        self._handles: dict[Path, safe_open] = {f: _open(f) for f in set(self._file_of.values())}
+        self._file_of = tensor_files(directory)
+        self._handles: dict[Path, safe_open] = {f: open_tensors(f) for f in set(self._file_of.values())}
 
     def names(self) -> Mapping[str, Path]:
         return self._file_of

@@ -23,6 +23,7 @@ from torch import Tensor
 
 _ADAM_STEPS = 20
 _ADAM_RATE = 2e-3
+_ADAM_MEAN, _ADAM_SQUARE, _ADAM_EPS = 0.9, 0.999, 1e-8
 
 
 def closed_form(
@@ -43,9 +44,11 @@ def adam(
     evaluated. Adam moves by at most about its rate a step: alpha stays in [0.96, 1.04].
     """
     best = closed_form(overlap, norm, ridge)
-    alpha = torch.ones_like(best, requires_grad=True)
-    optimizer = torch.optim.Adam([alpha], lr=_ADAM_RATE)
-    for _ in range(_ADAM_STEPS):
-        alpha.grad = 2 * (norm + ridge) * (alpha.detach() - best)
-        optimizer.step()
-    return alpha.detach()
+    alpha, mean, square = torch.ones_like(best), torch.zeros_like(best), torch.zeros_like(best)
+    for step in range(1, _ADAM_STEPS + 1):
+        gradient = 2 * (norm + ridge) * (alpha - best)
+        mean = _ADAM_MEAN * mean + (1 - _ADAM_MEAN) * gradient
+        square = _ADAM_SQUARE * square + (1 - _ADAM_SQUARE) * gradient**2
+        size = (square / (1 - _ADAM_SQUARE**step)).sqrt() + _ADAM_EPS
+        alpha = alpha - _ADAM_RATE * mean / (1 - _ADAM_MEAN**step) / size
+    return alpha

@@ -133,7 +133,7 @@ class CheckpointSource(ModelSource):
             ) from cause
         if getattr(self.config, "quantization_config", None):
             raise InputError(f"{path} is quantized already; quantize the original checkpoint")
-        self._file_of = _tensor_files(path)
+        self._file_of = tensor_files(path)
         self._open_file: tuple[Path, safe_open] | None = None
         self._key_of = self._match_names()
         self.dtype = self._resolve_dtype(dtype)
@@ -181,7 +181,7 @@ class CheckpointSource(ModelSource):
     def _handle(self, file: Path) -> safe_open:
         """One file is open at a time: an open file is mapped memory."""
         if self._open_file is None or self._open_file[0] != file:
-            self._open_file = (file, _open(file))
+            self._open_file = (file, open_tensors(file))
         return self._open_file[1]
 
     def _match_names(self) -> dict[str, str]:
@@ -258,8 +258,12 @@ def _stored_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in saved)
 
 
-def _tensor_files(path: Path) -> dict[str, Path]:
-    """Which file of the folder holds which tensor."""
+def tensor_files(path: Path) -> dict[str, Path]:
+    """Tensor name -> the file of a checkpoint folder that holds it.
+
+    Raises:
+        InputError: there are no safetensors, or the index names files that are not there.
+    """
     index = path / "model.safetensors.index.json"
     if index.exists():
         weight_map = json.loads(index.read_text())["weight_map"]
@@ -274,10 +278,15 @@ def _tensor_files(path: Path) -> dict[str, Path]:
             f"{path} holds no model.safetensors and no model.safetensors.index.json; "
             "pickled checkpoints (.bin, .pt) are not read: convert them to safetensors first"
         )
-    return dict.fromkeys(_open(single).keys(), single)
+    return dict.fromkeys(open_tensors(single).keys(), single)
 
 
-def _open(file: Path) -> safe_open:
+def open_tensors(file: Path) -> safe_open:
+    """A safetensors file, opened lazily.
+
+    Raises:
+        InputError: it is missing, truncated or something else.
+    """
     try:
         return safe_open(file, framework="pt", device="cpu")
     except (SafetensorError, OSError) as cause:

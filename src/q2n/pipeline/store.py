@@ -157,6 +157,9 @@ class StoredLayers(Mapping[str, QuantizedLinear]):
             self._latest = (index, self.store.read_block(index))
         return self._latest[1][name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._block_of
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._block_of)
 
