@@ -23,6 +23,7 @@ ROOMS = [
     {"evaluation"},
     {"report"},
     {"config"},
+    {"run"},
     {"api"},
     {"__init__"},  # the front of the package: what `import q2n` gives
     {"cli"},

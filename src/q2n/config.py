@@ -140,7 +140,7 @@ def _options(owner: type, names: tuple[str, ...]) -> Iterator[Option]:
         for base in reversed(owner.__mro__[:-1])
         for param in docstring_parser.parse_from_object(base).params
     }
-    defaults = {item.name: item.default for item in fields(owner)}  # type: ignore[arg-type]
+    defaults = {item.name: item.default for item in fields(owner)}
     for name in names:
         default = "" if defaults[name] in (MISSING, None, "") else f" (default: {defaults[name]})"
         yield Option(name, hints[name], texts.get(name, "") + default)
@@ -154,7 +154,7 @@ def _method_class(name: str) -> type[Method]:
 
 def _option_names(owner: type) -> tuple[str, ...]:
     """The options of a method or of the step: its fields, less the method it wraps."""
-    return tuple(item.name for item in fields(owner) if item.name != "inner")  # type: ignore[arg-type]
+    return tuple(item.name for item in fields(owner) if item.name != "inner")
 
 
 def _chosen(method: Method) -> dict[str, Any]:

@@ -57,7 +57,12 @@ def test_everything_around_the_weights(tmp_path: Path, name: str) -> None:
     record = {"method": "test", "alpha": [1.0, 0.5]}
     source = open_source(model)
     summary = write_checkpoint(
-        tmp_path / "deep" / "out", source, layers, FORMATS[name], record, "# card\n",
+        tmp_path / "deep" / "out",
+        source,
+        layers,
+        FORMATS[name],
+        record,
+        "# card\n",
         shard_bytes=15_000,
     )
     out = tmp_path / "deep" / "out"

@@ -21,9 +21,7 @@ def test_files_stay_below_the_limit_and_the_index_names_them(tmp_path: Path) -> 
     for name, tensor in tensors.items():
         writer.add(name, tensor)
     files = writer.finish()
-    assert [f.name for f in files] == [
-        f"model-{i:05d}-of-00004.safetensors" for i in (1, 2, 3, 4)
-    ]
+    assert [f.name for f in files] == [f"model-{i:05d}-of-00004.safetensors" for i in (1, 2, 3, 4)]
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == writer.total_bytes == 280
     for name, tensor in tensors.items():

@@ -16,8 +16,14 @@ def llama(
 ) -> PreTrainedModel:
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=hidden, intermediate_size=inner, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=128, tie_word_embeddings=tied, initializer_range=0.2,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=128,
+        tie_word_embeddings=tied,
+        initializer_range=0.2,
     )
     return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
@@ -25,8 +31,14 @@ def llama(
 def qwen2(dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     torch.manual_seed(1)
     config = Qwen2Config(
-        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=128, tie_word_embeddings=True, initializer_range=0.2,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=128,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
     )
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     for name, parameter in model.named_parameters():
@@ -36,7 +48,11 @@ def qwen2(dtype: torch.dtype = torch.float32) -> PreTrainedModel:
 
 
 def random_layer(
-    shape: tuple[int, int], bits: int, group_size: int, symmetric: bool, dtype: torch.dtype,
+    shape: tuple[int, int],
+    bits: int,
+    group_size: int,
+    symmetric: bool,
+    dtype: torch.dtype,
     seed: int = 0,
 ) -> AffineLinear:
     """Every code and every zero point occurs; weights of a plausible size."""
@@ -51,7 +67,9 @@ def random_layer(
         codes=torch.randint(0, top + 1, shape, dtype=torch.uint8, generator=generator),
         scale=scale.to(dtype),
         zero=torch.full_like(zero, 2 ** (bits - 1)) if symmetric else zero,
-        bits=bits, group_size=size, symmetric=symmetric,
+        bits=bits,
+        group_size=size,
+        symmetric=symmetric,
     )
 
 

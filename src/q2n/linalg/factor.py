@@ -74,16 +74,17 @@ def feedback(
     if descending:
         order = torch.argsort(diagonal, descending=True, stable=True)
     backwards = order.flip(0)
-    reversed_gram = gram[backwards][:, backwards]
+    reversed_gram = gram[backwards.unsqueeze(1), backwards]
     tried = _dampings(damping)
     for dtype in dict.fromkeys((gram.dtype, torch.float64)):
+        damped = reversed_gram.to(dtype)
         for share in tried:
-            damped = reversed_gram.to(dtype, copy=True)
             damped.diagonal().copy_((diagonal[backwards] + share * mean).to(dtype))
             lower, info = torch.linalg.cholesky_ex(damped)
             if info == 0 and torch.isfinite(lower.diagonal()).all():
+                del damped, reversed_gram  # as large as a block's largest weight, or larger
                 upper = lower.flip(0, 1)
-                matrix = (upper / upper.diagonal()).triu_(1).to(gram.dtype)
+                matrix = upper.div_(upper.diagonal().clone()).triu_(1).to(gram.dtype)
                 return Feedback(matrix, order, dead, share)
     raise NumericalError(
         f"{name}: the {tuple(gram.shape)} Gram matrix of its input is not positive definite with "

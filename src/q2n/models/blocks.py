@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from q2n.errors import InputError, NumericalError
 from q2n.models.source import ModelSource
@@ -81,10 +82,10 @@ class BlockwiseModel:
     def record_inputs(self, batches: Iterable[Int[Tensor, "_ _"]]) -> Iterator[BatchInputs]:
         """Run the embeddings on each batch and record what each block would be called with."""
         self._load_outside()
-        embedding = self._model.get_input_embeddings().weight
+        device = next(self._model.get_input_embeddings().parameters()).device
         for tokens in batches:
             with torch.no_grad():
-                yield self._record(tokens.to(embedding.device))
+                yield self._record(tokens.to(device))
         self._seen.clear()
 
     def _record(self, tokens: Int[Tensor, "windows length"]) -> BatchInputs:
@@ -172,7 +173,7 @@ class _Recorder:
             del block.forward
 
 
-def _find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+def _find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     count = model.config.get_text_config().num_hidden_layers
     lists = [
         (name, module)

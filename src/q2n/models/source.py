@@ -9,13 +9,15 @@ import hashlib
 import json
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
@@ -139,7 +141,7 @@ class CheckpointSource(ModelSource):
         self.dtype = self._resolve_dtype(dtype)
 
     def skeleton(self) -> PreTrainedModel:
-        with init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False), _EmptyOnMeta():
             try:
                 model = AutoModelForCausalLM.from_config(
                     self.config, trust_remote_code=self.trust_remote_code
@@ -249,6 +251,31 @@ def parse_dtype(name: str) -> torch.dtype:
     if name not in known:
         raise InputError(f"dtype {name!r} is not one of auto, {', '.join(known)}")
     return known[name]
+
+
+def parse_device(name: str) -> torch.device:
+    """A device that can be used now; "auto" is cuda where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as cause:
+        raise InputError(f"device {name!r} cannot be used: {cause}") from cause
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """`torch.empty` gives meta tensors: `init_empty_weights` alone drops each weight only after
+    its memory was reserved, and the allocator keeps that."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        placed = {"device": "meta"} if func is torch.empty else {}
+        return func(*args, **{**(kwargs or {}), **placed})
 
 
 def _stored_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -14,7 +14,7 @@ passes run through it.
 """
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -32,8 +32,9 @@ from q2n.methods.problem import LayerProblem, Method
 from q2n.models.blocks import BlockCall, BlockwiseModel
 from q2n.models.stages import Site, find_sites
 from q2n.pipeline.activations import PLACES, Activations, activations
-from q2n.pipeline.passes import BlockPass, PausingBlock
+from q2n.pipeline.passes import PausingBlock
 from q2n.pipeline.store import RunStore
+from q2n.pipeline.streams import Stream, StreamThroughBlock
 
 PROBE_LENGTH = 8
 """Tokens of the short window on which the sites of a block are found."""
@@ -74,6 +75,7 @@ class SequentialLoop:
         self.model, self.method, self.store, self.options = model, method, store, options
         self.scale_dtype = scale_dtype
         self.reporter = reporter or Reporter()
+        self._last_lap = 0.0
 
     def run(self, windows: TokenWindows | None, finished: int = 0) -> None:
         """Quantize every block after the first `finished` ones and store each.
@@ -88,6 +90,7 @@ class SequentialLoop:
         """
         if windows is None and self.method.needs:
             raise InputError(f"method {self.method.name} needs calibration text: give --corpus")
+        self.lap()
         with torch.no_grad(), self.reporter.bar("blocks", len(self.model), finished) as bar:
             probe = next(self.model.record_inputs([_probe_tokens(windows)]))
             streams = self._open_streams(windows)
@@ -103,7 +106,13 @@ class SequentialLoop:
                 for stream in streams:
                     stream.close()
 
-    def _open_streams(self, windows: TokenWindows | None) -> list["Stream"]:
+    def lap(self) -> float:
+        """Seconds since it was last called: all time is some block's."""
+        now = time.perf_counter()
+        seconds, self._last_lap = now - self._last_lap, now
+        return seconds
+
+    def _open_streams(self, windows: TokenWindows | None) -> list[Stream]:
         """The quantized prefix's block inputs, and the full-precision ones if asked for."""
         if windows is None:
             return []
@@ -120,45 +129,6 @@ class SequentialLoop:
 
     def _activations(self, folder: Path) -> Activations:
         return activations(self.options.activations, self.model.device, folder)
-
-
-@dataclass
-class Stream:
-    """One set of block inputs, batch by batch, and what blocks are called with."""
-
-    hidden: Activations
-    calls: list[list[BlockCall]] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.calls)
-
-    def close(self) -> None:
-        self.hidden.close()
-
-
-class StreamThroughBlock:
-    """The passes of one stream through one block, kept paused where memory allows."""
-
-    def __init__(self, stream: Stream, block: PausingBlock, index: int):
-        self.stream, self.block, self.index = stream, block, index
-        self._paused: dict[int, BlockPass] = {}
-
-    def take(self, batch: int) -> BlockPass:
-        """The paused pass of a batch, or a fresh one."""
-        if batch in self._paused:
-            return self._paused.pop(batch)
-        call = self.stream.calls[batch][self.index]
-        return BlockPass(self.block, self.stream.hidden.get(batch), call)
-
-    def keep(self, batch: int, running: BlockPass) -> None:
-        """Leave a pass paused for the next round, if its activations may stay."""
-        if self.stream.hidden.keeps_passes:
-            self._paused[batch] = running
-
-    def finish(self) -> None:
-        """Run every batch to the end; the outputs are the next block's inputs."""
-        for batch in range(len(self.stream)):
-            self.stream.hidden.put(batch, self.take(batch).finish())
 
 
 class _BlockStage:
@@ -191,7 +161,6 @@ class _BlockStage:
 
     def quantize(self) -> None:
         """Quantize the block, store it, and run the streams through it."""
-        start = time.perf_counter()
         blocks = [self.block, *self._full_precision_blocks()]
         pausing = [PausingBlock(block, self.sites) for block in blocks]
         passes = [
@@ -204,7 +173,7 @@ class _BlockStage:
                 layers |= self._quantize_site(self.sites[site], statistics)
         facts = {
             "block": self.name,
-            "seconds": time.perf_counter() - start,
+            "seconds": self.loop.lap(),
             "never_called": self._never_called(),
         }
         self.loop.store.write_block(self.index, layers, facts)
@@ -234,8 +203,9 @@ class _BlockStage:
             running = [stream.take(batch) for stream in passes]
             for site in sites:
                 inputs = [one.input_at(site) for one in running]
-                if inputs[0] is not None:
-                    statistics[site].update(*inputs)
+                present = [tensor for tensor in inputs if tensor is not None]
+                if present:  # an idle expert gets none
+                    statistics[site].update(*present)
             if len(sites) == 1:  # else the pass has used weights that are about to change
                 for stream, one in zip(passes, running, strict=True):
                     stream.keep(batch, one)
@@ -263,11 +233,11 @@ class _BlockStage:
             seed=crc32(full_name.encode()) ^ self.loop.options.seed,
         )
         layer = self.loop.method.quantize(problem)
-        self._set_weight(name, layer)
         found: dict[str, Any] = {"seconds": time.perf_counter() - start}
         if statistics is not None and "output_error" not in layer.record:
             moments = OutputError.of(weight, layer.dequantize(), statistics.gram)
             found["output_error"] = moments.relative()
+        self._set_weight(name, layer)  # `weight` may be the very tensor that this overwrites
         return layer.with_record(**found)
 
     def _set_weight(self, name: str, layer: QuantizedLinear) -> None:

@@ -70,7 +70,7 @@ class RunStore:
 
     def finished(self) -> list[dict[str, Any]]:
         """The .json of each finished block, in order, up to the first gap."""
-        blocks = []
+        blocks: list[dict[str, Any]] = []
         while (file := self._file(len(blocks), ".json")).exists():
             blocks.append(json.loads(file.read_text()))
         return blocks

@@ -1,0 +1,50 @@
+"""A stream: the hidden states of all batches on their way from block to block.
+
+The quantized prefix's stream is what the next layer really gets; a second one carries what
+the full-precision model has at the same place, where a method asks for it.
+"""
+
+from dataclasses import dataclass, field
+
+from q2n.models.blocks import BlockCall
+from q2n.pipeline.activations import Activations
+from q2n.pipeline.passes import BlockPass, PausingBlock
+
+
+@dataclass
+class Stream:
+    """One set of block inputs, batch by batch, and what blocks are called with."""
+
+    hidden: Activations
+    calls: list[list[BlockCall]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.calls)
+
+    def close(self) -> None:
+        self.hidden.close()
+
+
+class StreamThroughBlock:
+    """The passes of one stream through one block, kept paused where memory allows."""
+
+    def __init__(self, stream: Stream, block: PausingBlock, index: int):
+        self.stream, self.block, self.index = stream, block, index
+        self._paused: dict[int, BlockPass] = {}
+
+    def take(self, batch: int) -> BlockPass:
+        """The paused pass of a batch, or a fresh one."""
+        if batch in self._paused:
+            return self._paused.pop(batch)
+        call = self.stream.calls[batch][self.index]
+        return BlockPass(self.block, self.stream.hidden.get(batch), call)
+
+    def keep(self, batch: int, running: BlockPass) -> None:
+        """Leave a pass paused for the next round, if its activations may stay."""
+        if self.stream.hidden.keeps_passes:
+            self._paused[batch] = running
+
+    def finish(self) -> None:
+        """Run every batch to the end; the outputs are the next block's inputs."""
+        for batch in range(len(self.stream)):
+            self.stream.hidden.put(batch, self.take(batch).finish())
