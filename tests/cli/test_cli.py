@@ -180,3 +180,11 @@ def test_methods_are_listed(capsys):
     assert main(["methods"]) == 0
     said = capsys.readouterr().out
     assert "gptq" in said and "rtn" in said
+
+
+def test_inspect_draws_a_picture(quantize, capsys, tmp_path):
+    quantize("--bits", "4", "--nullspace", "--quiet")
+    assert main(["inspect", "out", "--plot", "layers.png"]) == 0
+    assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["inspect", "out", "--plot", "layers.doc"]) == 2
+    assert "layers.doc" in capsys.readouterr().err

@@ -14,12 +14,9 @@ from q2n.models import packaged
 from q2n.models.packaged import SMOLLM2, packaged_checkpoint
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """Made once for this module, in a cache of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield packaged_checkpoint(SMOLLM2)
+@pytest.fixture
+def checkpoint(smollm2):
+    return smollm2
 
 
 def test_other_names_are_not_packaged():

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
@@ -9,15 +10,18 @@ from rich.console import Console
 
 from q2n.api import inspect
 from q2n.cli.flags import new_parser
+from q2n.report.figures import plot_layers
 from q2n.report.tables import layer_table, settings_table
 
 
 def add_inspect(commands: Any) -> Callable[[Namespace], None]:
     parser = new_parser(
-        "inspect DIR [--json]", "Show the record of a finished or interrupted quantization."
+        "inspect DIR [--json] [--plot FILE]",
+        "Show the record of a finished or interrupted quantization.",
     )
     parser.add_argument("directory", help="Checkpoint folder, or the --output of a run.")
     parser.add_argument("--json", action="store_true", help="Print the record as JSON.")
+    parser.add_argument("--plot", type=str, help="Draw errors and alpha by layer (.png, .svg).")
     commands.add_subcommand("inspect", parser, help="show what was quantized, and how")
     return run
 
@@ -25,6 +29,8 @@ def add_inspect(commands: Any) -> Callable[[Namespace], None]:
 def run(parsed: Namespace) -> None:
     """Print settings and one row a layer."""
     record = inspect(parsed.directory)
+    if parsed.plot:
+        plot_layers(record, Path(parsed.plot))
     if parsed.json:
         print(json.dumps(record))
         return

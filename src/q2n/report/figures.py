@@ -1,0 +1,60 @@
+"""Records as pictures."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from q2n.errors import InputError
+
+
+def plot_layers(record: Mapping[str, Any], file: Path) -> None:
+    """Output error of every quantized linear, block by block, and the step's mean alpha.
+
+    One line a kind of linear (q_proj, ...). With the null-space step dashed lines are the
+    error before it.
+
+    Raises:
+        InputError: the record holds no output errors, or the file cannot be written.
+    """
+    layers = record["layers"]
+    kinds = _by_kind(layers, "output_error")
+    if not kinds:
+        raise InputError("nothing to plot: no layer of this record has an output error")
+    stepped = bool(_by_kind(layers, "alpha_mean"))
+    figure = Figure(figsize=(11 if stepped else 6, 4), layout="constrained")
+    axes = figure.subplots(1, 2 if stepped else 1, squeeze=False)[0]
+    _lines(axes[0], kinds, "-")
+    axes[0].set(yscale="log", xlabel="block", ylabel="|(W - Q) X|² / |W X|²", title="output error")
+    if stepped:
+        _lines(axes[0], _by_kind(layers, "output_error_before"), "--", labelled=False)
+        axes[0].set_title("output error (dashed: before the step)")
+        _lines(axes[1], _by_kind(layers, "alpha_mean"), "-")
+        axes[1].set(xlabel="block", ylabel="mean over rows", title="alpha")
+    axes[-1].legend(fontsize="small", ncols=2)
+    try:
+        figure.savefig(file, dpi=120)
+    except (OSError, ValueError) as cause:
+        raise InputError(f"{file} cannot be written as a picture: {cause}") from cause
+
+
+Series = dict[str, tuple[list[int], list[float]]]
+"""Kind of linear -> block numbers and values."""
+
+
+def _by_kind(layers: Mapping[str, Mapping[str, Any]], key: str) -> Series:
+    series: Series = {}
+    for name, layer in layers.items():
+        if key in layer:
+            block = next(int(part) for part in name.split(".") if part.isdigit())
+            blocks, values = series.setdefault(name.rsplit(".", 1)[-1], ([], []))
+            blocks.append(block)
+            values.append(layer[key])
+    return series
+
+
+def _lines(axes: Axes, series: Series, style: str, labelled: bool = True) -> None:
+    for color, (kind, (blocks, values)) in enumerate(series.items()):
+        axes.plot(blocks, values, style, color=f"C{color}", label=kind if labelled else None)
