@@ -29,7 +29,8 @@ $(STAMP): pyproject.toml requirements/constraints.txt
 	@touch $@
 
 demo: venv
-	@$(BIN)/q2n demo
+	@rm -rf q2n-demo
+	@$(BIN)/q2n demo --output q2n-demo
 
 test: lint typecheck
 	@$(BIN)/python -m pytest
@@ -43,10 +44,10 @@ format: venv
 typecheck: venv
 	@$(BIN)/mypy
 
-# The peer_* scripts compare with other tools and are run by hand: benchmarks/README.md.
+# The other benchmarks need a text or another tool: benchmarks/README.md.
 bench: venv
-	@for script in $(filter-out benchmarks/peer_%,$(wildcard benchmarks/*.py)); do \
-		echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in gram column_sweep eigendecomposition memory_limit; do \
+		echo "== $$script"; $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -65,8 +65,9 @@ def test_kill_and_resume_give_the_same_checkpoint(place, linear):
     assert not (place / "killed" / "checkpoint").exists()
     record = q2n.inspect(place / "killed" / "checkpoint")
     assert record["finished_blocks"] == linear // 7
-    with pytest.raises(InputError, match="--resume"):
-        quantize(place, "killed")
+    if linear // 7:  # something would be lost
+        with pytest.raises(InputError, match="--resume"):
+            quantize(place, "killed")
     quantize(place, "killed", resume=True)
     quantize(place, "whole")
     whole, resumed = (files_of(place / name / "checkpoint") for name in ("whole", "killed"))
@@ -149,6 +150,41 @@ def test_perplexity_before_and_after_is_in_record_and_card(place):
     assert done.record["perplexity"]["quantized"]["perplexity"] == after.perplexity
     card = (done.directory / "README.md").read_text()
     assert f"{before.perplexity:.3f}" in card and f"{after.perplexity:.3f}" in card
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rule": "guess"}, ["rule", "guess", "matrix_rank"]),
+        ({"skip_layers": "*down_proj"}, ["skip_layers", "list"]),
+        ({"group_size": "64"}, ["group_size", "int"]),
+        ({"bits": True}, ["bits", "int"]),
+    ],
+)
+def test_options_of_the_wrong_kind_are_refused(place, options, words):
+    with pytest.raises(InputError) as failure:
+        quantize(place, "out", **options)
+    assert all(word in str(failure.value) for word in words)
+
+
+def test_a_failed_evaluation_leaves_no_half_checkpoint(place, monkeypatch):
+    """The blocks stay, the checkpoint does not appear, and --resume needs only to write it."""
+
+    def broken(*_, **__):
+        raise InputError("no perplexity today")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("q2n.run.perplexity", broken)
+        with pytest.raises(InputError, match="today"):
+            quantize(place, "out", ppl=str(place / "text.txt"), ppl_windows=4)
+    assert not (place / "out" / "checkpoint").exists()
+    done = quantize(place, "out", ppl=str(place / "text.txt"), ppl_windows=4, resume=True)
+    assert done.record["perplexity"]["quantized"]["windows"] == 4
+
+
+def test_the_released_preset_takes_overrides(place):
+    record = quantize(place, "out", nullspace="released", threshold=0.3).record["settings"]
+    assert (record["index"], record["solver"], record["threshold"]) == ("released", "adam", 0.3)
 
 
 def test_low_precision_models_store_scales_in_their_dtype(place):

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Load the library on first use: `q2n --help` and `q2n.__version__` need not wait for torch."""
+    """Load the library on first use: `q2n.__version__` and `q2n.errors` need not wait for torch."""
     if name in __all__:
         from q2n import api
 

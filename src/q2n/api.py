@@ -13,7 +13,7 @@ from q2n.config import QuantizeConfig
 from q2n.errors import InputError
 from q2n.evaluation.evaluate import evaluate
 from q2n.logging import Reporter
-from q2n.pipeline.store import RunStore, partial_folder
+from q2n.pipeline.store import RUN_FILE, RunStore, partial_folder
 from q2n.report.record import RECORD_FILE, build_record
 from q2n.run import REPRESENTATIONS, Quantized, Run
 
@@ -63,10 +63,11 @@ def inspect(directory: str | Path) -> dict[str, Any]:
     if (folder / RECORD_FILE).exists():
         return json.loads((folder / RECORD_FILE).read_text())
     for candidate in (folder, partial_folder(folder)):
-        if (candidate / "run.json").exists():
-            blocks = RunStore(candidate, REPRESENTATIONS).finished()
-            fingerprint = json.loads((candidate / "run.json").read_text())
-            return {**build_record(fingerprint, blocks), "finished_blocks": len(blocks)}
+        if (candidate / RUN_FILE).exists():
+            store = RunStore(candidate, REPRESENTATIONS)
+            blocks = store.finished()
+            record = build_record(blocks=blocks, **store.started_with())
+            return {**record, "finished_blocks": len(blocks)}
     raise InputError(f"{folder} holds neither {RECORD_FILE} nor an interrupted run")
 
 

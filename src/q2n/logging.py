@@ -2,14 +2,13 @@
 
 One `Reporter` goes through a run. In `bars` mode it draws rich progress bars on standard
 error; in `json` mode it prints one JSON object a line on standard output; in `quiet` mode
-it prints nothing. Events also go to a JSONL file where one is set.
+it prints nothing.
 """
 
 import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
@@ -44,22 +43,14 @@ class Bar:
 class Reporter:
     """Says what a run is doing, in one of three modes."""
 
-    def __init__(self, mode: Mode = "quiet", log_file: Path | None = None):
-        self.mode, self.log_file = mode, log_file
+    def __init__(self, mode: Mode = "quiet"):
+        self.mode = mode
         self.console = Console(stderr=True, quiet=mode != "bars", highlight=False)
-
-    def say(self, text: str) -> None:
-        """One line for a person."""
-        self.console.print(text)
 
     def event(self, kind: str, **fields: Any) -> None:
         """One fact for a program."""
-        line = json.dumps({"event": kind, "time": round(time.time(), 3), **fields})
         if self.mode == "json":
-            print(line, flush=True)
-        if self.log_file is not None:
-            with self.log_file.open("a") as stream:
-                stream.write(line + "\n")
+            print(json.dumps({"event": kind, "time": round(time.time(), 3), **fields}), flush=True)
 
     @contextmanager
     def bar(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:

@@ -1,22 +1,30 @@
-"""One quantization: from a configuration to a checkpoint, its record and its card."""
+"""One quantization: from a configuration to a checkpoint, its record and its card.
+
+Everything that can be refused is looked at first: options against every shape, the texts,
+the output. Then the blocks are quantized and stored one by one; at the end the checkpoint is
+written, measured and described in a folder that gets its name when all of it is there.
+"""
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import PreTrainedModel
+
 from q2n import __version__
 from q2n.config import QuantizeConfig
 from q2n.data.corpora import load_corpus
 from q2n.data.tokenizer import load_tokenizer
-from q2n.data.windows import TokenWindows, calibration_windows
+from q2n.data.windows import TokenWindows, calibration_windows, evaluation_windows
 from q2n.errors import InputError, Q2NError
-from q2n.evaluation.evaluate import evaluate
-from q2n.evaluation.perplexity import PerplexityResult
+from q2n.evaluation.perplexity import PerplexityResult, perplexity
 from q2n.formats import FORMATS
 from q2n.formats.card import CardFacts, Perplexity, render_card
-from q2n.formats.checkpoint import write_card, write_checkpoint
+from q2n.formats.checkpoint import write_checkpoint
 from q2n.formats.format import Format
+from q2n.formats.load import load_model
 from q2n.grids.affine import AffineLinear
 from q2n.logging import Reporter
 from q2n.methods.problem import Method
@@ -41,20 +49,20 @@ class Quantized:
     record: dict[str, Any]
     """What `q2n.json` in the folder holds."""
     timings: dict[str, Any]
+    """What `q2n_timings.json` holds."""
     bytes_before: int
     bytes_after: int
     loading_example: str
     """Python lines that load the checkpoint."""
     perplexities: dict[str, PerplexityResult]
-    """"original" and "quantized", if `ppl` was asked for."""
+    """Of "original" and "quantized", if `ppl` was asked for."""
 
 
 class Run:
     """One call of `quantize`."""
 
     def __init__(self, config: QuantizeConfig, model: Any, tokenizer: Any, reporter: Reporter):
-        self.config, self.model, self.tokenizer = config, model, tokenizer
-        self.reporter = reporter
+        self.config, self.model, self.reporter = config, model, reporter
         for needed in ("model", "output"):
             if not getattr(config, needed):
                 raise InputError(f"no {needed} given")
@@ -64,26 +72,67 @@ class Run:
         self.method: Method = config.build_method()
         self.format = parse_format(config.format)
         self.device = parse_device(config.device)
+        self.store = RunStore(partial_folder(self.target), REPRESENTATIONS)
         self.source = open_source(
             model,
             dtype=config.dtype,
             trust_remote_code=config.trust_remote_code,
             revision=config.revision,
         )
+        self.loop = self._loop()
+        self.tokenizer = tokenizer
         self.windows = self._calibration() if self.method.needs else None
+        self.measured_on = self._evaluation() if config.ppl else None
+        self.labels = {
+            "model": self.source.label,
+            "text": self.windows.label if self.windows is not None else None,
+        }
         self.fingerprint = self._fingerprint()
-        self.store = RunStore(partial_folder(self.target), REPRESENTATIONS)
 
     def quantize_blocks(self, resume: bool) -> None:
         """Every block, or those that an interrupted run left."""
-        loop = self._loop()
-        finished = self.store.start(self.fingerprint, resume=resume)
+        finished = self.store.start(self.fingerprint, self.labels, resume=resume)
         try:
-            loop.run(self.windows, finished)
+            self.loop.run(self.windows, finished)
         except Q2NError:
             if not self.store.finished():
                 self.store.remove()
             raise
+
+    def write(self) -> Quantized:
+        """The checkpoint from the stored blocks, what was measured, and the card."""
+        finished: list[Quantized] = []
+        write_checkpoint(
+            self.target,
+            self.source,
+            self.store.layers(),
+            self.format,
+            lambda folder, size: finished.append(self._describe(folder, size)),
+        )
+        self.store.remove()
+        return finished[0]
+
+    def _describe(self, folder: Path, size: int) -> Quantized:
+        """Measure the checkpoint in `folder` and write its record, timings and card there."""
+        facts = self.store.finished()
+        perplexities = self._perplexities(folder)
+        measured = {which: _without_time(result) for which, result in perplexities.items()}
+        done = Quantized(
+            directory=self.target,
+            record={
+                **build_record(self.fingerprint, self.labels, facts),
+                "perplexity": measured,
+            },
+            timings=build_timings(facts),
+            bytes_before=self.source.size_bytes(),
+            bytes_after=size,
+            loading_example=self.format.loading_example(self.target),
+            perplexities=perplexities,
+        )
+        (folder / RECORD_FILE).write_text(json.dumps(done.record, indent=1) + "\n")
+        (folder / TIMINGS_FILE).write_text(json.dumps(done.timings, indent=1) + "\n")
+        (folder / "README.md").write_text(render_card(self._card(done)))
+        return done
 
     def _loop(self) -> SequentialLoop:
         """The block loop, after a look at every shape: what does not fit is said before work."""
@@ -95,9 +144,11 @@ class Run:
             seed=config.seed,
         )
         blocks = BlockwiseModel(self.source, self.device)
+        grid = {key: settings[key] for key in ("bits", "group_size") if key in settings}
         for name, shape in blocks.linears():
             self.method.check(name, shape)
-            self.format.check(name, shape, bits=settings["bits"], group_size=settings["group_size"])
+            if len(grid) == 2:  # a method on a uniform grid
+                self.format.check(name, shape, **grid)
         return SequentialLoop(
             blocks,
             self.method,
@@ -107,52 +158,39 @@ class Run:
             reporter=self.reporter,
         )
 
-    def write(self) -> Quantized:
-        """The checkpoint from the stored blocks, what was measured, and the card."""
-        facts = self.store.finished()
-        record, timings = build_record(self.fingerprint, facts), build_timings(facts)
-        summary = write_checkpoint(
-            self.target, self.source, self.store.layers(), self.format, record
-        )
-        self.store.remove()
-        done = Quantized(
-            directory=self.target,
-            record=record,
-            timings=timings,
-            bytes_before=self.source.size_bytes(),
-            bytes_after=summary.bytes,
-            loading_example=self.format.loading_example(self.target),
-            perplexities=self._perplexities(),
-        )
-        done.record["perplexity"] = {
-            which: _without_time(result) for which, result in done.perplexities.items()
-        }
-        _write_json(self.target / RECORD_FILE, done.record)
-        _write_json(self.target / TIMINGS_FILE, timings)
-        write_card(self.target, render_card(self._card(done)))
-        return done
-
     def _calibration(self) -> TokenWindows:
-        config, label = self.config, self.source.label
         limit = getattr(self.source.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and config.length > limit:
+        if limit is not None and self.config.length > limit:
             raise InputError(
-                f"length {config.length} is more than the {limit} positions of {label}; "
-                f"give --length {limit} or less"
+                f"length {self.config.length} is more than the {limit} positions of "
+                f"{self.source.label}; give --length {limit} or less"
             )
         return calibration_windows(
-            load_corpus(config.corpus, "train"),
+            load_corpus(self.config.corpus, "train"),
             self._tokenizer(),
-            count=config.windows,
-            length=config.length,
-            seed=config.seed,
+            count=self.config.windows,
+            length=self.config.length,
+            seed=self.config.seed,
+        )
+
+    def _evaluation(self) -> TokenWindows:
+        assert self.config.ppl is not None
+        return evaluation_windows(
+            load_corpus(self.config.ppl, "test"),
+            self._tokenizer(),
+            self.config.length,
+            limit=self.config.ppl_windows,
         )
 
     def _tokenizer(self) -> Any:
+        if self.tokenizer is None and isinstance(self.model, PreTrainedModel):
+            raise InputError("a model object comes without its tokenizer: give tokenizer=...")
         if self.tokenizer is None:
-            folder = resolve_checkpoint(self.config.model, self.config.revision)
-            self.tokenizer = load_tokenizer(folder)
+            self.tokenizer = load_tokenizer(self._folder(), self.config.trust_remote_code)
         return self.tokenizer
+
+    def _folder(self) -> Path:
+        return resolve_checkpoint(self.config.model, self.config.revision)
 
     def _fingerprint(self) -> dict[str, Any]:
         """Everything that the bytes of the result depend on."""
@@ -160,29 +198,41 @@ class Run:
         kept = {key: value for key, value in settings.items() if key not in NOT_IN_FINGERPRINT}
         return {
             "q2n_version": __version__,
+            "torch_version": torch.__version__,
             "model_sha256": self.source.digest(),
             "text_sha256": self.windows.sha256 if self.windows is not None else None,
             **json.loads(json.dumps(kept)),
+            "device": self.device.type,
         }
 
-    def _perplexities(self) -> dict[str, PerplexityResult]:
-        if self.config.ppl is None:
+    def _perplexities(self, folder: Path) -> dict[str, PerplexityResult]:
+        """Of the original and of the checkpoint in `folder`, one model in memory at a time."""
+        if self.measured_on is None:
             return {}
-        return {
-            which: evaluate(
-                model,
-                ppl=self.config.ppl,
-                length=self.config.length,
-                windows=self.config.ppl_windows,
-                device=self.config.device,
-                tokenizer=self._tokenizer(),
-                reporter=self.reporter,
+        return {"original": self._perplexity(None), "quantized": self._perplexity(folder)}
+
+    def _perplexity(self, folder: Path | None) -> PerplexityResult:
+        assert self.measured_on is not None
+        if folder is None and isinstance(self.model, PreTrainedModel):
+            model = self.model
+        else:
+            model = load_model(
+                folder or self._folder(),
+                dtype=self.source.dtype,
+                device=self.device,
+                trust_remote_code=self.config.trust_remote_code,
             )
-            for which, model in (("original", self.model), ("quantized", self.target))
-        }
+        title = f"perplexity of the {'quantized' if folder else 'original'} weights"
+        with self.reporter.bar(title, len(self.measured_on)) as bar:
+            return perplexity(
+                model,
+                self.measured_on,
+                batch_size=self.config.batch_size,
+                progress=bar.advance,
+            )
 
     def _card(self, done: Quantized) -> CardFacts:
-        step = " followed by the null-space step Q2N" if self.config.nullspace else ""
+        step = "" if self.config.nullspace == "off" else " followed by the null-space step Q2N"
         return CardFacts(
             base_model=self.source.label,
             title=self.target.name,
@@ -217,9 +267,3 @@ def parse_format(name: str) -> Format:
 
 def _without_time(result: PerplexityResult) -> dict[str, Any]:
     return {key: value for key, value in asdict(result).items() if key != "seconds"}
-
-
-def _write_json(file: Path, value: Any) -> None:
-    fresh = file.with_suffix(".tmp")
-    fresh.write_text(json.dumps(value, indent=1) + "\n")
-    fresh.replace(file)

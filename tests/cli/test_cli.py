@@ -80,14 +80,18 @@ def test_quiet_mode_prints_nothing(quantize, capsys):
     assert captured.out == ""
 
 
-def test_printed_config_drives_the_same_run(quantize, capsys, tmp_path, place):
-    shown = ["--print-config", "--bits", "3", "--threshold", "0.2", "--nullspace"]
-    assert main(["quantize", *shown]) == 0
+def test_printed_config_drives_the_same_run(monkeypatch, capsys, tmp_path, place):
+    shown = ["--bits", "3", "--threshold", "0.2", "--nullspace", "--skip-layers", "*k_proj", "*o_*"]
+    shown += ["--corpus", str(place / "text.txt"), "--windows", "4", "--length", "16"]
+    model = str(place / "model")
+    assert main(["quantize", model, "--output", "out", *shown, "--print-config"]) == 0
     (tmp_path / "config.yaml").write_text(capsys.readouterr().out)
-    text = ["--corpus", str(place / "text.txt"), "--windows", "4", "--length", "16"]
-    assert quantize("--config", "config.yaml", *text, "--quiet")[0] == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["quantize", "--config", "config.yaml", "--quiet"]) == 0
     settings = json.loads((tmp_path / "out" / "q2n.json").read_text())["settings"]
-    assert (settings["bits"], settings["threshold"], settings["nullspace"]) == (3, 0.2, True)
+    assert (settings["bits"], settings["threshold"], settings["nullspace"]) == (3, 0.2, "paper")
+    assert settings["skip_layers"] == ["*k_proj", "*o_*"]
+    assert settings["model"] == model and settings["text"].endswith("text.txt")
 
 
 @pytest.mark.parametrize(
@@ -106,6 +110,9 @@ def test_printed_config_drives_the_same_run(quantize, capsys, tmp_path, place):
         (["--length", "4096"], ["4096", "128"]),
         (["--windows", "0"], ["0"]),
         (["--corpus", "missing.txt"], ["missing.txt"]),
+        (["--ppl", "missing.txt"], ["missing.txt"]),
+        (["--nullspace", "--rule", "guess"], ["guess", "matrix_rank"]),
+        (["--nullspace", "sometimes"], ["sometimes", "released"]),
     ],
 )
 def test_bad_options_get_one_line_and_leave_nothing(quantize, capsys, flags, words):
@@ -145,6 +152,7 @@ def with_nan(folder):
         (no_tokenizer, "tokenizer"),
         (truncated, "model.safetensors"),
         (with_nan, "model.layers.0.mlp.up_proj"),
+        (lambda folder: (folder / "config.json").unlink(), "config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "safetensors"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
     ],

@@ -56,7 +56,7 @@ def test_a_plain_unpacker_reads_what_was_written(
 ) -> None:
     model = llama()
     layers = random_layers(model, bits, group_size, symmetric, torch.float16)
-    write_checkpoint(tmp_path / "out", open_source(model), layers, FORMAT, {})
+    write_checkpoint(tmp_path / "out", open_source(model), layers, FORMAT)
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     for name in ("model.layers.0.self_attn.k_proj", "model.layers.1.mlp.down_proj"):
         # Both compute one float32 product of the same two numbers.
@@ -67,7 +67,7 @@ def test_a_plain_unpacker_reads_what_was_written(
 def test_configuration(tmp_path: Path) -> None:
     model = qwen2()
     layers = random_layers(model, 4, 32, False, torch.float16)
-    write_checkpoint(tmp_path / "out", open_source(model), layers, FORMAT, {})
+    write_checkpoint(tmp_path / "out", open_source(model), layers, FORMAT)
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert config == json.loads((tmp_path / "out" / "quantize_config.json").read_text())
     assert (config["bits"], config["group_size"], config["sym"]) == (4, 32, False)
@@ -100,13 +100,13 @@ def test_refusals(tmp_path: Path) -> None:
     layers = random_layers(model, 4, 32, True, torch.float16)
     del layers["model.layers.0.mlp.down_proj"]
     with pytest.raises(InputError, match="layers.0.mlp.down_proj is not"):
-        write_checkpoint(tmp_path / "out", open_source(model), layers, FORMAT, {})
+        write_checkpoint(tmp_path / "out", open_source(model), layers, FORMAT)
 
 
 def test_version_1_is_not_misread(tmp_path: Path) -> None:
     model = llama()
     layers = random_layers(model, 4, 32, True, torch.float16)
-    write_checkpoint(tmp_path / "out", open_source(model), layers, FORMAT, {})
+    write_checkpoint(tmp_path / "out", open_source(model), layers, FORMAT)
     file = tmp_path / "out" / "config.json"
     file.write_text(file.read_text().replace('"gptq_v2"', '"gptq"'))
     with pytest.raises(InputError, match="checkpoint_format 'gptq'"):
@@ -123,7 +123,7 @@ def test_gptqmodel_reads_what_was_written(
     pytest.importorskip("optimum")
     model = qwen2(torch.float16)
     layers = random_layers(model, bits, group_size, symmetric, torch.float16)
-    write_checkpoint(tmp_path / "out", open_source(model), layers, FORMAT, {})
+    write_checkpoint(tmp_path / "out", open_source(model), layers, FORMAT)
     # The plain torch kernel: the default would first compile C++ for this machine.
     loaded = AutoModelForCausalLM.from_pretrained(
         tmp_path / "out",

@@ -50,7 +50,7 @@ def problems(smollm2_head, tmp_path_factory):
         load_corpus("sotu", "train"), tokenizer, count=4, length=256, seed=0
     )
     store = RunStore(tmp_path_factory.mktemp("run"), {"affine": AffineLinear})
-    store.start({}, resume=False)
+    store.start({}, {}, resume=False)
     model = BlockwiseModel(open_source(smollm2_head))
     SequentialLoop(model, Recorded(bits=8), store, LoopOptions()).run(windows)
     assert len(Recorded.problems) == 14

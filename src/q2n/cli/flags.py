@@ -2,7 +2,7 @@
 
 from argparse import Action
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_origin
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
@@ -18,6 +18,10 @@ class PlainHelp(DefaultHelpFormatter):
 
     def _get_help_string(self, action: Action) -> str:
         return action.help or ""
+
+
+MEANS_WHEN_ALONE = {"nullspace": "paper"}
+"""What an option that takes a word means without one."""
 
 
 def new_parser(usage: str, description: str, *, config_file: bool = False) -> ArgumentParser:
@@ -46,11 +50,14 @@ def add_options(parser: ArgumentParser, title: str, options: Iterable[Option]) -
         flags = [f"--{option.name.replace('_', '-')}"]
         if option.name in ALIASES:
             flags.append(ALIASES[option.name])
+        kind: dict[str, Any] = {"type": option.type, "metavar": option.name.upper()}
         if option.type is bool:
-            kind: dict[str, Any] = {"nargs": "?", "const": True, "metavar": "BOOL"}
-        else:
-            kind = {"metavar": option.name.upper()}
-        group.add_argument(*flags, type=option.type, default=None, help=option.help, **kind)
+            kind |= {"nargs": "?", "const": True, "metavar": "BOOL"}
+        elif option.name in MEANS_WHEN_ALONE:
+            kind |= {"nargs": "?", "const": MEANS_WHEN_ALONE[option.name]}
+        elif get_origin(option.type) is tuple:
+            kind |= {"type": str, "nargs": "+"}
+        group.add_argument(*flags, default=None, help=option.help, **kind)
 
 
 def add_output_flags(parser: ArgumentParser) -> None:

@@ -10,8 +10,9 @@ from rich.console import Console
 from q2n.api import Quantized, quantize
 from q2n.cli.flags import add_options, add_output_flags, new_parser, reporter
 from q2n.config import QuantizeConfig, method_options, nullspace_options, run_options
+from q2n.report.tables import with_error
 
-RUNTIME = ("config", "print_config", "resume", "quiet", "json")
+RUNTIME = ("checkpoint", "config", "print_config", "resume", "quiet", "json")
 """Flags of a call, which are not settings of the result."""
 
 
@@ -21,9 +22,13 @@ def add_quantize(commands: Any) -> Callable[[Namespace], None]:
         "Quantize a causal language model.",
         config_file=True,
     )
-    parser.add_argument("model", nargs="?", help="Checkpoint folder, hub name or smollm2-135m.")
-    options = [option for option in run_options() if option.name != "model"]
-    add_options(parser, "run", options)
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        metavar="MODEL",
+        help="Checkpoint folder, hub name or packaged model.",
+    )
+    add_options(parser, "run", run_options())
     add_options(parser, "method (each has its own defaults)", method_options())
     add_options(parser, "null-space step", nullspace_options())
     parser.add_argument("--resume", action="store_true", help="Go on with an interrupted run.")
@@ -39,6 +44,8 @@ def run(parsed: Namespace) -> None:
         for key, value in parsed.as_dict().items()
         if key not in RUNTIME and value is not None
     }
+    if parsed.checkpoint:
+        settings["model"] = parsed.checkpoint
     if parsed.print_config:
         _print_config(QuantizeConfig.from_settings(settings))
         return
@@ -73,18 +80,20 @@ def _print_config(config: QuantizeConfig) -> None:
 def _print(done: Quantized, facts: dict[str, Any]) -> None:
     console = Console(highlight=False)
     console.print(
-        f"\nWrote [bold]{done.directory}[/] in {facts['seconds']:.0f} s: "
+        f"\nWrote {done.directory} in {facts['seconds']:.0f} s: "
         f"{done.bytes_before / 1e6:.1f} MB -> {done.bytes_after / 1e6:.1f} MB "
         f"({done.bytes_before / done.bytes_after:.2f} times smaller), "
         f"{facts['bits_per_weight']:.3f} bits a quantized weight.",
         soft_wrap=True,
+        markup=False,
     )
     for which, result in done.perplexities.items():
         console.print(
-            f"Perplexity of the {which} weights: {result.perplexity:.3f} +- "
-            f"{result.standard_error:.3f} ({result.label}, {result.windows} windows of "
-            f"{result.length})",
+            f"Perplexity of the {which} weights: "
+            f"{with_error(result.perplexity, result.standard_error)} ({result.label}, "
+            f"{result.windows} windows of {result.length} tokens)",
             soft_wrap=True,
+            markup=False,
         )
     console.print("\nLoad it with\n")
     console.print(done.loading_example.strip(), markup=False)

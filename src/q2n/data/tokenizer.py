@@ -7,7 +7,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from q2n.errors import InputError
 
 
-def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    checkpoint: str | Path, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
     """The tokenizer in a checkpoint folder, or of a model on the hub.
 
     For some architectures transformers makes an empty tokenizer when the files are
@@ -21,7 +23,7 @@ def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:
         "original model (tokenizer.json, tokenizer_config.json) into that folder"
     )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise InputError(f"{missing} ({error})") from error
     if not set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab()):

@@ -26,6 +26,7 @@ def evaluate(
     device: str = "auto",
     dtype: str | None = None,
     split: str = "test",
+    trust_remote_code: bool = False,
     tokenizer: Any = None,
     reporter: Reporter | None = None,
 ) -> PerplexityResult:
@@ -37,6 +38,7 @@ def evaluate(
         length: context length in tokens.
         windows: at most so many windows; None takes the whole text.
         stride: tokens by which windows advance; None for disjoint windows.
+        device, dtype: for a model that is loaded; an object is taken as it is.
         split: which part of a corpus that has parts.
         tokenizer: needed for a model object.
 
@@ -46,16 +48,20 @@ def evaluate(
     """
     reporter = reporter or Reporter()
     if isinstance(model, PreTrainedModel):
-        loaded = model
+        if tokenizer is None:
+            raise InputError("a model object comes without its tokenizer: give tokenizer=...")
     else:
         folder = resolve_checkpoint(str(model))
-        tokenizer = tokenizer or load_tokenizer(folder)
-        wanted = parse_dtype(dtype) if dtype else None
-        loaded = load_model(folder, dtype=wanted, device=parse_device(device))
-    if tokenizer is None:
-        raise InputError("a model object comes without its tokenizer: give tokenizer=...")
+        tokenizer = tokenizer or load_tokenizer(folder, trust_remote_code)
     text = evaluation_windows(
         load_corpus(ppl, split), tokenizer, length=length, limit=windows, stride=stride
     )
+    if not isinstance(model, PreTrainedModel):
+        model = load_model(
+            folder,
+            dtype=parse_dtype(dtype) if dtype else None,
+            device=parse_device(device),
+            trust_remote_code=trust_remote_code,
+        )
     with reporter.bar(f"perplexity on {ppl}", len(text)) as bar:
-        return perplexity(loaded, text, batch_size=batch_size, stride=stride, progress=bar.advance)
+        return perplexity(model, text, batch_size=batch_size, stride=stride, progress=bar.advance)

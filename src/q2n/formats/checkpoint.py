@@ -7,11 +7,9 @@ the end: the checkpoint is complete or it is not there.
 """
 
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,40 +25,24 @@ from q2n.grids.quantized import QuantizedLinear
 from q2n.models.source import ModelSource
 
 
-@dataclass(frozen=True, kw_only=True)
-class CheckpointSummary:
-    """What was written."""
-
-    directory: Path
-    bytes: int
-    """All tensors of the checkpoint."""
-    source_bytes: int
-    """All tensors of the original, in the same dtype."""
-    layers: int
-    """Linears that were quantized."""
-    bits_per_weight: float
-    """Over those linears, everything that their representation needs counted."""
-
-
 def write_checkpoint(
     directory: Path,
     source: ModelSource,
     layers: Mapping[str, QuantizedLinear],
     format: Format,
-    record: Mapping[str, Any],
-    card: str | None = None,
+    complete: Callable[[Path, int], None] | None = None,
     *,
     shard_bytes: int = SHARD_BYTES,
-) -> CheckpointSummary:
-    """Write the quantized model.
+) -> int:
+    """Write the quantized model; returns the bytes of all its tensors.
 
     Args:
         directory: must not exist.
         source: the original tensors, by the model's own names.
         layers: module name (without ".weight") -> quantized linear. May load lazily: each is
             read once, in the model's order, after one look at the first.
-        record: what was done and measured, JSON values; becomes q2n.json.
-        card: Markdown; becomes README.md.
+        complete: called with the folder, loadable but not yet in its place, and the bytes of
+            its tensors: what it measures there and writes there appears with the rest.
         shard_bytes: tensors of one file, and so about half of the memory used.
 
     Raises:
@@ -78,7 +60,6 @@ def write_checkpoint(
         _require_space(folder, source, skeleton, layers, format)
         writer = ShardWriter(folder, shard_bytes)
         stored: dict[str, StoredLayer] = {}
-        bits = 0
         for name in source.names():
             if name not in replaced:
                 writer.add(name, _in_model_dtype(source, name))
@@ -88,28 +69,13 @@ def write_checkpoint(
             for part, value in format.tensors(module, layer, source.dtype).items():
                 writer.add(part, value)
             stored[module] = StoredLayer(shape=layer.shape, metadata=layer.metadata())
-            bits += layer.stored_bits
         writer.finish()
         quantization = format.quantization_config(stored, unquantized)
         _write_config(folder, source, skeleton, quantization, format)
         source.save_auxiliary(folder)
-        (folder / "q2n.json").write_text(json.dumps(record, indent=1) + "\n")
-        if card is not None:
-            (folder / "README.md").write_text(card)
-    return CheckpointSummary(
-        directory=Path(directory),
-        bytes=writer.total_bytes,
-        source_bytes=source.size_bytes(),
-        layers=len(stored),
-        bits_per_weight=bits / max(1, sum(x.shape[0] * x.shape[1] for x in stored.values())),
-    )
-
-
-def write_card(directory: Path, card: str) -> None:
-    """Replace README.md of a finished checkpoint: numbers measured on it come later."""
-    fresh = directory / ".README.md.writing"
-    fresh.write_text(card)
-    os.replace(fresh, directory / "README.md")
+        if complete is not None:
+            complete(folder, writer.total_bytes)
+    return writer.total_bytes
 
 
 def _replaced_weights(source: ModelSource, layers: Mapping[str, QuantizedLinear]) -> dict[str, str]:

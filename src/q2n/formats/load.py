@@ -28,22 +28,28 @@ from q2n.models.source import open_tensors, tensor_files
 
 
 def load_model(
-    directory: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+    directory: Path,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    *,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """A dense model in evaluation mode, in `dtype` (default: the checkpoint's).
+
+    `trust_remote_code` lets an unquantized checkpoint run its own Python code.
 
     Raises:
         InputError: a file is missing, truncated or of an unknown kind, or tensors do not fit
             config.json; the message names it.
     """
     directory = Path(directory)
-    config = _config(directory)
+    config = _config(directory, trust_remote_code)
     wanted: torch.dtype = dtype or getattr(config, "dtype", None) or torch.float32
     files = _TensorFiles(directory)
     quantization = getattr(config, "quantization_config", None)
     try:
         if quantization is None:
-            model, missing = _load_plain(directory, wanted)
+            model, missing = _load_plain(directory, wanted, trust_remote_code)
         else:
             format = _packed_format(directory, quantization)
             del config.quantization_config
@@ -56,10 +62,12 @@ def load_model(
     return model.to(device).eval()  # type: ignore[arg-type]
 
 
-def _load_plain(directory: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, set[str]]:
+def _load_plain(
+    directory: Path, dtype: torch.dtype, trust_remote_code: bool
+) -> tuple[PreTrainedModel, set[str]]:
     """(model, names of missing tensors) of an ordinary checkpoint."""
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=dtype, output_loading_info=True
+        directory, dtype=dtype, output_loading_info=True, trust_remote_code=trust_remote_code
     )
     model, found = loaded
     return model, set(found["missing_keys"])
@@ -78,9 +86,9 @@ def _assemble(
     return model, {name for name, tensor in model.named_parameters() if tensor.is_meta}
 
 
-def _config(directory: Path) -> PretrainedConfig:
+def _config(directory: Path, trust_remote_code: bool) -> PretrainedConfig:
     try:
-        return AutoConfig.from_pretrained(directory)
+        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as cause:
         raise InputError(f"{directory}: config.json cannot be read: {cause}") from cause
 

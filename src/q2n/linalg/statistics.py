@@ -117,7 +117,7 @@ class InputStatistics:
     @property
     def position_gram(self) -> Float[Tensor, "m m"]:
         """`A^T A`, A of shape [length, m] the mean over sequences of the activation at
-        each token position. The released code takes it for the Gram (METHODS 1.6)."""
+        each token position. The released code takes it for the Gram (docs/mathematics.md)."""
         mean = _required(self._positions, Needs.POSITIONS) / self.sequences
         return mean.T @ mean
 

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from q2n.errors import InputError, NumericalError
+from q2n.errors import InputError
 from q2n.models.source import ModelSource
 
 
@@ -46,7 +46,15 @@ class BlockwiseModel:
         self.source, self.device = source, torch.device(device)
         self._model = source.skeleton()
         self._list_name, self._blocks = _find_blocks(self._model)
+        self._stored = set(source.names())
         self._seen: list[Tensor] = []
+        self._outside_is_loaded = False
+        if next(self.linears(), None) is None:
+            kinds = sorted({type(module).__name__ for module in self._blocks.modules()})
+            raise InputError(
+                f"{type(self._model).__name__}: its decoder blocks hold no nn.Linear, and only "
+                f"those are quantized; they are made of {', '.join(kinds)}"
+            )
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -67,25 +75,25 @@ class BlockwiseModel:
         """A fresh copy of one block with its original weights, on the device.
 
         Raises:
-            NumericalError: a weight is NaN or Inf.
+            NumericalError: a weight is NaN or Inf in the dtype of the run.
         """
         block = deepcopy(self._blocks[index])
-        self._fill(block, self.block_name(index))
-        for name, parameter in block.named_parameters():
-            if not torch.isfinite(parameter).all():
-                raise NumericalError(
-                    f"{self.source.label}: weight '{self.block_name(index)}.{name}' has NaN or "
-                    f"Inf in {parameter.dtype}; the checkpoint is damaged, or needs a wider --dtype"
-                )
-        return block.to(self.device).eval()
+        tensors = self._original_tensors(block, self.block_name(index), recurse=True)
+        block.load_state_dict(tensors, strict=False, assign=True)
+        return block.to(self.device).requires_grad_(False)
 
     def record_inputs(self, batches: Iterable[Int[Tensor, "_ _"]]) -> Iterator[BatchInputs]:
-        """Run the embeddings on each batch and record what each block would be called with."""
-        self._load_outside()
-        device = next(self._model.get_input_embeddings().parameters()).device
+        """Run the embeddings on each batch and record what each block would be called with.
+
+        Raises:
+            NumericalError: a tensor outside the blocks is NaN or Inf in the dtype of the run.
+        """
+        if not self._outside_is_loaded:
+            self._load_outside()
+            self._outside_is_loaded = True
         for tokens in batches:
             with torch.no_grad():
-                yield self._record(tokens.to(device))
+                yield self._record(tokens.to(self.device))
         self._seen.clear()
 
     def _record(self, tokens: Int[Tensor, "windows length"]) -> BatchInputs:
@@ -112,29 +120,32 @@ class BlockwiseModel:
         return tensor
 
     def _load_outside(self) -> None:
-        """Embeddings and whatever else stands before the blocks; not the blocks, not the head."""
+        """Embeddings and whatever else stands before the blocks. The head is read too, so that
+        bad numbers in it are found before the work, but not kept."""
         head = self._model.get_output_embeddings()
         for name, module in self._model.named_modules():
-            inside = name == self._list_name or name.startswith(self._list_name + ".")
-            if not inside and module is not head:
-                self._fill(module, name, recurse=False)
+            if name == self._list_name or name.startswith(self._list_name + "."):
+                continue
+            tensors = self._original_tensors(module, name, recurse=False)
+            if module is head:
+                continue
+            module.load_state_dict(tensors, strict=False, assign=True)
+            for own, buffer in list(module.named_buffers(recurse=False)):
+                setattr(module, own, buffer.to(self.device))  # also one that is never stored
 
-    def _fill(self, module: nn.Module, prefix: str, *, recurse: bool = True) -> None:
-        """Give a module whose parameters lie on the meta device its original tensors."""
-        module.requires_grad_(False)
-        if not any(parameter.is_meta for parameter in module.parameters(recurse)):
-            return
-        stored = set(self.source.names())
+    def _original_tensors(
+        self, module: nn.Module, prefix: str, *, recurse: bool
+    ) -> dict[str, Tensor]:
+        """What the source stores for a module, by the module's own names, on the device."""
         named = chain(
             module.named_parameters(recurse=recurse), module.named_buffers(recurse=recurse)
         )
         names = {name: f"{prefix}.{name}" if prefix else name for name, _ in named}
-        tensors = {
-            name: self.source.tensor(full).to(self.device, self.source.dtype)
+        return {
+            name: self.source.in_model_dtype(full).to(self.device)
             for name, full in names.items()
-            if full in stored
+            if full in self._stored
         }
-        module.load_state_dict(tensors, strict=False, assign=True)
 
 
 class _LastBlockReached(Exception):
@@ -148,6 +159,7 @@ class _Recorder:
         self.blocks, self.intern = blocks, intern
         self.calls: list[BlockCall] = []
         self.hidden: Tensor
+        self._own_forwards = [block.__dict__.get("forward") for block in blocks]  # of hooks
         for block in blocks:
             block.forward = self._record
 
@@ -169,8 +181,10 @@ class _Recorder:
         return value
 
     def remove(self) -> None:
-        for block in self.blocks:
+        for block, own in zip(self.blocks, self._own_forwards, strict=True):
             del block.forward
+            if own is not None:
+                block.forward = own
 
 
 def _find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:

@@ -1,41 +1,58 @@
 """Where a model's original tensors come from: a checkpoint folder or a model in memory.
 
-A source names tensors as the model's own modules do and hands them out one by one in
-their stored dtype, so that nobody ever needs the whole model. Nothing is unpickled and
-no code from a checkpoint runs unless `trust_remote_code` is given.
+A source names tensors as the model's own modules do and hands them out one by one, so
+that nobody ever needs the whole model. Nothing is unpickled and no code from a checkpoint
+runs unless `trust_remote_code` is given.
 """
 
 import hashlib
 import json
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
-from accelerate import init_empty_weights
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-from q2n.errors import InputError
-from q2n.models.packaged import packaged_checkpoint
-
-AUXILIARY_FILES = (
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
+from q2n.errors import InputError, NumericalError
+from q2n.models.checkpoint_files import (
+    TensorFiles,
+    auxiliary_patterns,
+    open_tensors,
+    resolve_checkpoint,
+    tensor_files,
 )
-"""What travels with a model unchanged."""
+from q2n.models.skeleton import build_skeleton, share_skeleton, stored_tensors
+
+__all__ = [
+    "CheckpointSource",
+    "ModelSource",
+    "ObjectSource",
+    "open_source",
+    "open_tensors",
+    "parse_device",
+    "parse_dtype",
+    "resolve_checkpoint",
+    "tensor_files",
+]
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+BAD_CONFIG = (
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    StrictDataclassError,
+)
+"""What transformers raises on a config.json with impossible values."""
 
 
 class ModelSource(ABC):
@@ -46,10 +63,13 @@ class ModelSource(ABC):
     config: PretrainedConfig
     dtype: torch.dtype
     """The dtype in which the model is run and written."""
+    folder: Path | None = None
+    """The checkpoint folder, if it comes from one."""
 
     @abstractmethod
     def skeleton(self) -> PreTrainedModel:
-        """The model's modules. Weights may lie on the meta device; buffers are real."""
+        """The model's modules, the caller's to change, in evaluation mode. Weights may lie on
+        the meta device or be a user's own tensors: replace them, never write into them."""
 
     @abstractmethod
     def names(self) -> list[str]:
@@ -57,11 +77,29 @@ class ModelSource(ABC):
 
     @abstractmethod
     def tensor(self, name: str) -> Tensor:
-        """One original tensor on the CPU, in its stored dtype.
+        """One original tensor on the CPU, in its stored dtype; the caller's to change.
 
         Raises:
-            InputError: the checkpoint lacks it or cannot be read.
+            InputError: it cannot be read.
         """
+
+    def in_model_dtype(self, name: str) -> Tensor:
+        """One tensor on the CPU as the model is run and written: floating-point numbers in
+        `dtype`, integers as they are.
+
+        Raises:
+            NumericalError: it is NaN or Inf in that dtype.
+        """
+        tensor = self.tensor(name)
+        if not tensor.is_floating_point():
+            return tensor
+        tensor = tensor.to(self.dtype)
+        if not torch.isfinite(tensor).all():
+            raise NumericalError(
+                f"{self.label}: tensor {name!r} has NaN or Inf in {self.dtype}; "
+                "the checkpoint is damaged, or needs a wider --dtype"
+            )
+        return tensor
 
     @abstractmethod
     def digest(self) -> str:
@@ -91,154 +129,136 @@ def open_source(
         InputError: no such model, or one that cannot be read safely.
     """
     if isinstance(model, PreTrainedModel):
-        return ObjectSource(model)
-    path = resolve_checkpoint(str(model), revision)
-    return CheckpointSource(path, str(model), dtype, trust_remote_code)
-
-
-def resolve_checkpoint(name: str, revision: str | None = None) -> Path:
-    """The folder of a checkpoint: a path as it is, a packaged model, or a hub download.
-
-    Raises:
-        InputError: none of these.
-    """
-    path = Path(name)
-    if path.is_dir():
-        return path
-    return packaged_checkpoint(name) or _download(name, revision)
-
-
-def _download(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    patterns = ["*.safetensors", "*.json", *AUXILIARY_FILES]
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as cause:
-        raise InputError(
-            f"model {name!r} is neither a folder, nor a packaged model, nor could it be "
-            f"downloaded ({type(cause).__name__}); give the path of a checkpoint folder"
-        ) from cause
+        return ObjectSource(model, dtype)
+    folder = resolve_checkpoint(str(model), revision, trust_remote_code=trust_remote_code)
+    return CheckpointSource(folder, str(model), dtype, trust_remote_code)
 
 
 class CheckpointSource(ModelSource):
     """A folder with config.json and safetensors, one file or a sharded index."""
 
-    def __init__(self, path: Path, label: str, dtype: str, trust_remote_code: bool = False):
-        self.path, self.label, self.trust_remote_code = path, label, trust_remote_code
+    folder: Path
+
+    def __init__(self, folder: Path, label: str, dtype: str, trust_remote_code: bool = False):
+        self.folder, self.label, self.trust_remote_code = folder, label, trust_remote_code
         try:
-            self.config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError) as cause:
+            self.config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        except BAD_CONFIG as cause:
             raise InputError(
-                f"{path}: config.json cannot be read as a transformers model: {cause}"
+                f"{folder}: config.json cannot be read as a transformers model: {cause}"
             ) from cause
         if getattr(self.config, "quantization_config", None):
-            raise InputError(f"{path} is quantized already; quantize the original checkpoint")
-        self._file_of = tensor_files(path)
-        self._open_file: tuple[Path, safe_open] | None = None
-        self._key_of = self._match_names()
+            raise InputError(f"{folder} is quantized already; quantize the original checkpoint")
+        self._files = TensorFiles(folder)
         self.dtype = self._resolve_dtype(dtype)
+        self._key_of = self._match_names()
 
     def skeleton(self) -> PreTrainedModel:
-        with init_empty_weights(include_buffers=False), _EmptyOnMeta():
-            try:
-                model = AutoModelForCausalLM.from_config(
-                    self.config, trust_remote_code=self.trust_remote_code
-                )
-            except ValueError as cause:
-                raise InputError(f"{self.path} is not a causal language model: {cause}") from cause
-        model.tie_weights()
-        return model.eval()
+        try:
+            return build_skeleton(self.config, self.dtype, self.trust_remote_code)
+        except BAD_CONFIG as cause:
+            raise InputError(
+                f"{self.folder}: no causal language model can be built from config.json: {cause}"
+            ) from cause
 
     def names(self) -> list[str]:
         return list(self._key_of)
 
     def tensor(self, name: str) -> Tensor:
-        key = self._key_of[name]
-        return self._handle(self._file_of[key]).get_tensor(key)
+        return self._files.tensor(self._key_of[name])
 
     def digest(self) -> str:
-        total = hashlib.sha256(self.config.to_json_string().encode())
-        for file in sorted(set(self._file_of.values())):
+        total = _config_hash(self.config)
+        for file in sorted(set(self._files.file_of.values())):
             with file.open("rb") as stream:
                 total.update(hashlib.file_digest(stream, "sha256").digest())
         return total.hexdigest()
 
     def size_bytes(self) -> int:
-        return (
-            sum(
-                _count(self._handle(self._file_of[key]).get_slice(key).get_shape())
-                for key in self._key_of.values()
-            )
-            * torch.finfo(self.dtype).bits
-            // 8
-        )
+        numbers = sum(prod(self._files.shape(key)) for key in self._key_of.values())
+        return numbers * self.dtype.itemsize
 
     def save_auxiliary(self, directory: Path) -> None:
-        for pattern in AUXILIARY_FILES:
-            for file in sorted(self.path.glob(pattern)):
+        for pattern in auxiliary_patterns(self.trust_remote_code):
+            for file in sorted(self.folder.glob(pattern)):
                 shutil.copyfile(file, directory / file.name)
-
-    def _handle(self, file: Path) -> safe_open:
-        """One file is open at a time: an open file is mapped memory."""
-        if self._open_file is None or self._open_file[0] != file:
-            self._open_file = (file, open_tensors(file))
-        return self._open_file[1]
 
     def _match_names(self) -> dict[str, str]:
         """The model's tensor names -> the file's: transformers has renamed some over time."""
         model = self.skeleton()
-        names = [name for name, _ in _stored_tensors(model)]
         renamings = [
             rule for rule in get_model_conversion_mapping(model) if isinstance(rule, WeightRenaming)
         ]
         prefix, state = model.base_model_prefix, model.state_dict()
-        key_of = {
-            rename_source_key(key, renamings, [], prefix, state)[0]: key for key in self._file_of
+        renamed = {
+            rename_source_key(key, renamings, [], prefix, state)[0]: key
+            for key in self._files.file_of
         }
-        for name in names:
-            if name not in key_of:
+        key_of: dict[str, str] = {}
+        for name, tensor in stored_tensors(model):
+            if name not in renamed:
                 raise InputError(
-                    f"{self.path}: the checkpoint has no tensor {name!r}, which "
+                    f"{self.folder}: the checkpoint has no tensor {name!r}, which "
                     f"{type(model).__name__} needs; is the download complete?"
                 )
-        return {name: key_of[name] for name in names}
+            key_of[name] = renamed[name]
+            self._require_shape(renamed[name], tuple(tensor.shape))
+        return key_of
+
+    def _require_shape(self, key: str, expected: tuple[int, ...]) -> None:
+        found = self._files.shape(key)
+        if found != expected:
+            raise InputError(
+                f"{self._files.file_of[key]}: tensor {key!r} has shape {found}, and config.json "
+                f"asks for {expected}; the two belong to different models"
+            )
 
     def _resolve_dtype(self, dtype: str) -> torch.dtype:
         if dtype != "auto":
             return parse_dtype(dtype)
-        stored = self.config.dtype or self.tensor(self.names()[0]).dtype
-        return stored if isinstance(stored, torch.dtype) else parse_dtype(str(stored))
+        stored = self.config.dtype
+        if stored is None:
+            tensors = map(self._files.tensor, self._files.file_of)
+            floating = (tensor.dtype for tensor in tensors if tensor.is_floating_point())
+            stored = next(floating, torch.float32)
+        return parse_dtype(str(stored).removeprefix("torch."))
 
 
 class ObjectSource(ModelSource):
     """A transformers model in memory; it is read, never changed."""
 
-    def __init__(self, model: PreTrainedModel):
-        self.model, self.config, self.dtype = model, model.config, model.dtype
+    def __init__(self, model: PreTrainedModel, dtype: str = "auto"):
+        self.model, self.config = model, model.config
+        self.dtype = model.dtype if dtype == "auto" else parse_dtype(dtype)
         self.label = model.config.name_or_path or type(model).__name__
-        self._tensors = dict(_stored_tensors(model))
+        self._tensors = dict(stored_tensors(model))
+        for name, tensor in self._tensors.items():
+            if tensor.is_meta:
+                raise InputError(
+                    f"{self.label}: weight {name!r} is not in memory (meta device, or offloaded); "
+                    "load the whole model, or give its checkpoint folder instead"
+                )
 
     def skeleton(self) -> PreTrainedModel:
-        return self.model.eval()
+        return share_skeleton(self.model)
 
     def names(self) -> list[str]:
         return list(self._tensors)
 
     def tensor(self, name: str) -> Tensor:
-        return self._tensors[name].detach().cpu()
+        return self._tensors[name].detach().to("cpu", copy=True)
 
     def digest(self) -> str:
-        total = hashlib.sha256(self.config.to_json_string().encode())
-        for name in self.names():
-            total.update(self.tensor(name).contiguous().view(torch.uint8).numpy().tobytes())
+        total = _config_hash(self.config)
+        for name, original in self._tensors.items():
+            total.update(f"{name} {original.dtype} {tuple(original.shape)}".encode())
+            values = original.detach().cpu().contiguous().reshape(-1)
+            total.update(values.view(torch.uint8).numpy())
         return total.hexdigest()
 
     def size_bytes(self) -> int:
-        return sum(tensor.numel() for tensor in self._tensors.values()) * (
-            torch.finfo(self.dtype).bits // 8
-        )
+        numbers = sum(tensor.numel() for tensor in self._tensors.values())
+        return numbers * self.dtype.itemsize
 
     def save_auxiliary(self, directory: Path) -> None:
         if self.model.generation_config is not None:
@@ -247,10 +267,9 @@ class ObjectSource(ModelSource):
 
 def parse_dtype(name: str) -> torch.dtype:
     """float32, float16 or bfloat16 from its name."""
-    known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if name not in known:
-        raise InputError(f"dtype {name!r} is not one of auto, {', '.join(known)}")
-    return known[name]
+    if name not in DTYPES:
+        raise InputError(f"dtype {name!r} is not one of auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 def parse_device(name: str) -> torch.device:
@@ -263,64 +282,9 @@ def parse_device(name: str) -> torch.device:
         raise InputError(f"device {name!r} cannot be used: {cause}") from cause
 
 
-class _EmptyOnMeta(TorchFunctionMode):
-    """`torch.empty` gives meta tensors: `init_empty_weights` alone drops each weight only after
-    its memory was reserved, and the allocator keeps that."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        placed = {"device": "meta"} if func is torch.empty else {}
-        return func(*args, **{**(kwargs or {}), **placed})
-
-
-def _stored_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and persistent buffers; of tied parameters the first name only."""
-    yield from model.named_parameters()
-    saved = model.state_dict().keys()
-    yield from ((name, buffer) for name, buffer in model.named_buffers() if name in saved)
-
-
-def tensor_files(path: Path) -> dict[str, Path]:
-    """Tensor name -> the file of a checkpoint folder that holds it.
-
-    Raises:
-        InputError: there are no safetensors, or the index names files that are not there.
-    """
-    index = path / "model.safetensors.index.json"
-    if index.exists():
-        weight_map = json.loads(index.read_text())["weight_map"]
-        files = {key: path / file for key, file in weight_map.items()}
-        missing = sorted({file.name for file in files.values() if not file.exists()})
-        if missing:
-            raise InputError(f"{path}: the index names files that are missing: {missing}")
-        return files
-    single = path / "model.safetensors"
-    if not single.exists():
-        raise InputError(
-            f"{path} holds no model.safetensors and no model.safetensors.index.json; "
-            "pickled checkpoints (.bin, .pt) are not read: convert them to safetensors first"
-        )
-    return dict.fromkeys(open_tensors(single).keys(), single)
-
-
-def open_tensors(file: Path) -> safe_open:
-    """A safetensors file, opened lazily.
-
-    Raises:
-        InputError: it is missing, truncated or something else.
-    """
-    try:
-        return safe_open(file, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as cause:
-        raise InputError(
-            f"{file} is missing, truncated or not safetensors ({cause}); fetch it again"
-        ) from cause
-
-
-def _count(shape: list[int]) -> int:
-    return torch.Size(shape).numel()
+def _config_hash(config: PretrainedConfig) -> "hashlib._Hash":
+    """SHA-256 so far over the configuration, but not over who wrote it and where it lay."""
+    values = json.loads(config.to_json_string())
+    for key in ("transformers_version", "_name_or_path"):
+        values.pop(key, None)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode())

@@ -10,8 +10,11 @@ from shutil import rmtree
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from q2n.errors import InputError
 
 
 class Activations(ABC):
@@ -66,8 +69,14 @@ class OnDisk(Activations):
     def put(self, batch: int, hidden: Tensor) -> None:
         # A tensor read from the old file may still map it: replace the file, never rewrite it.
         fresh = self._file(batch).with_suffix(".tmp")
-        save_file({"hidden": hidden.cpu().contiguous()}, fresh)
-        fresh.replace(self._file(batch))
+        try:
+            save_file({"hidden": hidden.cpu().contiguous()}, fresh)
+            fresh.replace(self._file(batch))
+        except (OSError, SafetensorError) as cause:
+            raise InputError(
+                f"block inputs cannot be written to {self.folder} ({cause}); free space, or use "
+                "--activations cpu, then go on with --resume"
+            ) from cause
 
     def close(self) -> None:
         rmtree(self.folder, ignore_errors=True)

@@ -42,7 +42,7 @@ PROBE_LENGTH = 8
 
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions:
-    """How the loop runs. Only `true_sequential` and `batch_size` touch the result."""
+    """How the loop runs; `activations` does not touch the result."""
 
     true_sequential: bool = True
     """Measure each site after the linears before it are quantized."""
@@ -151,13 +151,14 @@ class _BlockStage:
 
     def replay(self) -> None:
         """Take a finished block's weights from the store and run the streams through it."""
+        if not self.streams or self.is_last:
+            return
         self.bar.detail(f"{self.name}: finished before, running through it")
         originals = self._full_precision_blocks()
         for name, layer in self.loop.store.read_block(self.index).items():
             self._set_weight(name.removeprefix(f"{self.name}."), layer)
-        if not self.is_last:
-            for stream, block in zip(self.streams, [self.block, *originals], strict=False):
-                StreamThroughBlock(stream, PausingBlock(block, []), self.index).finish()
+        for stream, block in zip(self.streams, [self.block, *originals], strict=True):
+            StreamThroughBlock(stream, PausingBlock(block, []), self.index).finish()
 
     def quantize(self) -> None:
         """Quantize the block, store it, and run the streams through it."""
@@ -202,10 +203,9 @@ class _BlockStage:
         for batch in range(len(self.streams[0])):
             running = [stream.take(batch) for stream in passes]
             for site in sites:
-                inputs = [one.input_at(site) for one in running]
-                present = [tensor for tensor in inputs if tensor is not None]
-                if present:  # an idle expert gets none
-                    statistics[site].update(*present)
+                inputs, *full = [one.input_at(site) for one in running]
+                if inputs is not None:  # an idle expert gets none
+                    statistics[site].update(inputs, *full)
             if len(sites) == 1:  # else the pass has used weights that are about to change
                 for stream, one in zip(passes, running, strict=True):
                     stream.keep(batch, one)

@@ -2,7 +2,7 @@
 
 A run that writes DIR works in DIR.partial until its checkpoint is complete:
 
-    run.json                 the fingerprint: everything the result depends on
+    run.json                 the fingerprint: everything the result depends on; labels
     block-00000.safetensors  the quantized linears of one block
     block-00000.json         their metadata and records, and the checksum of the tensors
 
@@ -24,6 +24,8 @@ from safetensors.torch import load, save
 from q2n.errors import InputError, ResumeError
 from q2n.grids.quantized import QuantizedLinear
 
+RUN_FILE = "run.json"
+
 
 def partial_folder(output: Path) -> Path:
     """Where a run that is to write `output` works."""
@@ -36,25 +38,29 @@ class RunStore:
     def __init__(self, folder: Path, representations: Mapping[str, type[QuantizedLinear]]):
         self.folder, self.representations = folder, representations
 
-    def start(self, fingerprint: Mapping[str, Any], *, resume: bool) -> int:
+    def start(
+        self, fingerprint: Mapping[str, Any], labels: Mapping[str, Any], *, resume: bool
+    ) -> int:
         """Begin or go on; returns the number of finished blocks.
 
-        `fingerprint` is flat: a difference is named by its key.
+        `fingerprint` is flat: a difference is named by its key. `labels` are names of things
+        whose content is in the fingerprint; they are kept, not compared. A run that has no
+        finished block is begun anew.
 
         Raises:
-            InputError: there is a partial run and `resume` was not asked for.
+            InputError: there are finished blocks and `resume` was not asked for, or the
+                folder cannot be written.
             ResumeError: the partial run's fingerprint differs; the difference is named.
         """
-        run_file = self.folder / "run.json"
-        if not run_file.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _write(run_file, json.dumps(fingerprint, indent=1).encode())
+        finished = len(self.finished())
+        if finished == 0:
+            self._begin(fingerprint, labels)
             return 0
         if not resume:
             raise InputError(
                 f"{self.folder} holds an interrupted run: go on with --resume, or delete it"
             )
-        before = json.loads(run_file.read_text())
+        before = self.started_with()["fingerprint"]
         now = json.loads(json.dumps(fingerprint))
         differences = [
             f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
@@ -66,7 +72,21 @@ class RunStore:
                 f"{self.folder} belongs to another run: {'; '.join(differences)}. "
                 "Use the same settings, or delete the folder to start again"
             )
-        return len(self.finished())
+        return finished
+
+    def started_with(self) -> dict[str, Any]:
+        """ "fingerprint" and "labels" of the run."""
+        return json.loads((self.folder / RUN_FILE).read_text())
+
+    def _begin(self, fingerprint: Mapping[str, Any], labels: Mapping[str, Any]) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as cause:
+            raise InputError(
+                f"{self.folder} cannot be made ({cause.strerror}); choose another --output"
+            ) from cause
+        started = {"labels": dict(labels), "fingerprint": dict(fingerprint)}
+        _write(self.folder / RUN_FILE, json.dumps(started, indent=1).encode())
 
     def finished(self) -> list[dict[str, Any]]:
         """The .json of each finished block, in order, up to the first gap."""

@@ -12,10 +12,12 @@ TIMINGS_FILE = "q2n_timings.json"
 
 
 def build_record(
-    fingerprint: Mapping[str, Any], blocks: Iterable[Mapping[str, Any]]
+    fingerprint: Mapping[str, Any],
+    labels: Mapping[str, Any],
+    blocks: Iterable[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The record of a finished or interrupted run: what it depends on, and the facts that its
-    blocks were stored with."""
+    """The record of a finished or interrupted run: what it depends on (`fingerprint`), what
+    model and text are called (`labels`), and the facts that its blocks were stored with."""
     blocks = list(blocks)
     layers = {
         name: {
@@ -27,7 +29,7 @@ def build_record(
         for name, described in facts["layers"].items()
     }
     return {
-        "settings": dict(fingerprint),
+        "settings": {**labels, **fingerprint},
         "layers": layers,
         "left_in_full_precision": [name for facts in blocks for name in facts["never_called"]],
         "bits_per_weight": mean_bits(layers),

@@ -58,3 +58,8 @@ def settings_table(record: Mapping[str, Any]) -> Table:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f}"
+
+
+def with_error(value: float, standard_error: float | None) -> str:
+    """A measured value and how sure it is; one window alone does not tell."""
+    return f"{value:.3f}" if standard_error is None else f"{value:.3f} +- {standard_error:.3f}"
