@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from q2n import __version__
 from q2n.config import QuantizeConfig
@@ -29,7 +28,7 @@ from q2n.grids.affine import AffineLinear
 from q2n.logging import Reporter
 from q2n.methods.problem import Method
 from q2n.models.blocks import BlockwiseModel
-from q2n.models.source import open_source, parse_device, resolve_checkpoint
+from q2n.models.source import open_source, parse_device
 from q2n.pipeline.sequential import LoopOptions, SequentialLoop
 from q2n.pipeline.store import RunStore, partial_folder
 from q2n.report.record import RECORD_FILE, TIMINGS_FILE, build_record, build_timings
@@ -183,14 +182,11 @@ class Run:
         )
 
     def _tokenizer(self) -> Any:
-        if self.tokenizer is None and isinstance(self.model, PreTrainedModel):
-            raise InputError("a model object comes without its tokenizer: give tokenizer=...")
         if self.tokenizer is None:
-            self.tokenizer = load_tokenizer(self._folder(), self.config.trust_remote_code)
+            if self.source.folder is None:
+                raise InputError("a model object comes without its tokenizer: give tokenizer=...")
+            self.tokenizer = load_tokenizer(self.source.folder, self.config.trust_remote_code)
         return self.tokenizer
-
-    def _folder(self) -> Path:
-        return resolve_checkpoint(self.config.model, self.config.revision)
 
     def _fingerprint(self) -> dict[str, Any]:
         """Everything that the bytes of the result depend on."""
@@ -213,11 +209,12 @@ class Run:
 
     def _perplexity(self, folder: Path | None) -> PerplexityResult:
         assert self.measured_on is not None
-        if folder is None and isinstance(self.model, PreTrainedModel):
+        place = folder or self.source.folder
+        if place is None:
             model = self.model
         else:
             model = load_model(
-                folder or self._folder(),
+                place,
                 dtype=self.source.dtype,
                 device=self.device,
                 trust_remote_code=self.config.trust_remote_code,

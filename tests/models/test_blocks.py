@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from tiny import ARCHITECTURES, save_tiny, tiny_model
 
 from q2n.errors import InputError, NumericalError
@@ -75,16 +76,69 @@ def test_masks_differ_between_sliding_and_full_blocks(tmp_path):
 
 
 def test_a_model_object_is_not_changed():
-    model = tiny_model()
+    """Neither its numbers nor its flags nor the hooks that accelerate puts on a block."""
+    model = tiny_model().train()
+    model.model.norm.eval()
+    model.model.layers[1].mlp.up_proj.weight.requires_grad_(False)
+    add_hook_to_module(model.model.layers[0], ModelHook())
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    forward = model.model.layers[0].forward
+    training = {name: module.training for name, module in model.named_modules()}
+    trained = {name: tensor.requires_grad for name, tensor in model.named_parameters()}
     blocks = BlockwiseModel(open_source(model))
     next(blocks.record_inputs([torch.arange(8).unsqueeze(0)]))
-    with torch.no_grad():
-        for parameter in blocks.load_block(0).parameters():
-            parameter.zero_()
+    for block in (blocks.load_block(0), blocks.load_block(1)):
+        assert not block.training and not any(p.requires_grad for p in block.parameters())
+        with torch.no_grad():
+            for parameter in block.parameters():
+                parameter.zero_()
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert model.model.layers[0].forward is forward
+    assert {name: module.training for name, module in model.named_modules()} == training
+    assert {name: tensor.requires_grad for name, tensor in model.named_parameters()} == trained
     with torch.no_grad():
         assert model(input_ids=torch.arange(8).unsqueeze(0)).logits.isfinite().all()
+
+
+def test_recording_gives_a_block_its_hook_back():
+    model = tiny_model()
+    add_hook_to_module(model.model.layers[0], ModelHook())
+    blocks = BlockwiseModel(open_source(model))
+    for _ in range(2):
+        next(blocks.record_inputs([torch.arange(8).unsqueeze(0)]))
+    assert ["forward" in vars(blocks.load_block(index)) for index in range(3)] == [
+        True,
+        False,
+        False,
+    ]
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_changed_block_changes_no_other_copy(tmp_path, in_memory):
+    """The full-precision stream runs the original beside the block that is quantized."""
+    blocks = BlockwiseModel(open_source(tiny_model() if in_memory else save_tiny(tmp_path / "m")))
+    loaded = blocks.load_block(0), blocks.load_block(0)
+    with torch.no_grad():
+        for parameter in loaded[0].parameters():
+            parameter.zero_()
+    expected = dict(tiny_model().model.layers[0].named_parameters())
+    for copy in (loaded[1], blocks.load_block(0)):
+        assert all(torch.equal(p, expected[name]) for name, p in copy.named_parameters())
+
+
+def test_blocks_without_linears_are_refused():
+    with pytest.raises(InputError, match="GPT2LMHeadModel.*no nn.Linear.*Conv1D"):
+        BlockwiseModel(open_source(tiny_model("gpt2", n_embd=64, n_head=4, n_layer=2, layers=2)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_everything_before_the_blocks_is_on_the_device(tmp_path, in_memory):
+    """Also rotary frequencies, which no checkpoint stores."""
+    source = open_source(tiny_model() if in_memory else save_tiny(tmp_path / "model"))
+    blocks = BlockwiseModel(source, "cuda")
+    hidden = hidden_through_blocks(blocks, torch.arange(8).unsqueeze(0))
+    assert hidden.is_cuda and hidden.isfinite().all()
 
 
 def test_sharded_and_single_file_checkpoints_hold_the_same(tmp_path):

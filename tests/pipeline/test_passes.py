@@ -1,5 +1,8 @@
 """Pausing passes compute what plain forward passes compute, and nothing twice."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from tiny import tiny_model
@@ -95,3 +98,14 @@ def test_a_site_that_a_batch_does_not_visit_gives_none():
         assert running.input_at(0) is None
         assert torch.equal(running.input_at(1), hidden)
         assert torch.equal(running.finish(), block.busy(hidden))
+
+
+def test_a_pass_that_is_given_up_frees_its_activations(stopped):
+    block, hidden, call, sites = stopped
+    with torch.no_grad():
+        running = BlockPass(PausingBlock(block, sites), hidden, call)
+        held = weakref.ref(running.input_at(3))
+        assert held() is not None
+        running.close()
+    gc.collect()
+    assert held() is None

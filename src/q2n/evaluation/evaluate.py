@@ -51,7 +51,7 @@ def evaluate(
         if tokenizer is None:
             raise InputError("a model object comes without its tokenizer: give tokenizer=...")
     else:
-        folder = resolve_checkpoint(str(model))
+        folder = resolve_checkpoint(str(model), trust_remote_code=trust_remote_code)
         tokenizer = tokenizer or load_tokenizer(folder, trust_remote_code)
     text = evaluation_windows(
         load_corpus(ppl, split), tokenizer, length=length, limit=windows, stride=stride

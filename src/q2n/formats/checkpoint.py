@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from q2n.errors import InputError
@@ -62,7 +62,7 @@ def write_checkpoint(
         stored: dict[str, StoredLayer] = {}
         for name in source.names():
             if name not in replaced:
-                writer.add(name, _in_model_dtype(source, name))
+                writer.add(name, source.in_model_dtype(name))
                 continue
             module = replaced[name]
             layer = layers[module]
@@ -86,11 +86,6 @@ def _replaced_weights(source: ModelSource, layers: Mapping[str, QuantizedLinear]
     if unknown:
         raise InputError(f"{source.label} has no tensor {unknown[0]!r} to replace")
     return replaced
-
-
-def _in_model_dtype(source: ModelSource, name: str) -> Tensor:
-    tensor = source.tensor(name)
-    return tensor.to(source.dtype) if tensor.is_floating_point() else tensor
 
 
 def _write_config(

@@ -50,10 +50,10 @@ class BlockwiseModel:
         self._seen: list[Tensor] = []
         self._outside_is_loaded = False
         if next(self.linears(), None) is None:
-            kinds = sorted({type(module).__name__ for module in self._blocks.modules()})
             raise InputError(
-                f"{type(self._model).__name__}: its decoder blocks hold no nn.Linear, and only "
-                f"those are quantized; they are made of {', '.join(kinds)}"
+                f"{type(self._model).__name__}: its decoder blocks hold no nn.Linear (their "
+                f"weights lie in {', '.join(_matrix_holders(self._blocks))}), and only those are "
+                "quantized; this architecture is not supported"
             )
 
     def __len__(self) -> int:
@@ -185,6 +185,17 @@ class _Recorder:
             del block.forward
             if own is not None:
                 block.forward = own
+
+
+def _matrix_holders(blocks: nn.ModuleList) -> list[str]:
+    """Names of the classes of modules that hold matrices."""
+    return sorted(
+        {
+            type(module).__name__
+            for module in blocks.modules()
+            if any(parameter.ndim == 2 for parameter in module.parameters(recurse=False))
+        }
+    )
 
 
 def _find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:

@@ -7,8 +7,8 @@ the start, so a truncated or missing shard is found before any work is done.
 import json
 from pathlib import Path
 
+from huggingface_hub import errors as hub
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -57,7 +57,11 @@ def _download(name: str, revision: str | None, trust_remote_code: bool) -> Path:
     patterns = [*WEIGHT_FILES, *auxiliary_patterns(trust_remote_code)]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except (HFValidationError, HTTPError, OSError) as cause:  # HTTPError: of the hub's client
+    except (
+        hub.HFValidationError,
+        hub.HTTPError,  # type: ignore[attr-defined]  # of httpx or httpx2, by version
+        OSError,
+    ) as cause:
         raise InputError(
             f"model {name!r} is neither a folder, nor a packaged model, nor could it be "
             f"downloaded ({type(cause).__name__}); give the path of a checkpoint folder"
@@ -80,13 +84,16 @@ class TensorFiles:
         return tuple(self._handle(key).get_slice(key).get_shape())
 
     def tensor(self, key: str) -> Tensor:
-        """A tensor on the CPU, in its stored dtype.
+        """A tensor on the CPU, in its stored dtype, in memory of its own.
+
+        safetensors hands out views of one mapping: without the copy, whoever changes a tensor
+        changes what everybody else has read or will read.
 
         Raises:
             InputError: it cannot be read.
         """
         try:
-            return self._handle(key).get_tensor(key)
+            return self._handle(key).get_tensor(key).clone()
         except SafetensorError as cause:
             raise InputError(
                 f"{self.file_of[key]}: tensor {key!r} cannot be read ({cause})"
@@ -135,8 +142,7 @@ def _indexed_files(path: Path, index: Path) -> dict[str, Path]:
     for key, file in files.items():
         if key not in held[file]:
             raise InputError(
-                f"{file} has no tensor {key!r}, which {index.name} says it holds; "
-                "fetch both again"
+                f"{file} has no tensor {key!r}, which {index.name} says it holds; fetch both again"
             )
     return files
 

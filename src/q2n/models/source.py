@@ -77,7 +77,7 @@ class ModelSource(ABC):
 
     @abstractmethod
     def tensor(self, name: str) -> Tensor:
-        """One original tensor on the CPU, in its stored dtype; the caller's to change.
+        """One original tensor on the CPU, in its stored dtype: a copy, the caller's to change.
 
         Raises:
             InputError: it cannot be read.
@@ -168,7 +168,7 @@ class CheckpointSource(ModelSource):
         return self._files.tensor(self._key_of[name])
 
     def digest(self) -> str:
-        total = _config_hash(self.config)
+        total = hashlib.sha256(_config_bytes(self.config))
         for file in sorted(set(self._files.file_of.values())):
             with file.open("rb") as stream:
                 total.update(hashlib.file_digest(stream, "sha256").digest())
@@ -249,11 +249,11 @@ class ObjectSource(ModelSource):
         return self._tensors[name].detach().to("cpu", copy=True)
 
     def digest(self) -> str:
-        total = _config_hash(self.config)
+        total = hashlib.sha256(_config_bytes(self.config))
         for name, original in self._tensors.items():
             total.update(f"{name} {original.dtype} {tuple(original.shape)}".encode())
             values = original.detach().cpu().contiguous().reshape(-1)
-            total.update(values.view(torch.uint8).numpy())
+            total.update(values.view(torch.uint8).numpy().data)
         return total.hexdigest()
 
     def size_bytes(self) -> int:
@@ -282,9 +282,9 @@ def parse_device(name: str) -> torch.device:
         raise InputError(f"device {name!r} cannot be used: {cause}") from cause
 
 
-def _config_hash(config: PretrainedConfig) -> "hashlib._Hash":
-    """SHA-256 so far over the configuration, but not over who wrote it and where it lay."""
+def _config_bytes(config: PretrainedConfig) -> bytes:
+    """The configuration without who wrote it and where it lay."""
     values = json.loads(config.to_json_string())
     for key in ("transformers_version", "_name_or_path"):
         values.pop(key, None)
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    return json.dumps(values, sort_keys=True).encode()

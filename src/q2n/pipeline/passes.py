@@ -67,3 +67,10 @@ class BlockPass:
             self._latest = self._run.switch()
         assert self._latest is not None
         return self._latest
+
+    def close(self) -> None:
+        """Give up a pass that will not be finished. A paused greenlet that is only forgotten
+        keeps its activations: its own frames name it."""
+        if not self._run.dead:
+            self._run.throw()
+        self._latest = None

@@ -178,10 +178,9 @@ class _BlockStage:
             "never_called": self._never_called(),
         }
         self.loop.store.write_block(self.index, layers, facts)
-        if not self.is_last:
-            self.bar.detail(f"{self.name}: outputs")
-            for stream in passes:
-                stream.finish()
+        self.bar.detail(f"{self.name}: outputs")
+        for stream in passes:
+            stream.drop() if self.is_last else stream.finish()
         self.loop.reporter.event("block", block=self.name, seconds=facts["seconds"])
 
     def _rounds(self) -> list[list[int]]:
@@ -206,9 +205,11 @@ class _BlockStage:
                 inputs, *full = [one.input_at(site) for one in running]
                 if inputs is not None:  # an idle expert gets none
                     statistics[site].update(inputs, *full)
-            if len(sites) == 1:  # else the pass has used weights that are about to change
-                for stream, one in zip(passes, running, strict=True):
+            for stream, one in zip(passes, running, strict=True):
+                if len(sites) == 1:
                     stream.keep(batch, one)
+                else:  # it has used weights that are about to change
+                    one.close()
         return dict(statistics)
 
     def _quantize_site(

@@ -43,8 +43,15 @@ class StreamThroughBlock:
         """Leave a pass paused for the next round, if its activations may stay."""
         if self.stream.hidden.keeps_passes:
             self._paused[batch] = running
+        else:
+            running.close()
 
     def finish(self) -> None:
         """Run every batch to the end; the outputs are the next block's inputs."""
         for batch in range(len(self.stream)):
             self.stream.hidden.put(batch, self.take(batch).finish())
+
+    def drop(self) -> None:
+        """Give up the paused passes: nobody needs what comes after."""
+        while self._paused:
+            self._paused.popitem()[1].close()
