@@ -1,5 +1,6 @@
 """`q2n demo`: a real model, real text, three bits, with and without the null-space step."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,7 @@ from q2n.logging import Reporter
 from q2n.report.tables import with_error
 
 MODEL, CORPUS = "smollm2-135m", "sotu"
-WINDOWS, LENGTH = 16, 1024
-"""Of the calibration text and of the evaluation text."""
+CALIBRATION_WINDOWS, EVALUATION_WINDOWS, LENGTH = 16, 12, 1024
 PROMPT = "The capital of France is"
 
 
@@ -48,7 +48,7 @@ def run(parsed: Namespace) -> None:
             nullspace=nullspace,
             corpus=CORPUS,
             reporter=reporting,
-            windows=WINDOWS,
+            windows=CALIBRATION_WINDOWS,
             length=LENGTH,
         )
         row = _evaluated(title, done.directory, reporting)
@@ -61,7 +61,12 @@ def run(parsed: Namespace) -> None:
 
 def _evaluated(title: str, model: str | Path, reporting: Reporter) -> dict[str, Any]:
     result = evaluate(
-        model, ppl=CORPUS, windows=WINDOWS, length=LENGTH, batch_size=4, reporter=reporting
+        model,
+        ppl=CORPUS,
+        windows=EVALUATION_WINDOWS,
+        length=LENGTH,
+        batch_size=4,
+        reporter=reporting,
     )
     return {
         "model": title,
@@ -74,9 +79,11 @@ def _continue(folder: Path) -> str:
     """The prompt continued greedily by the checkpoint, loaded as any user would."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig
 
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, quantization_config=CompressedTensorsConfig(dequantize=True)
-    )
+    with warnings.catch_warnings():  # transformers notes that the config is given twice
+        warnings.simplefilter("ignore", UserWarning)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, quantization_config=CompressedTensorsConfig(dequantize=True)
+        )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompt = tokenizer(PROMPT, return_tensors="pt")
     tokens = model.generate(**prompt, max_new_tokens=24, do_sample=False)
@@ -84,7 +91,7 @@ def _continue(folder: Path) -> str:
 
 
 def _print(rows: list[dict[str, Any]], text: str, output: Path) -> None:
-    title = f"SmolLM2-135M, {CORPUS}: perplexity on {WINDOWS} windows of {LENGTH} tokens"
+    title = f"SmolLM2-135M, {CORPUS}: perplexity on {EVALUATION_WINDOWS} windows of {LENGTH} tokens"
     table = Table(title=title)
     table.add_column("weights")
     for name in ("bits/weight", "checkpoint", "perplexity"):
