@@ -69,7 +69,9 @@ def test_gptq_beats_rtn_on_every_real_layer(problems, options):
 
 
 def test_alpha_of_real_layers_equals_the_projector_form(problems):
-    for name, problem in problems.items():
+    second_block = {name: p for name, p in problems.items() if name.startswith("model.layers.1.")}
+    assert len(second_block) == 7
+    for name, problem in second_block.items():
         before = GPTQ(bits=3).quantize(problem)
         after = NullSpace(inner=GPTQ(bits=3)).quantize(problem)
         expected = oracles.projected_alpha(
