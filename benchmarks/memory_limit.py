@@ -5,7 +5,7 @@ quantizes it in a process whose memory the kernel limits (RLIMIT_DATA: all priva
 it reserves, which is more than it uses; files mapped to be read do not count). The limit comes
 on top of what the imported libraries reserve. Where it is too small the run fails.
 
-    python benchmarks/memory_limit.py [--gigabytes 4] [--limit-gigabytes 1]
+    python benchmarks/memory_limit.py [--gigabytes 1.6] [--limit-gigabytes 0.5]
 """
 
 import argparse
@@ -22,14 +22,14 @@ from transformers import AutoConfig, LlamaConfig
 
 import q2n
 
-SIZES = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 8}
-BLOCK_BYTES = 4 * (4 * 1024**2 + 3 * 4096 * 1024 + 2 * 1024)
+SIZES = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8}
+BLOCK_BYTES = 4 * (4 * 512**2 + 3 * 1408 * 512 + 2 * 512)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gigabytes", type=float, default=4.0)
-    parser.add_argument("--limit-gigabytes", type=float, default=1.0)
+    parser.add_argument("--gigabytes", type=float, default=1.6)
+    parser.add_argument("--limit-gigabytes", type=float, default=0.5)
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
