@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -24,7 +22,8 @@ from transformers import (
 from q2n.errors import InputError
 from q2n.formats import FORMATS
 from q2n.formats.format import PackedFormat
-from q2n.models.source import open_tensors, tensor_files
+from q2n.models.checkpoint_files import TensorFiles
+from q2n.models.skeleton import build_skeleton
 
 
 def load_model(
@@ -45,7 +44,7 @@ def load_model(
     directory = Path(directory)
     config = _config(directory, trust_remote_code)
     wanted: torch.dtype = dtype or getattr(config, "dtype", None) or torch.float32
-    files = _TensorFiles(directory)
+    files = TensorFiles(directory)
     quantization = getattr(config, "quantization_config", None)
     try:
         if quantization is None:
@@ -77,8 +76,7 @@ def _assemble(
     directory: Path, config: PretrainedConfig, state: dict[str, Tensor], dtype: torch.dtype
 ) -> tuple[PreTrainedModel, set[str]]:
     """(model, names of missing tensors) from tensors under the model's own names."""
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model = build_skeleton(config, dtype)
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
     if (directory / "generation_config.json").exists():
@@ -102,39 +100,20 @@ def _packed_format(directory: Path, quantization: Mapping[str, Any]) -> PackedFo
 
 
 def _dense_tensors(
-    files: "_TensorFiles", format: PackedFormat, quantization: Mapping[str, Any], dtype: torch.dtype
+    files: TensorFiles, format: PackedFormat, quantization: Mapping[str, Any], dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the model, the quantized linears as dense weights."""
-    modules = {
-        key.removesuffix(f".{format.parts[0]}")
-        for key in files.names()
+    modules = {  # in the order of the files: one is open at a time
+        key.removesuffix(f".{format.parts[0]}"): None
+        for key in files.file_of
         if key.endswith(f".{format.parts[0]}")
     }
     for module in modules:
         keys = {part: f"{module}.{part}" for part in format.parts}
-        parts = {part: files.tensor(key) for part, key in keys.items() if key in files.names()}
+        parts = {part: files.tensor(key) for part, key in keys.items() if key in files.file_of}
         yield f"{module}.weight", format.dense(parts, quantization).to(dtype)
-    for key in files.names():
+    for key in files.file_of:
         module, _, part = key.rpartition(".")
         if module not in modules or part not in format.parts:
             tensor = files.tensor(key)
             yield key, tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-
-class _TensorFiles:
-    """The tensors of a folder by name; every file is opened, and so checked, at once."""
-
-    def __init__(self, directory: Path):
-        self._file_of = tensor_files(directory)
-        files = set(self._file_of.values())
-        self._handles: dict[Path, safe_open] = {file: open_tensors(file) for file in files}
-
-    def names(self) -> Mapping[str, Path]:
-        return self._file_of
-
-    def tensor(self, name: str) -> Tensor:
-        file = self._file_of[name]
-        try:
-            return self._handles[file].get_tensor(name)
-        except SafetensorError as cause:
-            raise InputError(f"{file}: tensor {name} cannot be read: {cause}") from cause

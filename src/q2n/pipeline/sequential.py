@@ -15,6 +15,7 @@ passes run through it.
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -145,9 +146,18 @@ class _BlockStage:
     ):
         self.loop, self.index, self.streams, self.bar = loop, index, streams, bar
         self.name = loop.model.block_name(index)
-        self.block = loop.model.load_block(index)
-        self.sites = find_sites(self.block, probe, probe_call)
+        self.probe, self.probe_call = probe, probe_call
         self.is_last = index + 1 == len(loop.model)
+
+    @cached_property
+    def block(self) -> nn.Module:
+        """The block that takes the quantized weights."""
+        return self.loop.model.load_block(self.index)
+
+    @cached_property
+    def sites(self) -> list[Site]:
+        """Which of its linears share an input; found while its weights are the original ones."""
+        return find_sites(self.block, self.probe, self.probe_call)
 
     def replay(self) -> None:
         """Take a finished block's weights from the store and run the streams through it."""
