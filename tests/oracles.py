@@ -24,8 +24,12 @@ def minimised_alpha(weight, quantized, gram, start, ridge):
         fit = ((target - alpha[:, None] * quantized) ** 2).sum()
         return fit + ridge * ((alpha - 1) ** 2).sum()
 
+    return _lbfgs(loss, alpha)
+
+
+def _lbfgs(loss, parameter):
     optimizer = torch.optim.LBFGS(
-        [alpha],
+        [parameter],
         max_iter=500,
         tolerance_grad=1e-13,
         tolerance_change=0,
@@ -39,7 +43,7 @@ def minimised_alpha(weight, quantized, gram, start, ridge):
         return value
 
     optimizer.step(closure)
-    return alpha.detach()
+    return parameter.detach()
 
 
 def adam_alpha(weight, quantized, gram, start, ridge, steps=20, rate=2e-3):
@@ -138,3 +142,110 @@ def clip_search(values, bits, symmetric):
         zero = 2 ** (bits - 1) if symmetric else np.rint(-shrink * lo / scale)
         best = min(best, (np.abs(rtn(values, scale, zero, bits) - values) ** 2.4).sum())
     return best
+
+
+def minimised_output_alpha(weight, quantized, x, x_full, size, ridge):
+    """The factors of every `size` columns that bring `Q x` closest to `W x_full`, token by
+    token, by L-BFGS. Each row's loss is divided by its energy: rows do not meet in the sum."""
+    group = torch.arange(weight.shape[1]) // size
+    count = int(group[-1]) + 1
+    target = x_full @ weight.T
+    energy = ((x @ quantized.T) ** 2).sum(0)
+    alpha = torch.full((len(weight), count), 0.3, dtype=weight.dtype, requires_grad=True)
+
+    def loss():
+        misfit = ((target - x @ (alpha[:, group] * quantized).T) ** 2).sum(0)
+        hold = ridge * energy / count * ((alpha - 1) ** 2).sum(1)
+        return ((misfit + hold) / energy).sum()
+
+    return _lbfgs(loss, alpha)
+
+
+def regressed_output_alpha(weight, quantized, x, x_full, size, ridge):
+    """The same by a plain least-squares fit of each row: one regressor a group, one more
+    observation a group for the ridge. The smallest change where several are best."""
+    rows, m = weight.shape
+    alpha = []
+    for i in range(rows):
+        parts = [x[:, a : a + size] @ quantized[i, a : a + size] for a in range(0, m, size)]
+        regressors = np.stack([part.numpy() for part in parts], 1)
+        count = regressors.shape[1]
+        hold = np.sqrt(ridge * (regressors.sum(1) ** 2).sum() / count)
+        missing = (x_full @ weight[i]).numpy() - regressors.sum(1)
+        change = np.linalg.lstsq(
+            np.concatenate([regressors, hold * np.eye(count)]),
+            np.concatenate([missing, np.zeros(count)]),
+            rcond=None,
+        )[0]
+        alpha.append(1 + change)
+    return torch.from_numpy(np.array(alpha))
+
+
+def filtered_output_alpha(weight, quantized, x, x_full, size, ridge, directions, threshold):
+    """Factors where the residual is weighed along the eigenvectors of `sum x x^T`: the weights
+    as a matrix F, one plain linear system a row, one product an entry."""
+    weight, quantized, x, x_full = (t.double().numpy() for t in (weight, quantized, x, x_full))
+    gram, cross = x.T @ x, x_full.T @ x
+    values, vectors = np.linalg.eigh(gram)
+    order = np.argsort(-values)
+    values, vectors = values[order].clip(min=0), vectors[:, order]
+    start = paper_start(values.tolist(), threshold)
+    if directions == "principal":
+        kept = np.array([float(k < start) for k in range(len(values))])
+    else:
+        kept = values / (values + values[start - 1])
+    f = sum(w * np.outer(u, u) for w, u in zip(kept, vectors.T, strict=True))
+    blocks = [slice(a, a + size) for a in range(0, weight.shape[1], size)]
+    filtered, goal = f @ gram, weight @ cross @ f
+    alpha = []
+    for q, t in zip(quantized, goal, strict=True):
+        matrix = np.array([[q[h] @ filtered[h, k] @ q[k] for k in blocks] for h in blocks])
+        right = np.array([t[h] @ q[h] for h in blocks])
+        hold = ridge * (q @ filtered @ q) / len(blocks) * np.eye(len(blocks))
+        alpha.append(np.linalg.solve(matrix + hold, right + hold.sum(1)))
+    return torch.from_numpy(np.array(alpha))
+
+
+def minimised_correction(weight, x, x_full, ridge):
+    """The W' that brings `W' x` closest to `W x_full`, token by token, by L-BFGS; `ridge` as
+    a share of the mean energy of an input channel."""
+    hold = ridge * (x**2).sum() / x.shape[1]
+    corrected = weight.clone().requires_grad_()
+    target = x_full @ weight.T
+
+    def loss():
+        misfit = ((target - x @ corrected.T) ** 2).sum()
+        return misfit + hold * ((corrected - weight) ** 2).sum()
+
+    return _lbfgs(loss, corrected)
+
+
+def adam_refit(codes, scale, zero, size, gain, rows, target, rates, steps):
+    """Scales of one linear and the gain before it after Adam on the mean squared error, with
+    relative changes as parameters and every formula written out in float64."""
+    steps_of_grid, scale, gain = codes.double(), scale.double(), gain.double()
+    rows, target = rows.double(), target.double()
+    group = torch.arange(codes.shape[1]) // size
+    steps_of_grid = steps_of_grid - zero.double()[:, group]
+    changes = [torch.zeros_like(scale), torch.zeros_like(gain)]
+    first = [torch.zeros_like(x) for x in changes]
+    second = [torch.zeros_like(x) for x in changes]
+    losses = []
+    for step in range(steps):
+        now = scale * (1 + changes[0])
+        scaled = rows * gain * (1 + changes[1])
+        dense = now[:, group] * steps_of_grid
+        residual = scaled @ dense.T - target
+        losses.append(float(residual.square().mean()))
+        slope = 2 * residual / residual.numel()
+        by_weight = slope.T @ scaled * steps_of_grid
+        by_scale = torch.stack([by_weight[:, group == g].sum(1) for g in range(len(scale[0]))], 1)
+        gradients = [by_scale * scale, ((slope @ dense) * rows).sum(0) * gain]
+        course = min(1.0, (step + 1) / max(1, round(0.1 * steps))) * (1 - step / steps)
+        for i, gradient in enumerate(gradients):
+            first[i] = 0.9 * first[i] + 0.1 * gradient
+            second[i] = 0.99 * second[i] + 0.01 * gradient**2
+            mean = first[i] / (1 - 0.9 ** (step + 1))
+            spread = second[i] / (1 - 0.99 ** (step + 1))
+            changes[i] = changes[i] - rates[i] * course * mean / (spread.sqrt() + 1e-8)
+    return scale * (1 + changes[0]), gain * (1 + changes[1]), losses

@@ -25,6 +25,7 @@ from torch import Tensor
 from q2n.errors import InputError, NumericalError
 from q2n.grids.granularity import Granularity, PerChannel
 from q2n.grids.quantized import QuantizedLinear
+from q2n.grids.tunable import TunableAffine
 
 BITS = (2, 3, 4, 8)
 _CLIP_STEPS, _CLIP_RANGE, _CLIP_POWER = 100, 0.8, 2.4
@@ -162,8 +163,18 @@ class AffineLinear(QuantizedLinear):
         return steps * self._by_column(self.scale.float())
 
     def scale_rows(self, alpha: Float[Tensor, " out"]) -> Self:
-        scaled = self.scale.float() * alpha.float().unsqueeze(1)
+        return self.scale_groups(alpha.unsqueeze(1))
+
+    @property
+    def scale_group(self) -> int:
+        return self.group_size
+
+    def scale_groups(self, alpha: Float[Tensor, "out _"]) -> Self:
+        scaled = self.scale.float() * alpha.float()
         return replace(self, scale=scaled.to(self.scale.dtype))
+
+    def tunable(self, *, rounding: bool) -> TunableAffine:
+        return TunableAffine(self, rounding=rounding)
 
     @property
     def stored_bits(self) -> int:

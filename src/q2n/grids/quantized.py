@@ -8,10 +8,32 @@ plug-in), what it costs, and how to travel through a safetensors file.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from q2n.errors import InputError
+
+
+@runtime_checkable
+class Tunable(Protocol):
+    """A quantized linear in a form that gradient steps can improve."""
+
+    @property
+    def scale_change(self) -> Tensor:
+        """Relative changes of the stored scales: a parameter that starts at 0."""
+
+    @property
+    def code_change(self) -> Tensor | None:
+        """Changes of the codes before they are rounded: a parameter that starts at 0, or None."""
+
+    def weight(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
+        """The dense weight, differentiable in the parameters."""
+
+    def hardened(self) -> "QuantizedLinear":
+        """The layer with what was learned, as it is stored."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,6 +61,26 @@ class QuantizedLinear(ABC):
         rounding of the stored scales. Codes stay as they are."""
 
     @property
+    def scale_group(self) -> int:
+        """Neighbouring columns of a row that share a stored scale: all of them unless a
+        representation says otherwise."""
+        return self.shape[1]
+
+    def scale_groups(self, alpha: Float[Tensor, "out groups"]) -> Self:
+        """As `scale_rows`, with a factor for every `scale_group` columns of a row."""
+        if alpha.shape[1] != 1:
+            raise InputError(f"{self.kind} layers have one factor a row, got {tuple(alpha.shape)}")
+        return self.scale_rows(alpha.squeeze(1))
+
+    def tunable(self, *, rounding: bool) -> Tunable:
+        """The layer for gradient steps on its scales and, with `rounding`, its codes.
+
+        Raises:
+            InputError: this representation has no such form.
+        """
+        raise InputError(f"{self.kind} layers cannot be refitted by gradient steps")
+
+    @property
     @abstractmethod
     def stored_bits(self) -> int:
         """Bits of everything stored: codes, scales, zero points, and what a method adds."""
@@ -55,6 +97,11 @@ class QuantizedLinear(ABC):
     @abstractmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Self:
         """Inverse of `tensors` and `metadata`. The record is not restored."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same layer, its tensors on the device."""
+        moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        return type(self).from_tensors(moved, self.metadata()).with_record(**self.record)
 
     @property
     def bits_per_weight(self) -> float:

@@ -38,6 +38,8 @@ class Needs(enum.Flag):
     """`D = sum x_full x^T` with the input that the full-precision model has there."""
     POSITIONS = enum.auto()
     """The mean activation at each token position, over sequences of one length."""
+    FOLDS = enum.auto()
+    """The moments of two halves of the windows by themselves, for what is chosen held out."""
 
 
 class InputStatistics:
@@ -61,6 +63,10 @@ class InputStatistics:
         self._positions: Float[Tensor, "length m"] | None = None
         self._mirrored = True
         self._derived: dict[Hashable, Any] = {}
+        self._folds: list[InputStatistics] = []
+        if Needs.FOLDS in needs:
+            rest = needs & ~(Needs.FOLDS | Needs.POSITIONS)
+            self._folds = [InputStatistics(width, rest, device, dtype) for _ in range(2)]
 
     def update(
         self, x: Float[Tensor, "*batch m"], x_full: Float[Tensor, "*batch m"] | None = None
@@ -77,10 +83,13 @@ class InputStatistics:
         rows = values.reshape(-1, self.width)
         self._derived.clear()
         self.tokens += rows.shape[0]
-        if self._gram is not None:
-            self._add_gram(rows)
-        if self._cross is not None:
-            self._add_cross(rows, x_full)
+        if self._folds:
+            self._update_folds(x, x_full)
+        else:
+            if self._gram is not None:
+                self._add_gram(rows)
+            if self._cross is not None:
+                self._add_cross(rows, x_full)
         if Needs.POSITIONS in self.needs:
             self._add_positions(values)
 
@@ -98,11 +107,14 @@ class InputStatistics:
         total._gram = _sum(self._gram, other._gram)
         total._cross = _sum(self._cross, other._cross)
         total._positions = _sum(self._positions, other._positions)
+        total._folds = [a + b for a, b in zip(self._folds, other._folds, strict=True)]
         return total
 
     @property
     def gram(self) -> Float[Tensor, "m m"]:
         """`G = sum x x^T`, symmetric to the last bit, in the units of activation squared."""
+        if self._folds:
+            return self.once(Needs.GRAM, lambda: self._folds[0].gram + self._folds[1].gram)
         gram = _required(self._gram, Needs.GRAM)
         if not self._mirrored:
             _mirror_upper(gram)
@@ -112,7 +124,23 @@ class InputStatistics:
     @property
     def cross(self) -> Float[Tensor, "m m"]:
         """`D = sum x_full x^T`: rows belong to the full-precision input."""
+        if self._folds:
+            return self.once(Needs.CROSS, lambda: self._folds[0].cross + self._folds[1].cross)
         return _required(self._cross, Needs.CROSS)
+
+    @property
+    def folds(self) -> tuple["InputStatistics", "InputStatistics"]:
+        """The two halves, whose sum is the whole. Windows go to them in turn.
+
+        Raises:
+            InputError: gathered without FOLDS, or a half has seen no token.
+        """
+        if not self._folds:
+            raise InputError(f"these input statistics were gathered without {Needs.FOLDS}")
+        first, second = self._folds
+        if not (first.tokens and second.tokens):
+            raise InputError("held-out choices need at least two calibration windows")
+        return first, second
 
     @property
     def position_gram(self) -> Float[Tensor, "m m"]:
@@ -136,6 +164,9 @@ class InputStatistics:
         """
         if self.tokens == 0:
             raise NumericalError(f"{name}: no calibration token reached this layer")
+        for part in self._folds:
+            if part.tokens:
+                part.require_finite(name)
         for what, moments in (("Gram matrix", self._gram), ("cross moment", self._cross)):
             if moments is not None and not torch.isfinite(moments.sum()):
                 raise NumericalError(
@@ -144,9 +175,22 @@ class InputStatistics:
                 )
 
     def _zeros(self, need: Needs) -> Tensor | None:
-        if need not in self.needs:
+        if need not in self.needs or Needs.FOLDS in self.needs:
             return None
         return torch.zeros(self.width, self.width, dtype=self.dtype, device=self.device)
+
+    def _update_folds(self, x: Tensor, x_full: Tensor | None) -> None:
+        """Windows in turn, the odd ones to the fold with fewer tokens; loose tokens (an expert's)
+        by halves."""
+        few, many = sorted(self._folds, key=lambda fold: fold.tokens)
+        if x.ndim < 3:
+            half = -(-len(x) // 2)
+            cuts = (slice(None, half), slice(half, None))
+        else:
+            cuts = (slice(0, None, 2), slice(1, None, 2))
+        for fold, cut in zip((few, many), cuts, strict=True):
+            if len(x[cut]):
+                fold.update(x[cut], None if x_full is None else x_full[cut])
 
     def _add_gram(self, rows: Float[Tensor, "tokens m"]) -> None:
         assert self._gram is not None

@@ -10,7 +10,6 @@ differs, without its mistakes in column order.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal, Self
@@ -175,13 +174,6 @@ class NullSpace(Method):
         if bool((stored == 1).all()):
             return "no change: alpha is lost when the scales are rounded to their dtype"
         return None
-
-
-PRESETS: dict[str, Callable[[Method], NullSpace]] = {
-    "paper": NullSpace.paper,
-    "released": NullSpace.released,
-}
-"""Settings of the step by name."""
 
 
 def _row_factors(

@@ -1,0 +1,104 @@
+"""A layer on a uniform grid whose continuous parameters can be tuned by gradient steps.
+
+The dense weight `scale * (code - zero)` is differentiable in the scales. The codes can take
+part as well: a latent offset is added to each code before it is rounded, and the gradient
+passes the rounding unchanged (the straight-through estimator). The offset starts at 0, the
+middle of the code's own interval, so that a code moves only when many steps agree, and by one at
+most.
+
+Parameters are relative (a scale is its old value times 1 + change), which gives one learning rate
+for all layers. `hardened` is the layer with what was learned, in its stored dtypes.
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+if TYPE_CHECKING:
+    from q2n.grids.affine import AffineLinear
+
+
+class TunableAffine(nn.Module):
+    """The tunable form of an `AffineLinear`."""
+
+    def __init__(self, layer: "AffineLinear", *, rounding: bool):
+        super().__init__()
+        self.layer = layer
+        self.columns = layer.shape[1]
+        self.scale_change = nn.Parameter(torch.zeros_like(layer.scale, dtype=torch.float32))
+        codes = torch.zeros_like(layer.codes, dtype=torch.float32)
+        self.code_change = nn.Parameter(codes) if rounding else None
+        self.top = 2**layer.bits - 1
+        self._scale = layer.scale.float()
+        self._zero = layer.zero.to(torch.int16).unsqueeze(2)
+        self._steps = self._centred(self._in_groups(layer.codes))
+
+    def weight(self, dtype: torch.dtype) -> Float[Tensor, "out m"]:
+        """The dense weight, differentiable in the parameters."""
+        scale = self._scale * (1 + self.scale_change)
+        if self.code_change is None:
+            dense = _Dequantize.apply(self._steps, scale, dtype)
+        else:
+            latent = self._in_groups(self._latent(self.code_change))
+            dense = _Round.apply(latent, scale, self._zero, self.top, dtype)
+        return dense.flatten(1)[:, : self.columns]
+
+    @torch.no_grad()
+    def hardened(self) -> "AffineLinear":
+        """The layer with the tuned scales and codes."""
+        codes = self.layer.codes
+        if self.code_change is not None:
+            codes = self._latent(self.code_change).round().clamp_(0, self.top).to(torch.uint8)
+        scale = self._scale * (1 + self.scale_change)
+        return replace(self.layer, codes=codes, scale=scale.to(self.layer.scale.dtype))
+
+    def _latent(self, change: Tensor) -> Float[Tensor, "out m"]:
+        return self.layer.codes + change.clamp(-1, 1)
+
+    def _in_groups(self, values: Tensor) -> Shaped[Tensor, "out groups size"]:
+        size = self.layer.group_size
+        return pad(values, (0, -self.columns % size)).unflatten(1, (-1, size))
+
+    def _centred(self, codes: Tensor) -> Int[Tensor, "out groups size"]:
+        steps = codes.to(torch.int16) - self._zero
+        return steps if self.layer.bits == 8 else steps.to(torch.int8)
+
+
+class _Dequantize(torch.autograd.Function):
+    """Steps times scale; keeps a byte a weight (two of 8 bits) for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, steps: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(steps)
+        return steps.to(dtype) * scale.to(dtype).unsqueeze(2)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        (steps,) = ctx.saved_tensors
+        return None, _by_group(gradient, steps), None
+
+
+class _Round(torch.autograd.Function):
+    """Rounded latent codes, less the zero point, times scale; straight-through backwards."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, latent: Tensor, scale: Tensor, zero: Tensor, top: int, dtype: torch.dtype
+    ) -> Tensor:
+        steps = latent.round().clamp_(0, top).sub_(zero).to(dtype)
+        ctx.save_for_backward(steps, scale)
+        return steps * scale.to(dtype).unsqueeze(2)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        steps, scale = ctx.saved_tensors
+        latent = gradient * scale.unsqueeze(2)
+        return latent, _by_group(gradient, steps), None, None, None
+
+
+def _by_group(gradient: Tensor, steps: Tensor) -> Float[Tensor, "out groups"]:
+    return (gradient * steps).sum(2, dtype=torch.float32)

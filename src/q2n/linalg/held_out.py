@@ -1,0 +1,73 @@
+r"""A ridge that chooses itself: the one with the least error on windows it has not seen.
+
+The windows are split into two folds, each with its own sums C and D (they add up to those of all
+windows). For every ridge of a grid the closed form is solved on one fold and its squared error is
+read off the other fold's sums; the folds change places, and the ridge with the least error in all
+is used on the sums of both. No forward pass, no perplexity.
+
+*Correction* (correction.py). With `R = D - C`, `C_1 = U diag(v) U^T` and `d_k = 1 / (v_k + r)` the
+change of the weight is `W R_1 U diag(d) U^T`. Its error on fold 2 is, up to a constant,
+
+    d^T [(P^T P) o (U^T C_2 U)] d - 2 sum_k d_k (P^T S)_kk,    P = W R_1 U,  S = W R_2 U,
+
+o the elementwise product: one small form for all ridges.
+
+*Factors* (output_alpha.py). With A, b of each fold and `delta = alpha - 1` from fold 1, the error
+on fold 2 is, up to a constant, `delta^T A_2 delta - 2 (b_2 - A_2 1)^T delta`, summed over rows.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from q2n.linalg import output_alpha
+from q2n.linalg.statistics import InputStatistics
+
+GRID = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""Ridges that are tried."""
+
+
+def correction_ridge(weight: Float[Tensor, "out m"], statistics: InputStatistics) -> float:
+    """The ridge for `correction.corrector`, in units of the mean diagonal of C."""
+    first, second = statistics.folds
+    errors = torch.zeros(len(GRID), dtype=torch.float64)
+    for fitted, seen in ((first, second), (second, first)):
+        errors += _correction_errors(weight, fitted, seen)
+    return GRID[int(errors.argmin())]
+
+
+def _correction_errors(
+    weight: Float[Tensor, "out m"], fitted: InputStatistics, seen: InputStatistics
+) -> Float[Tensor, " ridges"]:
+    values, vectors = fitted.once("eigh", lambda: torch.linalg.eigh(fitted.gram))
+    turned = seen.once("turned", lambda: vectors.T @ seen.gram @ vectors)
+    change = weight @ ((fitted.cross - fitted.gram) @ vectors)
+    wanted = weight @ ((seen.cross - seen.gram) @ vectors)
+    form = ((change.T @ change) * turned).double()
+    line = (change * wanted).sum(0, dtype=torch.float64)
+    shift = fitted.gram.diagonal().mean()
+    errors = []
+    for ridge in GRID:
+        d = 1 / (values.clamp(min=0) + ridge * shift).double()
+        errors.append(d @ form @ d - 2 * d @ line)
+    return torch.stack(errors).cpu()
+
+
+def alpha_ridge(
+    quantized: Float[Tensor, "out m"],
+    folds: Sequence[tuple[Float[Tensor, "m m"], Float[Tensor, "out m"]]],
+    size: int,
+) -> float:
+    """The ridge for factors of `size` columns; `folds` are two pairs of `gram` and `goal` as
+    `output_alpha.per_group` takes them."""
+    systems = [output_alpha.system(quantized, gram, goal, size) for gram, goal in folds]
+    errors = torch.zeros(len(GRID), dtype=torch.float64)
+    for (matrix, right), (seen_matrix, seen_right) in (systems, systems[::-1]):
+        gain = seen_right.double() - seen_matrix.double().sum(2)
+        for position, ridge in enumerate(GRID):
+            change = output_alpha.solve(matrix, right, ridge).double() - 1
+            pushed = torch.einsum("nhk,nk->nh", seen_matrix.double(), change)
+            errors[position] += ((pushed - 2 * gain) * change).sum().cpu()
+    return GRID[int(errors.argmin())]

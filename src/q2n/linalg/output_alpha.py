@@ -1,0 +1,105 @@
+r"""Factors that see the layer's output: least squares toward a target, per row or per group.
+
+Letters: `x` an input token of the layer as the quantized prefix gives it, `x_full` the one
+that the full-precision model has there, `w` a row of the original weight, `q` of the
+quantized one. Sums run over the calibration tokens, `C = sum x^T x`, `D = sum x_full^T x`.
+With `M = D` the target is the output of the full-precision model (objective `cross`), with
+`M = C` that of the same layer on the same input (`output`).
+
+A row is cut into g groups of columns, `q = (q_1 .. q_g)`; each gets a factor. The squared
+distance of `sum_h alpha_h q_h x_h` from the target is a parabola with
+
+    A_hk = q_h C_hk q_k^T        b_h = (w M)_h q_h^T
+
+and a ridge, rho in units of the row's energy `1^T A 1 = q C q^T`, shared by its groups, holds
+every factor near 1:
+
+    f(alpha) = alpha^T A alpha - 2 b^T alpha + rho (q C q^T / g) |alpha - 1|^2.
+
+f' = 0 is a symmetric positive system of size g a row. What is small is solved for:
+
+    (A + r I) (alpha - 1) = b - A 1,    r = rho q C q^T / g.
+
+One group: `alpha = 1 + (w M q^T - q C q^T) / ((1 + rho) q C q^T)`. If x is x_full plus noise,
+`C = C_full + N` and alpha shrinks below 1 as a Wiener filter does.
+
+Restricted to directions of the input (`filtered`): let `F = sum_k f_k u_k u_k^T` over the
+eigenvectors of C, f_k = 1 on the principal ones and 0 in the null space, or falling off
+smoothly. C F = F C, and replacing q by q F on one side of both products weighs the residual by
+f along each direction: `A_hk = q_h (F C)_hk q_k^T`, `b_h = (w M F)_h q_h^T`.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.linalg import vecdot
+from torch.nn.functional import pad
+
+_CHUNK = 1 << 26
+"""Numbers of the systems that are held at once: 256 MiB in float32."""
+
+
+def per_group(
+    quantized: Float[Tensor, "out m"],
+    gram: Float[Tensor, "m m"],
+    goal: Float[Tensor, "out m"],
+    ridge: float,
+    size: int,
+) -> Float[Tensor, "out groups"]:
+    """A factor for every `size` columns of a row (the last group may be shorter). Groups
+    without energy keep 1; where A is singular, `ridge` = 0 takes the smallest change."""
+    groups = -(-quantized.shape[1] // size)
+    rows = max(1, _CHUNK // groups**2)
+    parts = zip(quantized.split(rows), goal.split(rows), strict=True)
+    return torch.cat([solve(*system(q, gram, t, size), ridge) for q, t in parts])
+
+
+def system(
+    quantized: Float[Tensor, "out m"],
+    gram: Float[Tensor, "m m"],
+    goal: Float[Tensor, "out m"],
+    size: int,
+) -> tuple[Float[Tensor, "out g g"], Float[Tensor, "out g"]]:
+    """A and b of every row."""
+    in_groups = _grouped(quantized, size)
+    count = in_groups.shape[1]
+    matrix = quantized.new_empty(len(quantized), count, count)
+    for h in range(count):
+        columns = slice(h * size, (h + 1) * size)
+        pushed = quantized[:, columns] @ gram[columns]
+        matrix[:, h] = vecdot(_grouped(pushed, size), in_groups)
+    return matrix, vecdot(_grouped(goal, size), in_groups)
+
+
+def solve(
+    matrix: Float[Tensor, "out g g"], right: Float[Tensor, "out g"], ridge: float
+) -> Float[Tensor, "out g"]:
+    """alpha of every row from its A and b. Scaled to a unit diagonal first, in float64: groups
+    differ by orders of magnitude."""
+    matrix, right = matrix.to(torch.float64, copy=True), right.double()
+    right = right - matrix.sum(2)
+    energy = matrix.sum((1, 2)).clamp(min=0) / matrix.shape[1]
+    matrix.diagonal(dim1=1, dim2=2).add_((ridge * energy).unsqueeze(1))
+    root = matrix.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
+    unit = torch.where(root > 0, 1 / root, 0.0)
+    scaled = matrix * unit.unsqueeze(1) * unit.unsqueeze(2)
+    scaled.diagonal(dim1=1, dim2=2).add_(_JITTER)
+    right = (right * unit).unsqueeze(2)
+    lower, info = torch.linalg.cholesky_ex(scaled)
+    change = torch.cholesky_solve(right, lower)
+    failed = info > 0
+    if failed.any():  # rounding of the moments made a singular matrix indefinite
+        inverse = torch.linalg.pinv(scaled[failed], rtol=_RANK, hermitian=True)
+        change[failed] = inverse @ right[failed]
+    return (1 + change.squeeze(2) * unit).to(torch.float32)
+
+
+_JITTER = 1e-6
+"""Of a matrix with a unit diagonal: keeps a singular one solvable in rounded arithmetic."""
+_RANK = 1e-4
+"""Where that is not enough: directions below this share of the largest do not change."""
+
+
+def _grouped(values: Float[Tensor, "out m"], size: int) -> Float[Tensor, "out g size"]:
+    missing = -values.shape[1] % size
+    return pad(values, (0, missing)).unflatten(1, (-1, size))

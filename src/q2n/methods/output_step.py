@@ -1,0 +1,128 @@
+"""The step that sees the output: any method, then the least-squares factors of its scales.
+
+Where the null-space step of the paper asks what alpha brings a row of Q close to a row of W,
+this asks what alpha brings the layer's output close to a target:
+
+- `cross`: the output that the full-precision model has there, from the input that the
+  quantized prefix really gives;
+- `output`: the original layer's output on that same input.
+
+The closed forms, for one factor a row or one a stored scale: linalg/output_alpha.py. The layer
+absorbs the factors in the scales it already stores (`scale_groups`); its codes stay.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from q2n.errors import InputError
+from q2n.grids.quantized import QuantizedLinear
+from q2n.linalg import spectrum as rules
+from q2n.linalg.held_out import alpha_ridge
+from q2n.linalg.output_alpha import per_group
+from q2n.linalg.spectrum import Spectrum
+from q2n.linalg.statistics import InputStatistics, Needs
+from q2n.methods.problem import LayerProblem, Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputStep(Method):
+    """Any method followed by scales refitted to the layer's output."""
+
+    name: ClassVar[str] = "output step"
+
+    inner: Method
+    """The method that quantizes."""
+    objective: Literal["output", "cross"] = "cross"
+    """Target of the fit: the original layer's output on its own input, or the full-precision
+    model's output at the same place."""
+    per: Literal["row", "group"] = "group"
+    """One factor a row, or one a stored scale."""
+    ridge: float = 0.5
+    """Holds the factors near 1; in units of each row's output energy."""
+    held_out: bool = False
+    """Choose the ridges layer by layer by the error on held-out calibration windows."""
+    directions: Literal["all", "principal", "spectral"] = "all"
+    """Input directions that count: all; the principal ones of the energy rule; or each by
+    v / (v + c), v its energy and c that of the last principal direction."""
+    threshold: float = 0.1
+    """t of the energy rule, for principal and spectral directions."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.ridge) and self.ridge >= 0):
+            raise InputError(f"ridge must be finite and at least 0, got {self.ridge}")
+        if not self.threshold > 0:
+            raise InputError(f"threshold must be above 0, got {self.threshold}")
+
+    @property
+    def needs(self) -> Needs:
+        cross = Needs.CROSS if self.objective == "cross" else Needs.NONE
+        folds = Needs.FOLDS if self.held_out else Needs.NONE
+        return self.inner.needs | Needs.GRAM | cross | folds
+
+    def check(self, name: str, shape: tuple[int, int]) -> None:
+        self.inner.check(name, shape)
+
+    def quantize(self, problem: LayerProblem) -> QuantizedLinear:
+        layer = self.inner.quantize(problem)
+        statistics = problem.statistics
+        assert statistics is not None
+        statistics.require_finite(problem.name)
+        quantized = layer.dequantize()
+        size = layer.scale_group if self.per == "group" else quantized.shape[1]
+        filtered = self._filter(statistics, problem.name)
+        ridge = self.ridge
+        if self.held_out:
+            folds = [self._products(problem.weight, x, filtered) for x in statistics.folds]
+            ridge = alpha_ridge(quantized, folds, size)
+        alpha = per_group(
+            quantized, *self._products(problem.weight, statistics, filtered), ridge, size
+        )
+        return layer.scale_groups(alpha).with_record(**_spread(alpha), alpha_ridge=ridge)
+
+    def _products(
+        self,
+        weight: Float[Tensor, "out m"],
+        statistics: InputStatistics,
+        filtered: Float[Tensor, "m m"] | None,
+    ) -> tuple[Float[Tensor, "m m"], Float[Tensor, "out m"]]:
+        """`C` and `w M`, or `F C` and `w M F`."""
+        gram = statistics.gram
+        goal = weight @ (statistics.cross if self.objective == "cross" else gram)
+        if filtered is None:
+            return gram, goal
+        return filtered @ gram, goal @ filtered
+
+    def _filter(self, statistics: InputStatistics, name: str) -> Float[Tensor, "m m"] | None:
+        """F = U diag(f) U^T, or None for all directions; one an input site."""
+        if self.directions == "all":
+            return None
+        return statistics.once(
+            ("filter", self.directions, self.threshold),
+            lambda: self._new_filter(statistics, name),
+        )
+
+    def _new_filter(self, statistics: InputStatistics, name: str) -> Float[Tensor, "m m"]:
+        found: Spectrum = statistics.once(
+            ("spectrum", "second_moment", "eigh"),
+            lambda: rules.decompose(statistics.gram, "eigh", name=name),
+        )
+        start = rules.ratio(found.values, self.threshold)
+        if self.directions == "principal":
+            kept = found.vectors[:, :start]
+            return kept @ kept.T
+        cut = found.values[max(start - 1, 0)].clamp(min=torch.finfo(torch.float32).tiny)
+        return (found.vectors * (found.values / (found.values + cut))) @ found.vectors.T
+
+
+def _spread(alpha: Float[Tensor, "out groups"]) -> dict[str, Any]:
+    return {
+        "alpha_mean": float(alpha.mean()),
+        "alpha_min": float(alpha.min()),
+        "alpha_max": float(alpha.max()),
+        "alpha_std": float(alpha.std(correction=0)),
+    }
