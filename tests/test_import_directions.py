@@ -18,6 +18,7 @@ ROOMS = [
     {"models"},
     {"data"},
     {"distributed"},
+    {"refit"},
     {"pipeline"},
     {"formats"},
     {"evaluation"},

@@ -6,7 +6,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from tiny import ARCHITECTURES, save_tiny, tiny_model
 
 from q2n.errors import InputError, NumericalError
-from q2n.models.blocks import BlockwiseModel
+from q2n.models.blocks import BlockCall, BlockwiseModel
 from q2n.models.source import open_source
 from q2n.models.stages import find_sites
 
@@ -63,6 +63,39 @@ def test_parallel_branches_share_the_input_of_attention():
     sites = find_sites(model.load_block(0), probe.hidden, probe.calls[0])
     first = {name.rsplit(".", 1)[-1] for name in sites[0].linears}
     assert first == {"q_proj", "k_proj", "v_proj", "fc1"}
+
+
+def test_the_call_of_one_window_takes_its_part_of_what_belongs_to_the_batch():
+    mask, positions, angles = torch.randn(3, 1, 5, 5), torch.arange(15).view(3, 5), torch.rand(1, 5)
+    count, steps = torch.tensor(7), torch.arange(5)
+    call = BlockCall((mask, "plain"), {"at": {"of": positions}, "both": (angles, mask), "n": count})
+    for number in range(3):
+        one = call.window(number, 3)
+        assert torch.equal(one.args[0], mask[number : number + 1]) and one.args[1] == "plain"
+        assert torch.equal(one.kwargs["at"]["of"], positions[number : number + 1])
+        assert one.kwargs["both"][0] is angles and isinstance(one.kwargs["both"], tuple)
+        assert torch.equal(one.kwargs["both"][1], mask[number : number + 1])
+        assert one.kwargs["n"] is count
+    assert BlockCall((steps,), {}).window(2, 3).args[0] is steps
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_window_alone_gives_its_row_of_the_batch(architecture):
+    options = {"sliding_window": 4} if architecture in ("gemma2", "mistral") else {}
+    model = BlockwiseModel(open_source(tiny_model(architecture, layers=2, **options)))
+    inputs = next(model.record_inputs([torch.randint(3, 128, (3, 12))]))
+    block = model.load_block(1)
+    with torch.no_grad():
+        whole = _output(block, inputs.hidden, inputs.calls[1])
+        for number in range(3):
+            hidden, call = inputs.hidden[number : number + 1], inputs.calls[1].window(number, 3)
+            alone = _output(block, hidden, call)
+            torch.testing.assert_close(alone, whole[number : number + 1], rtol=1e-5, atol=1e-5)
+
+
+def _output(block, hidden, call):
+    output = block(hidden, *call.args, **call.kwargs)
+    return output if isinstance(output, torch.Tensor) else output[0]
 
 
 def test_masks_differ_between_sliding_and_full_blocks(tmp_path):

@@ -21,7 +21,8 @@ from q2n.methods.problem import LayerProblem
 from q2n.methods.rtn import RTN
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.source import open_source
-from q2n.pipeline.sequential import LoopOptions, SequentialLoop
+from q2n.pipeline.options import LoopOptions
+from q2n.pipeline.sequential import SequentialLoop
 from q2n.pipeline.store import RunStore
 
 

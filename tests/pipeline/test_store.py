@@ -37,6 +37,52 @@ def test_layers_come_back_as_they_were(tmp_path):
 FACTS = {"block": "a", "seconds": 0, "never_called": []}
 
 
+def test_gains_come_back_beside_the_layers(tmp_path):
+    store, layers = store_in(tmp_path), some_layers()
+    store.start({}, {}, resume=False)
+    gains = {"a.norm.weight": torch.randn(12).bfloat16(), "a.q_norm.weight": torch.randn(4)}
+    store.write_block(0, layers, FACTS, gains)
+    store.write_block(1, {}, FACTS)
+    store.write_block(2, {}, FACTS, {"c.norm.weight": torch.ones(3)})
+    read = store_in(tmp_path)
+    assert list(read.read_block(0)) == list(layers)
+    assert read.read_gains(1) == {} and list(read.read_gains(2)) == ["c.norm.weight"]
+    for name, gain in gains.items():
+        assert torch.equal(read.read_gains(0)[name], gain)
+        assert read.read_gains(0)[name].dtype == gain.dtype
+    assert list(read.gains()) == [*gains, "c.norm.weight"]
+
+
+def test_a_layer_and_a_gain_of_one_name_do_not_meet(tmp_path):
+    store, layers = store_in(tmp_path), some_layers()
+    store.start({}, {}, resume=False)
+    store.write_block(0, layers, FACTS, {"a.q": torch.ones(2)})
+    assert torch.equal(store.read_block(0)["a.q"].dequantize(), layers["a.q"].dequantize())
+    assert torch.equal(store.read_gains(0)["a.q"], torch.ones(2))
+
+
+def test_another_stem_is_another_set_of_blocks(tmp_path):
+    store = store_in(tmp_path)
+    store.start({}, {}, resume=False)
+    store.write_block(0, some_layers(), FACTS)
+    other = store.another("refit")
+    assert other.finished() == []
+    other.write_block(0, some_layers(seed=1), FACTS, {"n": torch.ones(2)})
+    assert len(store.finished()) == len(other.finished()) == 1
+    assert store.gains() == {} and list(other.gains()) == ["n"]
+    codes = [which.layers()["a.q"].codes for which in (store, other)]
+    assert not torch.equal(*codes)
+    assert {"block-00000.json", "refit-00000.json"} <= {file.name for file in tmp_path.iterdir()}
+
+
+def test_a_run_begun_anew_forgets_what_was_refitted(tmp_path):
+    begun(tmp_path, {"bits": 3})
+    store_in(tmp_path).another("refit").write_block(0, some_layers(), FACTS)
+    (tmp_path / "block-00000.json").unlink()
+    assert store_in(tmp_path).start({"bits": 2}, {}, resume=True) == 0
+    assert store_in(tmp_path).another("refit").finished() == []
+
+
 def begun(folder, fingerprint):
     """A run with one finished block."""
     store_in(folder).start(fingerprint, {"model": "m"}, resume=False)
@@ -78,16 +124,24 @@ def test_a_gap_ends_what_is_finished(tmp_path):
     assert store_in(tmp_path).start({}, {}, resume=True) == 1
 
 
-def test_a_damaged_block_is_named(tmp_path):
+@pytest.mark.parametrize("stem", ["block", "refit"])
+def test_a_damaged_block_is_named(tmp_path, stem):
     store = store_in(tmp_path)
     store.start({}, {}, resume=False)
-    store.write_block(0, some_layers(), {"block": "a", "seconds": 0, "never_called": []})
-    file = tmp_path / "block-00000.safetensors"
+    store = store.another(stem)
+    store.write_block(0, some_layers(), FACTS, {"a.norm.weight": torch.ones(3)})
+    file = tmp_path / f"{stem}-00000.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(ResumeError, match="block-00000"):
-        store.read_block(0)
+    for read in (store.read_block, store.read_gains):
+        with pytest.raises(ResumeError, match=f"{stem}-00000"):
+            read(0)
+    with pytest.raises(ResumeError, match=f"{stem}-00000"):
+        store.gains()
+    file.unlink()
+    with pytest.raises(ResumeError, match=f"{stem}-00000"):
+        store.read_gains(0)
 
 
 def test_a_full_disk_leaves_no_half_written_file(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from q2n.errors import InputError
@@ -32,6 +32,7 @@ def write_checkpoint(
     format: Format,
     complete: Callable[[Path, int], None] | None = None,
     *,
+    gains: Mapping[str, Tensor] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> int:
     """Write the quantized model; returns the bytes of all its tensors.
@@ -43,6 +44,7 @@ def write_checkpoint(
             read once, in the model's order, after one look at the first.
         complete: called with the folder, loadable but not yet in its place, and the bytes of
             its tensors: what it measures there and writes there appears with the rest.
+        gains: norm gains, by tensor name, that take the place of the original ones.
         shard_bytes: tensors of one file, and so about half of the memory used.
 
     Raises:
@@ -51,6 +53,7 @@ def write_checkpoint(
     """
     skeleton = source.skeleton()
     replaced = _replaced_weights(source, layers)
+    gains = gains or {}
     unquantized = [
         name
         for name, module in skeleton.named_modules()
@@ -62,7 +65,7 @@ def write_checkpoint(
         stored: dict[str, StoredLayer] = {}
         for name in source.names():
             if name not in replaced:
-                writer.add(name, source.in_model_dtype(name))
+                writer.add(name, gains[name] if name in gains else source.in_model_dtype(name))
                 continue
             module = replaced[name]
             layer = layers[module]

@@ -29,6 +29,21 @@ class BlockCall:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
+    def window(self, number: int, batch: int) -> "BlockCall":
+        """The call for one window of a batch of `batch` windows."""
+
+        def one(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                shared = value.ndim == 0 or len(value) != batch
+                return value if shared else value[number : number + 1]
+            if isinstance(value, tuple | list):
+                return type(value)(one(item) for item in value)
+            if isinstance(value, dict):
+                return {key: one(item) for key, item in value.items()}
+            return value
+
+        return BlockCall(one(self.args), one(dict(self.kwargs)))
+
 
 @dataclass(frozen=True)
 class BatchInputs:

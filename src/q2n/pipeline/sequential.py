@@ -4,17 +4,17 @@
         for each round of sites:      one site with true_sequential, else all at once
             passes run to the sites and their inputs become statistics
             every linear of the sites is quantized and takes its new weight
+        scales and norm gains are refitted to the block's output, if asked for
         the block is written
         the passes run to the end: the inputs of the next block
 
-The inputs come from the quantized prefix. Where a method asks for cross moments, a
-second stream carries what the full-precision model has at the same place. A finished
+The inputs come from the quantized prefix. Where a method asks for cross moments, or the block is
+refitted, a second stream carries what the full-precision model has at the same place. A finished
 block of an interrupted run is not quantized again: its weights are read back and the
 passes run through it.
 """
 
 import time
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,32 +32,15 @@ from q2n.logging import Bar, Reporter
 from q2n.methods.problem import LayerProblem, Method
 from q2n.models.blocks import BlockCall, BlockwiseModel
 from q2n.models.stages import Site, find_sites
-from q2n.pipeline.activations import PLACES, Activations, activations
+from q2n.pipeline.activations import Activations, activations
+from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.passes import PausingBlock
 from q2n.pipeline.store import RunStore
-from q2n.pipeline.streams import Stream, StreamThroughBlock
+from q2n.pipeline.streams import BlockWindows, Stream, StreamThroughBlock
+from q2n.refit.block import BlockRefit
 
 PROBE_LENGTH = 8
 """Tokens of the short window on which the sites of a block are found."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopOptions:
-    """How the loop runs; `activations` does not touch the result."""
-
-    true_sequential: bool = True
-    """Measure each site after the linears before it are quantized."""
-    batch_size: int = 4
-    """Calibration windows in one forward pass."""
-    activations: str = "device"
-    """Where block inputs lie: device, cpu or disk."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.activations not in PLACES:
-            raise InputError(f"activations {self.activations!r}: choose {', '.join(PLACES)}")
 
 
 class SequentialLoop:
@@ -71,9 +54,11 @@ class SequentialLoop:
         options: LoopOptions,
         *,
         scale_dtype: torch.dtype = torch.float32,
+        refit: BlockRefit | None = None,
         reporter: Reporter | None = None,
     ):
         self.model, self.method, self.store, self.options = model, method, store, options
+        self.refit = refit
         self.scale_dtype = scale_dtype
         self.reporter = reporter or Reporter()
         self._last_lap = 0.0
@@ -89,7 +74,7 @@ class SequentialLoop:
             InputError: options that do not fit the model.
             NumericalError: NaN, Inf or an indefinite Hessian, with the layer's name.
         """
-        if windows is None and self.method.needs:
+        if windows is None and (self.method.needs or self.refit is not None):
             raise InputError(f"method {self.method.name} needs calibration text: give --corpus")
         self.lap()
         with torch.no_grad(), self.reporter.bar("blocks", len(self.model), finished) as bar:
@@ -117,7 +102,8 @@ class SequentialLoop:
         """The quantized prefix's block inputs, and the full-precision ones if asked for."""
         if windows is None:
             return []
-        names = ["quantized", "full"] if Needs.CROSS in self.method.needs else ["quantized"]
+        two = Needs.CROSS in self.method.needs or self.refit is not None
+        names = ["quantized", "full"] if two else ["quantized"]
         streams = [
             Stream(self._activations(self.store.folder / "activations" / name)) for name in names
         ]
@@ -167,6 +153,7 @@ class _BlockStage:
         originals = self._full_precision_blocks()
         for name, layer in self.loop.store.read_block(self.index).items():
             self._set_weight(name.removeprefix(f"{self.name}."), layer)
+        self._set_gains(self.loop.store.read_gains(self.index))
         for stream, block in zip(self.streams, [self.block, *originals], strict=True):
             StreamThroughBlock(stream, PausingBlock(block, []), self.index).finish()
 
@@ -182,16 +169,43 @@ class _BlockStage:
         for sites in self._rounds():
             for site, statistics in self._measure(sites, passes).items():
                 layers |= self._quantize_site(self.sites[site], statistics)
+        found: dict[str, Any] = {}
+        gains: dict[str, Tensor] = {}
+        if self.loop.refit is not None:
+            layers, gains, found = self._refit(layers, passes)
         facts = {
             "block": self.name,
             "seconds": self.loop.lap(),
             "never_called": self._never_called(),
+            **found,
         }
-        self.loop.store.write_block(self.index, layers, facts)
+        self.loop.store.write_block(self.index, layers, facts, gains)
         self.bar.detail(f"{self.name}: outputs")
         for stream in passes:
             stream.drop() if self.is_last else stream.finish()
         self.loop.reporter.event("block", block=self.name, seconds=facts["seconds"])
+
+    def _refit(
+        self, layers: dict[str, QuantizedLinear], passes: list[StreamThroughBlock]
+    ) -> tuple[dict[str, QuantizedLinear], dict[str, Tensor], dict[str, Any]]:
+        """Layers and gains tuned toward the full-precision block's outputs, which the second
+        stream then already holds. The quantized stream's passes start again."""
+        assert self.loop.refit is not None
+        self.bar.detail(f"{self.name}: refit")
+        quantized, full = passes
+        quantized.drop()
+        full.finish()
+        own = {name.removeprefix(f"{self.name}."): layer for name, layer in layers.items()}
+        windows = BlockWindows(quantized.stream, full.stream, self.index)
+        seed = crc32(self.name.encode()) ^ self.loop.options.seed
+        tuned = self.loop.refit(self.block, own, windows, len(windows), name=self.name, seed=seed)
+        for name, layer in tuned.layers.items():
+            self._set_weight(name, layer)
+        gains = {f"{self.name}.{name}": gain for name, gain in tuned.gains.items()}
+        self._set_gains(gains)
+        del passes[1]
+        layers = {f"{self.name}.{name}": layer for name, layer in tuned.layers.items()}
+        return layers, gains, {"refit_loss": [tuned.losses[0], tuned.losses[-1]]}
 
     def _rounds(self) -> list[list[int]]:
         """Sites that are measured before any of their linears is quantized."""
@@ -253,6 +267,10 @@ class _BlockStage:
 
     def _set_weight(self, name: str, layer: QuantizedLinear) -> None:
         self._linear(name).weight.copy_(layer.dequantize())
+
+    def _set_gains(self, gains: dict[str, Tensor]) -> None:
+        for name, gain in gains.items():
+            self.block.get_parameter(name.removeprefix(f"{self.name}.")).copy_(gain)
 
     def _linear(self, name: str) -> nn.Linear:
         linear = self.block.get_submodule(name)

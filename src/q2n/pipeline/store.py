@@ -3,8 +3,9 @@
 A run that writes DIR works in DIR.partial until its checkpoint is complete:
 
     run.json                 the fingerprint: everything the result depends on; labels
-    block-00000.safetensors  the quantized linears of one block
+    block-00000.safetensors  the quantized linears of one block, and norm gains that changed
     block-00000.json         their metadata and records, and the checksum of the tensors
+    refit-00000.*            the same after the model as a whole was refitted, if it was
 
 Every file is written under another name, flushed and renamed; the .json comes last, so a
 block either is finished or does not exist. Nothing else is needed: the inputs of the
@@ -20,11 +21,13 @@ from shutil import rmtree
 from typing import Any
 
 from safetensors.torch import load, save
+from torch import Tensor
 
 from q2n.errors import InputError, ResumeError
 from q2n.grids.quantized import QuantizedLinear
 
 RUN_FILE = "run.json"
+_GAIN = "gain"
 
 
 def partial_folder(output: Path) -> Path:
@@ -33,10 +36,19 @@ def partial_folder(output: Path) -> Path:
 
 
 class RunStore:
-    """The finished blocks of one run."""
+    """The finished blocks of one run; `stem` names their files."""
 
-    def __init__(self, folder: Path, representations: Mapping[str, type[QuantizedLinear]]):
-        self.folder, self.representations = folder, representations
+    def __init__(
+        self,
+        folder: Path,
+        representations: Mapping[str, type[QuantizedLinear]],
+        stem: str = "block",
+    ):
+        self.folder, self.representations, self.stem = folder, representations, stem
+
+    def another(self, stem: str) -> "RunStore":
+        """A second set of blocks in the same folder."""
+        return RunStore(self.folder, self.representations, stem)
 
     def start(
         self, fingerprint: Mapping[str, Any], labels: Mapping[str, Any], *, resume: bool
@@ -79,6 +91,8 @@ class RunStore:
         return json.loads((self.folder / RUN_FILE).read_text())
 
     def _begin(self, fingerprint: Mapping[str, Any], labels: Mapping[str, Any]) -> None:
+        for old in self.folder.glob("*-*.json"):  # of a later stage, made from other blocks
+            old.unlink()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as cause:
@@ -96,14 +110,20 @@ class RunStore:
         return blocks
 
     def write_block(
-        self, index: int, layers: Mapping[str, QuantizedLinear], facts: Mapping[str, Any]
+        self,
+        index: int,
+        layers: Mapping[str, QuantizedLinear],
+        facts: Mapping[str, Any],
+        gains: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Store one block atomically. `facts` is kept beside it (seconds, what was skipped)."""
+        """Store one block atomically: its layers and the norm gains that are no longer the
+        original ones. `facts` is kept beside it (seconds, what was skipped)."""
         tensors = {
             f"{name}:{part}": tensor.contiguous().cpu()
             for name, layer in layers.items()
             for part, tensor in layer.tensors().items()
         }
+        tensors |= {f"{name}:{_GAIN}": gain.cpu() for name, gain in (gains or {}).items()}
         data = save(tensors)
         described = {
             name: {
@@ -115,7 +135,12 @@ class RunStore:
             }
             for name, layer in layers.items()
         }
-        facts = {**facts, "layers": described, "sha256": hashlib.sha256(data).hexdigest()}
+        facts = {
+            **facts,
+            "layers": described,
+            "gains": list(gains or {}),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
         _write(self._file(index, ".safetensors"), data)
         _write(self._file(index, ".json"), json.dumps(facts, indent=1).encode())
 
@@ -125,7 +150,31 @@ class RunStore:
         Raises:
             ResumeError: the file is not the one that was written.
         """
-        facts = json.loads(self._file(index, ".json").read_text())
+        facts, tensors = self._read(index)
+        return {
+            name: self._rebuild(name, described, tensors)
+            for name, described in facts["layers"].items()
+        }
+
+    def read_gains(self, index: int) -> dict[str, Tensor]:
+        """The norm gains of a finished block that are no longer the original ones. Raises as
+        `read_block`."""
+        facts = self._facts(index)
+        if not facts["gains"]:
+            return {}
+        tensors = self._read(index)[1]
+        return {name: tensors[f"{name}:{_GAIN}"] for name in facts["gains"]}
+
+    def gains(self) -> dict[str, Tensor]:
+        """Those of all finished blocks."""
+        blocks = range(len(self.finished()))
+        return {name: gain for index in blocks for name, gain in self.read_gains(index).items()}
+
+    def _facts(self, index: int) -> dict[str, Any]:
+        return json.loads(self._file(index, ".json").read_text())
+
+    def _read(self, index: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        facts = self._facts(index)
         file = self._file(index, ".safetensors")
         data = file.read_bytes() if file.exists() else b""
         if hashlib.sha256(data).hexdigest() != facts["sha256"]:
@@ -133,11 +182,7 @@ class RunStore:
                 f"{file} is damaged (its checksum differs); delete it and the .json files of "
                 f"block {index} and later, then --resume"
             )
-        tensors = load(data)
-        return {
-            name: self._rebuild(name, described, tensors)
-            for name, described in facts["layers"].items()
-        }
+        return facts, load(data)
 
     def layers(self) -> "StoredLayers":
         """All quantized linears by full name, one block in memory at a time."""
@@ -158,7 +203,7 @@ class RunStore:
         return layer.with_record(**described["record"])
 
     def _file(self, index: int, suffix: str) -> Path:
-        return self.folder / f"block-{index:05d}{suffix}"
+        return self.folder / f"{self.stem}-{index:05d}{suffix}"
 
 
 class StoredLayers(Mapping[str, QuantizedLinear]):

@@ -6,6 +6,8 @@ the full-precision model has at the same place, where a method asks for it.
 
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from q2n.models.blocks import BlockCall
 from q2n.pipeline.activations import Activations
 from q2n.pipeline.passes import BlockPass, PausingBlock
@@ -23,6 +25,25 @@ class Stream:
 
     def close(self) -> None:
         self.hidden.close()
+
+
+class BlockWindows:
+    """Single windows of a block's input, its full-precision output and its call, by number."""
+
+    def __init__(self, inputs: Stream, outputs: Stream, index: int):
+        self.inputs, self.outputs, self.index = inputs, outputs, index
+        sizes = [len(inputs.hidden.get(batch)) for batch in range(len(inputs))]
+        self._places = [(batch, row) for batch, size in enumerate(sizes) for row in range(size)]
+        self._sizes = sizes
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __call__(self, number: int) -> tuple[Tensor, Tensor, BlockCall]:
+        batch, row = self._places[number]
+        call = self.inputs.calls[batch][self.index].window(row, self._sizes[batch])
+        one = slice(row, row + 1)
+        return self.inputs.hidden.get(batch)[one], self.outputs.hidden.get(batch)[one], call
 
 
 class StreamThroughBlock:

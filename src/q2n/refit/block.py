@@ -1,0 +1,75 @@
+"""Refit of one block: what a layer-wise closed form cannot see.
+
+After the linears of a block are quantized, their scales, the gains of the block's norms and, if
+asked, the roundings are tuned toward the full-precision model's block output, from the block
+input that the quantized prefix really gives. One layer can then make up for what another one of
+its block loses, through the attention and the nonlinearity.
+
+The loss is the squared error of each token relative to the token's own energy, averaged over
+tokens: a plain mean would see little but the few tokens with massive activations.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from q2n.errors import InputError
+from q2n.grids.quantized import QuantizedLinear
+from q2n.models.blocks import BlockCall
+from q2n.refit.tuner import Call, Rates, Tuned, shuffled, tune
+
+Window = tuple[Float[Tensor, "1 l h"], Float[Tensor, "1 l h"], BlockCall]
+"""A window's block input, the block output to reach, and what else the block is called with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockRefit:
+    """How each block is refitted."""
+
+    steps: int = 32
+    """Gradient steps a block, a calibration window each."""
+    rates: Rates = Rates(scale=0.005, gain=0.005, code=0.04)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"refit_steps must be at least 1, got {self.steps}")
+
+    def __call__(
+        self,
+        block: nn.Module,
+        layers: Mapping[str, QuantizedLinear],
+        windows: Callable[[int], Window],
+        count: int,
+        *,
+        name: str,
+        seed: int,
+    ) -> Tuned:
+        """The block's layers and gains, tuned; `block` itself stays as it is.
+
+        Args:
+            layers: by the block's own names.
+            windows: the `count` calibration windows by number.
+
+        Raises:
+            NumericalError: the loss is not finite; names the block.
+        """
+        order = shuffled(count, self.steps, seed)
+
+        def loss(call: Call, step: int) -> Tensor:
+            hidden, target, block_call = windows(order[step])
+            output = call(hidden, *block_call.args, **block_call.kwargs)
+            return relative_error(output if isinstance(output, Tensor) else output[0], target)
+
+        return tune(block, layers, self.rates, self.steps, loss, name=name)
+
+
+def relative_error(
+    output: Float[Tensor, "w l h"], target: Float[Tensor, "w l h"]
+) -> Float[Tensor, ""]:
+    """Mean over tokens of |output - target|^2 / |target|^2."""
+    target = target.float()
+    error = (output.float() - target).square().sum(-1)
+    return (error / target.square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)).mean()

@@ -1,0 +1,135 @@
+"""Refit of one decoder block toward its full-precision output."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from tiny import tiny_model
+from torch import nn
+
+from q2n.errors import InputError, NumericalError
+from q2n.methods.problem import LayerProblem
+from q2n.methods.rtn import RTN
+from q2n.models.blocks import BlockwiseModel
+from q2n.models.source import open_source
+from q2n.refit.block import BlockRefit, relative_error
+from q2n.refit.tuner import Rates, shuffled
+
+
+class OneBlock:
+    """The second block of a tiny model, its linears rounded, and windows of its input."""
+
+    def __init__(self, architecture="llama", dtype=torch.float32, count=6):
+        model = BlockwiseModel(open_source(tiny_model(architecture, layers=2).to(dtype)))
+        tokens = torch.randint(3, 128, (count, 12), generator=torch.Generator().manual_seed(3))
+        inputs = next(model.record_inputs([tokens]))
+        self.block, self.count = model.load_block(1), count
+        self.hidden, self.call = inputs.hidden, inputs.calls[1]
+        with torch.no_grad():
+            output = self.block(self.hidden, *self.call.args, **self.call.kwargs)
+        self.target = output if isinstance(output, torch.Tensor) else output[0]
+        self.layers = {
+            name: RTN(bits=2).quantize(
+                LayerProblem(name=name, weight=part.weight.float(), statistics=None)
+            )
+            for name, part in self.block.named_modules()
+            if isinstance(part, nn.Linear)
+        }
+
+    def window(self, number):
+        one = slice(number, number + 1)
+        return self.hidden[one], self.target[one], self.call.window(number, self.count)
+
+    def error(self, layers, gains) -> float:
+        """Of the block with these layers and gains, over all windows."""
+        block = deepcopy(self.block)
+        with torch.no_grad():
+            for name, layer in layers.items():
+                block.get_submodule(name).weight.copy_(layer.dequantize())
+            for name, gain in gains.items():
+                block.get_parameter(name).copy_(gain)
+            output = block(self.hidden, *self.call.args, **self.call.kwargs)
+        output = output if isinstance(output, torch.Tensor) else output[0]
+        return float(relative_error(output, self.target))
+
+    def refit(self, steps=24, windows=None, **fields):
+        refit = BlockRefit(steps=steps, rates=Rates(scale=0.01, gain=0.01), **fields)
+        windows = windows or self.window
+        return refit(self.block, self.layers, windows, self.count, name="blocks.1", seed=5)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "opt", "phi"])
+def test_the_output_comes_nearer_in_every_dtype(monkeypatch, architecture, dtype, fast):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: fast)
+    one = OneBlock(architecture, dtype)
+    tuned = one.refit(8)
+    assert one.error(tuned.layers, tuned.gains) < one.error(one.layers, {})
+    assert {gain.dtype for gain in tuned.gains.values()} == {dtype}
+
+
+def test_losses_are_the_errors_of_the_windows_in_their_order(monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    one, asked = OneBlock(), []
+
+    def windows(number):
+        asked.append(number)
+        return one.window(number)
+
+    tuned = one.refit(13, windows)
+    assert asked == shuffled(6, 13, 5) and sorted(asked[:6]) == list(range(6))
+    # its first loss is that of the layers as they came, on the first window alone
+    alone = OneBlock()
+    first = slice(asked[0], asked[0] + 1)
+    alone.call = one.call.window(asked[0], 6)
+    alone.hidden, alone.target = one.hidden[first], one.target[first]
+    assert tuned.losses[0] == pytest.approx(alone.error(one.layers, {}), rel=1e-5)
+    assert len(tuned.losses) == 13
+
+
+def test_codes_stay_and_the_block_too():
+    one = OneBlock()
+    before = {name: tensor.clone() for name, tensor in one.block.state_dict().items()}
+    tuned = one.refit(6)
+    assert tuned.layers.keys() == one.layers.keys()
+    for name, layer in one.layers.items():
+        assert torch.equal(tuned.layers[name].codes, layer.codes)
+        assert not torch.equal(tuned.layers[name].scale, layer.scale)
+    assert tuned.gains.keys() == {"input_layernorm.weight", "post_attention_layernorm.weight"}
+    for name, tensor in one.block.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert all(parameter.grad is None for parameter in one.block.parameters())
+
+
+def test_a_nan_names_the_block():
+    one = OneBlock()
+    one.target = one.target * float("nan")
+    with pytest.raises(NumericalError, match=r"blocks\.1: .* nan"):
+        one.refit(3)
+
+
+def test_the_error_is_relative_to_each_token():
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(2, 5, 8, generator=generator)
+    output = target + 0.1 * torch.randn(2, 5, 8, generator=generator)
+    target[1, 3] *= 1e4  # a token with massive activations counts as much as any
+    output[1, 3] *= 1e4
+    expected = 0.0
+    for window in range(2):
+        for token in range(5):
+            error = (output[window, token] - target[window, token]).double()
+            expected += float(error @ error / target[window, token].double().square().sum()) / 10
+    assert float(relative_error(output, target)) == pytest.approx(expected, rel=1e-5)
+    half = relative_error(output.half(), target.half())  # whose squares would overflow
+    assert half.dtype == torch.float32 and float(half) == pytest.approx(expected, rel=0.05)
+
+
+def test_a_token_without_energy_is_no_division_by_zero():
+    zeros = torch.zeros(1, 2, 4)
+    assert float(relative_error(zeros, zeros)) == 0
+
+
+def test_no_steps_are_refused():
+    with pytest.raises(InputError, match="refit_steps must be at least 1, got 0"):
+        BlockRefit(steps=0)

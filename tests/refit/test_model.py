@@ -1,0 +1,195 @@
+"""Refit of a whole model toward its own full-precision predictions."""
+
+import pytest
+import torch
+from tiny import tiny_model as sized_model
+from torch import nn
+from torch.nn.functional import kl_div
+
+from q2n.errors import InputError, NumericalError
+from q2n.methods.problem import LayerProblem
+from q2n.methods.rtn import RTN
+from q2n.refit.model import _CHUNK, ModelRefit, _Divergence
+from q2n.refit.tuner import Rates, norm_gains, shuffled
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """Matrix products in float32, on a machine that is fast in bfloat16 too."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+
+
+def tiny_model(architecture: str = "llama"):
+    return sized_model(architecture, layers=2)
+
+
+def tokens(count: int = 5, length: int = 16) -> torch.Tensor:
+    return torch.randint(3, 128, (count, length), generator=torch.Generator().manual_seed(3))
+
+
+def rounded(model, bits=2):
+    """The linears of the decoder blocks, by full name."""
+    return {
+        name: RTN(bits=bits).quantize(
+            LayerProblem(name=name, weight=part.weight.detach().float(), statistics=None)
+        )
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Linear) and any(char.isdigit() for char in name)
+    }
+
+
+def refitted(model, layers, gains=None, steps=10, progress=lambda: None):
+    refit = ModelRefit(steps=steps, rates=Rates(scale=0.01, gain=0.01))
+    return refit(model, layers, gains or {}, tokens(), seed=5, progress=progress)
+
+
+def divergence(architecture, layers, gains, windows) -> float:
+    """Mean KL over tokens from full float32 logits."""
+    plain, changed = tiny_model(architecture), tiny_model(architecture)
+    with torch.no_grad():
+        for name, layer in layers.items():
+            changed.get_submodule(name).weight.copy_(layer.dequantize())
+        for name, gain in gains.items():
+            changed.get_parameter(name).copy_(gain)
+        log_p, log_s = (
+            model(input_ids=windows, use_cache=False).logits.double().log_softmax(-1)
+            for model in (plain, changed)
+        )
+    each = kl_div(log_s, log_p, log_target=True, reduction="none").sum(-1)
+    return float(each.mean())
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("count", [1, 7, _CHUNK, 2 * _CHUNK + 100])
+def test_divergence_and_its_gradient_are_those_of_full_logits(exact, count, bias):
+    generator = torch.Generator().manual_seed(count)
+    head = nn.Linear(24, 50, bias=bias).requires_grad_(False)
+    teacher = 3 * torch.randn(count, 24, generator=generator)
+    states = (teacher + torch.randn(count, 24, generator=generator)).requires_grad_()
+    value = _Divergence.apply(states, teacher, head)
+    (3 * value).backward()
+    full = states.detach().double().requires_grad_()
+    head = head.double()
+    log_s, log_p = head(full).log_softmax(1), head(teacher.double()).log_softmax(1)
+    expected = kl_div(log_s, log_p, log_target=True, reduction="sum") / count
+    (3 * expected).backward()
+    assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    # float32 logits; a gradient is a sum over 50 words
+    torch.testing.assert_close(states.grad.double(), full.grad, rtol=1e-4, atol=1e-5 / count)
+
+
+def test_equal_predictions_have_no_divergence(exact):
+    head = nn.Linear(24, 50).requires_grad_(False)
+    states = torch.randn(300, 24).requires_grad_()
+    value = _Divergence.apply(states, states.detach(), head)
+    value.backward()
+    assert float(value.detach()) == 0 and (states.grad == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_divergence_in_bfloat16_points_the_same_way(dtype):
+    generator = torch.Generator().manual_seed(1)
+    head = nn.Linear(24, 50).requires_grad_(False)
+    teacher = 3 * torch.randn(40, 24, generator=generator)
+    states = teacher + torch.randn(40, 24, generator=generator)
+    found = states.to(dtype, copy=True).requires_grad_()
+    _Divergence.apply(found, teacher.to(dtype), head.to(dtype)).backward()
+    assert found.grad.dtype == dtype
+    full = states.double().requires_grad_()
+    head = head.double()
+    log_s, log_p = head(full).log_softmax(1), head(teacher.double()).log_softmax(1)
+    kl_div(log_s, log_p, log_target=True, reduction="batchmean").backward()
+    cosine = torch.cosine_similarity(found.grad.double().flatten(), full.grad.flatten(), 0)
+    assert cosine > 0.99
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "opt", "gpt_neox"])
+def test_predictions_come_nearer(architecture):
+    layers = rounded(tiny_model(architecture))
+    tuned = refitted(tiny_model(architecture), layers, steps=15)
+    assert tuned.layers.keys() == layers.keys()
+    before = divergence(architecture, layers, {}, tokens())
+    after = divergence(architecture, tuned.layers, tuned.gains, tokens())
+    assert after < 0.95 * before
+    assert len(tuned.losses) == 15
+
+
+@pytest.mark.parametrize("architecture", ["llama", "opt"])
+def test_all_names_are_the_models_own(architecture):
+    model = tiny_model(architecture)
+    tuned = refitted(model, rounded(model), steps=2)
+    assert tuned.gains.keys() == norm_gains(model).keys()
+    last = "model.norm.weight" if architecture == "llama" else "model.decoder.final_layer_norm"
+    assert any(name.startswith(last) for name in tuned.gains)
+
+
+@pytest.mark.parametrize("with_gains", [False, True])
+def test_the_first_loss_is_the_divergence_of_what_was_given(exact, with_gains):
+    """The teacher is the model with its original gains, also where other ones are given."""
+    layers, gains = rounded(tiny_model()), {}
+    if with_gains:
+        generator = torch.Generator().manual_seed(2)
+        gains = {
+            name: gain * (0.5 + torch.rand(gain.shape, generator=generator))
+            for name, gain in norm_gains(tiny_model()).items()
+        }
+    tuned = refitted(tiny_model(), layers, gains, steps=1)
+    window = tokens()[shuffled(5, 1, 5)]
+    assert tuned.losses[0] == pytest.approx(divergence("llama", layers, gains, window), rel=1e-4)
+    for name, gain in gains.items():  # and they are where the steps start
+        assert (tuned.gains[name] / gain - 1).abs().max() < 0.011
+
+
+def test_codes_stay_and_so_does_the_model():
+    model = tiny_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    layers = rounded(model)
+    tuned = refitted(model, layers, steps=3)
+    for name, layer in layers.items():
+        assert torch.equal(tuned.layers[name].codes, layer.codes)
+        assert not torch.equal(tuned.layers[name].scale, layer.scale)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_same_bits_each_time_and_one_call_a_step():
+    layers, calls = rounded(tiny_model()), []
+    first = refitted(tiny_model(), layers, steps=4, progress=lambda: calls.append(1))
+    second = refitted(tiny_model(), layers, steps=4)
+    assert len(calls) == 4 and first.losses == second.losses
+    assert all(torch.equal(first.layers[n].scale, second.layers[n].scale) for n in layers)
+    assert all(torch.equal(first.gains[n], second.gains[n]) for n in first.gains)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "opt"])
+def test_models_in_half_precision_are_refitted(monkeypatch, architecture, dtype, fast):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: fast)
+    model = tiny_model(architecture).to(dtype)
+    layers = rounded(model)
+    tuned = refitted(model, layers, steps=15)
+    assert {gain.dtype for gain in tuned.gains.values()} == {dtype}
+    # of windows that come three times each
+    assert sum(tuned.losses[10:]) < sum(tuned.losses[:5])
+
+
+def test_a_nan_names_the_model():
+    model = tiny_model()
+    layers = rounded(model)
+    model.model.embed_tokens.weight.data[:] = float("nan")
+    with pytest.raises(NumericalError, match="LlamaForCausalLM: .*nan"):
+        refitted(model, layers)
+
+
+def test_no_steps_are_refused():
+    with pytest.raises(InputError, match="refit_steps must be at least 1, got -3"):
+        ModelRefit(steps=-3)
+
+
+@pytest.mark.gpu
+def test_stored_layers_are_brought_to_the_models_device():
+    layers = rounded(tiny_model())
+    tuned = refitted(tiny_model().cuda(), layers, steps=10)
+    assert sum(tuned.losses[5:]) < sum(tuned.losses[:5])
+    assert all(layer.codes.is_cuda for layer in tuned.layers.values())
