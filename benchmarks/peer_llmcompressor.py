@@ -41,15 +41,15 @@ from pathlib import Path
 PINNED = ("torch==2.13.0", "llmcompressor==0.14.0.1")  # in this order: torch decides the build
 
 
-def make_environment(folder: Path) -> Path:
+def make_environment(folder: Path, pinned: tuple[str, ...] = PINNED) -> Path:
     """A virtual environment with the pinned packages; returns its interpreter."""
     python = folder / "bin" / "python"
     finished = folder / ".installed"
     if not finished.exists():
         venv.create(folder, with_pip=True)
-        for package in PINNED:
+        for package in pinned:
             subprocess.run([python, "-m", "pip", "install", "--quiet", package], check=True)
-        finished.write_text("\n".join(PINNED) + "\n")
+        finished.write_text("\n".join(pinned) + "\n")
     return python
 
 
@@ -176,13 +176,18 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def run_in_environment(folder: Path, script: str, pinned: tuple[str, ...] = PINNED) -> None:
+    """Run the script again with the same arguments, less --make-env, in that environment."""
+    python = make_environment(folder, pinned)
+    where = sys.argv.index("--make-env")
+    arguments = sys.argv[1:where] + sys.argv[where + 2 :]
+    sys.exit(subprocess.run([python, script, *arguments]).returncode)
+
+
 def main() -> None:
     options = parse_options()
     if options.make_env:
-        python = make_environment(options.make_env)
-        where = sys.argv.index("--make-env")
-        arguments = sys.argv[1:where] + sys.argv[where + 2 :]
-        sys.exit(subprocess.run([python, __file__, *arguments]).returncode)
+        run_in_environment(options.make_env, __file__)
     os.environ["HF_HUB_OFFLINE"] = "1"
     options.output.mkdir(parents=True)
     print(json.dumps(run(options), indent=2))

@@ -1,15 +1,20 @@
-"""GPTQ with and without the null-space step on SmolLM2-135M and WikiText-2, with its spread.
+"""What each step after GPTQ is worth on SmolLM2-135M and WikiText-2, with its spread.
 
-Calibrates on a train text (windows drawn with each seed), evaluates on a test text. One line
+Calibrates on a train text (windows drawn with each seed), evaluates on test texts. One line
 a run goes to a JSONL file; a run that is in the file is not repeated, so this script can be
-stopped and started again. Prints mean and range over the seeds.
+stopped and started again.
 
     python benchmarks/protocol.py --data FOLDER --results results.jsonl
+    python benchmarks/protocol.py ... --variants gptq good best --settings 4g64 --seeds 0
+    python benchmarks/protocol.py ... --variants good --windows 4 32 64
+    python benchmarks/protocol.py ... --calibration c4.jsonl --evaluation wiki.test.raw ptb.txt
+    python benchmarks/protocol.py ... --table
 
-FOLDER holds wiki.train.head.raw and wiki.test.raw.
+FOLDER holds the texts. Quantized in float32; evaluated in bfloat16.
 """
 
 import argparse
+import itertools
 import json
 import shutil
 import statistics
@@ -20,49 +25,78 @@ from typing import Any
 import q2n
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "3 bits per channel": {"bits": 3, "group_size": -1},
-    "2 bits, groups of 64": {"bits": 2, "group_size": 64},
+    "3pc": {"bits": 3, "group_size": -1},
+    "2g64": {"bits": 2, "group_size": 64},
+    "4g64": {"bits": 4, "group_size": 64},
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "rtn": {"method": "rtn"},
-    "gptq": {"method": "gptq"},
-    "gptq + Q2N": {"method": "gptq", "nullspace": True},
+    "gptq": {},
+    "paper": {"nullspace": "paper"},
+    "output row": {"nullspace": "output", "per": "row"},
+    "output group": {"nullspace": "output"},
+    "cross row": {"nullspace": "cross", "per": "row"},
+    "cross group": {"nullspace": "cross"},
+    "cross principal": {"nullspace": "cross", "directions": "principal"},
+    "cross spectral": {"nullspace": "cross", "directions": "spectral"},
+    "auto": {"nullspace": "auto"},
+    "correct": {"correct": True},
+    "correct, paper": {"correct": True, "nullspace": "paper"},
+    "correct, output group": {"correct": True, "nullspace": "output"},
+    "correct, cross row": {"correct": True, "nullspace": "cross", "per": "row"},
+    "good": {"quality": "good"},
+    "good, principal": {"quality": "good", "directions": "principal"},
+    "good, spectral": {"quality": "good", "directions": "spectral"},
+    "good, auto": {"quality": "good", "nullspace": "auto", "held_out": True},
+    "good, refit block": {"quality": "good", "refit": "block"},
+    "best": {"quality": "best"},
+    "best, refit both": {"quality": "best", "refit": "both"},
 }
 
 
 def main() -> None:
+    options = parse_options()
+    if not options.table:
+        print(json.dumps(measured(options, original(options), None)))
+        cells = itertools.product(
+            options.seeds, options.settings, options.windows, options.variants
+        )
+        for seed, setting, windows, variant in cells:
+            key = {"setting": setting, "variant": variant, "seed": seed, "windows": windows}
+            settings = {"method": "gptq", **SETTINGS[setting], **VARIANTS[variant]}
+            print(json.dumps(measured(options, key, settings)), flush=True)
+    print_table(options)
+
+
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--results", type=Path, required=True)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--settings", nargs="+", default=["3pc", "2g64"], choices=SETTINGS)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--windows", type=int, nargs="+", default=[16])
     parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--calibration", default="wiki.train.head.raw")
+    parser.add_argument("--evaluation", nargs="+", default=["wiki.test.raw"])
     parser.add_argument("--ppl-windows", type=int, default=64)
-    parser.add_argument("--dtype", default="auto", help="dtype to quantize in")
-    parser.add_argument("--eval-dtype", default="float32", help="dtype to evaluate in")
-    options = parser.parse_args()
-    original = measured(options, {"setting": "-", "variant": "original", "seed": None}, None)
-    print(f"original: {original['perplexity']:.3f} +- {original['standard_error']:.3f}")
-    for seed in options.seeds:
-        for setting, grid in SETTINGS.items():
-            for variant, method in VARIANTS.items():
-                if method["method"] == "rtn" and seed != options.seeds[0]:
-                    continue  # no calibration, no seed
-                key = {"setting": setting, "variant": variant, "seed": seed}
-                print(json.dumps(measured(options, key, {**grid, **method})), flush=True)
-    print_table(options)
+    parser.add_argument("--table", action="store_true", help="only print what is there")
+    return parser.parse_args()
+
+
+def original(options: argparse.Namespace) -> dict[str, Any]:
+    return {"setting": "-", "variant": "original", "seed": None, "windows": None}
 
 
 def measured(options: argparse.Namespace, key: dict, settings: dict | None) -> dict[str, Any]:
     """The result of one run, from the file or by doing it."""
     conditions = {
         **key,
-        "windows": options.windows,
         "length": options.length,
+        "calibration": None if settings is None else options.calibration,
+        "evaluation": options.evaluation,
         "ppl_windows": options.ppl_windows,
-        "dtype": options.dtype,
-        "eval_dtype": options.eval_dtype,
     }
     for line in past(options.results):
         if all(line.get(name) == value for name, value in conditions.items()):
@@ -87,11 +121,10 @@ def run(options: argparse.Namespace, key: dict, settings: dict | None) -> dict[s
             done = q2n.quantize(
                 options.model,
                 folder / "checkpoint",
-                corpus=str(options.data / "wiki.train.head.raw"),
-                windows=options.windows,
+                corpus=str(options.data / options.calibration),
+                windows=key["windows"],
                 length=options.length,
                 seed=key["seed"],
-                dtype=options.dtype,
                 **settings,
             )
             model = str(done.directory)
@@ -101,41 +134,45 @@ def run(options: argparse.Namespace, key: dict, settings: dict | None) -> dict[s
                 "seconds": done.timings["quantization_seconds"],
                 "output_error": statistics.mean(x.get("output_error", 0.0) for x in layers),
             }
-        result = q2n.evaluate(
-            model,
-            ppl=str(options.data / "wiki.test.raw"),
-            length=options.length,
-            windows=options.ppl_windows,
-            dtype=options.eval_dtype,
-            batch_size=4,
-        )
+        results = [evaluated(options, model, text) for text in options.evaluation]
         return {
             **facts,
-            "perplexity": result.perplexity,
-            "standard_error": result.standard_error,
-            "windows_sha256": result.sha256,
-            "eval_seconds": result.seconds,
+            "perplexity": [result.perplexity for result in results],
+            "standard_error": [result.standard_error for result in results],
+            "windows_sha256": [result.sha256 for result in results],
         }
     finally:
         shutil.rmtree(folder)
 
 
+def evaluated(options: argparse.Namespace, model: str, text: str) -> Any:
+    return q2n.evaluate(
+        model,
+        ppl=str(options.data / text),
+        length=options.length,
+        windows=options.ppl_windows,
+        dtype="bfloat16",
+        batch_size=4,
+    )
+
+
 def print_table(options: argparse.Namespace) -> None:
-    print("\n| setting | weights | perplexity, mean | range over seeds | seeds | bits | seconds |")
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for line in past(options.results):
+        if line["variant"] != "original":
+            same = ("setting", "variant", "windows", "calibration")
+            groups.setdefault((*(line[x] for x in same), *line["evaluation"]), []).append(line)
+    print("\n| setting | variant | windows | calibration | perplexity by seed | bits | seconds |")
     print("|---|---|---|---|---|---|---|")
-    lines = [x for x in past(options.results) if x["eval_dtype"] == options.eval_dtype]
-    for setting in SETTINGS:
-        for variant in VARIANTS:
-            rows = [x for x in lines if (x["setting"], x["variant"]) == (setting, variant)]
-            if not rows:
-                continue
-            values = [row["perplexity"] for row in rows]
-            print(
-                f"| {setting} | {variant} | {statistics.mean(values):.2f} | "
-                f"{min(values):.2f} - {max(values):.2f} | {len(rows)} | "
-                f"{rows[0]['bits_per_weight']:.2f} | "
-                f"{statistics.mean(row['seconds'] for row in rows):.0f} |"
-            )
+    for (setting, variant, windows, calibration, *_), lines in sorted(groups.items()):
+        lines.sort(key=lambda line: line["seed"])
+        values = ", ".join("/".join(f"{x:.1f}" for x in line["perplexity"]) for line in lines)
+        seconds = ", ".join(f"{line['seconds']:.0f}" for line in lines)
+        bits = lines[0]["bits_per_weight"]
+        print(
+            f"| {setting} | {variant} | {windows} | {calibration} | {values} | {bits:.2f} | "
+            f"{seconds} |"
+        )
 
 
 if __name__ == "__main__":

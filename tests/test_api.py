@@ -101,10 +101,10 @@ def _interrupt(place, monkeypatch):
 
     plain = RunStore.write_block
 
-    def write_once(self, index, layers, facts):
+    def write_once(self, index, *block):
         if index == 1:
             raise KeyboardInterrupt
-        plain(self, index, layers, facts)
+        plain(self, index, *block)
 
     with monkeypatch.context() as patched:
         patched.setattr(RunStore, "write_block", write_once)
@@ -155,8 +155,9 @@ def test_perplexity_before_and_after_is_in_record_and_card(place):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"rule": "guess"}, ["rule", "guess", "matrix_rank"]),
-        ({"skip_layers": "*down_proj"}, ["skip_layers", "list"]),
+        ({"nullspace": "paper", "rule": "guess"}, ["rule", "guess", "matrix_rank"]),
+        ({"nullspace": "paper", "skip_layers": "*down_proj"}, ["skip_layers", "list"]),
+        ({"objective": "guess"}, ["objective", "guess", "cross"]),
         ({"group_size": "64"}, ["group_size", "int"]),
         ({"bits": True}, ["bits", "int"]),
     ],

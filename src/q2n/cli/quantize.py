@@ -9,7 +9,7 @@ from rich.console import Console
 
 from q2n.api import Quantized, quantize
 from q2n.cli.flags import add_options, add_output_flags, new_parser, reporter
-from q2n.config import QuantizeConfig, method_options, nullspace_options, run_options
+from q2n.config import QuantizeConfig, method_options, run_options, step_options
 from q2n.report.tables import with_error
 
 RUNTIME = ("checkpoint", "config", "print_config", "resume", "quiet", "json")
@@ -30,7 +30,7 @@ def add_quantize(commands: Any) -> Callable[[Namespace], None]:
     )
     add_options(parser, "run", run_options())
     add_options(parser, "method (each has its own defaults)", method_options())
-    add_options(parser, "null-space step", nullspace_options())
+    add_options(parser, "correction and step", step_options())
     parser.add_argument("--resume", action="store_true", help="Go on with an interrupted run.")
     add_output_flags(parser)
     commands.add_subcommand("quantize", parser, help="quantize a model")

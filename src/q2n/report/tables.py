@@ -41,8 +41,8 @@ def _step_cells(layer: Mapping[str, Any]) -> list[str]:
         return ["-"] * 6
     return [
         _percent(layer.get("output_error_before")),
-        str(layer["kept_rank"]),
-        _percent(layer["nullspace_energy"]),
+        str(layer.get("kept_rank", "-")),
+        _percent(layer.get("nullspace_energy")),
         *(f"{layer[f'alpha_{kind}']:.3f}" for kind in ("mean", "min", "max")),
     ]
 
