@@ -112,7 +112,7 @@ def limited(folder: Path, gigabytes: float) -> None:
         tokenizer=tokenizer,
         corpus=str(folder / "text.txt"),
         bits=3,
-        nullspace=True,
+        nullspace="paper",
         windows=4,
         length=128,
     )

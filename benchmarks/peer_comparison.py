@@ -89,7 +89,7 @@ def quantize_ours(options: argparse.Namespace, side: str, seed: int) -> dict:
         folder,
         method="gptq",
         bits=3,
-        nullspace=side.endswith("Q2N"),
+        nullspace="paper" if side.endswith("Q2N") else "off",
         corpus=str(options.data / "wiki.train.head.raw"),
         windows=WINDOWS,
         length=LENGTH,

@@ -47,7 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "good": {"quality": "good"},
     "good, principal": {"quality": "good", "directions": "principal"},
     "good, spectral": {"quality": "good", "directions": "spectral"},
-    "good, auto": {"quality": "good", "nullspace": "auto", "held_out": True},
+    "good, auto": {"quality": "good", "nullspace": "auto", "correction_held_out": True},
     "good, refit block": {"quality": "good", "refit": "block"},
     "best": {"quality": "best"},
     "best, refit both": {"quality": "best", "refit": "both"},

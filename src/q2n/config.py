@@ -98,8 +98,9 @@ class QuantizeConfig:
         given = _with_quality(given)
         own = {key: given.pop(key) for key in list(given) if key in RUN_SETTINGS}
         own["nullspace"] = _step_name(own.get("nullspace", cls.nullspace))
+        own["refit"] = own.get("refit") or "off"  # YAML reads a bare off as False
         _require_types(cls, own)
-        if own.get("refit", "off") not in REFITS:
+        if own["refit"] not in REFITS:
             raise InputError(f"refit {own['refit']!r}: choose {', '.join(REFITS)}")
         config = cls(**own)
         sorted_options: dict[str, Any] = {}
@@ -135,7 +136,7 @@ class QuantizeConfig:
         if self.correct:
             method = Corrected(inner=method, **self.correct_options)
         if self.nullspace != "off":
-            method = replace(STEPS[self.nullspace](method), **self.nullspace_options)
+            method = STEPS[self.nullspace](method, **self.nullspace_options)
         return method
 
     def build_block_refit(self) -> BlockRefit | None:

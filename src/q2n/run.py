@@ -262,13 +262,13 @@ class Run:
         )
 
     def _card(self, done: Quantized) -> CardFacts:
-        step = "" if self.config.nullspace == "off" else " followed by the null-space step Q2N"
+        refit = "" if self.config.refit == "off" else f", then refit ({self.config.refit})"
         return CardFacts(
             base_model=self.source.label,
             title=self.target.name,
             format=self.format,
             directory=Path(self.target.name),
-            method=f"{self.config.method}{step}",
+            method=f"{self.method.title}{refit}",
             settings=done.record["settings"],
             bits_per_weight=done.record["bits_per_weight"],
             bytes_before=done.bytes_before,

@@ -74,6 +74,22 @@ def test_json_mode_prints_only_json(quantize, capsys):
     assert events[-1]["bytes_after"] < events[-1]["bytes_before"]
 
 
+def test_the_step_alone_means_cross(quantize):
+    code, out = quantize("--bits", "3", "--nullspace", "--quiet")
+    assert code == 0
+    settings = json.loads((out / "q2n.json").read_text())["settings"]
+    assert (settings["nullspace"], settings["objective"]) == ("cross", "cross")
+
+
+def test_a_quality_is_one_flag(quantize):
+    code, out = quantize("--bits", "3", "--quality", "best", "--refit-steps", "2", "--quiet")
+    assert code == 0
+    settings = json.loads((out / "q2n.json").read_text())["settings"]
+    assert (settings["correct"], settings["nullspace"]) == (True, "cross")
+    assert (settings["refit"], settings["refit_steps"]) == ("model", 2)
+    assert not out.with_name("out.partial").exists()
+
+
 def test_quiet_mode_prints_nothing(quantize, capsys):
     assert quantize("--bits", "4", "--quiet")[0] == 0
     captured = capsys.readouterr()
@@ -81,7 +97,8 @@ def test_quiet_mode_prints_nothing(quantize, capsys):
 
 
 def test_printed_config_drives_the_same_run(monkeypatch, capsys, tmp_path, place):
-    shown = ["--bits", "3", "--threshold", "0.2", "--nullspace", "paper"]
+    shown = ["--bits", "3", "--threshold", "0.2", "--nullspace", "paper", "--correct"]
+    shown += ["--refit", "block", "--refit-steps", "2"]
     shown += ["--skip-layers", "*k_proj", "*o_*"]
     shown += ["--corpus", str(place / "text.txt"), "--windows", "4", "--length", "16"]
     model = str(place / "model")
@@ -92,6 +109,7 @@ def test_printed_config_drives_the_same_run(monkeypatch, capsys, tmp_path, place
     settings = json.loads((tmp_path / "out" / "q2n.json").read_text())["settings"]
     assert (settings["bits"], settings["threshold"], settings["nullspace"]) == (3, 0.2, "paper")
     assert settings["skip_layers"] == ["*k_proj", "*o_*"]
+    assert (settings["correct"], settings["refit"], settings["refit_steps"]) == (True, "block", 2)
     assert settings["model"] == model and settings["text"].endswith("text.txt")
 
 
@@ -113,7 +131,13 @@ def test_printed_config_drives_the_same_run(monkeypatch, capsys, tmp_path, place
         (["--corpus", "missing.txt"], ["missing.txt"]),
         (["--ppl", "missing.txt"], ["missing.txt"]),
         (["--nullspace", "paper", "--rule", "guess"], ["guess", "matrix_rank"]),
-        (["--nullspace", "sometimes"], ["sometimes", "released"]),
+        (["--nullspace", "--rule", "ratio"], ["rule", "--nullspace"]),
+        (["--nullspace", "sometimes"], ["sometimes", "released", "cross"]),
+        (["--correction-ridge", "0.1"], ["correction_ridge", "--correct"]),
+        (["--quality", "perfect"], ["perfect", "good", "best"]),
+        (["--refit", "sometimes"], ["sometimes", "block", "model", "both"]),
+        (["--refit", "block", "--refit-steps", "0"], ["refit_steps", "0"]),
+        (["--quality", "best", "--refit-steps", "0"], ["refit_steps", "0"]),
     ],
 )
 def test_bad_options_get_one_line_and_leave_nothing(quantize, capsys, flags, words):
@@ -191,8 +215,9 @@ def test_methods_are_listed(capsys):
     assert "gptq" in said and "rtn" in said
 
 
-def test_inspect_draws_a_picture(quantize, capsys, tmp_path):
-    quantize("--bits", "4", "--nullspace", "--quiet")
+@pytest.mark.parametrize("step", ["paper", "cross"])
+def test_inspect_draws_a_picture(quantize, capsys, tmp_path, step):
+    quantize("--bits", "4", "--nullspace", step, "--quiet")
     assert main(["inspect", "out", "--plot", "layers.png"]) == 0
     assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
     assert main(["inspect", "out", "--plot", "layers.doc"]) == 2

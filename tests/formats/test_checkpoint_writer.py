@@ -103,6 +103,29 @@ def test_layers_are_loaded_in_order_and_once(tmp_path: Path) -> None:
     assert [name for name in read if name != expected[0]] == expected[1:]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", FORMATS)
+def test_gains_take_the_place_of_the_original_ones(
+    tmp_path: Path, name: str, dtype: torch.dtype
+) -> None:
+    model = llama(dtype=dtype)
+    layers = random_layers(model, 4, 32, False, FORMATS[name].scale_dtype(dtype))
+    gains = {
+        norm: (0.5 + torch.rand(64)).to(dtype)
+        for norm in ("model.layers.1.input_layernorm.weight", "model.norm.weight")
+    }
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    write_checkpoint(tmp_path / "out", open_source(model), layers, FORMATS[name], gains=gains)
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    loaded = load_model(tmp_path / "out").state_dict()
+    for key, tensor in before.items():
+        if key.removesuffix(".weight") in layers:
+            continue
+        expected = gains.get(key, tensor)
+        assert torch.equal(loaded[key], expected) and torch.equal(stored[key], expected), key
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_same_bytes_each_time(tmp_path: Path, name: str) -> None:
     model = llama()

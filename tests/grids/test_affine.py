@@ -145,3 +145,13 @@ def test_a_layer_comes_back_from_its_tensors():
     assert torch.equal(again.dequantize(), layer.dequantize())
     assert again.metadata() == layer.metadata()
     assert again.shape == (4, 24)
+
+
+def test_a_layer_moved_to_a_device_is_the_same_layer():
+    layer = quantized(AffineGrid(bits=3, granularity=PerGroup(8)), normal(4, 24), size=8)
+    layer = layer.with_record(kept_rank=3)
+    same = layer.to(torch.device("cpu"))
+    assert torch.equal(same.dequantize(), layer.dequantize())
+    assert same.record == {"kept_rank": 3} and same.metadata() == layer.metadata()
+    away = layer.to(torch.device("meta"))
+    assert all(tensor.is_meta for tensor in away.tensors().values())

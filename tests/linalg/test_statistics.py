@@ -106,3 +106,32 @@ def test_a_bad_activation_names_the_layer(bad):
     with pytest.raises(NumericalError, match="no calibration token"):
         InputStatistics(13, Needs.GRAM).require_finite("layers.3.up")
     gathered([torch.randn(20, 13)]).require_finite("layers.3.up")
+
+
+def folded(*batches):
+    statistics = InputStatistics(6, Needs.GRAM | Needs.CROSS | Needs.FOLDS)
+    for x in batches:
+        statistics.update(x, 2 * x)
+    return statistics
+
+
+def test_folds_add_up_to_the_whole_and_take_windows_in_turn():
+    x = torch.randn(5, 7, 6, generator=torch.Generator().manual_seed(0))
+    statistics = folded(x[:3], x[3:]) + folded(x[:2])
+    plain = InputStatistics(6, Needs.GRAM | Needs.CROSS)
+    plain.update(torch.cat([x, x[:2]]), 2 * torch.cat([x, x[:2]]))
+    first, second = statistics.folds
+    assert first.tokens + second.tokens == statistics.tokens == plain.tokens
+    assert abs(first.tokens - second.tokens) <= 7
+    torch.testing.assert_close(statistics.gram, plain.gram)
+    torch.testing.assert_close(statistics.cross, plain.cross)
+    torch.testing.assert_close(first.gram + second.gram, plain.gram)
+
+
+def test_one_window_has_no_folds_and_loose_tokens_are_halved():
+    x = torch.randn(1, 7, 6, generator=torch.Generator().manual_seed(0))
+    assert folded(x).folds == []
+    first, second = folded(x[0]).folds
+    assert {first.tokens, second.tokens} == {3, 4}
+    with pytest.raises(InputError, match="FOLDS"):
+        InputStatistics(6).folds  # noqa: B018

@@ -185,7 +185,7 @@ def test_a_held_out_ridge_is_the_best_on_windows_it_has_not_seen(tokens, noise):
             error += float(((target[unseen] - x[unseen].double() @ weight.T) ** 2).sum())
         errors.append(error)
     best = HELD_OUT_RIDGES[errors.index(min(errors))]
-    method = Corrected(inner=GPTQ(bits=3), held_out=True)
+    method = Corrected(inner=GPTQ(bits=3), correction_held_out=True)
     assert method.needs == Needs.GRAM | Needs.CROSS | Needs.FOLDS
     layer = method.quantize(given)
     assert layer.record["correction_ridge"] == best

@@ -17,15 +17,15 @@ def stream_of(batches, calls):
 
 def test_windows_of_uneven_batches_are_counted_through():
     """Each with its row of input, output and mask, for the block asked for."""
-    sizes = (3, 3, 1)
+    sizes = (3, 3, 2)
     inputs = [torch.randn(size, 4, 8) for size in sizes]
     outputs = [torch.randn(size, 4, 8) for size in sizes]
     masks = [[torch.randn(size, 1, 4, 4) for _ in range(2)] for size in sizes]
     calls = [[BlockCall((), {"mask": mask}) for mask in pair] for pair in masks]
     for index in range(2):
         windows = BlockWindows(stream_of(inputs, calls), stream_of(outputs, calls), index)
-        assert len(windows) == 7
-        for number in range(7):
+        assert len(windows) == 8
+        for number in range(8):
             hidden, target, call = windows(number)
             assert torch.equal(hidden, torch.cat(inputs)[number : number + 1])
             assert torch.equal(target, torch.cat(outputs)[number : number + 1])

@@ -62,12 +62,15 @@ def alpha_ridge(
 ) -> float:
     """The ridge for factors of `size` columns; `folds` are two pairs of `gram` and `goal` as
     `output_alpha.per_group` takes them."""
-    systems = [output_alpha.system(quantized, gram, goal, size) for gram, goal in folds]
     errors = torch.zeros(len(GRID), dtype=torch.float64)
-    for (matrix, right), (seen_matrix, seen_right) in (systems, systems[::-1]):
-        gain = seen_right.double() - seen_matrix.double().sum(2)
-        for position, ridge in enumerate(GRID):
-            change = output_alpha.solve(matrix, right, ridge).double() - 1
-            pushed = torch.einsum("nhk,nk->nh", seen_matrix.double(), change)
-            errors[position] += ((pushed - 2 * gain) * change).sum().cpu()
+    for rows in output_alpha.row_chunks(quantized, size):
+        systems = [
+            output_alpha.system(quantized[rows], gram, goal[rows], size) for gram, goal in folds
+        ]
+        for (matrix, right), (seen_matrix, seen_right) in (systems, systems[::-1]):
+            gain = seen_right.double() - seen_matrix.double().sum(2)
+            for position, ridge in enumerate(GRID):
+                change = output_alpha.solve(matrix, right, ridge).double() - 1
+                pushed = torch.einsum("nhk,nk->nh", seen_matrix.double(), change)
+                errors[position] += ((pushed - 2 * gain) * change).sum().cpu()
     return GRID[int(errors.argmin())]

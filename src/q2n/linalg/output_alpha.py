@@ -48,10 +48,19 @@ def per_group(
 ) -> Float[Tensor, "out groups"]:
     """A factor for every `size` columns of a row (the last group may be shorter). Groups
     without energy keep 1; where A is singular, `ridge` = 0 takes the smallest change."""
+    return torch.cat(
+        [
+            solve(*system(quantized[rows], gram, goal[rows], size), ridge)
+            for rows in row_chunks(quantized, size)
+        ]
+    )
+
+
+def row_chunks(quantized: Float[Tensor, "out m"], size: int) -> list[slice]:
+    """Rows whose systems are held at once."""
     groups = -(-quantized.shape[1] // size)
-    rows = max(1, _CHUNK // groups**2)
-    parts = zip(quantized.split(rows), goal.split(rows), strict=True)
-    return torch.cat([solve(*system(q, gram, t, size), ridge) for q, t in parts])
+    step = max(1, _CHUNK // groups**2)
+    return [slice(i, i + step) for i in range(0, len(quantized), step)]
 
 
 def system(

@@ -129,18 +129,16 @@ class InputStatistics:
         return _required(self._cross, Needs.CROSS)
 
     @property
-    def folds(self) -> tuple["InputStatistics", "InputStatistics"]:
-        """The two halves, whose sum is the whole. Windows go to them in turn.
+    def folds(self) -> "list[InputStatistics]":
+        """The two halves, whose sum is the whole; windows go to them in turn. None where one
+        has seen no token (a single window, an expert that is hardly used).
 
         Raises:
-            InputError: gathered without FOLDS, or a half has seen no token.
+            InputError: gathered without FOLDS.
         """
         if not self._folds:
             raise InputError(f"these input statistics were gathered without {Needs.FOLDS}")
-        first, second = self._folds
-        if not (first.tokens and second.tokens):
-            raise InputError("held-out choices need at least two calibration windows")
-        return first, second
+        return self._folds if all(fold.tokens for fold in self._folds) else []
 
     @property
     def position_gram(self) -> Float[Tensor, "m m"]:

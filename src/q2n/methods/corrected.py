@@ -30,8 +30,9 @@ class Corrected(Method):
     """Holds the corrected weight near the original one; as a share of the Gram matrix's mean
     diagonal."""
 
-    held_out: bool = False
-    """Choose the ridges layer by layer by the error on held-out calibration windows."""
+    correction_held_out: bool = False
+    """Choose the ridges layer by layer by the error on held-out calibration windows;
+    `correction_ridge` is for layers with too little text for that."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.correction_ridge) and self.correction_ridge >= 0):
@@ -40,8 +41,12 @@ class Corrected(Method):
             )
 
     @property
+    def title(self) -> str:
+        return f"{self.inner.title} on weights corrected for the error of the layers below"
+
+    @property
     def needs(self) -> Needs:
-        folds = Needs.FOLDS if self.held_out else Needs.NONE
+        folds = Needs.FOLDS if self.correction_held_out else Needs.NONE
         return self.inner.needs | Needs.GRAM | Needs.CROSS | folds
 
     def check(self, name: str, shape: tuple[int, int]) -> None:
@@ -52,7 +57,7 @@ class Corrected(Method):
         assert statistics is not None
         statistics.require_finite(problem.name)
         ridge = self.correction_ridge
-        if self.held_out:
+        if self.correction_held_out and statistics.folds:
             ridge = correction_ridge(problem.weight, statistics)
         matrix = statistics.once(
             ("corrector", ridge),

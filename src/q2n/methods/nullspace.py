@@ -68,21 +68,25 @@ class NullSpace(Method):
             )
 
     @classmethod
-    def paper(cls, inner: Method) -> Self:
-        """The settings of the paper."""
-        return cls(inner=inner)
+    def paper(cls, inner: Method, **options: Any) -> Self:
+        """The settings of the paper; `options` override them."""
+        return cls(inner=inner, **options)
 
     @classmethod
-    def released(cls, inner: Method) -> Self:
-        """The settings of the released code for GPTQ."""
-        return cls(
-            inner=inner,
-            index="released",
-            solver="adam",
-            gram="mean_activation",
-            reference="compensated",
-            skip_layers=("*down_proj",),
-        )
+    def released(cls, inner: Method, **options: Any) -> Self:
+        """The settings of the released code for GPTQ; `options` override them."""
+        preset: dict[str, Any] = {
+            "index": "released",
+            "solver": "adam",
+            "gram": "mean_activation",
+            "reference": "compensated",
+            "skip_layers": ("*down_proj",),
+        }
+        return cls(inner=inner, **(preset | options))
+
+    @property
+    def title(self) -> str:
+        return f"{self.inner.title}, then the null-space step Q2N"
 
     @property
     def needs(self) -> Needs:

@@ -13,7 +13,7 @@ absorbs the factors in the scales it already stores (`scale_groups`); its codes 
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -45,7 +45,8 @@ class OutputStep(Method):
     ridge: float = 0.5
     """Holds the factors near 1; in units of each row's output energy."""
     held_out: bool = False
-    """Choose the ridges layer by layer by the error on held-out calibration windows."""
+    """Choose the ridges layer by layer by the error on held-out calibration windows; `ridge` is for
+    layers with too little text for that."""
     directions: Literal["all", "principal", "spectral"] = "all"
     """Input directions that count: all; the principal ones of the energy rule; or each by
     v / (v + c), v its energy and c that of the last principal direction."""
@@ -57,6 +58,26 @@ class OutputStep(Method):
             raise InputError(f"ridge must be finite and at least 0, got {self.ridge}")
         if not self.threshold > 0:
             raise InputError(f"threshold must be above 0, got {self.threshold}")
+
+    @classmethod
+    def output(cls, inner: Method, **options: Any) -> Self:
+        """Toward the layer's own output; `options` override the defaults."""
+        return cls(inner=inner, **({"objective": "output"} | options))
+
+    @classmethod
+    def cross(cls, inner: Method, **options: Any) -> Self:
+        """Toward the full-precision output; `options` override the defaults."""
+        return cls(inner=inner, **({"objective": "cross"} | options))
+
+    @classmethod
+    def auto(cls, inner: Method, **options: Any) -> Self:
+        """As `cross`, with ridges chosen on held-out windows; `options` override that."""
+        return cls.cross(inner, **({"held_out": True} | options))
+
+    @property
+    def title(self) -> str:
+        whose = "the full-precision model's" if self.objective == "cross" else "the layer's own"
+        return f"{self.inner.title}, then scales fitted to {whose} output"
 
     @property
     def needs(self) -> Needs:
@@ -76,7 +97,7 @@ class OutputStep(Method):
         size = layer.scale_group if self.per == "group" else quantized.shape[1]
         filtered = self._filter(statistics, problem.name)
         ridge = self.ridge
-        if self.held_out:
+        if self.held_out and statistics.folds:
             folds = [self._products(problem.weight, x, filtered) for x in statistics.folds]
             ridge = alpha_ridge(quantized, folds, size)
         alpha = per_group(

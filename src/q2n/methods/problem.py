@@ -40,6 +40,11 @@ class Method(ABC):
     """Name on the command line."""
 
     @property
+    def title(self) -> str:
+        """What is done, in words, for a model card."""
+        return self.name
+
+    @property
     @abstractmethod
     def needs(self) -> Needs:
         """Which input statistics `quantize` reads."""

@@ -4,24 +4,19 @@ from collections.abc import Callable
 
 from q2n.methods.nullspace import NullSpace
 from q2n.methods.output_step import OutputStep
-from q2n.methods.problem import Method
 
 Step = NullSpace | OutputStep
 
-STEPS: dict[str, Callable[[Method], Step]] = {
+STEPS: dict[str, Callable[..., Step]] = {
     "paper": NullSpace.paper,
     "released": NullSpace.released,
-    "output": lambda inner: OutputStep(inner=inner, objective="output"),
-    "cross": lambda inner: OutputStep(inner=inner, objective="cross"),
-    "auto": lambda inner: OutputStep(inner=inner, objective="cross", held_out=True),
+    "output": OutputStep.output,
+    "cross": OutputStep.cross,
+    "auto": OutputStep.auto,
 }
-"""Settings of the step by name; a method in, the method with the step out."""
+"""Presets by name: `STEPS[name](method, **options)` is the method with the step after it."""
 
 STEP_OPTIONS: dict[str, type[Step]] = {
-    "paper": NullSpace,
-    "released": NullSpace,
-    "output": OutputStep,
-    "cross": OutputStep,
-    "auto": OutputStep,
+    name: NullSpace if name in ("paper", "released") else OutputStep for name in STEPS
 }
-"""Whose fields are the options of a step."""
+"""Whose fields the options of a preset are."""
