@@ -54,10 +54,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+ORIGINAL = {"setting": "-", "variant": "original", "seed": None, "windows": None}
+
+
 def main() -> None:
     options = parse_options()
     if not options.table:
-        print(json.dumps(measured(options, original(options), None)))
+        print(json.dumps(measured(options, ORIGINAL, None)))
         cells = itertools.product(
             options.seeds, options.settings, options.windows, options.variants
         )
@@ -83,10 +86,6 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--ppl-windows", type=int, default=64)
     parser.add_argument("--table", action="store_true", help="only print what is there")
     return parser.parse_args()
-
-
-def original(options: argparse.Namespace) -> dict[str, Any]:
-    return {"setting": "-", "variant": "original", "seed": None, "windows": None}
 
 
 def measured(options: argparse.Namespace, key: dict, settings: dict | None) -> dict[str, Any]:

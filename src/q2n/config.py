@@ -148,10 +148,8 @@ class QuantizeConfig:
         return ModelRefit(steps=self.refit_steps) if self.refit in ("model", "both") else None
 
 
-QUALITIES: dict[str, dict[str, Any]] = {
-    "good": {"correct": True, "nullspace": "cross"},
-    "best": {"correct": True, "nullspace": "cross", "refit": "model"},
-}
+_GOOD = {"correct": True, "nullspace": "cross"}
+QUALITIES: dict[str, dict[str, Any]] = {"good": _GOOD, "best": {**_GOOD, "refit": "model"}}
 """What the presets of `quality` stand for."""
 
 REFITS = ("off", "block", "model", "both")

@@ -14,9 +14,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import pad
+
+from q2n.linalg.groups import in_groups
 
 if TYPE_CHECKING:
     from q2n.grids.affine import AffineLinear
@@ -35,7 +36,7 @@ class TunableAffine(nn.Module):
         self.top = 2**layer.bits - 1
         self._scale = layer.scale.float()
         self._zero = layer.zero.to(torch.int16).unsqueeze(2)
-        self._steps = self._centred(self._in_groups(layer.codes))
+        self._steps = self._centred(in_groups(layer.codes, layer.group_size))
 
     def weight(self, dtype: torch.dtype) -> Float[Tensor, "out m"]:
         """The dense weight, differentiable in the parameters."""
@@ -43,7 +44,7 @@ class TunableAffine(nn.Module):
         if self.code_change is None:
             dense = _Dequantize.apply(self._steps, scale, dtype)
         else:
-            latent = self._in_groups(self._latent(self.code_change))
+            latent = in_groups(self._latent(self.code_change), self.layer.group_size)
             dense = _Round.apply(latent, scale, self._zero, self.top, dtype)
         return dense.flatten(1)[:, : self.columns]
 
@@ -58,10 +59,6 @@ class TunableAffine(nn.Module):
 
     def _latent(self, change: Tensor) -> Float[Tensor, "out m"]:
         return self.layer.codes + change.clamp(-1, 1)
-
-    def _in_groups(self, values: Tensor) -> Shaped[Tensor, "out groups size"]:
-        size = self.layer.group_size
-        return pad(values, (0, -self.columns % size)).unflatten(1, (-1, size))
 
     def _centred(self, codes: Tensor) -> Int[Tensor, "out groups size"]:
         steps = codes.to(torch.int16) - self._zero

@@ -52,3 +52,13 @@ def adam(
         size = (square / (1 - _ADAM_SQUARE**step)).sqrt() + _ADAM_EPS
         alpha = alpha - _ADAM_RATE * mean / (1 - _ADAM_MEAN**step) / size
     return alpha
+
+
+def spread(alpha: Float[Tensor, "*factors"]) -> dict[str, float]:
+    """What a layer's record says of its factors."""
+    return {
+        "alpha_mean": float(alpha.mean()),
+        "alpha_min": float(alpha.min()),
+        "alpha_max": float(alpha.max()),
+        "alpha_std": float(alpha.std(correction=0)),
+    }

@@ -33,7 +33,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.linalg import vecdot
-from torch.nn.functional import pad
+
+from q2n.linalg.groups import in_groups
 
 _CHUNK = 1 << 26
 """Numbers of the systems that are held at once: 256 MiB in float32."""
@@ -70,14 +71,14 @@ def system(
     size: int,
 ) -> tuple[Float[Tensor, "out g g"], Float[Tensor, "out g"]]:
     """A and b of every row."""
-    in_groups = _grouped(quantized, size)
-    count = in_groups.shape[1]
+    grouped = in_groups(quantized, size)
+    count = grouped.shape[1]
     matrix = quantized.new_empty(len(quantized), count, count)
     for h in range(count):
         columns = slice(h * size, (h + 1) * size)
         pushed = quantized[:, columns] @ gram[columns]
-        matrix[:, h] = vecdot(_grouped(pushed, size), in_groups)
-    return matrix, vecdot(_grouped(goal, size), in_groups)
+        matrix[:, h] = vecdot(in_groups(pushed, size), grouped)
+    return matrix, vecdot(in_groups(goal, size), grouped)
 
 
 def solve(
@@ -107,8 +108,3 @@ _JITTER = 1e-6
 """Of a matrix with a unit diagonal: keeps a singular one solvable in rounded arithmetic."""
 _RANK = 1e-4
 """Where that is not enough: directions below this share of the largest do not change."""
-
-
-def _grouped(values: Float[Tensor, "out m"], size: int) -> Float[Tensor, "out g size"]:
-    missing = -values.shape[1] % size
-    return pad(values, (0, missing)).unflatten(1, (-1, size))

@@ -15,21 +15,18 @@ from q2n.grids.quantized import QuantizedLinear
 from q2n.linalg.correction import corrector
 from q2n.linalg.held_out import correction_ridge
 from q2n.linalg.statistics import Needs
-from q2n.methods.problem import LayerProblem, Method
+from q2n.methods.problem import LayerProblem, Wrapping
 
 
 @dataclass(frozen=True, kw_only=True)
-class Corrected(Method):
+class Corrected(Wrapping):
     """A method on weights that make up for the error of the layers below."""
 
     name: ClassVar[str] = "corrected"
 
-    inner: Method
-    """The method that quantizes."""
     correction_ridge: float = 0.5
     """Holds the corrected weight near the original one; as a share of the Gram matrix's mean
     diagonal."""
-
     correction_held_out: bool = False
     """Choose the ridges layer by layer by the error on held-out calibration windows;
     `correction_ridge` is for layers with too little text for that."""
@@ -48,9 +45,6 @@ class Corrected(Method):
     def needs(self) -> Needs:
         folds = Needs.FOLDS if self.correction_held_out else Needs.NONE
         return self.inner.needs | Needs.GRAM | Needs.CROSS | folds
-
-    def check(self, name: str, shape: tuple[int, int]) -> None:
-        self.inner.check(name, shape)
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         statistics = problem.statistics

@@ -26,17 +26,15 @@ from q2n.linalg import spectrum as rules
 from q2n.linalg.output_error import OutputError
 from q2n.linalg.spectrum import Decomposition, Index, Spectrum
 from q2n.linalg.statistics import InputStatistics, Needs
-from q2n.methods.problem import Compensating, LayerProblem, Method
+from q2n.methods.problem import Compensating, LayerProblem, Method, Wrapping
 
 
 @dataclass(frozen=True, kw_only=True)
-class NullSpace(Method):
+class NullSpace(Wrapping):
     """Any method followed by the null-space step."""
 
     name: ClassVar[str] = "nullspace"
 
-    inner: Method
-    """The method that quantizes."""
     threshold: float = 0.1
     """The paper's t: energy outside over energy inside the principal directions."""
     ridge: float = 0.2
@@ -93,9 +91,6 @@ class NullSpace(Method):
         positions = Needs.POSITIONS if self.gram == "mean_activation" else Needs.NONE
         return self.inner.needs | Needs.GRAM | positions
 
-    def check(self, name: str, shape: tuple[int, int]) -> None:
-        self.inner.check(name, shape)
-
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         if any(fnmatchcase(problem.name, pattern) for pattern in self.skip_layers):
             layer = self.inner.quantize(problem)
@@ -130,10 +125,7 @@ class NullSpace(Method):
         found = {
             "kept_rank": start,
             "nullspace_energy": spectrum.tail_energy(start),
-            "alpha_mean": float(alpha.mean()),
-            "alpha_min": float(alpha.min()),
-            "alpha_max": float(alpha.max()),
-            "alpha_std": float(alpha.std(correction=0)),
+            **solvers.spread(alpha),
             "output_error_before": error.relative(),
             "output_error": error.relative(stored),
         }

@@ -22,21 +22,20 @@ from torch import Tensor
 from q2n.errors import InputError
 from q2n.grids.quantized import QuantizedLinear
 from q2n.linalg import spectrum as rules
+from q2n.linalg.alpha import spread
 from q2n.linalg.held_out import alpha_ridge
 from q2n.linalg.output_alpha import per_group
 from q2n.linalg.spectrum import Spectrum
 from q2n.linalg.statistics import InputStatistics, Needs
-from q2n.methods.problem import LayerProblem, Method
+from q2n.methods.problem import LayerProblem, Method, Wrapping
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputStep(Method):
+class OutputStep(Wrapping):
     """Any method followed by scales refitted to the layer's output."""
 
     name: ClassVar[str] = "output step"
 
-    inner: Method
-    """The method that quantizes."""
     objective: Literal["output", "cross"] = "cross"
     """Target of the fit: the original layer's output on its own input, or the full-precision
     model's output at the same place."""
@@ -85,9 +84,6 @@ class OutputStep(Method):
         folds = Needs.FOLDS if self.held_out else Needs.NONE
         return self.inner.needs | Needs.GRAM | cross | folds
 
-    def check(self, name: str, shape: tuple[int, int]) -> None:
-        self.inner.check(name, shape)
-
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         layer = self.inner.quantize(problem)
         statistics = problem.statistics
@@ -103,7 +99,7 @@ class OutputStep(Method):
         alpha = per_group(
             quantized, *self._products(problem.weight, statistics, filtered), ridge, size
         )
-        return layer.scale_groups(alpha).with_record(**_spread(alpha), alpha_ridge=ridge)
+        return layer.scale_groups(alpha).with_record(**spread(alpha), alpha_ridge=ridge)
 
     def _products(
         self,
@@ -116,7 +112,8 @@ class OutputStep(Method):
         goal = weight @ (statistics.cross if self.objective == "cross" else gram)
         if filtered is None:
             return gram, goal
-        return filtered @ gram, goal @ filtered
+        key = ("filtered gram", self.directions, self.threshold)
+        return statistics.once(key, lambda: filtered @ gram), goal @ filtered
 
     def _filter(self, statistics: InputStatistics, name: str) -> Float[Tensor, "m m"] | None:
         """F = U diag(f) U^T, or None for all directions; one an input site."""
@@ -138,12 +135,3 @@ class OutputStep(Method):
             return kept @ kept.T
         cut = found.values[max(start - 1, 0)].clamp(min=torch.finfo(torch.float32).tiny)
         return (found.vectors * (found.values / (found.values + cut))) @ found.vectors.T
-
-
-def _spread(alpha: Float[Tensor, "out groups"]) -> dict[str, Any]:
-    return {
-        "alpha_mean": float(alpha.mean()),
-        "alpha_min": float(alpha.min()),
-        "alpha_max": float(alpha.max()),
-        "alpha_std": float(alpha.std(correction=0)),
-    }

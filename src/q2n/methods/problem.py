@@ -67,6 +67,17 @@ class Method(ABC):
         """
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wrapping(Method):
+    """A method that does something before or after another one."""
+
+    inner: Method
+    """The method that quantizes."""
+
+    def check(self, name: str, shape: tuple[int, int]) -> None:
+        self.inner.check(name, shape)
+
+
 @runtime_checkable
 class Compensating(Protocol):
     """A method with error feedback that can tell from which weight it rounded."""

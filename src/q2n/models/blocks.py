@@ -32,17 +32,11 @@ class BlockCall:
     def window(self, number: int, batch: int) -> "BlockCall":
         """The call for one window of a batch of `batch` windows."""
 
-        def one(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                shared = value.ndim == 0 or len(value) != batch
-                return value if shared else value[number : number + 1]
-            if isinstance(value, tuple | list):
-                return type(value)(one(item) for item in value)
-            if isinstance(value, dict):
-                return {key: one(item) for key, item in value.items()}
-            return value
+        def one(tensor: Tensor) -> Tensor:
+            shared = tensor.ndim == 0 or len(tensor) != batch
+            return tensor if shared else tensor[number : number + 1]
 
-        return BlockCall(one(self.args), one(dict(self.kwargs)))
+        return BlockCall(_map_tensors(one, self.args), _map_tensors(one, dict(self.kwargs)))
 
 
 @dataclass(frozen=True)
@@ -181,25 +175,28 @@ class _Recorder:
     def _record(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not self.calls:
             self.hidden = hidden_states
-        self.calls.append(BlockCall(self._shared(args), self._shared(kwargs)))
+        args, kwargs = _map_tensors(self.intern, args), _map_tensors(self.intern, kwargs)
+        self.calls.append(BlockCall(args, kwargs))
         if len(self.calls) == len(self.blocks):
             raise _LastBlockReached
         return hidden_states
-
-    def _shared(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return self.intern(value)
-        if isinstance(value, tuple | list):
-            return type(value)(self._shared(item) for item in value)
-        if isinstance(value, dict):
-            return {key: self._shared(item) for key, item in value.items()}
-        return value
 
     def remove(self) -> None:
         for block, own in zip(self.blocks, self._own_forwards, strict=True):
             del block.forward
             if own is not None:
                 block.forward = own
+
+
+def _map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The arguments of a call with every tensor changed, in tuples, lists and dicts too."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple | list):
+        return type(value)(_map_tensors(change, item) for item in value)
+    if isinstance(value, dict):
+        return {key: _map_tensors(change, item) for key, item in value.items()}
+    return value
 
 
 def _matrix_holders(blocks: nn.ModuleList) -> list[str]:

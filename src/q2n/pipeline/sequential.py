@@ -197,8 +197,9 @@ class _BlockStage:
         full.finish()
         own = {name.removeprefix(f"{self.name}."): layer for name, layer in layers.items()}
         windows = BlockWindows(quantized.stream, full.stream, self.index)
-        seed = crc32(self.name.encode()) ^ self.loop.options.seed
-        tuned = self.loop.refit(self.block, own, windows, len(windows), name=self.name, seed=seed)
+        tuned = self.loop.refit(
+            self.block, own, windows, len(windows), name=self.name, seed=self._seed(self.name)
+        )
         for name, layer in tuned.layers.items():
             self._set_weight(name, layer)
         gains = {f"{self.name}.{name}": gain for name, gain in tuned.gains.items()}
@@ -255,7 +256,7 @@ class _BlockStage:
             weight=weight,
             statistics=statistics,
             scale_dtype=self.loop.scale_dtype,
-            seed=crc32(full_name.encode()) ^ self.loop.options.seed,
+            seed=self._seed(full_name),
         )
         layer = self.loop.method.quantize(problem)
         found: dict[str, Any] = {"seconds": time.perf_counter() - start}
@@ -264,6 +265,9 @@ class _BlockStage:
             found["output_error"] = moments.relative()
         self._set_weight(name, layer)  # `weight` may be the very tensor that this overwrites
         return layer.with_record(**found)
+
+    def _seed(self, name: str) -> int:
+        return crc32(name.encode()) ^ self.loop.options.seed
 
     def _set_weight(self, name: str, layer: QuantizedLinear) -> None:
         self._linear(name).weight.copy_(layer.dequantize())

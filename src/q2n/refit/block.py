@@ -16,26 +16,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from q2n.errors import InputError
 from q2n.grids.quantized import QuantizedLinear
 from q2n.models.blocks import BlockCall
-from q2n.refit.tuner import Call, Rates, Tuned, shuffled, tune
+from q2n.refit.tuner import Call, Rates, Refit, Tuned, shuffled, tune
 
 Window = tuple[Float[Tensor, "1 l h"], Float[Tensor, "1 l h"], BlockCall]
 """A window's block input, the block output to reach, and what else the block is called with."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockRefit:
+class BlockRefit(Refit):
     """How each block is refitted."""
 
-    steps: int = 32
-    """Gradient steps a block, a calibration window each."""
     rates: Rates = Rates(scale=0.005, gain=0.005, code=0.04)
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise InputError(f"refit_steps must be at least 1, got {self.steps}")
 
     def __call__(
         self,

@@ -23,25 +23,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from q2n.errors import InputError
 from q2n.grids.quantized import QuantizedLinear
-from q2n.refit.tuner import Call, Rates, Tuned, in_fast_dtype, shuffled, tune
+from q2n.refit.tuner import Call, Rates, Refit, Tuned, in_fast_dtype, shuffled, tune
 
 _CHUNK = 256
 """Tokens whose logits are held at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelRefit:
+class ModelRefit(Refit):
     """How the model is refitted."""
 
-    steps: int = 32
-    """Gradient steps, a calibration window each."""
     rates: Rates = Rates(scale=0.003, gain=0.01)
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise InputError(f"refit_steps must be at least 1, got {self.steps}")
 
     def __call__(
         self,

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
-from q2n.errors import NumericalError
+from q2n.errors import InputError, NumericalError
 from q2n.grids.quantized import QuantizedLinear, Tunable
 
 _WARM_UP = 0.1
@@ -35,6 +35,19 @@ class Rates:
     """Of a norm's gain, relative to it."""
     code: float = 0.0
     """Of a latent code, in steps of the grid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refit:
+    """What every refit can be told."""
+
+    steps: int = 32
+    """Gradient steps, a calibration window each."""
+    rates: Rates
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"refit_steps must be at least 1, got {self.steps}")
 
 
 @dataclass(frozen=True)
