@@ -1,6 +1,7 @@
 import oracles
 import pytest
 import torch
+from two_inputs import two_inputs
 
 from q2n.errors import NumericalError
 from q2n.linalg.correction import corrector
@@ -17,10 +18,8 @@ def problem(seed, noise=0.3):
     def normal(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    spread = torch.logspace(0, -0.5, COLUMNS, dtype=torch.float64)
-    x_full = (normal(TOKENS, COLUMNS) * spread) @ torch.linalg.qr(normal(COLUMNS, COLUMNS))[0]
-    error = x_full @ normal(COLUMNS, COLUMNS) / COLUMNS**0.5 + 0.3 * normal(TOKENS, COLUMNS)
-    return normal(ROWS, COLUMNS), x_full + noise * error, x_full
+    x, x_full = two_inputs(normal, TOKENS, COLUMNS, 0.5, noise)
+    return normal(ROWS, COLUMNS), x, x_full
 
 
 def corrected(weight, x, x_full, ridge):

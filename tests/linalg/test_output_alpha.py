@@ -1,6 +1,7 @@
 import oracles
 import pytest
 import torch
+from two_inputs import two_inputs
 
 from q2n.linalg import output_alpha
 from q2n.linalg.output_alpha import per_group
@@ -21,11 +22,9 @@ def problem(seed, noise=0.3):
     def normal(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    spread = torch.logspace(0, -0.7, COLUMNS, dtype=torch.float64)
-    x_full = (normal(TOKENS, COLUMNS) * spread) @ torch.linalg.qr(normal(COLUMNS, COLUMNS))[0]
-    error = x_full @ normal(COLUMNS, COLUMNS) / COLUMNS**0.5 + 0.3 * normal(TOKENS, COLUMNS)
+    x, x_full = two_inputs(normal, TOKENS, COLUMNS, 0.7, noise)
     weight = normal(ROWS, COLUMNS)
-    return weight, weight + 0.4 * normal(ROWS, COLUMNS), x_full + noise * error, x_full
+    return weight, weight + 0.4 * normal(ROWS, COLUMNS), x, x_full
 
 
 def moments(x, target):
