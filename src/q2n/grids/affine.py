@@ -185,6 +185,10 @@ class AffineLinear(QuantizedLinear):
     def tensors(self) -> dict[str, Tensor]:
         return {"codes": self.codes, "scale": self.scale, "zero": self.zero}
 
+    @property
+    def widths(self) -> Mapping[str, int]:
+        return {"codes": self.bits, "zero": self.bits}
+
     def metadata(self) -> dict[str, int | float | bool | str]:
         return {"bits": self.bits, "group_size": self.group_size, "symmetric": self.symmetric}
 

@@ -89,6 +89,12 @@ class QuantizedLinear(ABC):
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that, with `metadata`, rebuild this object."""
 
+    @property
+    def widths(self) -> Mapping[str, int]:
+        """Bits of an entry of those `tensors` that hold small whole numbers, which a format may
+        store as tightly; the others count with their dtype."""
+        return {}
+
     @abstractmethod
     def metadata(self) -> dict[str, int | float | bool | str]:
         """The plain values that, with `tensors`, rebuild this object."""
