@@ -6,7 +6,7 @@ has done so already.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -29,7 +29,7 @@ class _AfterRegistries(MetaPathFinder):
     """Finds one module, as the others would, and registers once it is executed."""
 
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+        self, fullname: str, path: Iterable[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname != REGISTRIES:
             return None
