@@ -56,8 +56,10 @@ def packed_linears(model: PreTrainedModel) -> dict[str, PackedLinear]:
     return {name: x for name, x in model.named_modules() if isinstance(x, PackedLinear)}
 
 
-def written(folder: Path, model: PreTrainedModel, layers: Mapping[str, QuantizedLinear]) -> Path:
-    write_checkpoint(folder, open_source(model), layers, FORMAT)
+def written(
+    folder: Path, model: PreTrainedModel, layers: Mapping[str, QuantizedLinear], **options: int
+) -> Path:
+    write_checkpoint(folder, open_source(model), layers, FORMAT, **options)
     return folder
 
 
@@ -122,7 +124,7 @@ def test_the_printed_example_writes_the_text_of_the_dense_checkpoint(tmp_path: P
 def test_transformers_places_packed_layers(tmp_path: Path, placed: str) -> None:
     model = llama()
     layers = random_layers(model, 4, 32, False, torch.float32)
-    out = written(tmp_path / "out", model, layers)
+    out = written(tmp_path / "out", model, layers, shard_bytes=20_000)
     device_map: Any = placed
     if placed == "disk":
         device_map = dict.fromkeys(("model.embed_tokens", "model.norm", "lm_head"), "cpu")
@@ -255,11 +257,15 @@ def change_config(folder: Path, **changes: Any) -> None:
     file.write_text(json.dumps(config))
 
 
+WIDE = {"shape": [64, 64], "dtype": "uint8", "bits": 9}
+
+
 def test_an_unknown_or_damaged_config_gets_one_line(out: Path) -> None:
     groups = quantization_config(out)["layer_groups"]
     for changes, words in [
         ({"version": 2}, "version 2 of the native layout"),
         ({"layer_groups": [{"layers": ["x"]}]}, "damaged.*shape"),
+        ({"layer_groups": [{**groups[0], "tensors": {"codes": WIDE}}]}, "damaged.*9 bits"),
         ({"layer_groups": [{**groups[0], "kind": "magic"}]}, "'magic' are not known.*affine"),
         ({"online": {"hum": 1}}, "needs 'hum' while it runs"),
     ]:

@@ -190,12 +190,12 @@ def _from_json(group: Mapping[str, Any]) -> StoredLayer:
         kind=group["kind"],
         shape=(rows, columns),
         metadata=group["metadata"],
-        tensors={
-            name: StoredTensor(
-                shape=tuple(tensor["shape"]),
-                dtype=getattr(torch, tensor["dtype"]),
-                bits=tensor.get("bits"),
-            )
-            for name, tensor in group["tensors"].items()
-        },
+        tensors={name: _tensor_from_json(tensor) for name, tensor in group["tensors"].items()},
     )
+
+
+def _tensor_from_json(tensor: Mapping[str, Any]) -> StoredTensor:
+    dtype, bits = getattr(torch, tensor["dtype"]), tensor.get("bits")
+    if not isinstance(dtype, torch.dtype) or bits not in (None, *range(1, 9)):
+        raise ValueError(f"a tensor of {tensor['dtype']} in {bits} bits")
+    return StoredTensor(shape=tuple(tensor["shape"]), dtype=dtype, bits=bits)

@@ -11,6 +11,7 @@ transformers, or much time, is imported where it is used.
 """
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from typing import Any
 
 from torch import nn
@@ -35,7 +36,7 @@ class NativeConfig(QuantizationConfigMixin):
         self.quant_method = Native.quant_method  # type: ignore[assignment] # theirs is an Enum
 
     def to_dict(self) -> dict[str, Any]:
-        return dict(self.entries)
+        return deepcopy(self.entries)
 
 
 @register_quantizer(Native.quant_method)
