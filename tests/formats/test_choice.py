@@ -25,3 +25,11 @@ def test_what_has_no_place_is_refused_with_those_that_have(name: str) -> None:
         "formats that can: native, dequantized"
     )
     assert choose_format("native", "leanquant", Form(kind="codebook")) is FORMATS["native"]
+
+
+@pytest.mark.parametrize("name", ["compressed-tensors", "gptq_v2", "dequantized"])
+def test_weights_alone_do_not_hold_what_a_model_does_online(name: str) -> None:
+    form = AffineForm(bits=4, group_size=-1, online=True)
+    with pytest.raises(InputError, match="while the model runs.*formats that can: native$"):
+        choose_format(name, "quarot", form)
+    assert formats_for(form) == ["native"]

@@ -36,7 +36,7 @@ class AffineFormat(PackedFormat):
     """Names under the module of the tensors that replace its weight; the first always exists."""
 
     def holds(self, form: Form) -> bool:
-        return isinstance(form, AffineForm)
+        return isinstance(form, AffineForm) and super().holds(form)
 
     def check(self, name: str, shape: tuple[int, int], form: Form) -> None:
         assert isinstance(form, AffineForm)

@@ -21,8 +21,9 @@ def choose_format(name: str, method: str, form: Form) -> Format:
     if name not in FORMATS:
         raise InputError(f"unknown format {name!r}; there are: {', '.join(FORMATS)}")
     if not FORMATS[name].holds(form):
+        online = ", and work to do while the model runs" if form.online else ""
         raise InputError(
-            f"{name} cannot hold what {method} stores ({form.kind} layers); "
+            f"{name} cannot hold what {method} stores ({form.kind} layers{online}); "
             f"formats that can: {', '.join(formats_for(form))}"
         )
     return FORMATS[name]

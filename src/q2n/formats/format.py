@@ -73,9 +73,9 @@ class Format(ABC):
         """The dtype in which this format stores the scales of a model of `model_dtype`."""
 
     def holds(self, form: Form) -> bool:
-        """Whether it has a place for the representation at all; yes unless a format says
-        otherwise."""
-        return True
+        """Whether it has a place for the representation at all. A format says otherwise if it
+        has none for some kinds, or one for what a model does online."""
+        return not form.online
 
     def check(self, name: str, shape: tuple[int, int], form: Form) -> None:  # noqa: B027 - optional
         """Refuse, before any work is done, a layer of `shape` (out, in) and a form that the

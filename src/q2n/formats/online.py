@@ -14,7 +14,8 @@ from torch import nn
 from q2n.errors import InputError
 
 ATTACH: dict[str, Callable[[nn.Module, Any], None]] = {}
-"""By name: changes the loaded model in place, as its description says."""
+"""By name: what changes the loaded model in place, as its description says. Empty so far: no
+method here leaves work."""
 
 
 def attach_online(model: nn.Module, online: Mapping[str, Any]) -> None:

@@ -43,6 +43,9 @@ class Form:
 
     kind: str
     """The representation, by its name in `REPRESENTATIONS`."""
+    online: bool = False
+    """Whether the model must do more than multiply while it runs (rotate or quantize its
+    activations): lost, without a word, by a format that stores weights alone."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
