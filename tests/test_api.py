@@ -114,18 +114,23 @@ def _interrupt(place, monkeypatch):
 
 
 def test_formats_hold_the_same_weights(place):
-    """float32 model: compressed-tensors and dequantized keep float32 scales."""
-    quantize(place, "ct", format="compressed-tensors")
-    quantize(place, "dense", format="dequantized")
-    packed = load_model(place / "ct" / "checkpoint")
-    dense = AutoModelForCausalLM.from_pretrained(place / "dense" / "checkpoint")
+    """float32 model: all but gptq_v2 keep float32 scales."""
+    for format in ("compressed-tensors", "native", "dequantized"):
+        quantize(place, format, format=format)
+    folders = {format: place / format / "checkpoint" for format in ("native", "dequantized")}
+    dense = AutoModelForCausalLM.from_pretrained(folders["dequantized"])
+    read = [
+        load_model(place / format / "checkpoint") for format in ("compressed-tensors", "native")
+    ]
     for name, tensor in dense.state_dict().items():
-        assert torch.equal(packed.state_dict()[name], tensor), name
+        assert all(torch.equal(model.state_dict()[name], tensor) for model in read), name
+    by_transformers = AutoModelForCausalLM.from_pretrained(folders["native"])
     prompt = torch.arange(3, 9).unsqueeze(0)
     texts = [
-        model.generate(prompt, max_new_tokens=12, do_sample=False) for model in (packed, dense)
+        model.generate(prompt, max_new_tokens=12, do_sample=False)
+        for model in (dense, by_transformers, *read)
     ]
-    assert torch.equal(*texts)
+    assert all(torch.equal(text, texts[0]) for text in texts)
 
 
 def test_a_model_object_gives_what_its_checkpoint_gives(place):
@@ -147,7 +152,7 @@ def test_a_model_object_gives_what_its_checkpoint_gives(place):
 BEST = {"quality": "best", "bits": 2, "refit_steps": 4}
 
 
-@pytest.mark.parametrize("format", ["compressed-tensors", "gptq_v2", "dequantized"])
+@pytest.mark.parametrize("format", ["compressed-tensors", "gptq_v2", "native", "dequantized"])
 def test_the_best_quality_writes_its_gains_into_every_format(place, monkeypatch, format):
     stored = {}
 

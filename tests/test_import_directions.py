@@ -26,6 +26,7 @@ ROOMS = [
     {"config"},
     {"run"},
     {"api"},
+    {"registration"},
     {"__init__"},  # the front of the package: what `import q2n` gives
     {"cli"},
     {"__main__"},

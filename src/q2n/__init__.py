@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from q2n.registration import register
+
 __version__ = "0.1.0"
 __all__ = ["evaluate", "inspect", "quantize"]
 
@@ -16,3 +18,6 @@ def __getattr__(name: str) -> Any:
 
         return getattr(api, name)
     raise AttributeError(f"module 'q2n' has no attribute {name!r}")
+
+
+register()

@@ -12,10 +12,11 @@ from transformers import PreTrainedModel
 from q2n.config import QuantizeConfig
 from q2n.errors import InputError
 from q2n.evaluation.evaluate import evaluate
+from q2n.grids import REPRESENTATIONS
 from q2n.logging import Reporter
 from q2n.pipeline.store import RUN_FILE, RunStore, partial_folder
 from q2n.report.record import RECORD_FILE, build_record
-from q2n.run import REPRESENTATIONS, Quantized, Run
+from q2n.run import Quantized, Run
 
 __all__ = ["Quantized", "evaluate", "inspect", "quantize"]
 

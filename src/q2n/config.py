@@ -66,7 +66,7 @@ class QuantizeConfig:
     activations: str = "device"
     """Where block inputs lie: device (fastest), cpu, or disk."""
     format: str = "compressed-tensors"
-    """Checkpoint format: compressed-tensors, gptq_v2 or dequantized."""
+    """Checkpoint format: compressed-tensors, gptq_v2, native or dequantized."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto: cuda where there is one."""
     dtype: str = "auto"

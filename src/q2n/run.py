@@ -21,12 +21,11 @@ from q2n.data.tokenizer import load_tokenizer
 from q2n.data.windows import TokenWindows, calibration_windows, evaluation_windows
 from q2n.errors import InputError, Q2NError
 from q2n.evaluation.perplexity import PerplexityResult, perplexity
-from q2n.formats import FORMATS
 from q2n.formats.card import CardFacts, Perplexity, render_card
 from q2n.formats.checkpoint import write_checkpoint
-from q2n.formats.format import Format
+from q2n.formats.choice import choose_format
 from q2n.formats.load import load_model
-from q2n.grids.affine import AffineLinear
+from q2n.grids import REPRESENTATIONS
 from q2n.logging import Reporter
 from q2n.methods.problem import Method
 from q2n.models.blocks import BlockwiseModel
@@ -37,9 +36,6 @@ from q2n.pipeline.store import RunStore, partial_folder
 from q2n.pipeline.whole_model import STEM as REFIT_STEM
 from q2n.pipeline.whole_model import refit_stored
 from q2n.report.record import RECORD_FILE, TIMINGS_FILE, build_record, build_timings
-
-REPRESENTATIONS = {kind.kind: kind for kind in (AffineLinear,)}
-"""How stored layers are rebuilt, by kind."""
 
 NOT_IN_FINGERPRINT = ("model", "output", "corpus", "activations", "ppl", "ppl_windows")
 """Settings that a hash of the content stands for, or that do not touch the result."""
@@ -74,7 +70,7 @@ class Run:
         if self.target.exists():
             raise InputError(f"output {self.target} exists; choose another folder or delete it")
         self.method: Method = config.build_method()
-        self.format = parse_format(config.format)
+        self.format = choose_format(config.format, config.method, self.method.form)
         self.device = parse_device(config.device)
         self.store = RunStore(partial_folder(self.target), REPRESENTATIONS)
         self.source = open_source(
@@ -158,7 +154,7 @@ class Run:
 
     def _loop(self) -> SequentialLoop:
         """The block loop, after a look at every shape: what does not fit is said before work."""
-        config, settings = self.config, self.config.settings()
+        config = self.config
         options = LoopOptions(
             true_sequential=config.true_sequential,
             batch_size=config.batch_size,
@@ -166,11 +162,9 @@ class Run:
             seed=config.seed,
         )
         blocks = BlockwiseModel(self.source, self.device)
-        grid = {key: settings[key] for key in ("bits", "group_size") if key in settings}
         for name, shape in blocks.linears():
             self.method.check(name, shape)
-            if len(grid) == 2:  # a method on a uniform grid
-                self.format.check(name, shape, **grid)
+            self.format.check(name, shape, self.method.form)
         return SequentialLoop(
             blocks,
             self.method,
@@ -286,13 +280,6 @@ class Run:
             ],
             version=__version__,
         )
-
-
-def parse_format(name: str) -> Format:
-    """A checkpoint format by name."""
-    if name not in FORMATS:
-        raise InputError(f"unknown format {name!r}; there are: {', '.join(FORMATS)}")
-    return FORMATS[name]
 
 
 def _without_time(result: PerplexityResult) -> dict[str, Any]:

@@ -8,6 +8,9 @@ from safetensors.torch import load_file, save_file
 from tiny import save_tiny, tiny_text
 
 from q2n.cli.main import main
+from q2n.formats import FORMATS
+from q2n.grids.quantized import Form
+from q2n.methods import METHODS
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +125,7 @@ def test_printed_config_drives_the_same_run(monkeypatch, capsys, tmp_path, place
         (["--method", "rtn", "--act-order"], ["rtn", "act_order"]),
         (["--threshold", "0.2"], ["threshold", "--nullspace"]),
         (["--group-size", "48", "--bits", "4"], ["model.layers.0.self_attn.q_proj", "64", "32"]),
-        (["--format", "onnx"], ["onnx", "compressed-tensors"]),
+        (["--format", "onnx"], ["onnx", "compressed-tensors", "native"]),
         (["--device", "quantum"], ["quantum"]),
         (["--activations", "paper"], ["paper", "disk"]),
         (["--dtype", "float8"], ["float8"]),
@@ -209,10 +212,33 @@ def test_an_output_folder_that_exists(quantize, capsys, tmp_path):
     assert (tmp_path / "out" / "mine.txt").read_text() == "precious"
 
 
-def test_methods_are_listed(capsys):
+def test_methods_are_listed_with_what_they_store_and_who_holds_it(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     assert main(["methods"]) == 0
-    said = capsys.readouterr().out
-    assert "gptq" in said and "rtn" in said
+    lines = capsys.readouterr().out.splitlines()
+    for name, method in METHODS.items():
+        (line,) = [line for line in lines if line.split()[:1] == [name]]
+        assert method.bits_offered in line and method().form.kind in line
+    (line,) = [line for line in lines if line.split()[:1] == ["affine"]]
+    assert ", ".join(FORMATS) in line
+
+
+def test_a_format_refuses_a_method_that_it_cannot_hold(quantize, capsys, monkeypatch):
+    monkeypatch.setattr(METHODS["rtn"], "form", Form(kind="codebook"))
+    code, out = quantize("--method", "rtn")
+    line = one_line(capsys)
+    assert code == 2 and "compressed-tensors cannot hold what rtn stores" in line
+    assert "formats that can: native, dequantized" in line
+    assert not out.exists() and not out.with_name("out.partial").exists()
+
+
+def test_a_native_checkpoint_is_written_inspected_and_evaluated(quantize, capsys, place):
+    code, out = quantize("--bits", "3", "--method", "rtn", "--format", "native")
+    assert code == 0 and "import q2n" in capsys.readouterr().out
+    assert "import q2n" in (out / "README.md").read_text()
+    assert main(["inspect", "out"]) == 0
+    text = str(place / "text.txt")
+    assert main(["eval", "out", "--ppl", text, "--length", "16", "--windows", "2"]) == 0
 
 
 @pytest.mark.parametrize("step", ["paper", "cross"])

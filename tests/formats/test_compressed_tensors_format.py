@@ -100,9 +100,9 @@ def test_the_printed_example_loads(tmp_path: Path) -> None:
 
 def test_refusals() -> None:
     with pytest.raises(InputError, match="q_proj has 576 inputs.*groups of 128"):
-        FORMAT.check("q_proj", (64, 576), bits=4, group_size=128)
+        FORMAT.check_grid("q_proj", (64, 576), bits=4, group_size=128)
     with pytest.raises(InputError, match="2 to 8 bits"):
-        FORMAT.check("q_proj", (64, 576), bits=1, group_size=-1)
+        FORMAT.check_grid("q_proj", (64, 576), bits=1, group_size=-1)
     ragged = random_layer((64, 80), 4, 32, False, torch.float32)
     with pytest.raises(InputError, match="short last group"):
         FORMAT.tensors("q_proj", ragged, torch.float32)

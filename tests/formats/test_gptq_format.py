@@ -86,13 +86,13 @@ def test_a_short_last_group(tmp_path: Path) -> None:
 
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="q_proj has 72 inputs, and 72 x 3 bits"):
-        FORMAT.check("q_proj", (64, 72), bits=3, group_size=-1)
+        FORMAT.check_grid("q_proj", (64, 72), bits=3, group_size=-1)
     with pytest.raises(InputError, match="q_proj has 36 outputs, and 36 x 2 bits"):
-        FORMAT.check("q_proj", (36, 64), bits=2, group_size=-1)
+        FORMAT.check_grid("q_proj", (36, 64), bits=2, group_size=-1)
     with pytest.raises(InputError, match="groups of 48"):
-        FORMAT.check("q_proj", (64, 96), bits=4, group_size=48)
+        FORMAT.check_grid("q_proj", (64, 96), bits=4, group_size=48)
     with pytest.raises(InputError, match="not 5"):
-        FORMAT.check("q_proj", (64, 64), bits=5, group_size=-1)
+        FORMAT.check_grid("q_proj", (64, 64), bits=5, group_size=-1)
     layer = random_layer((64, 64), 4, 32, False, torch.float32)
     with pytest.raises(InputError, match="leave the range of torch.float16"):
         FORMAT.tensors("q_proj", layer.scale_rows(torch.full((64,), 1e7)), torch.bfloat16)

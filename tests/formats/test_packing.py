@@ -5,7 +5,7 @@ from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from hypothesis import given
 from hypothesis import strategies as st
 
-from q2n.formats.packing import pack, unpack, word_count
+from q2n.formats.packing import pack, pack_all, unpack, unpack_all, word_count
 
 
 def bitstream(row: list[int], bits: int) -> list[int]:
@@ -20,7 +20,7 @@ def random_codes(rows: int, count: int, bits: int, seed: int = 0) -> torch.Tenso
     return torch.from_numpy(generator.integers(0, 2**bits, (rows, count), dtype=np.uint8))
 
 
-widths = st.sampled_from([2, 3, 4, 5, 6, 7, 8])
+widths = st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8])
 
 
 @given(widths, st.integers(1, 4), st.integers(1, 131), st.integers(0, 9))
@@ -52,3 +52,13 @@ def test_leading_axes_and_views() -> None:
     assert torch.equal(pack(codes, 3)[1, 2], pack(codes[1, 2], 3))
     turned = random_codes(40, 6, 3).T  # not contiguous
     assert torch.equal(pack(turned, 3), pack(turned.contiguous(), 3))
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (5, 7), (3, 1), (31, 2, 9), (3, 8192)])
+def test_one_stream_over_all_entries(bits: int, shape: tuple[int, ...]) -> None:
+    codes = random_codes(1, int(np.prod(shape)), bits).reshape(shape)
+    words = pack_all(codes, bits)
+    assert words.tolist() == bitstream(codes.flatten().tolist(), bits)
+    assert torch.equal(unpack_all(words, bits, shape), codes)  # a CPU's own kernel
+    assert torch.equal(unpack(words, bits, codes.numel()).reshape(shape), codes)

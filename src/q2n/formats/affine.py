@@ -4,17 +4,19 @@ scale * (code - zero), codes of b bits, a scale and a zero point for each group 
 consecutive inputs. Both describe the scheme once, in config.json, so all layers must agree.
 """
 
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from q2n.errors import InputError
-from q2n.formats.format import PackedFormat, StoredLayer
-from q2n.grids.affine import AffineLinear
-from q2n.grids.quantized import QuantizedLinear
+from q2n.formats.format import PackedFormat, PackedLayer, StoredLayer
+from q2n.grids.affine import AffineForm, AffineLinear
+from q2n.grids.quantized import Form, QuantizedLinear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,20 @@ class Scheme:
 class AffineFormat(PackedFormat):
     """A format for uniform grids."""
 
+    parts: ClassVar[tuple[str, ...]]
+    """Names under the module of the tensors that replace its weight; the first always exists."""
+
+    def holds(self, form: Form) -> bool:
+        return isinstance(form, AffineForm) and super().holds(form)
+
+    def check(self, name: str, shape: tuple[int, int], form: Form) -> None:
+        assert isinstance(form, AffineForm)
+        self.check_grid(name, shape, bits=form.bits, group_size=form.group_size)
+
+    @abstractmethod
+    def check_grid(self, name: str, shape: tuple[int, int], *, bits: int, group_size: int) -> None:
+        """`check` for the grid of a layer; `group_size` -1 means one group a row."""
+
     def affine(self, name: str, layer: QuantizedLinear) -> AffineLinear:
         """The layer, if this format can hold it.
 
@@ -39,9 +55,9 @@ class AffineFormat(PackedFormat):
         if not isinstance(layer, AffineLinear):
             raise InputError(
                 f"{self.name} cannot hold {name}: its representation is {layer.kind!r}, and the "
-                "format has uniform grids only; write it with --format dequantized"
+                "format has uniform grids only; write it with --format native"
             )
-        self.check(name, layer.shape, bits=layer.bits, group_size=layer.group_size)
+        self.check_grid(name, layer.shape, bits=layer.bits, group_size=layer.group_size)
         return layer
 
     def scheme(self, layers: Mapping[str, StoredLayer]) -> Scheme:
@@ -63,9 +79,34 @@ class AffineFormat(PackedFormat):
             (one, first), (two, second) = list(found.items())[:2]
             raise InputError(
                 f"{self.name} describes one grid for the whole model, but {first} has {one} and "
-                f"{second} has {two}; use the same bits and group size, or --format dequantized"
+                f"{second} has {two}; use the same bits and group size, or --format native"
             )
         return next(iter(found))
+
+    def packed_layers(
+        self, keys: Iterable[str], config: Mapping[str, Any]
+    ) -> dict[str, PackedLayer]:
+        keys = list(keys)
+        known, first = set(keys), f".{self.parts[0]}"
+        modules = [key.removesuffix(first) for key in keys if key.endswith(first)]
+        return {
+            module: PackedLayer(
+                parts=tuple(part for part in self.parts if f"{module}.{part}" in known),
+                dense=lambda parts: self.dense(parts, config),
+            )
+            for module in modules
+        }
+
+    @abstractmethod
+    def dense(
+        self, parts: Mapping[str, Tensor], config: Mapping[str, Any]
+    ) -> Float[Tensor, "out in"]:
+        """The inverse of `tensors`: the weight in float32 from one layer's stored parts (by the
+        names in `parts`) and the quantization config.
+
+        Raises:
+            InputError: the file is of a variant that is not read here.
+        """
 
 
 def stored_scale(

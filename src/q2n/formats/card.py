@@ -54,11 +54,9 @@ base_model: {{ facts.base_model | yaml }}
 library_name: transformers
 pipeline_tag: text-generation
 tags:
-- quantized
-- q2n
-{%- if facts.format.quant_method %}
-- {{ facts.format.quant_method }}
-{%- endif %}
+{%- for tag in ("quantized", "q2n", facts.format.quant_method) | select | unique %}
+- {{ tag }}
+{%- endfor %}
 ---
 
 # {{ facts.title }}

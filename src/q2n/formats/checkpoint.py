@@ -71,7 +71,7 @@ def write_checkpoint(
             layer = layers[module]
             for part, value in format.tensors(module, layer, source.dtype).items():
                 writer.add(part, value)
-            stored[module] = StoredLayer(shape=layer.shape, metadata=layer.metadata())
+            stored[module] = StoredLayer.of(layer)
         writer.finish()
         quantization = format.quantization_config(stored, unquantized)
         _write_config(folder, source, skeleton, quantization, format)

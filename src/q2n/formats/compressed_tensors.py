@@ -40,7 +40,7 @@ class CompressedTensors(AffineFormat):
     def scale_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
         return model_dtype
 
-    def check(self, name: str, shape: tuple[int, int], *, bits: int, group_size: int) -> None:
+    def check_grid(self, name: str, shape: tuple[int, int], *, bits: int, group_size: int) -> None:
         if not 2 <= bits <= 8:
             raise InputError(f"{self.name} holds 2 to 8 bits, not {bits} ({name})")
         if group_size > 0 and shape[1] % group_size:

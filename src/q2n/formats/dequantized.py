@@ -25,9 +25,6 @@ class Dequantized(Format):
     def scale_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
         return model_dtype
 
-    def check(self, name: str, shape: tuple[int, int], *, bits: int, group_size: int) -> None:
-        """Everything fits."""
-
     def tensors(self, name: str, layer: QuantizedLinear, dtype: torch.dtype) -> dict[str, Tensor]:
         weight = layer.dequantize().to(dtype)
         if not torch.isfinite(weight).all():

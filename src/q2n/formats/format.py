@@ -6,26 +6,56 @@ they are looking at; the reader (load.py) hands the tensors of one layer back.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from q2n.grids.quantized import QuantizedLinear
+from q2n.grids.quantized import Form, QuantizedLinear
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTensor:
+    """A tensor of a quantized linear, without its numbers."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    bits: int | None
+    """Of an entry, where the representation says that they are small whole numbers."""
+
+    @property
+    def numel(self) -> int:
+        """Number of entries."""
+        return prod(self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredLayer:
-    """What is remembered of a layer once its tensors are written."""
+    """A quantized linear without its numbers: what is remembered once its tensors are written."""
 
+    kind: str
     shape: tuple[int, int]
     """(out, in)."""
     metadata: Mapping[str, Any]
     """`QuantizedLinear.metadata()`."""
+    tensors: Mapping[str, StoredTensor]
+    """`QuantizedLinear.tensors()`."""
+
+    @classmethod
+    def of(cls, layer: QuantizedLinear) -> Self:
+        """What a layer is."""
+        tensors = {
+            name: StoredTensor(
+                shape=tuple(tensor.shape), dtype=tensor.dtype, bits=layer.widths.get(name)
+            )
+            for name, tensor in layer.tensors().items()
+        }
+        return cls(kind=layer.kind, shape=layer.shape, metadata=layer.metadata(), tensors=tensors)
 
 
 class Format(ABC):
@@ -42,11 +72,14 @@ class Format(ABC):
     def scale_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
         """The dtype in which this format stores the scales of a model of `model_dtype`."""
 
-    @abstractmethod
-    def check(self, name: str, shape: tuple[int, int], *, bits: int, group_size: int) -> None:
-        """Refuse, before any work is done, a layer that the format cannot hold.
+    def holds(self, form: Form) -> bool:
+        """Whether it has a place for the representation at all. A format says otherwise if it
+        has none for some kinds, or one for what a model does online."""
+        return not form.online
 
-        `shape` is (out, in); `group_size` -1 means one group a row.
+    def check(self, name: str, shape: tuple[int, int], form: Form) -> None:  # noqa: B027 - optional
+        """Refuse, before any work is done, a layer of `shape` (out, in) and a form that the
+        format `holds`; any shape will do unless a format says otherwise.
 
         Raises:
             InputError: it does not fit; the message names the layer and what would.
@@ -77,18 +110,25 @@ class Format(ABC):
         """Python lines that load a checkpoint of this format with transformers."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PackedLayer:
+    """How a layer is read back."""
+
+    parts: tuple[str, ...]
+    """Names, under the module, of the tensors that replace its weight."""
+    dense: Callable[[Mapping[str, Tensor]], Float[Tensor, "out in"]]
+    """The weight in float32 from these tensors. Raises InputError if they are damaged."""
+
+
 class PackedFormat(Format):
     """A format whose tensors are not weights yet, and so needs an inverse."""
 
-    parts: ClassVar[tuple[str, ...]]
-    """Names under the module of the tensors that replace its weight; the first always exists."""
-
     @abstractmethod
-    def dense(
-        self, parts: Mapping[str, Tensor], config: Mapping[str, Any]
-    ) -> Float[Tensor, "out in"]:
-        """The inverse of `tensors`: the weight in float32 from one layer's stored parts (by the
-        names in `parts`) and the quantization config.
+    def packed_layers(
+        self, keys: Iterable[str], config: Mapping[str, Any]
+    ) -> dict[str, PackedLayer]:
+        """Every quantized linear of a checkpoint, in the order of its tensors' names `keys`, from
+        the quantization config.
 
         Raises:
             InputError: the file is of a variant that is not read here.

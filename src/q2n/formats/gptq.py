@@ -41,7 +41,7 @@ class GPTQv2(AffineFormat):
     def scale_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
         return torch.float16
 
-    def check(self, name: str, shape: tuple[int, int], *, bits: int, group_size: int) -> None:
+    def check_grid(self, name: str, shape: tuple[int, int], *, bits: int, group_size: int) -> None:
         if bits not in BITS:
             raise InputError(f"{self.name} holds {BITS} bits, not {bits} ({name})")
         if group_size not in (-1, shape[1], *GROUP_SIZES):

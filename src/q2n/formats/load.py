@@ -22,6 +22,7 @@ from transformers import (
 from q2n.errors import InputError
 from q2n.formats import FORMATS
 from q2n.formats.format import PackedFormat
+from q2n.formats.online import attach_online
 from q2n.models.checkpoint_files import TensorFiles
 from q2n.models.skeleton import build_skeleton
 
@@ -50,10 +51,13 @@ def load_model(
         if quantization is None:
             model, missing = _load_plain(directory, wanted, trust_remote_code)
         else:
-            format = _packed_format(directory, quantization)
+            format = _packed_format(quantization)
             del config.quantization_config
             state = dict(_dense_tensors(files, format, quantization, wanted))
             model, missing = _assemble(directory, config, state, wanted)
+            attach_online(model, quantization.get("online", {}))
+    except InputError as cause:
+        raise InputError(f"{directory}: {cause}") from cause
     except (RuntimeError, ValueError) as cause:
         raise InputError(f"{directory}: the tensors do not fit config.json: {cause}") from cause
     if missing:
@@ -91,29 +95,26 @@ def _config(directory: Path, trust_remote_code: bool) -> PretrainedConfig:
         raise InputError(f"{directory}: config.json cannot be read: {cause}") from cause
 
 
-def _packed_format(directory: Path, quantization: Mapping[str, Any]) -> PackedFormat:
+def _packed_format(quantization: Mapping[str, Any]) -> PackedFormat:
     method = quantization.get("quant_method")
     for format in FORMATS.values():
         if isinstance(format, PackedFormat) and format.quant_method == method:
             return format
-    raise InputError(f"{directory}: quant_method {method!r} is not read here")
+    raise InputError(f"quant_method {method!r} is not read here")
 
 
 def _dense_tensors(
     files: TensorFiles, format: PackedFormat, quantization: Mapping[str, Any], dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the model, the quantized linears as dense weights."""
-    modules = {  # in the order of the files: one is open at a time
-        key.removesuffix(f".{format.parts[0]}"): None
-        for key in files.file_of
-        if key.endswith(f".{format.parts[0]}")
-    }
-    for module in modules:
-        keys = {part: f"{module}.{part}" for part in format.parts}
+    packed = format.packed_layers(files.file_of, quantization)
+    stored: set[str] = set()
+    for module, layer in packed.items():  # in the order of the files: one is open at a time
+        keys = {part: f"{module}.{part}" for part in layer.parts}
         parts = {part: files.tensor(key) for part, key in keys.items() if key in files.file_of}
-        yield f"{module}.weight", format.dense(parts, quantization).to(dtype)
+        yield f"{module}.weight", layer.dense(parts).to(dtype)
+        stored.update(keys.values())
     for key in files.file_of:
-        module, _, part = key.rpartition(".")
-        if module not in modules or part not in format.parts:
+        if key not in stored:
             tensor = files.tensor(key)
             yield key, tensor.to(dtype) if tensor.is_floating_point() else tensor

@@ -4,14 +4,16 @@ Element i of a row stands at bits [i b, i b + b) of the row's stream, so a field
 in one word and end in the next (b = 3). The pattern repeats every 32 / gcd(32, b)
 elements: that period is what the code walks over, for all rows and periods at once.
 
+    b = 1: 32 elements, 1 word
     b = 2: 16 elements, 1 word     b = 3: 32 elements, 3 words
     b = 4:  8 elements, 1 word     b = 8:  4 elements, 1 word
 
 A row that does not fill its last word is padded with zero bits. compressed-tensors and
-GPTQ store exactly this stream, along different axes.
+GPTQ store exactly this stream, along different axes; the native format stores one stream over
+all entries of a tensor.
 """
 
-from math import gcd
+from math import gcd, prod
 
 import torch
 from jaxtyping import Int32, UInt8
@@ -60,6 +62,30 @@ def unpack(
             value = (value & ((1 << low) - 1)) | (source[..., word + 1] << low)
         codes[..., field] = (value & mask).to(torch.uint8)
     return codes.flatten(-2)[..., :count].contiguous()
+
+
+def pack_all(codes: UInt8[Tensor, "..."], bits: int) -> Int32[Tensor, " words"]:
+    """One stream over all entries in row-major order.
+
+    Raises:
+        ValueError: a code takes more bits.
+    """
+    if codes.numel() and int(codes.max()) >= 2**bits:
+        raise ValueError(f"a code of {int(codes.max())} does not fit into {bits} bits")
+    return pack(codes.reshape(-1), bits)
+
+
+def unpack_all(
+    words: Int32[Tensor, " words"], bits: int, shape: tuple[int, ...]
+) -> UInt8[Tensor, "..."]:
+    """Exact inverse of `pack_all`: what every call of a packed layer begins with."""
+    if words.device.type != "cpu":
+        return unpack(words, bits, prod(shape)).reshape(shape)
+    from q2n.formats.stream import unpack_stream  # not before it is needed: numba takes a while
+
+    codes = torch.empty(shape, dtype=torch.uint8)
+    unpack_stream(words.detach().numpy().view("uint32"), bits, codes.view(-1).numpy())
+    return codes
 
 
 def word_count(count: int, bits: int) -> int:

@@ -1,1 +1,7 @@
 """Real numbers to codes and back."""
+
+from q2n.grids.affine import AffineLinear
+from q2n.grids.quantized import QuantizedLinear
+
+REPRESENTATIONS: dict[str, type[QuantizedLinear]] = {layer.kind: layer for layer in (AffineLinear,)}
+"""Every representation by its kind: how a stored layer is rebuilt."""

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from q2n.errors import InputError, NumericalError
 from q2n.grids.granularity import Granularity, PerChannel
-from q2n.grids.quantized import QuantizedLinear
+from q2n.grids.quantized import Form, QuantizedLinear
 from q2n.grids.tunable import TunableAffine
+from q2n.linalg.groups import in_groups
 
 BITS = (2, 3, 4, 8)
 _CLIP_STEPS, _CLIP_RANGE, _CLIP_POWER = 100, 0.8, 2.4
@@ -136,11 +137,21 @@ def group_of_column(columns: int, group_size: int, device: torch.device) -> Int[
     return torch.arange(columns, device=device) // group_size
 
 
+@dataclass(frozen=True, kw_only=True)
+class AffineForm(Form):
+    """What a method on a uniform grid stores."""
+
+    kind: str = "affine"
+    bits: int
+    group_size: int
+    """-1: one group a row."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AffineLinear(QuantizedLinear):
-    """A layer on a uniform grid: `scale * (code - zero)`, `group_size` columns a scale."""
+    """Uniform grid: scale * (code - zero), `group_size` columns a scale."""
 
-    kind: ClassVar[str] = "affine"
+    kind: ClassVar[str] = AffineForm.kind
 
     codes: UInt8[Tensor, "out m"]
     """0 .. 2^bits - 1, a byte each."""
@@ -159,8 +170,9 @@ class AffineLinear(QuantizedLinear):
         return rows, columns
 
     def dequantize(self) -> Float[Tensor, "out m"]:
-        steps = self.codes.float() - self._by_column(self.zero.float())
-        return steps * self._by_column(self.scale.float())
+        steps = in_groups(self.codes, self.group_size).float()
+        steps.sub_(self.zero.float().unsqueeze(2)).mul_(self.scale.float().unsqueeze(2))
+        return steps.flatten(1)[:, : self.codes.shape[1]]
 
     def scale_rows(self, alpha: Float[Tensor, " out"]) -> Self:
         return self.scale_groups(alpha.unsqueeze(1))
@@ -183,27 +195,25 @@ class AffineLinear(QuantizedLinear):
         return self.bits * self.codes.numel() + scales + zeros
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"codes": self.codes, "scale": self.scale, "zero": self.zero}
+        zero = {} if self.symmetric else {"zero": self.zero}
+        return {"codes": self.codes, "scale": self.scale, **zero}
 
     @property
     def widths(self) -> Mapping[str, int]:
-        return {"codes": self.bits, "zero": self.bits}
+        return {name: self.bits for name in self.tensors() if name != "scale"}
 
-    def metadata(self) -> dict[str, int | float | bool | str]:
+    def metadata(self) -> dict[str, Any]:
         return {"bits": self.bits, "group_size": self.group_size, "symmetric": self.symmetric}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Self:
+        codes, scale, bits = tensors["codes"], tensors["scale"], metadata["bits"]
+        middle = codes.new_full(scale.shape, 2 ** (bits - 1))
         return cls(
-            codes=tensors["codes"],
-            scale=tensors["scale"],
-            zero=tensors["zero"],
-            bits=metadata["bits"],
+            codes=codes,
+            scale=scale,
+            zero=middle if metadata["symmetric"] else tensors["zero"],
+            bits=bits,
             group_size=metadata["group_size"],
             symmetric=metadata["symmetric"],
         )
-
-    def _by_column(self, groups: Float[Tensor, "out groups"]) -> Float[Tensor, "out _"]:
-        if groups.shape[1] == 1:
-            return groups
-        return groups.repeat_interleave(self.group_size, 1)[:, : self.codes.shape[1]]

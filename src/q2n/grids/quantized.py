@@ -36,9 +36,24 @@ class Tunable(Protocol):
         """The layer with what was learned, as it is stored."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """What is known of a method's layers before there are any, from its options alone. A
+    representation that not every format can hold in every shape has a subclass that says more."""
+
+    kind: str
+    """The representation, by its name in `REPRESENTATIONS`."""
+    online: bool = False
+    """Whether the model must do more than multiply while it runs (rotate or quantize its
+    activations): lost, without a word, by a format that stores weights alone."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class QuantizedLinear(ABC):
-    """A quantized weight of shape [out, in], its columns in the layer's own order."""
+    """A quantized weight of shape [out, in], its columns in the layer's own order.
+
+    The first line of a subclass's docstring says what it stores (`q2n methods` prints it).
+    """
 
     kind: ClassVar[str]
     """Name under which the representation is stored, unique among representations."""
@@ -87,17 +102,19 @@ class QuantizedLinear(ABC):
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that, with `metadata`, rebuild this object."""
+        """The tensors that, with `metadata`, rebuild this object. Their names are Python
+        identifiers other than "bias"; a layer that holds another gives that one's a prefix."""
 
     @property
     def widths(self) -> Mapping[str, int]:
-        """Bits of an entry of those `tensors` that hold small whole numbers, which a format may
-        store as tightly; the others count with their dtype."""
+        """Bits, 1 to 8, of an entry of those `tensors` (uint8 or bool) that hold small whole
+        numbers, which a format may store as tightly; the others count with their dtype."""
         return {}
 
     @abstractmethod
-    def metadata(self) -> dict[str, int | float | bool | str]:
-        """The plain values that, with `tensors`, rebuild this object."""
+    def metadata(self) -> dict[str, Any]:
+        """The JSON values that, with `tensors`, rebuild this object. A layer that holds another
+        has that one's metadata under a name of its own."""
 
     @classmethod
     @abstractmethod

@@ -1,12 +1,13 @@
 """Options and storage that the methods on a uniform grid have in common."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from q2n.errors import InputError
-from q2n.grids.affine import BITS, AffineGrid, AffineLinear
+from q2n.grids.affine import BITS, AffineForm, AffineGrid, AffineLinear
 from q2n.grids.granularity import Granularity, PerChannel, PerGroup
 from q2n.methods.problem import LayerProblem, Method
 
@@ -14,6 +15,8 @@ from q2n.methods.problem import LayerProblem, Method
 @dataclass(frozen=True, kw_only=True)
 class AffineMethod(Method):
     """A method that stores `scale * (code - zero)`."""
+
+    bits_offered: ClassVar[str] = ", ".join(map(str, BITS))
 
     bits: int = 4
     """2, 3, 4 or 8."""
@@ -48,6 +51,10 @@ class AffineMethod(Method):
             granularity=self.granularity,
             clip="mse" if self.clip else "none",
         )
+
+    @property
+    def form(self) -> AffineForm:
+        return AffineForm(bits=self.bits, group_size=self.group_size)
 
     def check(self, name: str, shape: tuple[int, int]) -> None:
         self.granularity.group_size(shape[1], name)

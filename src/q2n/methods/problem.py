@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from q2n.grids.quantized import QuantizedLinear
+from q2n.grids.quantized import Form, QuantizedLinear
 from q2n.linalg.statistics import InputStatistics, Needs
 
 
@@ -38,6 +38,8 @@ class Method(ABC):
 
     name: ClassVar[str]
     """Name on the command line."""
+    bits_offered: ClassVar[str]
+    """The widths that its options can ask for, in words (`q2n methods` prints it)."""
 
     @property
     def title(self) -> str:
@@ -48,6 +50,12 @@ class Method(ABC):
     @abstractmethod
     def needs(self) -> Needs:
         """Which input statistics `quantize` reads."""
+
+    @property
+    @abstractmethod
+    def form(self) -> Form:
+        """What `quantize` returns, as far as the options tell: by it a checkpoint format says,
+        before any work is done, whether it can hold the result."""
 
     def check(self, name: str, shape: tuple[int, int]) -> None:  # noqa: B027 - optional
         """Refuse, before any work is done, a layer of `shape` (out, in) that the options do
@@ -73,6 +81,10 @@ class Wrapping(Method):
 
     inner: Method
     """The method that quantizes."""
+
+    @property
+    def form(self) -> Form:
+        return self.inner.form
 
     def check(self, name: str, shape: tuple[int, int]) -> None:
         self.inner.check(name, shape)
