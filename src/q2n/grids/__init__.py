@@ -1,7 +1,10 @@
 """Real numbers to codes and back."""
 
 from q2n.grids.affine import AffineLinear
+from q2n.grids.outliers import OutlierLinear
 from q2n.grids.quantized import QuantizedLinear
 
-REPRESENTATIONS: dict[str, type[QuantizedLinear]] = {layer.kind: layer for layer in (AffineLinear,)}
+REPRESENTATIONS: dict[str, type[QuantizedLinear]] = {
+    layer.kind: layer for layer in (AffineLinear, OutlierLinear)
+}
 """Every representation by its kind: how a stored layer is rebuilt."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from q2n.errors import InputError
@@ -72,8 +72,18 @@ class QuantizedLinear(ABC):
 
     @abstractmethod
     def scale_rows(self, alpha: Float[Tensor, " out"]) -> Self:
-        """The layer whose dequantized row i is alpha_i times this one's, up to the
-        rounding of the stored scales. Codes stay as they are."""
+        """The layer whose dequantized row i is alpha_i times this one's outside the fixed
+        columns, up to the rounding of the stored scales. Codes stay as they are."""
+
+    @property
+    def fixed_columns(self) -> Int[Tensor, " fixed"]:
+        """Columns that no factor multiplies, such as outliers beside a grid: none unless a
+        representation says otherwise."""
+        return torch.empty(0, dtype=torch.int64)
+
+    def scaled_part(self) -> Float[Tensor, "out in"]:
+        """What `scale_rows` multiplies: the dense weight, with zeros in the fixed columns."""
+        return without_columns(self.dequantize(), self.fixed_columns)
 
     @property
     def scale_group(self) -> int:
@@ -135,3 +145,10 @@ class QuantizedLinear(ABC):
     def with_record(self, **found: Any) -> Self:
         """The same layer with more entries in its record."""
         return replace(self, record={**self.record, **found})
+
+
+def without_columns(
+    values: Float[Tensor, "out in"], columns: Int[Tensor, " gone"]
+) -> Float[Tensor, "out in"]:
+    """`values` with zeros in some columns; the very tensor if there are none."""
+    return values.index_fill(1, columns.to(values.device), 0) if len(columns) else values

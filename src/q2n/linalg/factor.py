@@ -53,12 +53,17 @@ class Feedback:
 
 
 def feedback(
-    gram: Float[Tensor, "m m"], damping: float, *, descending: bool = False, name: str = "matrix"
+    gram: Float[Tensor, "m m"],
+    damping: float,
+    *,
+    descending: bool = False,
+    order: Int[Tensor, " m"] | None = None,
+    name: str = "matrix",
 ) -> Feedback:
     """Factor `gram + damping * mean(diag) * I`.
 
-    `descending` visits the columns with the largest diagonal first (act-order). A dead
-    column gets the mean of the others on its diagonal; it touches no other column.
+    `descending` visits the columns with the largest diagonal first (act-order), an `order` in
+    that order. A dead column gets the mean of the others on its diagonal; it touches no other.
     (GPTQ sets 1, whose weight in the mean depends on the units of the activations.)
     If the matrix is not positive definite the damping is raised tenfold up to 1, then all
     of that is tried in float64.
@@ -70,9 +75,10 @@ def feedback(
     dead = diagonal == 0
     mean = float(diagonal[~dead].mean()) if not bool(dead.all()) else 1.0
     diagonal = torch.where(dead, mean, diagonal)
-    order = torch.arange(len(diagonal), device=gram.device)
     if descending:
         order = torch.argsort(diagonal, descending=True, stable=True)
+    elif order is None:
+        order = torch.arange(len(diagonal), device=gram.device)
     backwards = order.flip(0)
     reversed_gram = gram[backwards.unsqueeze(1), backwards]
     tried = _dampings(damping)
@@ -102,15 +108,29 @@ def _dampings(first: float) -> list[float]:
 
 def pending(
     weight: Float[Tensor, "m out"],
-    error: Float[Tensor, "m out"],
+    error: Float[Tensor, "quantized out"],
     matrix: Float[Tensor, "m m"],
     a: int,
     b: int,
 ) -> Float[Tensor, "block out"]:
     """Columns a:b of GPTQ's working copy when the columns before a are quantized.
 
-    Takes and gives columns as rows (transposed), in visiting order; `matrix` is M."""
+    Takes and gives columns as rows (transposed), in visiting order; `matrix` is M, and `error`
+    has the columns before a, or more."""
     carried = torch.linalg.solve_triangular(
         matrix[a:b, a:b].T, matrix[:a, a:b].T, upper=False, unitriangular=True
     )
     return torch.addmm(weight[a:b], carried, error[:a])
+
+
+def working_copy(
+    weight: Float[Tensor, "m out"],
+    error: Float[Tensor, "m out"],
+    matrix: Float[Tensor, "m m"],
+    block_size: int,
+) -> Float[Tensor, "m out"]:
+    """W updated at the border of each block for the columns of all earlier blocks, not for
+    those of the same block. Takes and gives columns as `pending` does."""
+    m = len(weight)
+    borders = [(a, min(a + block_size, m)) for a in range(0, m, block_size)]
+    return torch.cat([pending(weight, error, matrix, a, b) for a, b in borders])

@@ -23,6 +23,9 @@ f' = 0 is a symmetric positive system of size g a row. What is small is solved f
 One group: `alpha = 1 + (w M q^T - q C q^T) / ((1 + rho) q C q^T)`. If x is x_full plus noise,
 `C = C_full + N` and alpha shrinks below 1 as a Wiener filter does.
 
+Columns that no factor multiplies (a part p of the row, zeros in q) are taken off the target:
+`w M - p C` takes the place of `w M`.
+
 Restricted to directions of the input (`filtered`): let `F = sum_k f_k u_k u_k^T` over the
 eigenvectors of C, f_k = 1 on the principal ones and 0 in the null space, or falling off
 smoothly. C F = F C, and replacing q by q F on one side of both products weighs the residual by

@@ -1,8 +1,9 @@
 """Quantization methods: `LayerProblem -> QuantizedLinear`, one file a method."""
 
 from q2n.methods.gptq import GPTQ
+from q2n.methods.owq import OWQ
 from q2n.methods.problem import Method
 from q2n.methods.rtn import RTN
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (RTN, GPTQ)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (RTN, GPTQ, OWQ)}
 """Every method by its name on the command line. `NullSpace` wraps any of them."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from q2n.errors import InputError
 from q2n.grids.affine import BITS, AffineForm, AffineGrid, AffineLinear
 from q2n.grids.granularity import Granularity, PerChannel, PerGroup
+from q2n.grids.quantized import Form
 from q2n.methods.problem import LayerProblem, Method
 
 
@@ -53,7 +54,7 @@ class AffineMethod(Method):
         )
 
     @property
-    def form(self) -> AffineForm:
+    def form(self) -> Form:
         return AffineForm(bits=self.bits, group_size=self.group_size)
 
     def check(self, name: str, shape: tuple[int, int]) -> None:

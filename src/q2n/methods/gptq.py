@@ -23,7 +23,7 @@ from torch import Tensor
 
 from q2n.errors import InputError
 from q2n.grids.affine import AffineLinear, group_of_column
-from q2n.linalg.factor import Feedback, feedback, pending
+from q2n.linalg.factor import Feedback, feedback, working_copy
 from q2n.linalg.statistics import Needs
 from q2n.methods.affine import AffineMethod
 from q2n.methods.problem import LayerProblem
@@ -73,10 +73,8 @@ class GPTQ(AffineMethod):
         layer, found, back = self._run(problem)
         ordered = problem.weight.masked_fill(back.dead, 0).T[back.order]
         compensated = torch.empty_like(problem.weight)
-        for a in range(0, len(ordered), self.block_size):
-            b = min(a + self.block_size, len(ordered))
-            block = pending(ordered, found.error, back.matrix, a, b)
-            compensated[:, back.order[a:b]] = block.T
+        copy = working_copy(ordered, found.error, back.matrix, self.block_size)
+        compensated[:, back.order] = copy.T
         return layer, compensated
 
     def _run(self, problem: LayerProblem) -> tuple[AffineLinear, Sweep, Feedback]:

@@ -3,7 +3,9 @@
 The error `W - Q` of a quantized layer is projected on the null space of its input (where
 it does no harm) and each row of Q is scaled so as to come closest to W less that
 projection. Which directions are the null space: linalg/spectrum.py. Alpha:
-linalg/alpha.py. The layer absorbs alpha in what it already stores (`scale_rows`).
+linalg/alpha.py. The layer absorbs alpha in what it already stores (`scale_rows`). Columns that
+it keeps outside (`fixed_columns`, outliers in 16 bits) count as exact: their error is 0, and Q
+stands for the others alone.
 
 The defaults are the paper's. `released` gives what the released code does where that
 differs, without its mistakes in column order.
@@ -20,7 +22,7 @@ from torch import Tensor
 from torch.linalg import vecdot
 
 from q2n.errors import InputError
-from q2n.grids.quantized import QuantizedLinear
+from q2n.grids.quantized import QuantizedLinear, without_columns
 from q2n.linalg import alpha as solvers
 from q2n.linalg import spectrum as rules
 from q2n.linalg.output_error import OutputError
@@ -117,17 +119,23 @@ class NullSpace(Wrapping):
         statistics.require_finite(problem.name)
         spectrum = self._spectrum(statistics, problem.name)
         start = self._start(spectrum.values)
-        quantized = layer.dequantize()
-        alpha = self._alpha(reference, quantized, spectrum.vectors[:, :start])
+        quantized, fixed = layer.dequantize(), layer.fixed_columns
+        scaled = without_columns(quantized, fixed)
+        error = without_columns(reference - quantized, fixed)
+        alpha = self._alpha(error, scaled, spectrum.vectors[:, :start])
         stepped = layer.scale_rows(alpha)
-        error = OutputError.of(problem.weight, quantized, statistics.gram)
-        stored = _row_factors(stepped.dequantize(), quantized)
+        stored = _row_factors(stepped.scaled_part(), scaled)
+        before = OutputError.of(problem.weight, quantized, statistics.gram)
+        if len(fixed):
+            after = OutputError.of(problem.weight, stepped.dequantize(), statistics.gram).relative()
+        else:
+            after = before.relative(stored)
         found = {
             "kept_rank": start,
             "nullspace_energy": spectrum.tail_energy(start),
             **solvers.spread(alpha),
-            "output_error_before": error.relative(),
-            "output_error": error.relative(stored),
+            "output_error_before": before.relative(),
+            "output_error": after,
         }
         note = self._note(start, alpha, stored)
         return stepped, found | ({"nullspace_note": note} if note else {})
@@ -151,12 +159,12 @@ class NullSpace(Wrapping):
 
     def _alpha(
         self,
-        reference: Float[Tensor, "out m"],
-        quantized: Float[Tensor, "out m"],
+        error: Float[Tensor, "out m"],
+        scaled: Float[Tensor, "out m"],
         principal: Float[Tensor, "m kept"],
     ) -> Float[Tensor, " out"]:
-        overlap = vecdot((reference - quantized) @ principal, quantized @ principal)
-        norm = vecdot(quantized, quantized)
+        overlap = vecdot(error @ principal, scaled @ principal)
+        norm = vecdot(scaled, scaled)
         ridge = self.ridge * (norm if self.relative_ridge else torch.ones_like(norm))
         solve = solvers.closed_form if self.solver == "closed" else solvers.adam
         return solve(overlap, norm, ridge)

@@ -8,7 +8,8 @@ this asks what alpha brings the layer's output close to a target:
 - `output`: the original layer's output on that same input.
 
 The closed forms, for one factor a row or one a stored scale: linalg/output_alpha.py. The layer
-absorbs the factors in the scales it already stores (`scale_groups`); its codes stay.
+absorbs the factors in the scales it already stores (`scale_groups`); its codes stay. What no scale
+multiplies (`fixed_columns`, outliers in 16 bits) is taken off the target first.
 """
 
 import math
@@ -89,27 +90,30 @@ class OutputStep(Wrapping):
         statistics = problem.statistics
         assert statistics is not None
         statistics.require_finite(problem.name)
-        quantized = layer.dequantize()
-        size = layer.scale_group if self.per == "group" else quantized.shape[1]
+        scaled = layer.scaled_part()
+        fixed = layer.dequantize() - scaled if len(layer.fixed_columns) else None
+        size = layer.scale_group if self.per == "group" else scaled.shape[1]
         filtered = self._filter(statistics, problem.name)
         ridge = self.ridge
         if self.held_out and statistics.folds:
-            folds = [self._products(problem.weight, x, filtered) for x in statistics.folds]
-            ridge = alpha_ridge(quantized, folds, size)
-        alpha = per_group(
-            quantized, *self._products(problem.weight, statistics, filtered), ridge, size
-        )
+            folds = [self._products(problem.weight, fixed, x, filtered) for x in statistics.folds]
+            ridge = alpha_ridge(scaled, folds, size)
+        gram, goal = self._products(problem.weight, fixed, statistics, filtered)
+        alpha = per_group(scaled, gram, goal, ridge, size)
         return layer.scale_groups(alpha).with_record(**spread(alpha), alpha_ridge=ridge)
 
     def _products(
         self,
         weight: Float[Tensor, "out m"],
+        fixed: Float[Tensor, "out m"] | None,
         statistics: InputStatistics,
         filtered: Float[Tensor, "m m"] | None,
     ) -> tuple[Float[Tensor, "m m"], Float[Tensor, "out m"]]:
-        """`C` and `w M`, or `F C` and `w M F`."""
+        """`C` and `w M` less what the fixed part gives, `f C`; or `F C` and that times F."""
         gram = statistics.gram
         goal = weight @ (statistics.cross if self.objective == "cross" else gram)
+        if fixed is not None:
+            goal -= fixed @ gram
         if filtered is None:
             return gram, goal
         key = ("filtered gram", self.directions, self.threshold)

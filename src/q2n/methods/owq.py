@@ -1,0 +1,232 @@
+r"""OWQ (Lee et al. 2024): a few weak columns stay in 16 bits, GPTQ rounds the others.
+
+- *Weak* are the columns where rounding would cost most: with G the input's Gram matrix and
+  R(W) the layer rounded to nearest, a column's sensitivity is `G_jj |W_j - R(W)_j|^2`.
+- The grid is fitted to the other columns alone, scale and zero point searched
+  (grids/tuned.py): without the outliers the range is narrow.
+- GPTQ's sweep visits the others first. Weak columns come last, so they take up what the
+  rounding of all others did to the output, and are stored as it left them: the least
+  squares solution, given the others.
+
+How many. A weak column costs 16 - b bits a weight instead of b. To spend `t - b` bits a weight
+(`target_bits` t), with `u = (t - b) / (16 - b)`:
+
+- `split="layer"`: `m u` of the m columns, in every layer;
+- `split="published"`: each of the L layers of a block receives an equal number of extra bits,
+  counted for a block of 12 d^2 weights with d x d attention matrices. With d x m that is
+  `12 u m / L`, for an MLP of width 8 d / 3 times 0.375 (up and gate have more rows to pay for,
+  down has more columns), then one more if odd.
+
+Neither counts scales and zero points, and what comes out is not exactly t where layers have other
+shapes (k and v under grouped-query attention) or few columns. In the record, `weight_bits` is
+what a layer's weights cost; `bits_per_weight` has everything. Figures: docs/mathematics.md.
+"""
+
+import math
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from q2n.errors import InputError, NumericalError
+from q2n.grids.affine import AffineGrid, group_of_column
+from q2n.grids.granularity import Granularity, PerChannel
+from q2n.grids.outliers import OutlierLinear
+from q2n.grids.quantized import Form, without_columns
+from q2n.grids.tuned import TunedGrid
+from q2n.linalg.factor import Feedback, feedback, pending, working_copy
+from q2n.linalg.statistics import Needs
+from q2n.methods.affine import AffineMethod
+from q2n.methods.problem import LayerProblem
+from q2n.methods.sweep import Sweep, sweep
+
+_STEPS, _FEW_STEPS = 100, 40
+"""Scales that are searched for a row, and for a group or for the sensitivities."""
+_PUBLISHED_WEIGHTS = 12
+"""Weights of a block, in d^2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OWQ(AffineMethod):
+    """GPTQ with a tuned grid and the most sensitive columns in 16 bits."""
+
+    name: ClassVar[str] = "owq"
+
+    clip: bool = True
+    """Search each group's scale and zero point for the least |error|^2.4."""
+    target_bits: float | None = None
+    """Bits a weight to spend, outliers included, scales not: 3.01 with 3 bits. Without target_bits
+    and target_rank there are no outliers."""
+    target_rank: int | None = None
+    """Columns of each layer to keep in 16 bits."""
+    split: Literal["published", "layer"] = "published"
+    """How layers share target_bits: OWQ's formula, or each layer by itself."""
+    layers_per_block: int = 7
+    """Layers among which OWQ's formula shares the extra bits of a block."""
+    narrow_layers: tuple[str, ...] = ("*.mlp.*",)
+    """Patterns of names of layers that receive narrow_ratio of what the others do in OWQ's
+    formula."""
+    narrow_ratio: float = 0.375
+    """Width of the model over that of its MLP: 0.375 for LLaMA, 0.25 for OPT."""
+    outlier_layers: tuple[str, ...] = ("*",)
+    """Patterns of names of layers that have outliers."""
+    sensitivity: Literal["error", "input"] = "error"
+    """Which columns are weak: by input energy times rounding error, or by input energy alone."""
+    act_order: bool = True
+    """Visit the most sensitive of the other columns first; the released code does on request."""
+    damping: float = 0.01
+    """Added to the Gram matrix's diagonal, as a share of its mean."""
+    block_size: int = 128
+    """Columns between two matrix products."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target_bits is not None and self.target_rank is not None:
+            raise InputError("target_bits and target_rank say the same thing: give one of them")
+        if self.target_bits is not None and not self.bits <= self.target_bits < 16:
+            raise InputError(
+                f"target_bits must be at least bits ({self.bits}) and below 16, got "
+                f"{self.target_bits}; lower bits or raise target_bits"
+            )
+        if self.target_rank is not None and self.target_rank < 0:
+            raise InputError(f"target_rank must be at least 0, got {self.target_rank}")
+        if self.layers_per_block < 1:
+            raise InputError(f"layers_per_block must be at least 1, got {self.layers_per_block}")
+        if not 0 < self.narrow_ratio <= 1:
+            raise InputError(f"narrow_ratio must lie in (0, 1], got {self.narrow_ratio}")
+        if not (math.isfinite(self.damping) and self.damping >= 0):
+            raise InputError(f"damping must be finite and at least 0, got {self.damping}")
+        if self.block_size < 1:
+            raise InputError(f"block_size must be at least 1, got {self.block_size}")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs.GRAM
+
+    @property
+    def form(self) -> Form:
+        return Form(kind=OutlierLinear.kind)
+
+    @property
+    def grid(self) -> AffineGrid:
+        return self._grid(self.granularity, _STEPS if self.group_size == -1 else _FEW_STEPS)
+
+    def check(self, name: str, shape: tuple[int, int]) -> None:
+        super().check(name, shape)
+        self.outliers(name, shape[1])
+
+    def outliers(self, name: str, columns: int) -> int:
+        """How many of its columns a layer keeps in 16 bits.
+
+        Raises:
+            InputError: more than it has.
+        """
+        count = self._wanted(name, columns) if _matches(name, self.outlier_layers) else 0
+        if count >= columns:
+            raise InputError(
+                f"{name}: {count} columns in 16 bits leave nothing to quantize of its {columns}; "
+                "lower target_rank or target_bits"
+            )
+        return count
+
+    def quantize(self, problem: LayerProblem) -> OutlierLinear:
+        return self._run(problem)[0]
+
+    def quantize_compensated(
+        self, problem: LayerProblem
+    ) -> tuple[OutlierLinear, Float[Tensor, "out m"]]:
+        """The layer, and the weight from which it was rounded: as GPTQ's, and what is stored
+        in the weak columns."""
+        layer, found, back, ordered = self._run(problem)
+        last = len(found.error)
+        copy = working_copy(ordered[:last], found.error, back.matrix[:last, :last], self.block_size)
+        compensated = layer.dequantize().to(problem.weight)
+        compensated[:, back.order[:last]] = copy.T
+        return layer, compensated
+
+    def _run(
+        self, problem: LayerProblem
+    ) -> tuple[OutlierLinear, Sweep, Feedback, Float[Tensor, "m out"]]:
+        assert problem.statistics is not None
+        problem.statistics.require_finite(problem.name)
+        gram = problem.statistics.gram
+        weight = problem.weight.masked_fill(gram.diagonal() == 0, 0)
+        rows, m = weight.shape
+        weak, others = self._columns(problem, weight)
+        order = torch.cat([others, weak])
+        back = feedback(gram, self.damping, order=order, name=problem.name)
+        scale, zero = self.grid.fit(
+            without_columns(weight, weak), problem.scale_dtype, problem.name
+        )
+        size = self.granularity.group_size(m, problem.name)
+        ordered, last = weight.T[order], len(others)
+        found = sweep(
+            ordered[:last],
+            back.matrix[:last, :last],
+            scale.T.to(weight.dtype).contiguous(),
+            zero.T.contiguous(),
+            group_of_column(m, size, weight.device)[others],
+            top=self.grid.top,
+            block_size=self.block_size,
+        )
+        codes = torch.zeros_like(weight, dtype=torch.uint8)
+        codes[:, others] = found.codes.T
+        values = pending(ordered, found.error, back.matrix, last, m).T
+        grid = self.stored(problem, codes, scale, zero)
+        layer = OutlierLinear.of(grid, weak, values).with_record(
+            damping=back.damping,
+            dead_columns=int(back.dead.sum()),
+            weak_columns=len(weak),
+            weight_bits=self.bits + (16 - self.bits) * len(weak) / m,
+        )
+        if not torch.isfinite(layer.values).all():
+            raise NumericalError(
+                f"{problem.name}: a weight of {float(values.abs().max()):.3g} in a weak column "
+                f"overflows {layer.values.dtype}; store the checkpoint in bfloat16"
+            )
+        return layer, found, back, ordered
+
+    def _columns(
+        self, problem: LayerProblem, weight: Float[Tensor, "out m"]
+    ) -> tuple[Int[Tensor, " k"], Int[Tensor, " rest"]]:
+        """Weak columns, the most sensitive first, and the others in visiting order."""
+        count = self.outliers(problem.name, weight.shape[1])
+        descending = self._sensitivities(problem, weight).argsort(descending=True, stable=True)
+        weak, others = descending[:count], descending[count:]
+        return weak, others if self.act_order else others.sort().values
+
+    def _sensitivities(
+        self, problem: LayerProblem, weight: Float[Tensor, "out m"]
+    ) -> Float[Tensor, " m"]:
+        assert problem.statistics is not None
+        energy = problem.statistics.gram.diagonal()
+        if self.sensitivity == "input":
+            return energy
+        grid = self._grid(PerChannel(), _FEW_STEPS)
+        scale, zero = grid.fit(weight, problem.scale_dtype, problem.name)
+        codes = grid.encode(weight, scale, zero)
+        rounded = scale.to(weight.dtype) * (codes.to(weight.dtype) - zero)
+        return energy * (weight - rounded).square().sum(0)
+
+    def _grid(self, granularity: Granularity, steps: int) -> AffineGrid:
+        bits, even = self.bits, self.symmetric
+        if self.clip:
+            return TunedGrid(bits=bits, symmetric=even, granularity=granularity, steps=steps)
+        return AffineGrid(bits=bits, symmetric=even, granularity=granularity)
+
+    def _wanted(self, name: str, columns: int) -> int:
+        if self.target_bits is None:
+            return self.target_rank or 0
+        share = (self.target_bits - self.bits) / (16 - self.bits)
+        if self.split == "layer":
+            return round(columns * share)
+        ratio = self.narrow_ratio if _matches(name, self.narrow_layers) else 1.0
+        count = round(columns * _PUBLISHED_WEIGHTS * share / self.layers_per_block * ratio)
+        return count + count % 2
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
