@@ -27,6 +27,9 @@ from q2n.formats.checkpoint import write_checkpoint
 from q2n.formats.format import Format
 from q2n.formats.load import load_model
 from q2n.grids.affine import AffineLinear
+from q2n.grids.binary import PartlyBinaryLinear
+from q2n.grids.codebook import CodebookLinear
+from q2n.grids.quantized import QuantizedLinear
 from q2n.logging import Reporter
 from q2n.methods.problem import Method
 from q2n.models.blocks import BlockwiseModel
@@ -38,7 +41,9 @@ from q2n.pipeline.whole_model import STEM as REFIT_STEM
 from q2n.pipeline.whole_model import refit_stored
 from q2n.report.record import RECORD_FILE, TIMINGS_FILE, build_record, build_timings
 
-REPRESENTATIONS = {kind.kind: kind for kind in (AffineLinear,)}
+REPRESENTATIONS: dict[str, type[QuantizedLinear]] = {
+    kind.kind: kind for kind in (AffineLinear, CodebookLinear, PartlyBinaryLinear)
+}
 """How stored layers are rebuilt, by kind."""
 
 NOT_IN_FINGERPRINT = ("model", "output", "corpus", "activations", "ppl", "ppl_windows")
