@@ -14,6 +14,7 @@ the released LeanQuant.) An empty cluster moves to the entry that costs most, on
 no entry costs anything (fewer distinct values than centroids) it stays where it is.
 """
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -21,7 +22,7 @@ from torch.nn.functional import pad
 
 _STEPS, _TOLERANCE = 100, 1e-6
 _MOST_EQUALLY_SPACED = 8
-_ENTRIES_AT_ONCE = 2**22
+_ENTRIES_AT_ONCE = 2**18
 """Rows go in portions of so many entries, whose float64 sums are what needs memory."""
 
 
@@ -45,7 +46,8 @@ def _portion(
     draws: Float[Tensor, "rows count"],
 ) -> Float[Tensor, "rows count"]:
     count = draws.shape[1]
-    points, order = values.sort(1)
+    order = _argsort(values)
+    points = values.gather(1, order)
     weights = (weight / weight.max().clamp(min=torch.finfo(weight.dtype).tiny))[order]
     if count <= _MOST_EQUALLY_SPACED:
         ramp = torch.linspace(0, 1, count, dtype=values.dtype, device=values.device)
@@ -55,6 +57,14 @@ def _portion(
     return lloyd(points, weights, start)
 
 
+def _argsort(values: Float[Tensor, "rows m"]) -> Int[Tensor, "rows m"]:
+    """The order that sorts each row; on a CPU by numpy, whose sort uses vector instructions and
+    takes a ninth of torch's time."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.argsort(values.numpy(), 1))
+    return values.argsort(1)
+
+
 def lloyd(
     points: Float[Tensor, "rows m"],
     weights: Float[Tensor, "rows m"],
@@ -62,7 +72,7 @@ def lloyd(
 ) -> Float[Tensor, "rows count"]:
     """Lloyd's algorithm from `start`, ascending, on ascending `points`."""
     mass, moment = _cumulative(weights), _cumulative(weights.double() * points)
-    tolerance = _TOLERANCE * points.var(1, correction=0)
+    tolerance = _TOLERANCE * (points - points.mean(1, keepdim=True)).square().mean(1)
     centroids = start
     moving = torch.ones(len(points), dtype=torch.bool, device=points.device)
     for _ in range(_STEPS):
