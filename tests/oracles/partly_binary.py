@@ -1,6 +1,7 @@
 """PB-LLM as it is written down: numpy, one weight at a time."""
 
 import numpy as np
+
 from oracles import minmax, rtn
 from oracles.codebook import feedback_sweep, pivots
 
@@ -41,9 +42,7 @@ def low_levels(weight, mask, kind, size):
 
 
 def pbllm(weight, gram, *, kind, fraction, saliency, size, damping, feedback):
-    mask = low_mask(
-        weight, gram, saliency=saliency, fraction=fraction, size=size, damping=damping
-    )
+    mask = low_mask(weight, gram, saliency=saliency, fraction=fraction, size=size, damping=damping)
     levels = low_levels(weight, mask, kind, size)
     scale, zero = minmax(weight, 8, False)
 
