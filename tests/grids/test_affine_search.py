@@ -12,8 +12,10 @@ ROWS, COLUMNS, SIZE = 12, 64, 32
 
 
 def given(seed=0):
+    """Rows that reach further up than down, and weights over three orders of magnitude."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(ROWS, COLUMNS, generator=generator)
+    weight = torch.where(weight > 1.5, 3 * weight, weight)
     importance = 10 ** (3 * torch.rand(COLUMNS, generator=generator))
     return weight, importance
 
@@ -47,7 +49,7 @@ def test_it_comes_near_the_best_of_all_ranges(bits):
             tried = grid.parameters(low * lo, high * hi, torch.float32, "l")
             best = np.minimum(best, costs(weight, importance, *tried, bits))
     assert np.median(found / best) < 1.05
-    assert found.sum() < 0.6 * plain.sum()
+    assert found.sum() < 0.75 * plain.sum()
 
 
 def test_an_outlier_that_weighs_nothing_does_not_widen_the_grid():

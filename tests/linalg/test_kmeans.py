@@ -79,6 +79,18 @@ def test_enough_centroids_make_it_exact(count):
     assert nearest.max() < 1e-12
 
 
+def test_a_large_codebook_starts_in_every_heap():
+    """16 narrow heaps, one a thousand times as heavy: drawing without regard to the distance
+    from what is drawn already starts in that one, and Lloyd's steps cannot leave it."""
+    generator = torch.Generator().manual_seed(0)
+    heap = torch.arange(320) // 20
+    values = 10.0 * heap + 0.01 * torch.randn(50, 320, generator=generator)
+    weight = torch.where(heap == 3, 1000.0, 1.0)
+    found = room.row_kmeans(values, weight, 16, seed=0)
+    furthest = (values[:, :, None] - found[:, None, :]).abs().amin(-1).amax(1)
+    assert (furthest < 1).double().mean() > 0.9
+
+
 def test_an_entry_without_weight_does_not_matter():
     values, weight = rows()
     values[:, 0] = values[:, 1:].mean(1)  # not at an end: the ends are where the start comes from

@@ -14,7 +14,7 @@ def lloyd(row, weight, start, steps=100, tolerance=1e-6):
     centroids = np.array(start, dtype=float)
     for _ in range(steps):
         label = ((row[:, None] - centroids[None, :]) ** 2).argmin(1)
-        after, filled = centroids.copy(), False
+        after = centroids.copy()
         for i in range(len(centroids)):
             mass = weight[label == i].sum()
             if mass > 0:
@@ -22,11 +22,11 @@ def lloyd(row, weight, start, steps=100, tolerance=1e-6):
         empty = [i for i in range(len(centroids)) if weight[label == i].sum() == 0]
         price = weight * (row - after[label]) ** 2
         if empty and price.max() > 0:
-            after[empty[0]], filled = row[price.argmax()], True
+            after[empty[0]] = row[price.argmax()]
         after = np.sort(after)
         shift = ((after - centroids) ** 2).sum()
         centroids = after
-        if not filled and shift <= tolerance * row.var():
+        if shift <= tolerance * row.var():
             break
     return centroids
 

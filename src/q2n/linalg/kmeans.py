@@ -85,13 +85,12 @@ def lloyd(
         empty = inside <= 0
         after = torch.where(empty, centroids, mean.clamp(first, last))
         empty &= moving.unsqueeze(1)
-        filled = empty.any(1)
-        if filled.any():
-            filled = _fill_one(points, weights, borders, after, empty)
+        if empty.any():
+            _fill_one(points, weights, borders, after, empty)
             after = after.sort(1).values
         shift = (after - centroids).square().sum(1)
         centroids = torch.where(moving.unsqueeze(1), after, centroids)
-        moving = moving & (filled | (shift > tolerance))
+        moving = moving & (shift > tolerance)
         if not moving.any():
             break
     return centroids
@@ -118,9 +117,8 @@ def _fill_one(
     borders: Int[Tensor, "rows borders"],
     centroids: Float[Tensor, "rows count"],
     empty: Bool[Tensor, "rows count"],
-) -> Bool[Tensor, " rows"]:
-    """Move, in place, the first empty cluster of each row to the entry that costs most; where
-    that was done."""
+) -> None:
+    """Move, in place, the first empty cluster of each row to the entry that costs most."""
     rows = torch.nonzero(empty.any(1)).squeeze(1)
     sizes = borders[rows].diff(dim=1)
     own = centroids[rows].flatten().repeat_interleave(sizes.flatten()).view(-1, points.shape[1])
@@ -128,9 +126,6 @@ def _fill_one(
     highest, worst = cost.max(1)
     rows, worst = rows[highest > 0], worst[highest > 0]
     centroids[rows, empty[rows].int().argmax(1)] = points[rows, worst]
-    filled = torch.zeros(len(points), dtype=torch.bool, device=points.device)
-    filled[rows] = True
-    return filled
 
 
 def _plus_plus(
