@@ -186,7 +186,7 @@ def method_options() -> Iterator[Option]:
             same = default == usual.setdefault(option.name, default)
             owners.setdefault(option.name, []).append(name if same else f"{name}: {default}")
     for name, option in seen.items():
-        everyone = len(owners[name]) == len(METHODS)
+        everyone = owners[name] == list(METHODS)
         who = "" if everyone else f" [{', '.join(owners[name])}]"
         yield Option(name, option.type, option.help + who)
 

@@ -7,7 +7,10 @@ so far at half the distance. The first pair is the whole range, so min-max is ne
 """
 
 import itertools
+from typing import no_type_check
 
+import numba
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -19,8 +22,8 @@ _ROUNDS = (
     *(tuple(itertools.product((-d, 0, d), repeat=2)) for d in (0.075, 0.0375, 0.01875)),
 )
 """What to add to both factors, which start at 1; each round starts from the best so far."""
-_ENTRIES_AT_ONCE = 2**17
-"""Rows go in portions of about so many entries, which stay in a processor's cache."""
+_ENTRIES_AT_ONCE = 2**20
+"""Rows go in portions of about so many entries, which bounds the memory."""
 
 
 def fit_weighted(
@@ -71,6 +74,44 @@ def _error(
     scale: Float[Tensor, "rows groups"],
     zero: UInt8[Tensor, "rows groups"],
 ) -> Float[Tensor, "rows groups"]:
-    step, shift = scale.to(values.dtype).unsqueeze(-1), zero.to(values.dtype).unsqueeze(-1)
-    code = (values / step).round_().clamp_(-shift, grid.top - shift)
+    given = (values, omega.contiguous(), scale.to(values.dtype), zero.to(values.dtype))
+    if values.device.type != "cpu":
+        return error_with_tensors(*given, grid.top)
+    found = torch.empty_like(given[2])
+    _kernel(*(part.numpy() for part in given), grid.top, found.numpy())
+    return found
+
+
+def error_with_tensors(
+    values: Float[Tensor, "rows groups size"],
+    omega: Float[Tensor, "groups size"],
+    scale: Float[Tensor, "rows groups"],
+    zero: Float[Tensor, "rows groups"],
+    top: int,
+) -> Float[Tensor, "rows groups"]:
+    """Weighted error of every group, for a device that numba does not reach."""
+    step, shift = scale.unsqueeze(-1), zero.unsqueeze(-1)
+    code = (values / step).round_().clamp_(-shift, top - shift)
     return code.mul_(step).sub_(values).square_().mul_(omega).sum(-1)
+
+
+@numba.njit(
+    parallel=True,
+    cache=True,
+    nogil=True,
+    error_model="numpy",
+    fastmath={"reassoc", "contract", "nsz"},  # the sum over a group may take any order
+)
+@no_type_check
+def _kernel(values, omega, scale, zero, top, error):
+    rows, groups, size = values.shape
+    for i in numba.prange(rows):
+        for g in range(groups):
+            step, least = scale[i, g], -zero[i, g]
+            inverse, most = 1 / step, top + least
+            total = 0 * step
+            for j in range(size):
+                value = values[i, g, j]
+                off = min(max(np.rint(value * inverse), least), most) * step - value
+                total += omega[g, j] * off * off
+            error[i, g] = total
