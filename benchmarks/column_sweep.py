@@ -13,15 +13,16 @@ from measuring import best_seconds, heading, inputs, matrix_product_rate
 from q2n.grids.affine import AffineGrid
 from q2n.linalg.factor import feedback
 from q2n.linalg.statistics import InputStatistics, Needs
-from q2n.methods.sweep import round_with_numba, round_with_tensors, sweep
+from q2n.methods.rounding import Affine, round_with_numba, round_with_tensors
+from q2n.methods.sweep import sweep
 
 SHAPES = ((1536, 576), (576, 1536))
 BLOCKS = (32, 64, 128)
 KERNELS = {"numba": round_with_numba, "tensors": round_with_tensors}
 
 
-def problem(rows: int, m: int) -> tuple[torch.Tensor, ...]:
-    """Weight, feedback, scales, zero points and groups of one layer, transposed."""
+def problem(rows: int, m: int) -> tuple[torch.Tensor, torch.Tensor, Affine]:
+    """Weight, feedback and grid of one layer, transposed."""
     statistics = InputStatistics(m, Needs.GRAM)
     statistics.update(inputs(4096, m))
     weight = torch.randn(rows, m, generator=torch.Generator().manual_seed(1))
@@ -29,9 +30,7 @@ def problem(rows: int, m: int) -> tuple[torch.Tensor, ...]:
     return (
         weight.T.contiguous(),
         feedback(statistics.gram, 0.01).matrix,
-        scale.T.contiguous(),
-        zero.T.contiguous(),
-        torch.zeros(m, dtype=torch.int64),
+        Affine(scale.T.contiguous(), zero.T.contiguous(), torch.zeros(m, dtype=torch.int64), 7),
     )
 
 
@@ -46,7 +45,7 @@ def main() -> None:
         given = problem(rows, m)
         for name, kernel in KERNELS.items():
             for block in BLOCKS:
-                run = partial(sweep, *given, top=7, block_size=block, round_block=kernel)
+                run = partial(sweep, *given, block_size=block, round_block=kernel)
                 seconds = best_seconds(run)
                 done = rows * m**2 / seconds
                 print(

@@ -174,15 +174,19 @@ def run_options() -> Iterator[Option]:
 
 
 def method_options() -> Iterator[Option]:
-    """The flags of all methods, each once; the help says who has it."""
+    """The flags of all methods, each once; the help says who has it, with another default too."""
     seen: dict[str, Option] = {}
+    usual: dict[str, Any] = {}
     owners: dict[str, list[str]] = {}
     for name, method in METHODS.items():
+        defaults = {item.name: item.default for item in fields(method)}
         for option in _options(method, _option_names(method)):
             seen.setdefault(option.name, option)
-            owners.setdefault(option.name, []).append(name)
+            default = defaults[option.name]
+            same = default == usual.setdefault(option.name, default)
+            owners.setdefault(option.name, []).append(name if same else f"{name}: {default}")
     for name, option in seen.items():
-        everyone = len(owners[name]) == len(METHODS)
+        everyone = owners[name] == list(METHODS)
         who = "" if everyone else f" [{', '.join(owners[name])}]"
         yield Option(name, option.type, option.help + who)
 

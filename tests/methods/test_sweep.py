@@ -3,6 +3,7 @@ import torch
 
 from q2n.linalg.factor import feedback
 from q2n.methods import sweep as room
+from q2n.methods.rounding import Affine
 
 
 def problem(rows=37, columns=40, dtype=torch.float64):
@@ -16,7 +17,8 @@ def problem(rows=37, columns=40, dtype=torch.float64):
 
 
 def run(block_size=16, dtype=torch.float64, **options):
-    return room.sweep(*problem(dtype=dtype), top=15, block_size=block_size, **options)
+    weight, matrix, *parameters = problem(dtype=dtype)
+    return room.sweep(weight, matrix, Affine(*parameters, 15), block_size=block_size, **options)
 
 
 def test_each_column_is_rounded_from_its_updated_value():
@@ -51,10 +53,12 @@ def test_halves_go_to_the_even_neighbour():
     found = room.sweep(
         weight,
         torch.zeros(1, 1),
-        torch.ones(1, 5),
-        torch.full((1, 5), 4, dtype=torch.uint8),
-        torch.zeros(1, dtype=torch.int64),
-        top=15,
+        Affine(
+            torch.ones(1, 5),
+            torch.full((1, 5), 4, dtype=torch.uint8),
+            torch.zeros(1, dtype=torch.int64),
+            15,
+        ),
         block_size=8,
     )
     assert (found.codes.int() - 4).tolist() == [[0, 2, 2, 0, -2]]

@@ -71,14 +71,14 @@ class AffineGrid:
         self, values: Float[Tensor, "*groups size"], dtype: torch.dtype, name: str
     ) -> tuple[Float[Tensor, "*groups"], UInt8[Tensor, "*groups"]]:
         """Scale and zero point of every group of values (the last axis). Raises as `fit`."""
-        lo, hi = self._range(values)
-        scale, zero = self._parameters(lo, hi, dtype, name)
+        lo, hi = self.range_of(values)
+        scale, zero = self.parameters(lo, hi, dtype, name)
         if self.clip == "none":
             return scale, zero
         least = self._clip_error(values, scale, zero)
         for step in range(1, round(_CLIP_RANGE * _CLIP_STEPS)):
             shrink = 1 - step / _CLIP_STEPS
-            tried_scale, tried_zero = self._parameters(shrink * lo, shrink * hi, dtype, name)
+            tried_scale, tried_zero = self.parameters(shrink * lo, shrink * hi, dtype, name)
             error = self._clip_error(values, tried_scale, tried_zero)
             better = error < least
             scale = torch.where(better, tried_scale, scale)
@@ -96,7 +96,10 @@ class AffineGrid:
         code = torch.round(weight / scale.to(weight.dtype)) + zero
         return code.clamp_(0, self.top).to(torch.uint8)
 
-    def _range(self, values: Tensor) -> tuple[Tensor, Tensor]:
+    def range_of(
+        self, values: Float[Tensor, "*groups size"]
+    ) -> tuple[Float[Tensor, "*groups"], Float[Tensor, "*groups"]]:
+        """`lo` and `hi` of every group of values (the last axis)."""
         lo, hi = values.amin(-1).clamp(max=0), values.amax(-1).clamp(min=0)
         if self.symmetric:
             hi = torch.maximum(-lo, hi)
@@ -104,9 +107,14 @@ class AffineGrid:
         empty = (lo == 0) & (hi == 0)
         return torch.where(empty, -1.0, lo), torch.where(empty, 1.0, hi)
 
-    def _parameters(
-        self, lo: Tensor, hi: Tensor, dtype: torch.dtype, name: str
-    ) -> tuple[Tensor, Tensor]:
+    def parameters(
+        self,
+        lo: Float[Tensor, "*groups"],
+        hi: Float[Tensor, "*groups"],
+        dtype: torch.dtype,
+        name: str,
+    ) -> tuple[Float[Tensor, "*groups"], UInt8[Tensor, "*groups"]]:
+        """Scale and zero point of the grid from `lo` to `hi`. Raises as `fit`."""
         exact = (hi - lo) / self.top
         scale = exact.to(dtype).clamp(min=torch.finfo(dtype).tiny)
         if not torch.isfinite(scale).all():

@@ -46,8 +46,8 @@ class TunedGrid(AffineGrid):
         self, values: Float[Tensor, "*groups size"], dtype: torch.dtype, name: str
     ) -> tuple[Float[Tensor, "*groups"], UInt8[Tensor, "*groups"]]:
         """Scale and zero point of every group of values (the last axis). Raises as `fit`."""
-        lo, hi = self._range(values)
-        widest, _ = self._parameters(lo, hi, dtype, name)
+        lo, hi = self.range_of(values)
+        widest, _ = self.parameters(lo, hi, dtype, name)
         share = torch.arange(1, self.steps + 1, device=values.device) / self.steps
         step = ((hi - lo) / self.top).unsqueeze(-1)
         scales = (step * share).to(dtype).clamp(min=torch.finfo(dtype).tiny)

@@ -44,6 +44,9 @@ class Feedback:
 
     matrix: Float[Tensor, "m m"]
     """M, strictly upper triangular, rows and columns in visiting order."""
+    diagonal: Float[Tensor, " m"]
+    """R_jj = 1 / U_jj in visiting order: the square root of what an error in column j costs
+    once the later columns have made up for it as far as they can."""
     order: Int[Tensor, " m"]
     """The layer's columns in visiting order."""
     dead: Bool[Tensor, " m"]
@@ -90,8 +93,9 @@ def feedback(
             if info == 0 and torch.isfinite(lower.diagonal()).all():
                 del damped, reversed_gram  # as large as a block's largest weight, or larger
                 upper = lower.flip(0, 1)
-                matrix = upper.div_(upper.diagonal().clone()).triu_(1).to(gram.dtype)
-                return Feedback(matrix, order, dead, share)
+                pivots = upper.diagonal().clone()
+                matrix = upper.div_(pivots).triu_(1).to(gram.dtype)
+                return Feedback(matrix, pivots.to(gram.dtype), order, dead, share)
     raise NumericalError(
         f"{name}: the {tuple(gram.shape)} Gram matrix of its input is not positive definite with "
         f"dampings {', '.join(f'{share:g}' for share in tried)}, even in float64; check the "

@@ -1,9 +1,13 @@
 """Quantization methods: `LayerProblem -> QuantizedLinear`, one file a method."""
 
 from q2n.methods.gptq import GPTQ
+from q2n.methods.leanquant import LeanQuant
 from q2n.methods.owq import OWQ
+from q2n.methods.pbllm import PBLLM
 from q2n.methods.problem import Method
 from q2n.methods.rtn import RTN
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (RTN, GPTQ, OWQ)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (RTN, GPTQ, PBLLM, LeanQuant, OWQ)
+}
 """Every method by its name on the command line. `NullSpace` wraps any of them."""

@@ -13,7 +13,6 @@ up to there; that needs the layer's own order. Without groups both are the same.
 Dead columns (input always 0) are set to 0.
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,10 +22,12 @@ from torch import Tensor
 
 from q2n.errors import InputError
 from q2n.grids.affine import AffineLinear, group_of_column
-from q2n.linalg.factor import Feedback, feedback, working_copy
+from q2n.linalg.factor import Feedback, working_copy
 from q2n.linalg.statistics import Needs
 from q2n.methods.affine import AffineMethod
+from q2n.methods.feedback import check_feedback, shared_feedback
 from q2n.methods.problem import LayerProblem
+from q2n.methods.rounding import Affine
 from q2n.methods.sweep import Refit, Sweep, sweep
 
 
@@ -48,10 +49,7 @@ class GPTQ(AffineMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.damping) and self.damping >= 0):
-            raise InputError(f"damping must be finite and at least 0, got {self.damping}")
-        if self.block_size < 1:
-            raise InputError(f"block_size must be at least 1, got {self.block_size}")
+        check_feedback(self.damping, self.block_size)
         if self.act_order and not self.static_groups and self.group_size != -1:
             raise InputError(
                 "act_order visits the columns of a group at different times: "
@@ -78,40 +76,34 @@ class GPTQ(AffineMethod):
         return layer, compensated
 
     def _run(self, problem: LayerProblem) -> tuple[AffineLinear, Sweep, Feedback]:
-        back = self._feedback(problem)
+        back = shared_feedback(problem, self.damping, descending=self.act_order)
         weight = problem.weight.masked_fill(back.dead, 0)
         size = self.granularity.group_size(weight.shape[1], problem.name)
         group = group_of_column(weight.shape[1], size, weight.device)[back.order]
         scale, zero = self.grid.fit(weight, problem.scale_dtype, problem.name)
-        scale, zero = scale.T.to(weight.dtype).contiguous(), zero.T.contiguous()
+        rule = Affine(
+            scale.T.to(weight.dtype).contiguous(), zero.T.contiguous(), group, self.grid.top
+        )
         found = sweep(
             weight.T[back.order],
             back.matrix,
-            scale,
-            zero,
-            group,
-            top=self.grid.top,
+            rule,
             block_size=self.block_size,
-            refit=self._refit(problem),
+            refit=self._refit(problem, rule),
         )
         codes = torch.empty_like(weight, dtype=torch.uint8)
         codes[:, back.order] = found.codes.T
-        layer = self.stored(problem, codes, scale.T.to(problem.scale_dtype), zero.T)
+        layer = self.stored(problem, codes, rule.scale.T.to(problem.scale_dtype), rule.zero.T)
         layer = layer.with_record(damping=back.damping, dead_columns=int(back.dead.sum()))
         return layer, found, back
 
-    def _feedback(self, problem: LayerProblem) -> Feedback:
-        statistics = problem.statistics
-        assert statistics is not None
-        statistics.require_finite(problem.name)
-        return statistics.once(
-            ("feedback", self.damping, self.act_order),
-            lambda: feedback(
-                statistics.gram, self.damping, descending=self.act_order, name=problem.name
-            ),
-        )
-
-    def _refit(self, problem: LayerProblem) -> Refit | None:
+    def _refit(self, problem: LayerProblem, rule: Affine) -> Refit | None:
         if self.static_groups or self.group_size == -1:
             return None
-        return lambda columns: self.grid.fit_groups(columns.T, problem.scale_dtype, problem.name)
+
+        def write(group: int, columns: Float[Tensor, "size out"]) -> None:
+            rule.scale[group], rule.zero[group] = self.grid.fit_groups(
+                columns.T, problem.scale_dtype, problem.name
+            )
+
+        return Refit(rule.group, write)

@@ -22,7 +22,6 @@ shapes (k and v under grouped-query attention) or few columns. In the record, `w
 what a layer's weights cost; `bits_per_weight` has everything. Figures: docs/mathematics.md.
 """
 
-import math
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
@@ -40,7 +39,9 @@ from q2n.grids.tuned import TunedGrid
 from q2n.linalg.factor import Feedback, feedback, pending, working_copy
 from q2n.linalg.statistics import Needs
 from q2n.methods.affine import AffineMethod
+from q2n.methods.feedback import check_feedback
 from q2n.methods.problem import LayerProblem
+from q2n.methods.rounding import Affine
 from q2n.methods.sweep import Sweep, sweep
 
 _STEPS, _FEW_STEPS = 100, 40
@@ -97,10 +98,7 @@ class OWQ(AffineMethod):
             raise InputError(f"layers_per_block must be at least 1, got {self.layers_per_block}")
         if not 0 < self.narrow_ratio <= 1:
             raise InputError(f"narrow_ratio must lie in (0, 1], got {self.narrow_ratio}")
-        if not (math.isfinite(self.damping) and self.damping >= 0):
-            raise InputError(f"damping must be finite and at least 0, got {self.damping}")
-        if self.block_size < 1:
-            raise InputError(f"block_size must be at least 1, got {self.block_size}")
+        check_feedback(self.damping, self.block_size)
 
     @property
     def needs(self) -> Needs:
@@ -163,15 +161,11 @@ class OWQ(AffineMethod):
         )
         size = self.granularity.group_size(m, problem.name)
         ordered, last = weight.T[order], len(others)
-        found = sweep(
-            ordered[:last],
-            back.matrix[:last, :last],
-            scale.T.to(weight.dtype).contiguous(),
-            zero.T.contiguous(),
-            group_of_column(m, size, weight.device)[others],
-            top=self.grid.top,
-            block_size=self.block_size,
+        group = group_of_column(m, size, weight.device)[others]
+        rule = Affine(
+            scale.T.to(weight.dtype).contiguous(), zero.T.contiguous(), group, self.grid.top
         )
+        found = sweep(ordered[:last], back.matrix[:last, :last], rule, block_size=self.block_size)
         codes = torch.zeros_like(weight, dtype=torch.uint8)
         codes[:, others] = found.codes.T
         values = pending(ordered, found.error, back.matrix, last, m).T

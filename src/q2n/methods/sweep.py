@@ -3,34 +3,32 @@
 Letters: `W` original weight, `E = W - Q` error so far, `M` feedback (linalg/factor.py).
 Column j is rounded from `W_j + (E M)_j`. Columns go in blocks: what the finished blocks
 feed into block [a, b) is one matrix product, `W_ab + E_{<a} M_{<a, ab}`; within the block
-a kernel goes on column by column, all rows in parallel.
+a kernel goes on column by column (rounding.py, which also has the grids).
 
-Everything here is transposed: a column of the layer is a row in memory, and a fixed
-number of neighbouring output rows (a tile) is rounded at once by vector instructions.
+Everything here is transposed: a column of the layer is a row in memory.
 Parameters of a group are either given beforehand (static) or, by `refit`, found when the
 sweep reaches the group's first column, from the values GPTQ's working copy has then.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import no_type_check
 
-import numba
-import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from q2n.linalg.factor import pending
+from q2n.methods.rounding import RoundBlock, Rule, round_with_numba, round_with_tensors
 
-_TILE = 64
 
-Refit = Callable[[Float[Tensor, "size out"]], tuple[Tensor, Tensor]]
-"""Updated weights of a group -> its scales and zero points, both [out]."""
+@dataclass(frozen=True, eq=False)
+class Refit:
+    """Parameters that are found on the way."""
 
-RoundBlock = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int, Tensor, Tensor], None]
-"""Round the columns of a block in turn: (target, weight, matrix, scale, zero, group, top) are
-read (target is used up), (codes, error) are written."""
+    group: Int[Tensor, " m"]
+    """Group of each visited column; the columns of a group are neighbours."""
+    write: Callable[[int, Float[Tensor, "size out"]], None]
+    """Fit a group to its updated weights and write its parameters into the rule's tensors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,116 +43,34 @@ class Sweep:
 def sweep(
     weight: Float[Tensor, "m out"],
     matrix: Float[Tensor, "m m"],
-    scale: Float[Tensor, "groups out"],
-    zero: UInt8[Tensor, "groups out"],
-    group: Int[Tensor, " m"],
+    rule: Rule,
     *,
-    top: int,
     block_size: int,
     refit: Refit | None = None,
     round_block: RoundBlock | None = None,
 ) -> Sweep:
-    """Round `weight` to codes 0..top.
-
-    `scale` (in the dtype of `weight`) and `zero` hold the parameters of each group,
-    `group` the group of each visited column. With `refit` they are overwritten, group by
-    group, when the sweep reaches a group; the columns of a group must then be neighbours.
-    `round_block` defaults to the one for the device.
-    """
+    """Round `weight` to the grid of `rule`. `round_block` defaults to the one for the device."""
     error = torch.empty_like(weight)
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
     if round_block is None:
         round_block = round_with_numba if weight.device.type == "cpu" else round_with_tensors
-    borders = _borders(group, block_size, refit is not None)
+    borders = _borders(len(weight), block_size, refit)
     for a, b in zip(borders, borders[1:], strict=False):
-        if refit is not None and (a == 0 or group[a] != group[a - 1]):
-            end = int((group == group[a]).sum()) + a
-            scale[group[a]], zero[group[a]] = refit(pending(weight, error, matrix, a, end))
+        if refit is not None and (a == 0 or refit.group[a] != refit.group[a - 1]):
+            end = int((refit.group == refit.group[a]).sum()) + a
+            refit.write(int(refit.group[a]), pending(weight, error, matrix, a, end))
         target = torch.addmm(weight[a:b], matrix[:a, a:b].T, error[:a])
         round_block(
-            target,
-            weight[a:b],
-            matrix[a:b, a:b],
-            scale,
-            zero,
-            group[a:b],
-            top,
-            codes[a:b],
-            error[a:b],
+            target, weight[a:b], matrix[a:b, a:b], rule.columns(a, b), codes[a:b], error[a:b]
         )
     return Sweep(codes, error)
 
 
-def _borders(group: Int[Tensor, " m"], block_size: int, at_groups: bool) -> list[int]:
-    """Where blocks start, and the end: every `block_size` columns, anew in each group if
-    `at_groups`."""
-    m = len(group)
-    if not at_groups:
+def _borders(m: int, block_size: int, refit: Refit | None) -> list[int]:
+    """Where blocks start, and the end: every `block_size` columns, anew in each group that is
+    fitted on the way."""
+    if refit is None:
         return [*range(0, m, block_size), m]
-    starts = [0, *(torch.nonzero(group.diff()).flatten() + 1).tolist(), m]
+    starts = [0, *(torch.nonzero(refit.group.diff()).flatten() + 1).tolist(), m]
     spans = zip(starts, starts[1:], strict=False)
     return [*(i for a, b in spans for i in range(a, b, block_size)), m]
-
-
-def round_with_numba(
-    target: Tensor,
-    weight: Tensor,
-    matrix: Tensor,
-    scale: Tensor,
-    zero: Tensor,
-    group: Tensor,
-    top: int,
-    codes: Tensor,
-    error: Tensor,
-) -> None:
-    """Tiles of rows in parallel, on a CPU."""
-    _kernel(
-        *(t.numpy() for t in (target, weight, matrix.contiguous(), scale, zero, group)),
-        weight.numpy().dtype.type(top),
-        codes.numpy(),
-        error.numpy(),
-    )
-
-
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-@no_type_check
-def _kernel(target, weight, matrix, scale, zero, group, top, codes, error):
-    columns, rows = target.shape
-    for tile in numba.prange((rows + _TILE - 1) // _TILE):
-        low = tile * _TILE
-        high = min(low + _TILE, rows)
-        for j in range(columns):
-            s = scale[group[j], low:high]
-            z = zero[group[j], low:high]
-            t, w = target[j, low:high], weight[j, low:high]
-            c, e = codes[j, low:high], error[j, low:high]
-            for r in range(high - low):
-                shift = target.dtype.type(z[r])
-                code = min(max(np.rint(t[r] / s[r]) + shift, 0 * top), top)
-                c[r] = np.uint8(code)
-                e[r] = w[r] - s[r] * (code - shift)
-            for k in range(j + 1, columns):
-                factor = matrix[j, k]
-                later = target[k, low:high]
-                for r in range(high - low):
-                    later[r] += factor * e[r]
-
-
-def round_with_tensors(
-    target: Tensor,
-    weight: Tensor,
-    matrix: Tensor,
-    scale: Tensor,
-    zero: Tensor,
-    group: Tensor,
-    top: int,
-    codes: Tensor,
-    error: Tensor,
-) -> None:
-    """The same arithmetic in tensor operations, for a device that numba does not reach."""
-    scales, shifts = scale[group], zero[group].to(weight.dtype)
-    for j in range(len(target)):
-        code = (torch.round(target[j] / scales[j]) + shifts[j]).clamp_(0, top)
-        codes[j] = code
-        error[j] = weight[j] - scales[j] * (code - shifts[j])
-        target[j + 1 :] += matrix[j, j + 1 :, None] * error[j]

@@ -1,0 +1,142 @@
+r"""LeanQuant (Zhang and Shrivastava 2024): GPTQ on a grid that is made for its loss.
+
+GPTQ pays `((w' - q) / U_jj)^2` for rounding column j (linalg/factor.py), so a column with a
+small `U_jj` should meet a near grid point and one with a large `U_jj` need not. The grid of a row
+is the one with little `sum_j omega_j (w_j - q_j)^2`, `omega_j = U_jj^-p`: p = 2 is GPTQ's own
+price, larger exponents p spare the dearest columns more. It is found on the original weights
+and frozen; then the sweep rounds as in GPTQ.
+
+- `codebook`: any `2^b` values a row, by weighted k-means (linalg/kmeans.py);
+- `affine`: a uniform grid a row or group, by a search of its range (grids/affine_search.py).
+
+Dead columns (input always 0) weigh nothing.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from q2n.errors import InputError
+from q2n.grids.affine import BITS, AffineForm, AffineGrid, AffineLinear, group_of_column
+from q2n.grids.affine_search import fit_weighted
+from q2n.grids.codebook import CodebookLinear
+from q2n.grids.granularity import PerChannel, PerGroup
+from q2n.grids.quantized import Form, QuantizedLinear
+from q2n.linalg.factor import Feedback
+from q2n.linalg.kmeans import row_kmeans
+from q2n.linalg.statistics import Needs
+from q2n.methods.feedback import check_feedback, shared_feedback
+from q2n.methods.problem import LayerProblem, Method
+from q2n.methods.rounding import Affine, Codebook, Rule
+from q2n.methods.sweep import sweep
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeanQuant(Method):
+    """GPTQ on a codebook or uniform grid that spares the columns where errors cost most."""
+
+    name: ClassVar[str] = "leanquant"
+
+    bits_offered: ClassVar[str] = ", ".join(map(str, BITS))
+
+    bits: int = 4
+    """2, 3, 4 or 8."""
+    grid: Literal["codebook", "affine"] = "codebook"
+    """What is stored: 2^bits free values a row, or a uniform grid."""
+    group_size: int = -1
+    """Columns that share a scale; -1: one scale a row."""
+    exponent: float = 4.0
+    """p of the weight U_jj^-p that a column has in the choice of the grid."""
+    act_order: bool = True
+    """Visit the columns with the largest input first."""
+    damping: float = 0.1
+    """Added to the Gram matrix's diagonal, as a share of its mean."""
+    block_size: int = 128
+    """Columns between two matrix products. Changes speed and rounding noise alone."""
+
+    def __post_init__(self) -> None:
+        check_feedback(self.damping, self.block_size)
+        if not (math.isfinite(self.exponent) and self.exponent >= 0):
+            raise InputError(f"exponent must be finite and at least 0, got {self.exponent}")
+        if self.grid == "codebook" and self.group_size != -1:
+            raise InputError(
+                f"group_size {self.group_size} is for the affine grid: a codebook belongs to a "
+                "whole row; use grid='affine', or group_size=-1"
+            )
+        self._affine_grid()  # refuses other widths
+
+    @property
+    def needs(self) -> Needs:
+        return Needs.GRAM
+
+    @property
+    def form(self) -> Form:
+        if self.grid == "affine":
+            return AffineForm(bits=self.bits, group_size=self.group_size)
+        return Form(kind=CodebookLinear.kind)
+
+    def check(self, name: str, shape: tuple[int, int]) -> None:
+        self._affine_grid().granularity.group_size(shape[1], name)
+
+    def quantize(self, problem: LayerProblem) -> QuantizedLinear:
+        back = shared_feedback(problem, self.damping, descending=self.act_order)
+        weight = problem.weight.masked_fill(back.dead, 0)
+        importance = self._importance(back)
+        fit = self._affine if self.grid == "affine" else self._codebook
+        layer = fit(problem, weight, importance, back)
+        return layer.with_record(damping=back.damping, dead_columns=int(back.dead.sum()))
+
+    def _importance(self, back: Feedback) -> Float[Tensor, " m"]:
+        """omega in the layer's own order, the largest as 1."""
+        cost = torch.empty_like(back.diagonal)
+        cost[back.order] = back.diagonal / back.diagonal.max()  # U_jj = 1 / R_jj
+        return (cost**self.exponent).masked_fill(back.dead, 0)
+
+    def _codebook(
+        self,
+        problem: LayerProblem,
+        weight: Float[Tensor, "out m"],
+        importance: Float[Tensor, " m"],
+        back: Feedback,
+    ) -> CodebookLinear:
+        centroids = row_kmeans(weight, importance, 2**self.bits, problem.seed)
+        codebook = centroids.to(problem.scale_dtype)
+        rule = Codebook(codebook.T.to(weight.dtype).contiguous())
+        codes = self._codes(weight, rule, back)
+        return CodebookLinear(codes=codes, codebook=codebook, bits=self.bits)
+
+    def _affine(
+        self,
+        problem: LayerProblem,
+        weight: Float[Tensor, "out m"],
+        importance: Float[Tensor, " m"],
+        back: Feedback,
+    ) -> AffineLinear:
+        grid, m = self._affine_grid(), weight.shape[1]
+        scale, zero = fit_weighted(grid, weight, importance, problem.scale_dtype, problem.name)
+        size = grid.granularity.group_size(m, problem.name)
+        group = group_of_column(m, size, weight.device)[back.order]
+        rule = Affine(scale.T.to(weight.dtype).contiguous(), zero.T.contiguous(), group, grid.top)
+        return AffineLinear(
+            codes=self._codes(weight, rule, back),
+            scale=scale,
+            zero=zero,
+            bits=self.bits,
+            group_size=size,
+            symmetric=False,
+        )
+
+    def _codes(self, weight: Float[Tensor, "out m"], rule: Rule, back: Feedback) -> Tensor:
+        found = sweep(weight.T[back.order], back.matrix, rule, block_size=self.block_size)
+        codes = torch.empty_like(weight, dtype=torch.uint8)
+        codes[:, back.order] = found.codes.T
+        return codes
+
+    def _affine_grid(self) -> AffineGrid:
+        whole = self.group_size == -1
+        granularity = PerChannel() if whole else PerGroup(self.group_size)
+        return AffineGrid(bits=self.bits, granularity=granularity)
