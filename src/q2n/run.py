@@ -27,6 +27,8 @@ from q2n.formats.checkpoint import write_checkpoint
 from q2n.formats.format import Format
 from q2n.formats.load import load_model
 from q2n.grids.affine import AffineLinear
+from q2n.grids.centred import CentredLinear
+from q2n.grids.rotated import RotatedLinear
 from q2n.logging import Reporter
 from q2n.methods.problem import Method
 from q2n.models.blocks import BlockwiseModel
@@ -38,7 +40,7 @@ from q2n.pipeline.whole_model import STEM as REFIT_STEM
 from q2n.pipeline.whole_model import refit_stored
 from q2n.report.record import RECORD_FILE, TIMINGS_FILE, build_record, build_timings
 
-REPRESENTATIONS = {kind.kind: kind for kind in (AffineLinear,)}
+REPRESENTATIONS = {kind.kind: kind for kind in (AffineLinear, CentredLinear, RotatedLinear)}
 """How stored layers are rebuilt, by kind."""
 
 NOT_IN_FINGERPRINT = ("model", "output", "corpus", "activations", "ppl", "ppl_windows")

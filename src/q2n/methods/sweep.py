@@ -53,13 +53,15 @@ def sweep(
     block_size: int,
     refit: Refit | None = None,
     round_block: RoundBlock | None = None,
+    offset: Float[Tensor, "m out"] | None = None,
 ) -> Sweep:
     """Round `weight` to codes 0..top.
 
     `scale` (in the dtype of `weight`) and `zero` hold the parameters of each group,
     `group` the group of each visited column. With `refit` they are overwritten, group by
     group, when the sweep reaches a group; the columns of a group must then be neighbours.
-    `round_block` defaults to the one for the device.
+    `round_block` defaults to the one for the device. `offset` is added to the value that is
+    rounded; the error remains that to `weight`.
     """
     error = torch.empty_like(weight)
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
@@ -71,6 +73,8 @@ def sweep(
             end = int((group == group[a]).sum()) + a
             scale[group[a]], zero[group[a]] = refit(pending(weight, error, matrix, a, end))
         target = torch.addmm(weight[a:b], matrix[:a, a:b].T, error[:a])
+        if offset is not None:
+            target += offset[a:b]
         round_block(
             target,
             weight[a:b],
