@@ -1,4 +1,4 @@
-"""QuIP as METHODS-like pseudocode says it: float64, one column and one entry at a time."""
+"""QuIP as it is written down: float64, one column and one entry at a time."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ def centred_scale(weight):
     return 2.4 * np.sqrt((weight**2).mean())
 
 
-def ldlq_centred(weight, hessian, bits, scale, *, clamp_first, noise=None, last=None):
+def ldlq_centred(weight, hessian, bits, scale, *, clamp_first):
     """LDLQ in units of codes on the levels S (2 k / (2^b - 1) - 1). Returns the codes."""
     top = 2**bits - 1
     v = (weight / scale + 1) / 2 * top
@@ -23,8 +23,7 @@ def ldlq_centred(weight, hessian, bits, scale, *, clamp_first, noise=None, last=
     codes = np.zeros_like(v)
     for i in reversed(range(v.shape[1])):
         pushed = v[:, i] + (v[:, i + 1 :] - codes[:, i + 1 :]) @ strict[i + 1 :, i]
-        up = 0.5 if noise is None else noise[i]
-        codes[:, i] = np.floor(pushed + up).clip(0, top if last is None else last)
+        codes[:, i] = np.floor(pushed + 0.5).clip(0, top)
     return codes, v
 
 
@@ -53,15 +52,19 @@ def kronecker(first, second, into, out):
     return identity[out] @ on_q @ on_p @ identity[into]
 
 
-def preprocessed(weight, gram, left, right, damping, projection_damping):
-    """W and H after rescaling, projection and both dampings, in the order of the released code;
-    the rescaling as well. `left`, `right` are dense U and V."""
-    m = len(gram)
+def rescaling(weight, gram):
     hessian = gram / np.abs(gram).max()
     norms = (weight**2).sum(0)
-    s = (np.maximum(np.diag(hessian), 1e-8) / np.maximum(norms, 1e-8)) ** 0.25
+    return (np.maximum(np.diag(hessian), 1e-8) / np.maximum(norms, 1e-8)) ** 0.25
+
+
+def preprocessed(weight, gram, s, left, right, damping, projection_damping):
+    """W and H after rescaling by s, projection and both dampings, in the order of the released
+    code. `left`, `right` are dense U and V."""
+    m = len(gram)
+    hessian = gram / np.abs(gram).max()
     scaled = np.diag(1 / s) @ hessian @ np.diag(1 / s)
     scaled = scaled * m / np.trace(scaled) + projection_damping * np.eye(m)
     rotated = right @ scaled @ right.T
     rotated = rotated + damping * np.diag(rotated).mean() * np.eye(m)
-    return left @ (weight * s) @ right.T, rotated, s
+    return left @ (weight * s) @ right.T, rotated

@@ -16,8 +16,8 @@ Greedy passes may follow (descent.py).
 Unbiased rounding goes up with the probability of the fractional part, by noise added before
 rounding to nearest. The feedback is linear, so the error has mean 0 where nothing is clamped.
 
-Grids: `b`, grids/centred.py, and `minmax`, grids/affine.py, with one scale a row. Dead columns are
-set to 0.
+Grids: `b`, grids/centred.py, and `minmax`, grids/affine.py, with one scale a row. Dead columns
+(input always 0) are rounded from 0.
 
 The `b` grid cuts off weights beyond 2.4 RMS. The released code clamps them before it rounds, so
 that what was cut off is in no E and the columns that follow cannot make up for it: from 3 bits on

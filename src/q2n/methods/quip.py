@@ -14,7 +14,7 @@ look at the layer in either space (`step_space`):
 
 Both store the same number of bits. Rotated is the default: on measured layers the paper's alpha
 never raised the output error there, and raised it by a seventh on one of three in the original
-space. (Factors fitted to the output, a small gain in both, are slightly better in the original one.)
+space. (Factors fitted to the output, a small gain in both, are a little better in the original.)
 """
 
 import math
