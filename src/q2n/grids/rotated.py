@@ -30,7 +30,7 @@ from q2n.linalg.orthogonal import Mode, random_rotation
 WITHIN = {kind.kind: kind for kind in (AffineLinear, CentredLinear)}
 """Representations that may lie within, by kind."""
 
-Projection = Mode | Literal["off"]
+Projection = Literal[Mode, "off"]
 
 RESCALE_DTYPE = torch.bfloat16
 """Its range matters, its precision does not: s is rounded before it is used."""
