@@ -234,7 +234,9 @@ def test_the_configuration_puts_everything_in_the_space_that_was_asked_for(space
     again = QuantizeConfig.from_settings(config.settings())
     assert again.build_method() == config.build_method()
     assert config.build_method().needs == NEEDS
-    assert isinstance(config.build_method().quantize(problem()[0]), RotatedLinear)
+    layer = config.build_method().quantize(problem()[0])
+    assert isinstance(layer, RotatedLinear) and (layer.gain is None) == (space == "rotated")
+    assert {"correction", "alpha_mean", "damping"} <= layer.record.keys()  # all of it was done
 
 
 def test_what_cannot_be_is_refused():

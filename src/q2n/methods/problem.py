@@ -84,14 +84,6 @@ class Wrapping(Method):
     inner: Method
     """The method that quantizes."""
 
-    @property
-    def needs(self) -> Needs:
-        return self.inner.needs
-
-    @property
-    def title(self) -> str:
-        return self.inner.title
-
     def check(self, name: str, shape: tuple[int, int]) -> None:
         self.inner.check(name, shape)
 

@@ -24,6 +24,7 @@ from typing import ClassVar, Literal
 from q2n.errors import InputError
 from q2n.grids.quantized import QuantizedLinear
 from q2n.grids.rotated import Projection
+from q2n.linalg.statistics import Needs
 from q2n.methods.incoherence import Incoherent
 from q2n.methods.ldlq import LDLQ, LDLQOptions
 from q2n.methods.problem import LayerProblem, Method, Step, Wrapping
@@ -83,6 +84,14 @@ class Rotated(Wrapping):
     with QuIP, and what is done is QuIP's basis around these wrappers around LDLQ."""
 
     name: ClassVar[str] = "rotated"
+
+    @property
+    def needs(self) -> Needs:
+        return self.inner.needs
+
+    @property
+    def title(self) -> str:
+        return self.inner.title
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         quip, chain = _unwrapped(self.inner)
