@@ -29,7 +29,7 @@ class LayerProblem:
     seed: int = 0
 
 
-Step = Callable[..., "Wrapping"]
+Wrap = Callable[..., "Wrapping"]
 """Puts something around the method that it gets as `inner`."""
 
 
@@ -71,7 +71,7 @@ class Method(ABC):
             NumericalError: the statistics cannot be used (not finite, not positive definite).
         """
 
-    def with_step(self, step: "Step") -> "Method":
+    def with_step(self, step: Wrap) -> "Method":
         """This method with something around it: `step(inner=self)`, unless a method has a better
         place for that than outside of all that it does."""
         return step(inner=self)

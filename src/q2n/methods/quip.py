@@ -12,9 +12,10 @@ look at the layer in either space (`step_space`):
   stored scale of that row (the one scale of the `b` grid becomes one a row);
 - original: after the rotation back. A factor for each output channel is stored as a gain.
 
-Both store the same number of bits. Rotated is the default: on measured layers the paper's alpha
-never raised the output error there, and raised it by a seventh on one of three in the original
-space. (Factors fitted to the output, a small gain in both, are a little better in the original.)
+Both store the same number of bits. Rotated is the default: with the other defaults the paper's
+alpha raised the output error of none of three measured layers there, and of one of them by a
+seventh in the original space. (Factors fitted to the output, a small gain in both, are a little
+better in the original. All figures: docs/mathematics.md.)
 """
 
 import math
@@ -27,7 +28,7 @@ from q2n.grids.rotated import Projection
 from q2n.linalg.statistics import Needs
 from q2n.methods.incoherence import Incoherent
 from q2n.methods.ldlq import LDLQ, LDLQOptions
-from q2n.methods.problem import LayerProblem, Method, Step, Wrapping
+from q2n.methods.problem import LayerProblem, Method, Wrap, Wrapping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class QuIP(LDLQOptions):
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         return self.around(self.rounding).quantize(problem)
 
-    def with_step(self, step: Step) -> Method:
+    def with_step(self, step: Wrap) -> Method:
         stepped = step(inner=self)
         return stepped if self.step_space == "original" else Rotated(inner=stepped)
 
@@ -97,7 +98,7 @@ class Rotated(Wrapping):
         quip, chain = _unwrapped(self.inner)
         return quip.around(chain).quantize(problem)
 
-    def with_step(self, step: Step) -> Method:
+    def with_step(self, step: Wrap) -> Method:
         return Rotated(inner=step(inner=self.inner))
 
 
