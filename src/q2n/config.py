@@ -8,6 +8,7 @@ group size) is one flag. `quality` stands for several settings at once.
 
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import partial
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -134,9 +135,9 @@ class QuantizeConfig:
         """The method, with the correction before it and the step after it if asked for."""
         method = _method_class(self.method)(**self.method_options)
         if self.correct:
-            method = Corrected(inner=method, **self.correct_options)
+            method = method.with_step(partial(Corrected, **self.correct_options))
         if self.nullspace != "off":
-            method = STEPS[self.nullspace](method, **self.nullspace_options)
+            method = method.with_step(partial(STEPS[self.nullspace], **self.nullspace_options))
         return method
 
     def build_block_refit(self) -> BlockRefit | None:

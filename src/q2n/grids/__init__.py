@@ -2,11 +2,21 @@
 
 from q2n.grids.affine import AffineLinear
 from q2n.grids.binary import PartlyBinaryLinear
+from q2n.grids.centred import CentredLinear
 from q2n.grids.codebook import CodebookLinear
 from q2n.grids.outliers import OutlierLinear
 from q2n.grids.quantized import QuantizedLinear
+from q2n.grids.rotated import RotatedLinear
 
 REPRESENTATIONS: dict[str, type[QuantizedLinear]] = {
-    layer.kind: layer for layer in (AffineLinear, CodebookLinear, PartlyBinaryLinear, OutlierLinear)
+    layer.kind: layer
+    for layer in (
+        AffineLinear,
+        CentredLinear,
+        RotatedLinear,
+        CodebookLinear,
+        PartlyBinaryLinear,
+        OutlierLinear,
+    )
 }
 """Every representation by its kind: how a stored layer is rebuilt."""

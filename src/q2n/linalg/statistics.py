@@ -27,6 +27,9 @@ _PANELS = 6
 
 T = TypeVar("T")
 
+LinearMap = Callable[[Float[Tensor, "tokens m"]], Float[Tensor, "tokens m"]]
+"""Does to every row what one m x m matrix does."""
+
 
 class Needs(enum.Flag):
     """Which statistics of a layer's input a method reads."""
@@ -153,6 +156,21 @@ class InputStatistics:
         if key not in self._derived:
             self._derived[key] = compute()
         return self._derived[key]
+
+    def in_basis(self, inputs: "LinearMap") -> "InputStatistics":
+        """The statistics of the tokens that `inputs` makes of these: with T its matrix,
+        `T G T^T` and `T D T^T`. Nothing derived is taken over."""
+        moved = InputStatistics(self.width, self.needs, self.device, self.dtype)
+        moved.tokens, moved.sequences = self.tokens, self.sequences
+        moved._folds = [fold.in_basis(inputs) for fold in self._folds]
+        if self._gram is not None:
+            gram = inputs(inputs(self.gram).T)
+            moved._gram = (gram + gram.T) / 2  # symmetric to the last bit again
+        if self._cross is not None:
+            moved._cross = inputs(inputs(self._cross).T).T
+        if self._positions is not None:
+            moved._positions = inputs(self._positions)
+        return moved
 
     def require_finite(self, name: str) -> None:
         """Raise unless tokens were seen and their moments are finite.

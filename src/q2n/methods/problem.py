@@ -1,6 +1,7 @@
 """What a quantization method is given, and what it promises: the contract of this room."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -26,6 +27,10 @@ class LayerProblem:
     """The dtype in which the checkpoint stores scales: scales are rounded to it before
     codes are chosen, so that what was optimised is what is stored."""
     seed: int = 0
+
+
+Wrap = Callable[..., "Wrapping"]
+"""Puts something around the method that it gets as `inner`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +78,11 @@ class Method(ABC):
             InputError: the options do not fit the layer's shape.
             NumericalError: the statistics cannot be used (not finite, not positive definite).
         """
+
+    def with_step(self, step: Wrap) -> "Method":
+        """This method with something around it: `step(inner=self)`, unless a method has a better
+        place for that than outside of all that it does."""
+        return step(inner=self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,8 +48,10 @@ def sweep(
     block_size: int,
     refit: Refit | None = None,
     round_block: RoundBlock | None = None,
+    offset: Float[Tensor, "m out"] | None = None,
 ) -> Sweep:
-    """Round `weight` to the grid of `rule`. `round_block` defaults to the one for the device."""
+    """Round `weight` to the grid of `rule`. `offset` is added to the value that is rounded; the
+    error remains that to `weight`. `round_block` defaults to the one for the device."""
     error = torch.empty_like(weight)
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
     if round_block is None:
@@ -60,6 +62,8 @@ def sweep(
             end = int((refit.group == refit.group[a]).sum()) + a
             refit.write(int(refit.group[a]), pending(weight, error, matrix, a, end))
         target = torch.addmm(weight[a:b], matrix[:a, a:b].T, error[:a])
+        if offset is not None:
+            target += offset[a:b]
         round_block(
             target, weight[a:b], matrix[a:b, a:b], rule.columns(a, b), codes[a:b], error[a:b]
         )

@@ -1,0 +1,217 @@
+r"""LDLQ (Chee et al. 2023, QuIP): rounding with linear feedback from the Hessian's LDL factor.
+
+Letters: `H` damped Gram matrix of the input (m x m), `W` weight, `Q` its rounded form,
+`E = W - Q`.
+
+    H = (L + I) D (L + I)^T,  L strictly lower;   for i = m-1 .. 0:
+    Q_i = nearest level to  W_i + sum_{j>i} E_j L_ji.
+
+With the columns in reverse, `L + I` is the unit upper factor `R / diag(R)` of `H = R R^T`
+(linalg/factor.py): LDLQ is GPTQ without act-order that visits the columns from the last to the
+first. Factor and sweep are GPTQ's. *Sorted* (QuIP's `ldlqRG`): the columns are first put in
+ascending order of H_jj, so that those with the largest input are rounded first: act-order.
+
+Greedy passes may follow (descent.py).
+
+Unbiased rounding goes up with the probability of the fractional part, by noise added before
+rounding to nearest. The feedback is linear, so the error has mean 0 where nothing is clamped.
+
+Grids: `b`, grids/centred.py, and `minmax`, grids/affine.py, with one scale a row. Dead columns
+(input always 0) are rounded from 0.
+
+The `b` grid cuts off weights beyond 2.4 RMS. The released code clamps them before it rounds, so
+that what was cut off is in no E and the columns that follow cannot make up for it: from 3 bits on
+that was up to half of the error (docs/mathematics.md). Here E is the error to W; `clamp_first` is
+the released code's way.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from q2n.errors import InputError
+from q2n.grids import centred
+from q2n.grids.affine import BITS, AffineForm, AffineGrid, AffineLinear
+from q2n.grids.centred import CentredLinear
+from q2n.grids.quantized import Form, QuantizedLinear
+from q2n.linalg.factor import Feedback, feedback
+from q2n.linalg.statistics import Needs
+from q2n.methods.descent import descend
+from q2n.methods.problem import LayerProblem, Method
+from q2n.methods.rounding import Affine
+from q2n.methods.sweep import Sweep, sweep
+
+_BLOCK = 128
+"""Columns between two matrix products."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LDLQOptions(Method):
+    """The options of LDLQ, for itself and for what is made of it."""
+
+    bits_offered: ClassVar[str] = ", ".join(map(str, BITS))
+
+    bits: int = 4
+    """2, 3, 4 or 8."""
+    grid: Literal["b", "minmax"] = "b"
+    """b: levels spread over 2.4 RMS of the matrix; minmax: over each row's range."""
+    damping: float = 0.01
+    """Added to the Gram matrix's diagonal, as a share of its mean."""
+    order: Literal["natural", "sorted"] = "natural"
+    """Columns from the last to the first, or from the largest input to the smallest."""
+    greedy_passes: int = 1
+    """Passes of descent on the loss after the rounding, at most."""
+    unbiased: bool = False
+    """Round up with the probability of the fractional part."""
+    clamp_first: bool = False
+    """Clamp the weights to the b grid's range beforehand, as the released code does. Otherwise
+    what the range cuts off is fed back like any other error."""
+
+    def __post_init__(self) -> None:
+        AffineGrid(bits=self.bits)  # refuses other widths
+        if not (math.isfinite(self.damping) and self.damping >= 0):
+            raise InputError(f"damping must be finite and at least 0, got {self.damping}")
+        if self.greedy_passes < 0:
+            raise InputError(f"greedy_passes must be at least 0, got {self.greedy_passes}")
+        if self.unbiased and self.greedy_passes:
+            raise InputError(
+                "greedy passes round to nearest, which undoes unbiased rounding: "
+                "with unbiased use greedy_passes=0"
+            )
+
+    @property
+    def needs(self) -> Needs:
+        return Needs.GRAM
+
+
+@dataclass(frozen=True, kw_only=True)
+class LDLQ(LDLQOptions):
+    """Rounding with feedback from the LDL factor of the input's second moments."""
+
+    name: ClassVar[str] = "ldlq"
+
+    @property
+    def form(self) -> Form:
+        if self.grid == "minmax":
+            return AffineForm(bits=self.bits, group_size=-1)
+        return Form(kind=CentredLinear.kind)
+
+    def quantize(self, problem: LayerProblem) -> QuantizedLinear:
+        statistics = problem.statistics
+        assert statistics is not None
+        statistics.require_finite(problem.name)
+        gram = statistics.gram
+        visit, back = statistics.once(
+            ("ldlq", self.damping, self.order), lambda: self._factor(gram, problem.name)
+        )
+        dead = torch.zeros_like(back.dead).index_copy_(0, visit, back.dead)
+        levels = self._levels(problem, problem.weight.masked_fill(dead, 0))
+        weight = levels.weight.T[visit]
+        first = self._sweep(levels, weight, back.matrix, self._noise(levels, problem))
+        found = descend(
+            first,
+            _damped(gram, visit, back),
+            self.greedy_passes,
+            lambda matrix, offset: self._sweep(levels, weight, matrix, offset),
+        )
+        codes = torch.empty_like(problem.weight, dtype=torch.uint8)
+        codes[:, visit] = found.codes.T
+        return levels.stored(codes).with_record(
+            damping=back.damping,
+            dead_columns=int(dead.sum()),
+            greedy_changes=int((found.codes != first.codes).sum()),
+        )
+
+    def _factor(self, gram: Float[Tensor, "m m"], name: str) -> tuple[Int[Tensor, " m"], Feedback]:
+        """The layer's columns in visiting order, and the feedback in that order."""
+        visit = torch.arange(len(gram), device=gram.device).flip(0)
+        if self.order == "sorted":
+            visit = torch.argsort(gram.diagonal(), descending=True, stable=True)
+        return visit, feedback(gram[visit][:, visit], self.damping, name=name)
+
+    def _levels(self, problem: LayerProblem, weight: Float[Tensor, "out m"]) -> "_Levels":
+        if self.grid == "minmax":
+            return _minmax(weight, self.bits, problem.scale_dtype, problem.name)
+        levels = _centred(weight, self.bits, problem.scale_dtype, problem.name)
+        if not self.clamp_first:
+            return levels
+        highest = levels.scale.T * (2**self.bits - 1)
+        return replace(levels, weight=levels.weight.clamp(min=0).minimum(highest))
+
+    def _noise(self, levels: "_Levels", problem: LayerProblem) -> Float[Tensor, "m out"] | None:
+        """Uniform over one step: rounding to nearest then rounds up with the probability of
+        the fractional part."""
+        if not self.unbiased:
+            return None
+        generator = torch.Generator().manual_seed(problem.seed)
+        uniform = torch.rand(problem.weight.T.shape, generator=generator)
+        return (uniform.to(problem.weight) - 0.5) * levels.scale
+
+    def _sweep(
+        self,
+        levels: "_Levels",
+        weight: Float[Tensor, "m out"],
+        matrix: Float[Tensor, "m m"],
+        offset: Float[Tensor, "m out"] | None,
+    ) -> Sweep:
+        group = torch.zeros(len(weight), dtype=torch.int64, device=weight.device)
+        rule = Affine(levels.scale, levels.zero, group, 2**self.bits - 1)
+        return sweep(weight, matrix, rule, block_size=_BLOCK, offset=offset)
+
+
+@dataclass(frozen=True, eq=False)
+class _Levels:
+    """A grid as the sweep takes it: level k of a row is `scale * (k - zero)`."""
+
+    weight: Float[Tensor, "out m"]
+    """The weight in the coordinates of those levels."""
+    scale: Float[Tensor, "1 out"]
+    zero: UInt8[Tensor, "1 out"]
+    stored: Callable[[UInt8[Tensor, "out m"]], QuantizedLinear]
+    """The layer with these codes."""
+
+
+def _centred(weight: Float[Tensor, "out m"], bits: int, dtype: torch.dtype, name: str) -> _Levels:
+    """The levels over [-S, S], moved up by S: then code 0 is 0."""
+    scale = centred.fit(weight, dtype, name)
+    end = scale.to(weight)
+    step = (2 * end / (2**bits - 1)).expand(1, len(weight)).contiguous()
+    return _Levels(
+        weight + end,
+        step,
+        torch.zeros_like(step, dtype=torch.uint8),
+        lambda codes: CentredLinear(codes=codes, scale=scale, bits=bits),
+    )
+
+
+def _minmax(weight: Float[Tensor, "out m"], bits: int, dtype: torch.dtype, name: str) -> _Levels:
+    scale, zero = AffineGrid(bits=bits).fit(weight, dtype, name)
+    return _Levels(
+        weight,
+        scale.T.to(weight).contiguous(),
+        zero.T.contiguous(),
+        lambda codes: AffineLinear(
+            codes=codes,
+            scale=scale,
+            zero=zero,
+            bits=bits,
+            group_size=weight.shape[1],
+            symmetric=False,
+        ),
+    )
+
+
+def _damped(
+    gram: Float[Tensor, "m m"], visit: Int[Tensor, " m"], back: Feedback
+) -> Float[Tensor, "m m"]:
+    """H in visiting order, as it was factored."""
+    hessian = gram[visit][:, visit]
+    diagonal = hessian.diagonal()
+    mean = diagonal[~back.dead].mean() if not bool(back.dead.all()) else diagonal.new_ones(())
+    diagonal.copy_(torch.where(back.dead, mean, diagonal) + back.damping * mean)
+    return hessian

@@ -1,0 +1,252 @@
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from oracles import quip as oracle
+
+from q2n.config import QuantizeConfig
+from q2n.errors import InputError
+from q2n.grids.affine import AffineGrid, AffineLinear
+from q2n.grids.rotated import RotatedLinear
+from q2n.linalg.statistics import InputStatistics, Needs
+from q2n.methods import METHODS
+from q2n.methods.corrected import Corrected
+from q2n.methods.gptq import GPTQ
+from q2n.methods.incoherence import Incoherent
+from q2n.methods.nullspace import NullSpace
+from q2n.methods.output_step import OutputStep
+from q2n.methods.problem import LayerProblem, Method
+from q2n.methods.quip import QuIP, Rotated
+from q2n.methods.rtn import RTN
+
+ROWS, COLUMNS = 12, 24
+NEEDS = Needs.GRAM | Needs.CROSS
+
+
+def problem(seed=0, dtype=torch.float32, **options):
+    """A layer with a few large weights, and inputs with a few large channels, and the tokens of
+    both streams."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.linalg.qr(torch.randn(COLUMNS, COLUMNS, generator=generator, dtype=torch.float64))
+    x = torch.randn(120, COLUMNS, generator=generator, dtype=torch.float64)
+    x = (x * torch.logspace(0, -1.5, COLUMNS)) @ mix[0] * torch.logspace(-0.5, 0.5, COLUMNS)
+    full = x + 0.1 * torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    weight = torch.randn(ROWS, COLUMNS, generator=generator, dtype=torch.float64)
+    weight[3, 5] = 8
+    statistics = InputStatistics(COLUMNS, NEEDS, dtype=dtype)
+    statistics.update(x, full)
+    given = LayerProblem(
+        name="h.0.up", weight=weight.to(dtype), statistics=statistics, seed=seed, **options
+    )
+    return given, x, full
+
+
+def output_error(given, layer):
+    error = (given.weight - layer.dequantize().to(given.weight)).double()
+    return float(((error @ given.statistics.gram.double()) * error).sum())
+
+
+def dense(rotation):
+    parts = (rotation.first, rotation.second, rotation.into, rotation.out)
+    return oracle.kronecker(*(part.numpy() for part in parts))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Witness(RTN):
+    """Rounds, and keeps what it was given."""
+
+    name: ClassVar[str] = "witness"
+    seen: list = dataclasses.field(default_factory=list)
+
+    def quantize(self, problem):
+        self.seen.append(problem)
+        return super().quantize(problem)
+
+
+@pytest.mark.parametrize("projection", ["kronecker", "blocks", "blocks_unpermuted"])
+def test_quip_is_its_definition(projection):
+    """Rescaling, projection, both dampings, LDLQ and a greedy pass. Weight and Gram matrix in
+    float64, so that no weight is rounded the other way."""
+    given, _, _ = problem(dtype=torch.float64)
+    method = QuIP(bits=3, projection=projection, damping=0.03, projection_damping=0.02)
+    layer = method.quantize(given)
+    weight, gram = given.weight.numpy(), given.statistics.gram.numpy()
+    s = layer.rescale.double().numpy()
+    np.testing.assert_allclose(s, oracle.rescaling(weight, gram), rtol=2**-8)  # bfloat16
+    turned, hessian = oracle.preprocessed(
+        weight, gram, s, dense(layer.basis.left), dense(layer.basis.right), 0.03, 0.02
+    )
+    scale = float(layer.inner.scale)
+    assert scale == pytest.approx(oracle.centred_scale(turned), rel=1e-6)
+    codes, v = oracle.ldlq_centred(turned, hessian, 3, scale, clamp_first=False)
+    codes = oracle.greedy_pass(v, codes, hessian, 7)
+    np.testing.assert_array_equal(layer.inner.codes, codes)
+
+
+def test_what_the_inner_method_sees_is_the_layer_in_another_basis():
+    given, x, full = problem()
+    witness = Witness(bits=8)
+    layer = Incoherent(inner=witness).quantize(given)
+    (seen,) = witness.seen
+    turned, turned_full = (layer.basis.inputs(t) for t in (x, full))
+    expected = InputStatistics(COLUMNS, NEEDS, dtype=torch.float64)
+    expected.update(turned, turned_full)
+    for found, exact in (
+        (seen.statistics.gram, expected.gram),
+        (seen.statistics.cross, expected.cross),
+    ):
+        # sums of 120 products and of two rotations in float32
+        error = (found.double() - exact).abs().max() / exact.abs().max()
+        assert error < 1e-5
+    rotated_error = output_error(seen, layer.inner)
+    assert rotated_error == pytest.approx(output_error(given, layer), rel=1e-2)
+
+
+def test_without_a_basis_and_on_a_fine_grid_it_is_exact():
+    given, _, _ = problem()
+    grid = AffineGrid(bits=8)
+    scale, zero = grid.fit(given.weight, torch.float32, given.name)
+    on_grid = AffineLinear(
+        codes=grid.encode(given.weight, scale, zero), scale=scale, zero=zero, bits=8,
+        group_size=COLUMNS, symmetric=False,
+    ).dequantize()  # fmt: skip
+    plain = QuIP(bits=8, grid="minmax", projection="off", rescale=False)
+    layer = plain.quantize(dataclasses.replace(given, weight=on_grid))
+    assert isinstance(layer, AffineLinear)
+    torch.testing.assert_close(layer.dequantize(), on_grid, rtol=0, atol=1e-6)
+    energy = float(((given.weight @ given.statistics.gram) * given.weight).sum())
+    for rescale in (False, True):
+        fine = QuIP(bits=8, projection="off", rescale=rescale, grid="minmax").quantize(given)
+        assert output_error(given, fine) < 1e-5 * energy  # (2^-8)^2 / 12 of the range, shaped
+
+
+def test_at_two_bits_it_is_far_below_gptq_where_weights_have_heavy_tails():
+    errors = {"quip": 0.0, "gptq": 0.0}
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        mix = torch.linalg.qr(torch.randn(96, 96, generator=generator))[0]
+        weight = torch.randn(64, 96, generator=generator)
+        statistics = InputStatistics(96)
+        x = torch.randn(384, 96, generator=generator) * torch.logspace(0, -1.5, 96)
+        statistics.update(x @ mix)
+        given = LayerProblem(name="h.0.up", weight=weight * weight.abs(), statistics=statistics)
+        errors["quip"] += output_error(given, QuIP(bits=2).quantize(given))
+        errors["gptq"] += output_error(given, GPTQ(bits=2).quantize(given))
+    assert errors["quip"] < 0.6 * errors["gptq"]
+
+
+def test_the_seed_of_the_layer_is_the_only_chance():
+    given, _, _ = problem()
+    first, again = (QuIP(bits=2).quantize(given) for _ in range(2))
+    assert torch.equal(first.dequantize(), again.dequantize())
+    other = QuIP(bits=2).quantize(dataclasses.replace(given, seed=1))
+    assert not torch.equal(first.dequantize(), other.dequantize())
+
+
+def factors(after, before):
+    return (after * before).sum(1).double() / (before * before).sum(1).double()
+
+
+@pytest.mark.parametrize("grid", ["b", "minmax"])
+@pytest.mark.parametrize("space", ["rotated", "original"])
+def test_the_papers_alpha_in_either_space(space, grid):
+    given, _, _ = problem()
+    method = QuIP(bits=2, step_space=space, grid=grid)
+    before = method.quantize(given)
+    after = method.with_step(NullSpace.paper).quantize(given)
+    assert torch.equal(before.inner.codes, after.inner.codes)
+    weight, gram = given.weight.double(), given.statistics.gram.double()
+    dequantized = [layer.dequantize() for layer in (before, after)]
+    if space == "rotated":
+        weight = before.basis.weight(weight)
+        half = before.basis.inputs(gram)
+        gram = before.basis.inputs(half.T)
+        dequantized = [layer.inner.dequantize() for layer in (before, after)]
+        assert after.gain is None
+    else:
+        assert torch.equal(after.inner.scale, before.inner.scale)
+    values = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).tolist()
+    start = oracles.paper_start(values, 0.1)
+    assert after.record["kept_rank"] == start
+    expected = oracles.projected_alpha(weight, dequantized[0].double(), gram, start, 0.2)
+    # float32 eigenvectors, and a float16 gain in the original space
+    torch.testing.assert_close(
+        factors(*dequantized[::-1]), expected, rtol=0, atol=2e-5 if space == "rotated" else 6e-4
+    )
+    assert (expected - 1).abs().max() > 0.01
+    # the record speaks of the layer's own output
+    energy = float(((given.weight @ given.statistics.gram) * given.weight).sum())
+    assert after.record["output_error"] == pytest.approx(
+        output_error(given, after) / energy, rel=2e-3
+    )
+
+
+def test_the_output_steps_factors_in_the_random_basis():
+    given, x, full = problem()
+    method = QuIP(bits=2)
+    before = method.quantize(given)
+    after = method.with_step(OutputStep.cross).quantize(given)
+    basis = before.basis
+    expected = oracles.regressed_output_alpha(
+        basis.weight(given.weight.double()),
+        before.inner.dequantize().double(),
+        basis.inputs(x),
+        basis.inputs(full),
+        COLUMNS,
+        0.5,
+    )
+    found = factors(after.inner.dequantize(), before.inner.dequantize())
+    # float32 sums over tokens
+    torch.testing.assert_close(found, expected.squeeze(1), rtol=0, atol=1e-4)
+
+
+def test_the_correction_is_the_same_in_either_space_without_rescaling():
+    """The ridge is a share of the mean diagonal, which a rotation keeps."""
+    given, _, _ = problem(dtype=torch.float64)
+    layers = [
+        QuIP(bits=3, rescale=False, step_space=space).with_step(Corrected).quantize(given)
+        for space in ("rotated", "original")
+    ]
+    assert torch.equal(layers[0].inner.codes, layers[1].inner.codes)
+    assert not torch.equal(
+        layers[0].inner.codes, QuIP(bits=3, rescale=False).quantize(given).inner.codes
+    )
+
+
+def chain(method: Method) -> list[type]:
+    found = []
+    while method is not None:
+        found.append(type(method))
+        method = getattr(method, "inner", None)
+    return found
+
+
+@pytest.mark.parametrize("space", ["rotated", "original"])
+def test_the_configuration_puts_everything_in_the_space_that_was_asked_for(space):
+    config = QuantizeConfig.from_settings(
+        {"method": "quip", "bits": 2, "quality": "good", "step_space": space, "greedy_passes": 2}
+    )
+    steps = [OutputStep, Corrected, QuIP]
+    assert chain(config.build_method()) == ([Rotated, *steps] if space == "rotated" else steps)
+    again = QuantizeConfig.from_settings(config.settings())
+    assert again.build_method() == config.build_method()
+    assert config.build_method().needs == NEEDS
+    layer = config.build_method().quantize(problem()[0])
+    assert isinstance(layer, RotatedLinear) and (layer.gain is None) == (space == "rotated")
+    assert {"correction", "alpha_mean", "damping"} <= layer.record.keys()  # all of it was done
+
+
+def test_what_cannot_be_is_refused():
+    assert METHODS["quip"] is QuIP and QuIP().needs == Needs.GRAM
+    with pytest.raises(InputError, match="projection_damping"):
+        QuIP(projection_damping=float("nan"))
+    for method in (QuIP(), QuIP().with_step(NullSpace.paper)):
+        method.check("h.0.up", (576, 4093))  # a prime: dense
+        with pytest.raises(InputError, match=r"h\.0\.up: its width 8209 = 8209 x 1 has no useful"):
+            method.check("h.0.up", (576, 8209))
+    QuIP(projection="off").check("h.0.up", (576, 8209))
+    with pytest.raises(InputError, match="quip has none"):
+        QuIP().with_step(NullSpace.released)

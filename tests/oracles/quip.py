@@ -1,0 +1,70 @@
+"""QuIP as it is written down: float64, one column and one entry at a time."""
+
+import numpy as np
+
+
+def ldl(hessian):
+    """`H = L~ D L~^T`, L~ unit lower: the Cholesky factor, columns over its diagonal."""
+    lower = np.linalg.cholesky(hessian)
+    return lower / np.diag(lower)
+
+
+def centred_scale(weight):
+    return 2.4 * np.sqrt((weight**2).mean())
+
+
+def ldlq_centred(weight, hessian, bits, scale, *, clamp_first):
+    """LDLQ in units of codes on the levels S (2 k / (2^b - 1) - 1). Returns the codes."""
+    top = 2**bits - 1
+    v = (weight / scale + 1) / 2 * top
+    if clamp_first:
+        v = v.clip(0, top)
+    strict = ldl(hessian) - np.eye(len(hessian))
+    codes = np.zeros_like(v)
+    for i in reversed(range(v.shape[1])):
+        pushed = v[:, i] + (v[:, i + 1 :] - codes[:, i + 1 :]) @ strict[i + 1 :, i]
+        codes[:, i] = np.floor(pushed + 0.5).clip(0, top)
+    return codes, v
+
+
+def greedy_pass(v, codes, hessian, top):
+    """One pass of coordinate descent, columns in descending order, each clamped at once."""
+    codes = codes.copy()
+    for i in reversed(range(v.shape[1])):
+        residual = codes - v
+        wanted = np.floor(codes[:, i] - residual @ hessian[:, i] / hessian[i, i] + 0.5)
+        codes[:, i] = wanted.clip(0, top)
+    return codes
+
+
+def kronecker(first, second, into, out):
+    """`P_out (B1 (x) B2) P_in` as a dense matrix; several blocks lie along the diagonal of the
+    axis that they do not turn."""
+    p, q = first.shape[1], second.shape[1]
+    on_p, on_q = np.zeros((p * q, p * q)), np.zeros((p * q, p * q))
+    for a in range(p):
+        for b in range(q):
+            for k in range(p):
+                on_p[a * q + b, k * q + b] = first[b % len(first)][a, k]
+            for k in range(q):
+                on_q[a * q + b, a * q + k] = second[a % len(second)][b, k]
+    identity = np.eye(p * q)
+    return identity[out] @ on_q @ on_p @ identity[into]
+
+
+def rescaling(weight, gram):
+    hessian = gram / np.abs(gram).max()
+    norms = (weight**2).sum(0)
+    return (np.maximum(np.diag(hessian), 1e-8) / np.maximum(norms, 1e-8)) ** 0.25
+
+
+def preprocessed(weight, gram, s, left, right, damping, projection_damping):
+    """W and H after rescaling by s, projection and both dampings, in the order of the released
+    code. `left`, `right` are dense U and V."""
+    m = len(gram)
+    hessian = gram / np.abs(gram).max()
+    scaled = np.diag(1 / s) @ hessian @ np.diag(1 / s)
+    scaled = scaled * m / np.trace(scaled) + projection_damping * np.eye(m)
+    rotated = right @ scaled @ right.T
+    rotated = rotated + damping * np.diag(rotated).mean() * np.eye(m)
+    return left @ (weight * s) @ right.T, rotated
