@@ -21,6 +21,9 @@ from torch import Tensor
 
 from q2n.linalg.hadamard import hadamard, hadamard_orders
 
+_ROWS = 4096
+"""Rows of a weight that are held in float64 at once."""
+
 
 @dataclass(frozen=True, eq=False)
 class Factor:
@@ -30,11 +33,11 @@ class Factor:
     """hadamard, dense or identity."""
     size: int
     matrix: Float[Tensor, "n n"] | None
-    """None for the identity."""
+    """In float64; None for the identity."""
 
     @classmethod
     def hadamard(cls, order: int) -> Self:
-        return cls("hadamard", order, hadamard(order) * order**-0.5)
+        return cls("hadamard", order, hadamard(order).double() * order**-0.5)
 
     @classmethod
     def identity(cls, size: int) -> Self:
@@ -46,10 +49,15 @@ class Factor:
         generator = torch.Generator().manual_seed(seed)
         gaussian = torch.randn(size, size, generator=generator, dtype=torch.float64)
         q, r = torch.linalg.qr(gaussian)
-        return cls("dense", size, (q * r.diagonal().sign()).float())
+        return cls("dense", size, q * r.diagonal().sign())
+
+    def to(self, like: Tensor) -> Self:
+        """The same factor, its matrix on the device and in the dtype of a tensor."""
+        matrix = None if self.matrix is None else self.matrix.to(like)
+        return type(self)(self.kind, self.size, matrix)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; float32 entries survive the way through JSON as they are."""
+        """Plain values; entries survive the way through JSON as they are."""
         entries = self.matrix.tolist() if self.kind == "dense" and self.matrix is not None else None
         return {"kind": self.kind, "size": self.size} | ({"matrix": entries} if entries else {})
 
@@ -76,7 +84,7 @@ class Rotation:
 
     def apply(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
         """Each vector of the last axis, rotated; computed in float32 or, for float64, in that."""
-        work = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        work = _working(x)
         if self.signs is not None:
             work = work * self.signs.to(work)
         left = 1
@@ -86,19 +94,31 @@ class Rotation:
             left *= factor.size
         return work.to(x.dtype)
 
-    def apply_to_outputs(self, weight: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
-        """`M W`: the weight of a layer that writes M y where it wrote y."""
-        return self.apply(weight.T.contiguous()).T.contiguous()
+    def apply_exactly(
+        self, weight: Float[Tensor, "out n"], gain: Float[Tensor, " n"] | None = None
+    ) -> Float[Tensor, "out n"]:
+        """Each row of a weight, times a gain, rotated in float64 and rounded once."""
+        gain = torch.ones(weight.shape[1]) if gain is None else gain
+        parts = [self.apply(rows.double() * gain.double()) for rows in weight.split(_ROWS)]
+        return torch.cat([part.to(weight.dtype) for part in parts])
 
-    def to(self, device: torch.device) -> "Rotation":
-        """The same rotation, its matrices on the device."""
-        factors = tuple(
-            factor
-            if factor.matrix is None
-            else Factor(factor.kind, factor.size, factor.matrix.to(device))
-            for factor in self.factors
-        )
-        return Rotation(factors, None if self.signs is None else self.signs.to(device))
+    def apply_to_outputs(self, weight: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+        """`M W`, in float64 and rounded once: a layer that writes M y where it wrote y."""
+        return self.apply_exactly(weight.T.contiguous()).T.contiguous()
+
+    def ready_for(self, x: Tensor) -> Self:
+        """The same rotation with its matrices where and as `apply(x)` needs them; this object if
+        they are so already."""
+        work = _working(x[:0])
+        matrices = [*(factor.matrix for factor in self.factors), self.signs]
+        if all(m is None or (m.device, m.dtype) == (x.device, work.dtype) for m in matrices):
+            return self
+        signs = None if self.signs is None else self.signs.to(work)
+        return type(self)(tuple(factor.to(work) for factor in self.factors), signs)
+
+
+def _working(x: Tensor) -> Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def mixing_factors(width: int, seed: int) -> tuple[Factor, ...]:

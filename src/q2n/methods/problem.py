@@ -10,6 +10,7 @@ from torch import Tensor
 
 from q2n.grids.quantized import QuantizedLinear
 from q2n.linalg.statistics import InputStatistics, Needs
+from q2n.methods.surroundings import Surroundings
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,6 +50,11 @@ class Method(ABC):
     def needs(self) -> Needs:
         """Which input statistics `quantize` reads."""
 
+    @property
+    def surroundings(self) -> Surroundings | None:
+        """What the method wants done to the model around its layers, if anything."""
+        return None
+
     def check(self, name: str, shape: tuple[int, int]) -> None:  # noqa: B027 - optional
         """Refuse, before any work is done, a layer of `shape` (out, in) that the options do
         not fit; any shape will do unless a method says otherwise.
@@ -73,6 +79,10 @@ class Wrapping(Method):
 
     inner: Method
     """The method that quantizes."""
+
+    @property
+    def surroundings(self) -> Surroundings | None:
+        return self.inner.surroundings
 
     def check(self, name: str, shape: tuple[int, int]) -> None:
         self.inner.check(name, shape)
