@@ -23,14 +23,16 @@ from q2n.errors import InputError, Q2NError
 from q2n.evaluation.perplexity import PerplexityResult, perplexity
 from q2n.formats import FORMATS
 from q2n.formats.card import CardFacts, Perplexity, render_card
-from q2n.formats.checkpoint import write_checkpoint
+from q2n.formats.checkpoint import require_online_parts, write_checkpoint
 from q2n.formats.format import Format
 from q2n.formats.load import load_model
 from q2n.grids.affine import AffineLinear
 from q2n.logging import Reporter
 from q2n.methods.problem import Method
+from q2n.models.assemble import assemble
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.source import open_source, parse_device
+from q2n.models.surrounded import surrounded
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.sequential import SequentialLoop
 from q2n.pipeline.store import RunStore, partial_folder
@@ -77,12 +79,15 @@ class Run:
         self.format = parse_format(config.format)
         self.device = parse_device(config.device)
         self.store = RunStore(partial_folder(self.target), REPRESENTATIONS)
-        self.source = open_source(
+        self.original = open_source(
             model,
             dtype=config.dtype,
             trust_remote_code=config.trust_remote_code,
             revision=config.revision,
         )
+        wanted = self.method.surroundings
+        self.source = surrounded(self.original, wanted, config.seed) if wanted else self.original
+        require_online_parts(self.format, self.source)
         self.loop = self._loop()
         self.tokenizer = tokenizer
         self.model_refit = config.build_model_refit()
@@ -105,7 +110,7 @@ class Run:
                 refit_stored(
                     self.store,
                     self.model_refit,
-                    self._original_model,
+                    self._teacher,
                     self.windows,
                     seed=self.config.seed,
                     reporter=self.reporter,
@@ -146,7 +151,7 @@ class Run:
                 "perplexity": measured,
             },
             timings=build_timings(facts),
-            bytes_before=self.source.size_bytes(),
+            bytes_before=self.original.size_bytes(),
             bytes_after=size,
             loading_example=self.format.loading_example(self.target),
             perplexities=perplexities,
@@ -252,6 +257,12 @@ class Run:
         for parameter in model.parameters():  # buffers keep their own dtype
             parameter.data = parameter.data.to(self.source.dtype)
         return model
+
+    def _teacher(self) -> PreTrainedModel:
+        """The full-precision model with the weights from which layers were quantized."""
+        if self.source is self.original:
+            return self._original_model()
+        return assemble(self.source, device=self.device)
 
     def _load(self, folder: Path) -> PreTrainedModel:
         return load_model(

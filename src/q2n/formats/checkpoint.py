@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from q2n.errors import InputError
-from q2n.formats.format import Format, StoredLayer
+from q2n.formats.format import ONLINE, Format, StoredLayer
 from q2n.formats.shards import SHARD_BYTES, ShardWriter
 from q2n.grids.quantized import QuantizedLinear
 from q2n.models.source import ModelSource
@@ -51,6 +51,7 @@ def write_checkpoint(
         InputError: the folder exists, the disk is too small, or the format cannot hold a
             layer. Nothing is left behind.
     """
+    require_online_parts(format, source)
     skeleton = source.skeleton()
     replaced = _replaced_weights(source, layers)
     gains = gains or {}
@@ -74,11 +75,26 @@ def write_checkpoint(
             stored[module] = StoredLayer(shape=layer.shape, metadata=layer.metadata())
         writer.finish()
         quantization = format.quantization_config(stored, unquantized)
+        if quantization is not None and source.online is not None:
+            quantization[ONLINE] = source.online.to_json()
         _write_config(folder, source, skeleton, quantization, format)
         source.save_auxiliary(folder)
         if complete is not None:
             complete(folder, writer.total_bytes)
     return writer.total_bytes
+
+
+def require_online_parts(format: Format, source: ModelSource) -> None:
+    """Refuse a format whose readers would leave out what a model needs beside its weights.
+
+    Raises:
+        InputError: naming the format.
+    """
+    if source.online is not None and not format.runs_online_parts:
+        raise InputError(
+            f"{format.name} has no place for online rotations and rounded activations, and readers "
+            f"would leave them out: write {source.label} in a format that runs them"
+        )
 
 
 def _replaced_weights(source: ModelSource, layers: Mapping[str, QuantizedLinear]) -> dict[str, str]:

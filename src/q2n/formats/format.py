@@ -17,6 +17,9 @@ from torch import Tensor
 
 from q2n.grids.quantized import QuantizedLinear
 
+ONLINE = "online"
+"""Where the quantization config holds what runs beside the weights (transforms/online.py)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoredLayer:
@@ -37,6 +40,8 @@ class Format(ABC):
     """What readers find in config.json; None for a plain checkpoint."""
     config_copy: ClassVar[str | None] = None
     """A second file, beside config.json, in which readers look for the quantization config."""
+    runs_online_parts: ClassVar[bool] = False
+    """Whether its readers run what a rotated model needs beside its weights."""
 
     @abstractmethod
     def scale_dtype(self, model_dtype: torch.dtype) -> torch.dtype:

@@ -2,7 +2,8 @@
 
 from q2n.methods.gptq import GPTQ
 from q2n.methods.problem import Method
+from q2n.methods.quarot import QuaRot
 from q2n.methods.rtn import RTN
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (RTN, GPTQ)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (RTN, GPTQ, QuaRot)}
 """Every method by its name on the command line. `NullSpace` wraps any of them."""
