@@ -280,6 +280,7 @@ class Run:
             format=self.format,
             directory=Path(self.target.name),
             method=f"{self.method.title}{refit}",
+            online=self.source.online is not None,
             settings=done.record["settings"],
             bits_per_weight=done.record["bits_per_weight"],
             bytes_before=done.bytes_before,

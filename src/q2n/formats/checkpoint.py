@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from q2n.errors import InputError
-from q2n.formats.format import ONLINE, Format, StoredLayer
+from q2n.formats.format import Format, StoredLayer
+from q2n.formats.online import ONLINE, PARTS
 from q2n.formats.shards import SHARD_BYTES, ShardWriter
 from q2n.grids.quantized import QuantizedLinear
 from q2n.models.source import ModelSource
@@ -76,7 +77,7 @@ def write_checkpoint(
         writer.finish()
         quantization = format.quantization_config(stored, unquantized)
         if quantization is not None and source.online is not None:
-            quantization[ONLINE] = source.online.to_json()
+            quantization[ONLINE] = {PARTS: source.online.to_json()}
         _write_config(folder, source, skeleton, quantization, format)
         source.save_auxiliary(folder)
         if complete is not None:

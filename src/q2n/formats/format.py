@@ -17,9 +17,6 @@ from torch import Tensor
 
 from q2n.grids.quantized import QuantizedLinear
 
-ONLINE = "online"
-"""Where the quantization config holds what runs beside the weights (transforms/online.py)."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class StoredLayer:

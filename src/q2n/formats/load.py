@@ -21,10 +21,10 @@ from transformers import (
 
 from q2n.errors import InputError
 from q2n.formats import FORMATS
-from q2n.formats.format import ONLINE, PackedFormat
+from q2n.formats.format import PackedFormat
+from q2n.formats.online import ONLINE, attach_online
 from q2n.models.checkpoint_files import TensorFiles
 from q2n.models.skeleton import build_skeleton
-from q2n.transforms.online import OnlineParts, attach
 
 
 def load_model(
@@ -55,8 +55,7 @@ def load_model(
             del config.quantization_config
             state = dict(_dense_tensors(files, format, quantization, wanted))
             model, missing = _assemble(directory, config, state, wanted)
-            if ONLINE in quantization:
-                attach(model, OnlineParts.from_json(quantization[ONLINE]))
+            attach_online(model, quantization.get(ONLINE, {}))
     except (RuntimeError, ValueError) as cause:
         raise InputError(f"{directory}: the tensors do not fit config.json: {cause}") from cause
     if missing:

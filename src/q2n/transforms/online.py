@@ -71,6 +71,11 @@ def attach(model: nn.Module, parts: OnlineParts) -> None:
     attach_quantizers(model, parts)
 
 
+def attach_described(model: nn.Module, description: Any) -> None:
+    """`attach` what `OnlineParts.to_json` gave. Raises as `attach`."""
+    attach(model, OnlineParts.from_json(description))
+
+
 def attach_rotations(model: nn.Module, parts: OnlineParts) -> None:
     """The rotations without which the weights mean nothing. Raises as `attach`."""
     for pattern, rotation in parts.rotated.items():
