@@ -18,6 +18,7 @@ def _cases():
         "hadamard": Rotation(mixing_factors(48, 0), random_signs(48, 1)),
         "three": Rotation((Factor.hadamard(12), Factor.hadamard(4), Factor.hadamard(2))),
         "heads": Rotation((Factor.haar(9, 0), Factor.identity(8))),
+        "not symmetric": Rotation((Factor.hadamard(2), Factor.haar(5, 0))),
         "odd": Rotation(mixing_factors(36 // 2, 5)),
         "nothing": Rotation(()),
     }

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from q2n.methods.surroundings import Surroundings
 from q2n.models.layout import (
@@ -112,20 +112,18 @@ class RotatedSource(OnlineSource):
     ):
         super().__init__(inner, online)
         self.layout, self.rotation = layout, rotation
-        self.config = deepcopy(inner.config)
-        self.config.get_text_config().tie_word_embeddings = False
-        self.config.tie_word_embeddings = False
+        self.config = _untie(deepcopy(inner.config))
         self._head = f"{layout.head}.weight"
         self._tied = self._head not in inner.names()
         self._rules = dict(self._outside()) | dict(self._inside())
 
     def skeleton(self) -> PreTrainedModel:
         model = self.inner.skeleton()
-        model.config = deepcopy(self.config)
+        _untie(model.config)
         head = model.get_submodule(self.layout.head)
+        assert isinstance(head, nn.Linear)
         if self._tied:
-            assert isinstance(head, nn.Linear)
-            head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+            head.weight = nn.Parameter(head.weight.detach(), requires_grad=False)
         assert self.online is not None
         attach_rotations(model, self.online)
         return model
@@ -181,3 +179,10 @@ class RotatedSource(OnlineSource):
             return self.rotation.gated_output
         rotate = self.rotation.value if name == VALUE else self.rotation.reader
         return lambda weight: rotate(weight, self._gain(f"{block}.{NORM_OF[name]}"))
+
+
+def _untie(config: PretrainedConfig) -> PretrainedConfig:
+    """The same object, its head no longer the embeddings."""
+    for part in (config, config.get_text_config()):
+        part.tie_word_embeddings = False
+    return config
