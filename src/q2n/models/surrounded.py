@@ -33,11 +33,13 @@ from q2n.transforms.online import OnlineParts, attach_rotations
 
 
 def surrounded(source: ModelSource, wanted: Surroundings, seed: int) -> ModelSource:
-    """The source with what a method wants of the model.
+    """The source with what a method wants of the model; the same source if that is nothing.
 
     Raises:
         InputError: the model is of a kind that cannot be rotated, or groups do not divide it.
     """
+    if wanted == Surroundings():
+        return source
     layout = find_layout(source.skeleton())
     sizes = layout.sizes
     if wanted.activations is not None:
