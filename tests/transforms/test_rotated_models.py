@@ -15,6 +15,7 @@ from q2n.methods.surroundings import Surroundings
 from q2n.models.assemble import assemble
 from q2n.models.source import open_source
 from q2n.models.surrounded import surrounded
+from q2n.transforms.cache import round_cache
 from q2n.transforms.online import OnlineParts, attach, attach_quantizers
 
 MODELS = {
@@ -171,3 +172,13 @@ def test_what_cannot_be_rotated_is_refused():
     source = surrounded(source, Surroundings(rotation="hadamard"), 0)
     with pytest.raises(InputError, match="no module 'model.layers"):
         attach(torch.nn.Linear(2, 2), source.online)
+
+
+def test_an_attention_that_cannot_be_wrapped_is_refused():
+    source = surrounded(open_source(tiny_model()), Surroundings(cache=CACHE), 0)
+    model = assemble(source)
+    model.config._attn_implementation_internal = "unheard"
+    with pytest.raises(InputError, match="attention 'unheard'"):
+        attach_quantizers(model, source.online)
+    with pytest.raises(InputError, match="whole transformers model"):
+        round_cache(model.model.layers[0], [], CACHE, None)

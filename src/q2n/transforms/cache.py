@@ -67,6 +67,11 @@ def _registered(base: str) -> str:
     """The name of the attention `base` behind a rounded cache. `eager` is each model's own and in
     no registry; `sdpa` computes the same."""
     base = "sdpa" if base == "eager" else base.removeprefix(PREFIX)
+    if base not in ALL_ATTENTION_FUNCTIONS or base not in ALL_MASK_ATTENTION_FUNCTIONS:
+        raise InputError(
+            f"keys and values cannot be rounded in front of the attention {base!r}; load the model "
+            "with attn_implementation='sdpa'"
+        )
     name = PREFIX + base
     AttentionInterface.register(name, partial(_attend, base))
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
