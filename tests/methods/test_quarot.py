@@ -5,11 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from oracles import projected_alpha
 from oracles.quarot import signed_range
 from tiny import save_tiny, tiny_model, tiny_text
 
 import q2n
-from q2n.data.windows import TokenWindows
+from q2n.data.corpora import load_corpus
+from q2n.data.tokenizer import load_tokenizer
+from q2n.data.windows import TokenWindows, calibration_windows
 from q2n.errors import InputError
 from q2n.formats import FORMATS
 from q2n.formats.compressed_tensors import CompressedTensors
@@ -217,3 +220,40 @@ def test_a_resumed_run_is_the_same(tmp_path):
     other = surrounded(open_source(_model()), method.surroundings, 1)
     same = surrounded(open_source(_model()), replace(method).surroundings, 0)
     assert source.digest() == same.digest() != other.digest()
+
+
+def test_alpha_of_real_layers_is_that_of_the_rotated_weight_and_input(
+    smollm2_head, tmp_path, monkeypatch
+):
+    """All linears of a block of SmolLM2, the null-space step after QuaRot."""
+    problems, plain = {}, QuaRot.quantize
+
+    def quantize(self, problem):
+        layer = plain(self, problem)
+        problems[problem.name] = problem.weight.clone(), problem.statistics.gram.clone(), layer
+        return layer
+
+    monkeypatch.setattr(QuaRot, "quantize", quantize)
+    windows = calibration_windows(
+        load_corpus("sotu", "train"), load_tokenizer(smollm2_head), count=4, length=256, seed=0
+    )
+    quarot = QuaRot(bits=3, clip=False, weights="rtn")
+    method = NullSpace.paper(quarot, skip_layers=("model.layers.0.*",))
+    source = surrounded(open_source(smollm2_head, dtype="float32"), method.surroundings, 0)
+    store = RunStore(tmp_path / "run", {"affine": AffineLinear})
+    store.start({}, {}, resume=False)
+    SequentialLoop(BlockwiseModel(source), method, store, LoopOptions()).run(windows)
+    stepped = {n: x for n, x in store.layers().items() if n.startswith("model.layers.1.")}
+    assert len(stepped) == 7
+    for name, after in stepped.items():
+        weight, gram, before = problems[name]
+        expected = projected_alpha(
+            weight.double(),
+            before.dequantize().double(),
+            gram.double(),
+            after.record["kept_rank"],
+            0.2,
+        )
+        found = (after.scale / before.scale).squeeze(1).double()
+        # float32 eigenvectors at the cut, as in tests/pipeline/test_real_model.py
+        torch.testing.assert_close(found, expected, rtol=0, atol=3e-4, msg=name)
