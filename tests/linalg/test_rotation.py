@@ -47,7 +47,7 @@ def test_half_precision_is_computed_in_float32():
 def test_a_rotation_survives_json():
     rotation = Rotation((Factor.haar(9, 3), Factor.identity(2), Factor.hadamard(12)))
     again = from_json(json.loads(json.dumps([f.to_json() for f in rotation.factors])))
-    x = torch.randn(2, rotation.size, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, rotation.size, generator=torch.Generator().manual_seed(0)).double()
     assert torch.equal(rotation.apply(x), again.apply(x))
 
 

@@ -66,8 +66,9 @@ class Factor:
         """Inverse of `to_json`."""
         if values["kind"] == "hadamard":
             return cls.hadamard(values["size"])
-        matrix = values.get("matrix")
-        return cls(values["kind"], values["size"], None if matrix is None else torch.tensor(matrix))
+        entries = values.get("matrix")
+        matrix = None if entries is None else torch.tensor(entries, dtype=torch.float64)
+        return cls(values["kind"], values["size"], matrix)
 
 
 @dataclass(frozen=True, eq=False)
