@@ -28,8 +28,10 @@ from q2n.formats.load import load_model
 from q2n.grids import REPRESENTATIONS
 from q2n.logging import Reporter
 from q2n.methods.problem import Method
+from q2n.models.assemble import assemble
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.source import open_source, parse_device
+from q2n.models.surrounded import surrounded
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.sequential import SequentialLoop
 from q2n.pipeline.store import RunStore, partial_folder
@@ -73,12 +75,14 @@ class Run:
         self.format = choose_format(config.format, config.method, self.method.form)
         self.device = parse_device(config.device)
         self.store = RunStore(partial_folder(self.target), REPRESENTATIONS)
-        self.source = open_source(
+        self.original = open_source(
             model,
             dtype=config.dtype,
             trust_remote_code=config.trust_remote_code,
             revision=config.revision,
         )
+        wanted = self.method.surroundings
+        self.source = surrounded(self.original, wanted, config.seed) if wanted else self.original
         self.loop = self._loop()
         self.tokenizer = tokenizer
         self.model_refit = config.build_model_refit()
@@ -101,7 +105,7 @@ class Run:
                 refit_stored(
                     self.store,
                     self.model_refit,
-                    self._original_model,
+                    self._teacher,
                     self.windows,
                     seed=self.config.seed,
                     reporter=self.reporter,
@@ -142,7 +146,7 @@ class Run:
                 "perplexity": measured,
             },
             timings=build_timings(facts),
-            bytes_before=self.source.size_bytes(),
+            bytes_before=self.original.size_bytes(),
             bytes_after=size,
             loading_example=self.format.loading_example(self.target),
             perplexities=perplexities,
@@ -247,6 +251,12 @@ class Run:
             parameter.data = parameter.data.to(self.source.dtype)
         return model
 
+    def _teacher(self) -> PreTrainedModel:
+        """The full-precision model with the weights from which layers were quantized."""
+        if self.source is self.original:
+            return self._original_model()
+        return assemble(self.source, device=self.device)
+
     def _load(self, folder: Path) -> PreTrainedModel:
         return load_model(
             folder,
@@ -263,6 +273,7 @@ class Run:
             format=self.format,
             directory=Path(self.target.name),
             method=f"{self.method.title}{refit}",
+            online=self.source.online is not None,
             settings=done.record["settings"],
             bits_per_weight=done.record["bits_per_weight"],
             bytes_before=done.bytes_before,

@@ -58,9 +58,9 @@ def test_the_error_is_below_that_of_gptq():
     for bits in (2, 3):
         gptq = output_error(given, GPTQ(bits=bits, damping=0.1).quantize(given))
         assert output_error(given, LeanQuant(bits=bits).quantize(given)) < 0.9 * gptq
-        affine = LeanQuant(bits=bits, grid="affine").quantize(given)
+        affine = LeanQuant(bits=bits, levels="affine").quantize(given)
         assert output_error(given, affine) < gptq
-        groups = LeanQuant(bits=bits, grid="affine", group_size=16).quantize(given)
+        groups = LeanQuant(bits=bits, levels="affine", group_size=16).quantize(given)
         assert isinstance(groups, AffineLinear)
         assert groups.scale.shape == (ROWS, 3)
         assert output_error(given, groups) < output_error(given, affine)
@@ -91,7 +91,7 @@ def test_a_dead_column_touches_nothing():
     assert torch.equal(LeanQuant(bits=2).quantize(other).dequantize(), layer.dequantize())
 
 
-@pytest.mark.parametrize("method", [LeanQuant(bits=2), LeanQuant(bits=2, grid="affine")])
+@pytest.mark.parametrize("method", [LeanQuant(bits=2), LeanQuant(bits=2, levels="affine")])
 def test_it_takes_the_papers_alpha(method):
     given = problem(decay=2.0, dtype=torch.float32)
     before, after = method.quantize(given), NullSpace.paper(method).quantize(given)
@@ -122,5 +122,5 @@ def test_options_that_cannot_be():
         with pytest.raises(InputError, match=match):
             LeanQuant(**options)
     with pytest.raises(InputError, match=r"h\.0\.up.*48 columns"):
-        LeanQuant(grid="affine", group_size=32).check("h.0.up", (ROWS, COLUMNS))
+        LeanQuant(levels="affine", group_size=32).check("h.0.up", (ROWS, COLUMNS))
     assert METHODS["leanquant"] is LeanQuant

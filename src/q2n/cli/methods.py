@@ -10,6 +10,7 @@ from rich.table import Table
 from q2n.cli.flags import new_parser
 from q2n.formats.choice import formats_for
 from q2n.grids import REPRESENTATIONS
+from q2n.grids.quantized import Form
 from q2n.methods import METHODS
 
 
@@ -26,13 +27,21 @@ def run(parsed: Namespace) -> None:
     """One line a method; below, for what they store (with default options), who can hold it."""
     methods = Table("method", "bits", "stores", "", box=None)
     formats = Table("stored", "formats that can hold it", "", box=None)
+    forms: dict[str, Form] = {}
     for name, method in METHODS.items():
-        methods.add_row(f"[bold]{name}", method.bits_offered, method().form.kind, _summary(method))
-    for form in {method().form.kind: method().form for method in METHODS.values()}.values():
-        formats.add_row(
-            form.kind, ", ".join(formats_for(form)), _summary(REPRESENTATIONS[form.kind])
-        )
+        form = method().form
+        stored = f"{form.kind}, online" if form.online else form.kind
+        forms.setdefault(stored, form)
+        methods.add_row(f"[bold]{name}", method.bits_offered, stored, _summary(method))
+    for stored, form in forms.items():
+        formats.add_row(stored, ", ".join(formats_for(form)), _stored(form))
     Console().print(methods, "", formats)
+
+
+def _stored(form: Form) -> str:
+    """What a representation stores, in words."""
+    besides = " Rotations and rounding while the model runs." if form.online else ""
+    return _summary(REPRESENTATIONS[form.kind]) + besides
 
 
 def _summary(documented: type) -> str:

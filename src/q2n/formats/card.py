@@ -42,6 +42,8 @@ class CardFacts:
     bytes_before: int
     bytes_after: int
     perplexities: Sequence[Perplexity] = ()
+    online: bool = False
+    """Whether the model runs with parts beside its weights."""
     references: Sequence[str] = ()
     """Papers of the method, one line each."""
     version: str
@@ -63,7 +65,10 @@ tags:
 
 {{ facts.base_model }} with the weights of its decoder linears quantized by q2n
 {{ facts.version }}: {{ facts.method }}. Embeddings, norms, biases and the
-output head are unchanged.
+output head are {{ "not quantized" if facts.online else "unchanged" }}.
+{%- if facts.online %} The model runs with parts beside its weights
+(rotations, rounded activations or cache, as the settings say); without them its text is wrong.
+{%- endif %}
 
 | | |
 |---|---|

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from q2n.errors import InputError
 from q2n.formats.format import Format, StoredLayer
+from q2n.formats.online import ONLINE, PARTS
 from q2n.formats.shards import SHARD_BYTES, ShardWriter
 from q2n.grids.quantized import QuantizedLinear
 from q2n.models.source import ModelSource
@@ -74,6 +75,8 @@ def write_checkpoint(
             stored[module] = StoredLayer.of(layer)
         writer.finish()
         quantization = format.quantization_config(stored, unquantized)
+        if quantization is not None and source.online is not None:
+            quantization[ONLINE] = {PARTS: source.online.to_json()}
         _write_config(folder, source, skeleton, quantization, format)
         source.save_auxiliary(folder)
         if complete is not None:

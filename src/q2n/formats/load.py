@@ -22,7 +22,7 @@ from transformers import (
 from q2n.errors import InputError
 from q2n.formats import FORMATS
 from q2n.formats.format import PackedFormat
-from q2n.formats.online import attach_online
+from q2n.formats.online import ONLINE, attach_online
 from q2n.models.checkpoint_files import TensorFiles
 from q2n.models.skeleton import build_skeleton
 
@@ -55,7 +55,7 @@ def load_model(
             del config.quantization_config
             state = dict(_dense_tensors(files, format, quantization, wanted))
             model, missing = _assemble(directory, config, state, wanted)
-            attach_online(model, quantization.get("online", {}))
+            attach_online(model, quantization.get(ONLINE, {}))
     except InputError as cause:
         raise InputError(f"{directory}: {cause}") from cause
     except (RuntimeError, ValueError) as cause:

@@ -22,7 +22,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from q2n.errors import InputError
 from q2n.formats.format import StoredLayer
 from q2n.formats.native import Native, described_layers, require_parts
-from q2n.formats.online import attach_online
+from q2n.formats.online import ONLINE, attach_online
 from q2n.formats.packed_linear import PackedLinear
 
 
@@ -66,7 +66,7 @@ class NativeQuantizer(HfQuantizer):
         for module in model.modules():
             if isinstance(module, PackedLinear):
                 module.requires_grad_(False)  # the loader makes new parameters
-        attach_online(model, self.quantization_config.entries.get("online", {}))
+        attach_online(model, self.quantization_config.entries.get(ONLINE, {}))
 
     def is_serializable(self) -> bool:
         return True

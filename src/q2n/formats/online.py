@@ -13,9 +13,21 @@ from torch import nn
 
 from q2n.errors import InputError
 
-ATTACH: dict[str, Callable[[nn.Module, Any], None]] = {}
-"""By name: what changes the loaded model in place, as its description says. Empty so far: no
-method here leaves work."""
+ONLINE = "online"
+"""The entry of the quantization config."""
+PARTS = "parts"
+"""The name in it of `OnlineParts` (transforms/online.py)."""
+
+
+def _attach_parts(model: nn.Module, description: Any) -> None:
+    # Not before it is needed: this file is read while transformers is still being imported.
+    from q2n.transforms.online import attach_described
+
+    attach_described(model, description)
+
+
+ATTACH: dict[str, Callable[[nn.Module, Any], None]] = {PARTS: _attach_parts}
+"""By name: changes the loaded model in place, as its description says."""
 
 
 def attach_online(model: nn.Module, online: Mapping[str, Any]) -> None:

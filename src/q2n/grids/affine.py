@@ -118,7 +118,7 @@ class AffineGrid:
         exact = (hi - lo) / self.top
         scale = exact.to(dtype).clamp(min=torch.finfo(dtype).tiny)
         if not torch.isfinite(scale).all():
-            raise _unusable(exact, dtype, name)
+            raise unusable_scale(exact, dtype, name)
         if self.symmetric:
             zero = torch.full_like(lo, 2 ** (self.bits - 1))
         else:
@@ -131,7 +131,8 @@ class AffineGrid:
         return (quantized - values).abs_().pow_(_CLIP_POWER).sum(-1)
 
 
-def _unusable(exact: Tensor, dtype: torch.dtype, name: str) -> NumericalError:
+def unusable_scale(exact: Tensor, dtype: torch.dtype, name: str) -> NumericalError:
+    """Why a scale is not finite."""
     if not torch.isfinite(exact).all():
         return NumericalError(f"{name}: its weight holds NaN or infinite values")
     return NumericalError(

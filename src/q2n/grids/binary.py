@@ -19,7 +19,7 @@ from q2n.grids.quantized import QuantizedLinear
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PartlyBinaryLinear(QuantizedLinear):
-    """A layer of low weights with few levels and high weights with many."""
+    """Two grids and a mask: low weights with few levels, high weights with many."""
 
     kind: ClassVar[str] = "partly_binary"
 

@@ -41,7 +41,7 @@ def fit(weight: Float[Tensor, "out m"], dtype: torch.dtype, name: str) -> Float[
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CentredLinear(QuantizedLinear):
-    """A layer on the centred grid."""
+    """Uniform grid centred on 0: scale * (2 code / (2^bits - 1) - 1), one scale a matrix or row."""
 
     kind: ClassVar[str] = "centred"
 

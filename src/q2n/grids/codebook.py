@@ -13,7 +13,7 @@ from q2n.grids.quantized import QuantizedLinear
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CodebookLinear(QuantizedLinear):
-    """A layer whose row i takes the values `codebook[i, code]`."""
+    """2^bits free values a row: its codebook, which every code of the row points into."""
 
     kind: ClassVar[str] = "codebook"
 

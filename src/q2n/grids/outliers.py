@@ -23,7 +23,7 @@ from q2n.grids.quantized import QuantizedLinear
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OutlierLinear(QuantizedLinear):
-    """A layer on a uniform grid, except for some columns in 16 bits."""
+    """Uniform grid, except for some columns in 16 bits."""
 
     kind: ClassVar[str] = "outliers"
 

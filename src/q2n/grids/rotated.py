@@ -55,7 +55,7 @@ def basis_of(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RotatedLinear(QuantizedLinear):
-    """A layer whose quantized weight lies in another basis."""
+    """Another grid in a random basis: its codes, a seed, and a factor a channel."""
 
     kind: ClassVar[str] = "rotated"
 

@@ -45,7 +45,7 @@ class LeanQuant(Method):
 
     bits: int = 4
     """2, 3, 4 or 8."""
-    grid: Literal["codebook", "affine"] = "codebook"
+    levels: Literal["codebook", "affine"] = "codebook"
     """What is stored: 2^bits free values a row, or a uniform grid."""
     group_size: int = -1
     """Columns that share a scale; -1: one scale a row."""
@@ -62,10 +62,10 @@ class LeanQuant(Method):
         check_feedback(self.damping, self.block_size)
         if not (math.isfinite(self.exponent) and self.exponent >= 0):
             raise InputError(f"exponent must be finite and at least 0, got {self.exponent}")
-        if self.grid == "codebook" and self.group_size != -1:
+        if self.levels == "codebook" and self.group_size != -1:
             raise InputError(
                 f"group_size {self.group_size} is for the affine grid: a codebook belongs to a "
-                "whole row; use grid='affine', or group_size=-1"
+                "whole row; use levels='affine', or group_size=-1"
             )
         self._affine_grid()  # refuses other widths
 
@@ -75,7 +75,7 @@ class LeanQuant(Method):
 
     @property
     def form(self) -> Form:
-        if self.grid == "affine":
+        if self.levels == "affine":
             return AffineForm(bits=self.bits, group_size=self.group_size)
         return Form(kind=CodebookLinear.kind)
 
@@ -86,7 +86,7 @@ class LeanQuant(Method):
         back = shared_feedback(problem, self.damping, descending=self.act_order)
         weight = problem.weight.masked_fill(back.dead, 0)
         importance = self._importance(back)
-        fit = self._affine if self.grid == "affine" else self._codebook
+        fit = self._affine if self.levels == "affine" else self._codebook
         layer = fit(problem, weight, importance, back)
         return layer.with_record(damping=back.damping, dead_columns=int(back.dead.sum()))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from q2n.grids.quantized import Form, QuantizedLinear
 from q2n.linalg.statistics import InputStatistics, Needs
+from q2n.methods.surroundings import Surroundings
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,6 +63,11 @@ class Method(ABC):
         """What `quantize` returns, as far as the options tell: by it a checkpoint format says,
         before any work is done, whether it can hold the result."""
 
+    @property
+    def surroundings(self) -> Surroundings | None:
+        """What the method wants done to the model around its layers, if anything."""
+        return None
+
     def check(self, name: str, shape: tuple[int, int]) -> None:  # noqa: B027 - optional
         """Refuse, before any work is done, a layer of `shape` (out, in) that the options do
         not fit; any shape will do unless a method says otherwise.
@@ -95,6 +101,10 @@ class Wrapping(Method):
     @property
     def form(self) -> Form:
         return self.inner.form
+
+    @property
+    def surroundings(self) -> Surroundings | None:
+        return self.inner.surroundings
 
     def check(self, name: str, shape: tuple[int, int]) -> None:
         self.inner.check(name, shape)

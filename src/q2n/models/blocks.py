@@ -54,7 +54,7 @@ class BlockwiseModel:
     def __init__(self, source: ModelSource, device: str | torch.device = "cpu"):
         self.source, self.device = source, torch.device(device)
         self._model = source.skeleton()
-        self._list_name, self._blocks = _find_blocks(self._model)
+        self._list_name, self._blocks = find_blocks(self._model)
         self._stored = set(source.names())
         self._seen: list[Tensor] = []
         self._outside_is_loaded = False
@@ -210,7 +210,12 @@ def _matrix_holders(blocks: nn.ModuleList) -> list[str]:
     )
 
 
-def _find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """Name and list of the decoder blocks.
+
+    Raises:
+        InputError: there is no such list.
+    """
     count = model.config.get_text_config().num_hidden_layers
     lists = [
         (name, module)

@@ -28,6 +28,7 @@ from q2n.models.checkpoint_files import (
     tensor_files,
 )
 from q2n.models.skeleton import build_skeleton, share_skeleton, stored_tensors
+from q2n.transforms.online import OnlineParts
 
 __all__ = [
     "CheckpointSource",
@@ -65,6 +66,8 @@ class ModelSource(ABC):
     """The dtype in which the model is run and written."""
     folder: Path | None = None
     """The checkpoint folder, if it comes from one."""
+    online: OnlineParts | None = None
+    """What has to run beside the weights, if anything; `skeleton` has its rotations attached."""
 
     @abstractmethod
     def skeleton(self) -> PreTrainedModel:

@@ -1,0 +1,1 @@
+"""Rewrites of a model that keep its function: rotations, and what has to run beside the weights."""

