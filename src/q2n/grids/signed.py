@@ -19,7 +19,7 @@ class SignedGrid(AffineGrid):
 
     symmetric: bool = True
 
-    def _parameters(
+    def parameters(
         self, lo: Tensor, hi: Tensor, dtype: torch.dtype, name: str
     ) -> tuple[Tensor, Tensor]:
         middle = 2 ** (self.bits - 1)
