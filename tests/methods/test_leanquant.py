@@ -113,7 +113,7 @@ def test_it_takes_the_papers_alpha(method):
 def test_options_that_cannot_be():
     for options, match in (
         ({"group_size": 16}, "group_size 16 is for the affine grid"),
-        ({"grid": "affine", "group_size": 0}, "at least 1 column"),
+        ({"levels": "affine", "group_size": 0}, "at least 1 column"),
         ({"exponent": -1.0}, "exponent"),
         ({"damping": -1.0}, "damping"),
         ({"block_size": 0}, "block_size"),
