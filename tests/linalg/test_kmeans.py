@@ -31,7 +31,9 @@ def test_it_is_lloyds_algorithm(count):
 
 
 def test_it_is_scikit_learns_where_no_cluster_is_empty():
-    values, weight = torch.rand(20, 200, dtype=torch.float64), torch.rand(200, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(20, 200, generator=generator, dtype=torch.float64)
+    weight = torch.rand(200, generator=generator, dtype=torch.float64)
     found = room.row_kmeans(values, weight, 4, seed=0)
     for row, centroids in zip(values.numpy(), found.numpy(), strict=True):
         start = start_of(row, 4).reshape(-1, 1)
