@@ -55,15 +55,12 @@ def main() -> None:
 def measured(directory: Path, how: str) -> dict[str, float]:
     """Bytes of a model that has run, and seconds a token."""
     before = psutil.Process().memory_info().rss
-    packed = how == "packed"
-    model = (AutoModelForCausalLM.from_pretrained if packed else load_model)(directory)
-    linears = [m for m in model.modules() if isinstance(m, PackedLinear)]
-    if not packed:
-        linears = [
-            m
-            for n, m in model.named_modules()
-            if isinstance(m, torch.nn.Linear) and "lm_head" not in n
-        ]
+    load, kind = {
+        "packed": (AutoModelForCausalLM.from_pretrained, PackedLinear),
+        "dense": (load_model, torch.nn.Linear),
+    }[how]
+    model = load(directory)
+    linears = [module for module in model.model.layers.modules() if isinstance(module, kind)]
     prompt = torch.arange(3, 11).unsqueeze(0)
     model.generate(prompt, max_new_tokens=1, do_sample=False)
     start = time.perf_counter()

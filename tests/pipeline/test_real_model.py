@@ -97,7 +97,7 @@ def own_space(before, after, weight, gram):
         (PBLLM(), 3e-4),
         (LeanQuant(bits=2), 3e-4),
         (LeanQuant(bits=2, levels="affine", group_size=64), 3e-4),
-        (OWQ(bits=2, target_bits=2.05), 3e-4),
+        (OWQ(bits=2, target_bits=2.05, clip=False), 3e-4),
     ],
     ids=lambda value: value.name if hasattr(value, "name") else "",
 )
