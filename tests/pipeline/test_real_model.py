@@ -87,26 +87,35 @@ def own_space(before, after, weight, gram):
     return weight, quantized, scaled, gram
 
 
+ALL = ("",)
+ONE_OF_A_KIND = ("k_proj", "o_proj", "down_proj")
+
+
 @pytest.mark.parametrize(
-    ("method", "tolerance"),
+    ("method", "layers", "tolerance"),
     [
         # float32 eigenvectors at the cut: |d alpha| <= eps ||G|| / gap, seen below 1e-4
-        (GPTQ(bits=3), 3e-4),
-        (QuIP(bits=2), 3e-4),
-        (QuIP(bits=2, step_space="original"), 3e-4 + 2**-11),  # a gain in float16
-        (PBLLM(), 3e-4),
-        (LeanQuant(bits=2), 3e-4),
-        (LeanQuant(bits=2, levels="affine", group_size=64), 3e-4),
-        (OWQ(bits=2, target_bits=2.05, clip=False), 3e-4),
+        (GPTQ(bits=3), ALL, 3e-4),
+        (QuIP(bits=2), ONE_OF_A_KIND, 3e-4),
+        # a gain in float16
+        (QuIP(bits=2, step_space="original"), ONE_OF_A_KIND, 3e-4 + 2**-11),
+        (PBLLM(), ONE_OF_A_KIND, 3e-4),
+        (LeanQuant(bits=2), ONE_OF_A_KIND, 3e-4),
+        (LeanQuant(bits=2, levels="affine", group_size=64), ONE_OF_A_KIND, 3e-4),
+        (OWQ(bits=2, target_bits=2.05, clip=False), ONE_OF_A_KIND, 3e-4),
     ],
-    ids=lambda value: value.name if hasattr(value, "name") else "",
+    ids=lambda value: getattr(value, "name", ""),
 )
-def test_alpha_of_real_layers_equals_the_projector_form(problems, method, tolerance):
+def test_alpha_of_real_layers_equals_the_projector_form(problems, method, layers, tolerance):
     """In the space of each method. (QuaRot, whose layers are those of another model:
     tests/methods/test_quarot.py.)"""
-    second_block = {name: p for name, p in problems.items() if name.startswith("model.layers.1.")}
-    assert len(second_block) == 7
-    for name, problem in second_block.items():
+    chosen = {
+        name: problem
+        for name, problem in problems.items()
+        if name.startswith("model.layers.1.") and name.endswith(layers)
+    }
+    assert len(chosen) == (7 if layers == ALL else len(layers))
+    for name, problem in chosen.items():
         before = method.quantize(problem)
         after = method.with_step(NullSpace.paper).quantize(problem)
         weight, quantized, scaled, gram = own_space(
