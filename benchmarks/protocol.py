@@ -10,19 +10,15 @@ stopped and started again.
     python benchmarks/protocol.py ... --calibration c4.jsonl --evaluation wiki.test.raw ptb.txt
     python benchmarks/protocol.py ... --table
 
-FOLDER holds the texts. Quantized in float32; evaluated in bfloat16.
+FOLDER holds the texts. Quantized in float32; evaluated in bfloat16, or as --eval-dtype says.
 """
 
 import argparse
 import itertools
 import json
-import shutil
-import statistics
-import tempfile
-from pathlib import Path
 from typing import Any
 
-import q2n
+from measuring.cells import ORIGINAL, add_conditions, measured, past
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "3pc": {"bits": 3, "group_size": -1},
@@ -54,9 +50,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-ORIGINAL = {"setting": "-", "variant": "original", "seed": None, "windows": None}
-
-
 def main() -> None:
     options = parse_options()
     if not options.table:
@@ -73,92 +66,18 @@ def main() -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--model", default="smollm2-135m")
+    add_conditions(parser)
     parser.add_argument("--settings", nargs="+", default=["3pc", "2g64"], choices=SETTINGS)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--windows", type=int, nargs="+", default=[16])
-    parser.add_argument("--length", type=int, default=1024)
-    parser.add_argument("--calibration", default="wiki.train.head.raw")
-    parser.add_argument("--evaluation", nargs="+", default=["wiki.test.raw"])
-    parser.add_argument("--ppl-windows", type=int, default=64)
-    parser.add_argument("--table", action="store_true", help="only print what is there")
     return parser.parse_args()
-
-
-def measured(options: argparse.Namespace, key: dict, settings: dict | None) -> dict[str, Any]:
-    """The result of one run, from the file or by doing it."""
-    conditions = {
-        **key,
-        "length": options.length,
-        "calibration": None if settings is None else options.calibration,
-        "evaluation": options.evaluation,
-        "ppl_windows": options.ppl_windows,
-    }
-    for line in past(options.results):
-        if all(line.get(name) == value for name, value in conditions.items()):
-            return line
-    result = {**conditions, **run(options, key, settings)}
-    with options.results.open("a") as stream:
-        stream.write(json.dumps(result) + "\n")
-    return result
-
-
-def past(results: Path) -> list[dict[str, Any]]:
-    return (
-        [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    )
-
-
-def run(options: argparse.Namespace, key: dict, settings: dict | None) -> dict[str, Any]:
-    folder = Path(tempfile.mkdtemp(dir=options.results.parent))
-    try:
-        model, facts = options.model, {}
-        if settings is not None:
-            done = q2n.quantize(
-                options.model,
-                folder / "checkpoint",
-                corpus=str(options.data / options.calibration),
-                windows=key["windows"],
-                length=options.length,
-                seed=key["seed"],
-                **settings,
-            )
-            model = str(done.directory)
-            layers = done.record["layers"].values()
-            facts = {
-                "bits_per_weight": done.record["bits_per_weight"],
-                "seconds": done.timings["quantization_seconds"],
-                "output_error": statistics.mean(x.get("output_error", 0.0) for x in layers),
-            }
-        results = [evaluated(options, model, text) for text in options.evaluation]
-        return {
-            **facts,
-            "perplexity": [result.perplexity for result in results],
-            "standard_error": [result.standard_error for result in results],
-            "windows_sha256": [result.sha256 for result in results],
-        }
-    finally:
-        shutil.rmtree(folder)
-
-
-def evaluated(options: argparse.Namespace, model: str, text: str) -> Any:
-    return q2n.evaluate(
-        model,
-        ppl=str(options.data / text),
-        length=options.length,
-        windows=options.ppl_windows,
-        dtype="bfloat16",
-        batch_size=4,
-    )
 
 
 def print_table(options: argparse.Namespace) -> None:
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for line in past(options.results):
-        if line["variant"] != "original":
+        if line["variant"] != "original" and "refused" not in line:
             same = ("setting", "variant", "windows", "calibration")
             groups.setdefault((*(line[x] for x in same), *line["evaluation"]), []).append(line)
     print("\n| setting | variant | windows | calibration | perplexity by seed | bits | seconds |")

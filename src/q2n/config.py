@@ -170,8 +170,15 @@ class Option:
 
 
 def run_options() -> Iterator[Option]:
-    """The flags of a run, with their defaults in the help."""
-    yield from _options(QuantizeConfig, RUN_SETTINGS)
+    """The flags of a run, with their defaults in the help; that of `method` lists them all."""
+    methods = "".join(f"\n{name}: {summary(method)}" for name, method in METHODS.items())
+    for option in _options(QuantizeConfig, RUN_SETTINGS):
+        yield replace(option, help=option.help + methods) if option.name == "method" else option
+
+
+def summary(documented: type) -> str:
+    """The first line of a class's docstring."""
+    return (documented.__doc__ or "").strip().splitlines()[0]
 
 
 def method_options() -> Iterator[Option]:

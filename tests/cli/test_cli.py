@@ -141,6 +141,13 @@ def test_printed_config_drives_the_same_run(monkeypatch, capsys, tmp_path, place
         (["--refit", "sometimes"], ["sometimes", "block", "model", "both"]),
         (["--refit", "block", "--refit-steps", "0"], ["refit_steps", "0"]),
         (["--quality", "best", "--refit-steps", "0"], ["refit_steps", "0"]),
+        (["--method", "pbllm", "--low-fraction", "1"], ["low_fraction", "between 0 and 1"]),
+        (["--method", "owq", "--bits", "3", "--target-bits", "2.9"], ["target_bits", "2.9", "3"]),
+        (["--method", "leanquant", "--group-size", "16"], ["group_size 16", "affine"]),
+        (
+            ["--method", "quarot", "--format", "native", "--kv-bits", "4", "--kv-group-size", "7"],
+            ["7", "16 values of a head"],
+        ),
     ],
 )
 def test_bad_options_get_one_line_and_leave_nothing(quantize, capsys, flags, words):
@@ -221,6 +228,25 @@ def test_methods_are_listed_with_what_they_store_and_who_holds_it(capsys, monkey
         assert method.bits_offered in line and method().form.kind in line
     (line,) = [line for line in lines if line.split()[:1] == ["affine"]]
     assert ", ".join(FORMATS) in line
+
+
+def test_the_help_of_method_has_a_line_for_each(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        main(["quantize", "--help"])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    for name, method in METHODS.items():
+        assert f"{name}: {method.__doc__.splitlines()[0]}" in lines
+
+
+@pytest.mark.parametrize("method", ["quip", "pbllm", "leanquant", "owq", "quarot"])
+def test_the_default_format_names_those_that_hold_each_method(quantize, capsys, method):
+    code, out = quantize("--method", method)
+    line = one_line(capsys)
+    assert code == 2 and f"compressed-tensors cannot hold what {method} stores" in line
+    formats = "native" if METHODS[method]().form.online else "native, dequantized"
+    assert line.rstrip().endswith(f"formats that can: {formats}")
+    assert not out.exists() and not out.with_name("out.partial").exists()
 
 
 def test_a_format_refuses_a_method_that_it_cannot_hold(quantize, capsys, monkeypatch):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from oracles import codebook as oracle
+from sklearn.cluster import KMeans
 
 from q2n.linalg import kmeans as room
 
@@ -30,12 +31,13 @@ def test_it_is_lloyds_algorithm(count):
 
 
 def test_it_is_scikit_learns_where_no_cluster_is_empty():
-    cluster = pytest.importorskip("sklearn.cluster")
-    values, weight = torch.rand(20, 200, dtype=torch.float64), torch.rand(200, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(20, 200, generator=generator, dtype=torch.float64)
+    weight = torch.rand(200, generator=generator, dtype=torch.float64)
     found = room.row_kmeans(values, weight, 4, seed=0)
     for row, centroids in zip(values.numpy(), found.numpy(), strict=True):
         start = start_of(row, 4).reshape(-1, 1)
-        fitted = cluster.KMeans(4, init=start, n_init=1, max_iter=100, tol=1e-6)
+        fitted = KMeans(4, init=start, n_init=1, max_iter=100, tol=1e-6)
         fitted.fit(row.reshape(-1, 1), sample_weight=weight.numpy())
         expected = np.sort(fitted.cluster_centers_.ravel())
         np.testing.assert_allclose(centroids, expected, rtol=0, atol=1e-9)

@@ -16,8 +16,12 @@ from q2n.formats.load import load_model
 from q2n.grids.affine import AffineLinear
 from q2n.linalg.statistics import Needs
 from q2n.methods.gptq import GPTQ
+from q2n.methods.leanquant import LeanQuant
 from q2n.methods.nullspace import NullSpace
+from q2n.methods.owq import OWQ
+from q2n.methods.pbllm import PBLLM
 from q2n.methods.problem import LayerProblem
+from q2n.methods.quip import QuIP
 from q2n.methods.rtn import RTN
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.source import open_source
@@ -69,22 +73,59 @@ def test_gptq_beats_rtn_on_every_real_layer(problems, options):
         assert errors[0] < errors[1], name
 
 
-def test_alpha_of_real_layers_equals_the_projector_form(problems):
-    second_block = {name: p for name, p in problems.items() if name.startswith("model.layers.1.")}
-    assert len(second_block) == 7
-    for name, problem in second_block.items():
-        before = GPTQ(bits=3).quantize(problem)
-        after = NullSpace(inner=GPTQ(bits=3)).quantize(problem)
-        expected = oracles.projected_alpha(
-            problem.weight.double(),
-            before.dequantize().double(),
-            problem.statistics.gram.double(),
-            after.record["kept_rank"],
-            0.2,
-        )
-        found = (after.scale / before.scale).squeeze(1).double()
+def own_space(before, after, weight, gram):
+    """What alpha scales before and after it did, with the weight and the Gram matrix that belong
+    to it: in QuIP's random basis if it absorbs alpha there, without OWQ's 16-bit columns."""
+    if getattr(after, "basis", None) is not None and after.gain is None:
+        basis = before.basis
+        weight, gram = basis.weight(weight), basis.inputs(basis.inputs(gram).T)
+        before, after = before.inner, after.inner
+    quantized, scaled = before.dequantize().double(), after.dequantize().double()
+    weak = getattr(before, "columns", torch.empty(0)).long()
+    assert torch.equal(quantized[:, weak], scaled[:, weak])
+    weight, quantized, scaled = (x.index_fill(1, weak, 0) for x in (weight, quantized, scaled))
+    return weight, quantized, scaled, gram
+
+
+ALL = ("",)
+ONE_OF_A_KIND = ("k_proj", "o_proj", "down_proj")
+
+
+@pytest.mark.parametrize(
+    ("method", "layers", "tolerance"),
+    [
         # float32 eigenvectors at the cut: |d alpha| <= eps ||G|| / gap, seen below 1e-4
-        torch.testing.assert_close(found, expected, rtol=0, atol=3e-4, msg=name)
+        (GPTQ(bits=3), ALL, 3e-4),
+        (QuIP(bits=2), ONE_OF_A_KIND, 3e-4),
+        # a gain in float16
+        (QuIP(bits=2, step_space="original"), ONE_OF_A_KIND, 3e-4 + 2**-11),
+        (PBLLM(), ONE_OF_A_KIND, 3e-4),
+        (LeanQuant(bits=2), ONE_OF_A_KIND, 3e-4),
+        (LeanQuant(bits=2, levels="affine", group_size=64), ONE_OF_A_KIND, 3e-4),
+        (OWQ(bits=2, target_bits=2.05, clip=False), ONE_OF_A_KIND, 3e-4),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_alpha_of_real_layers_equals_the_projector_form(problems, method, layers, tolerance):
+    """In the space of each method. (QuaRot, whose layers are those of another model:
+    tests/methods/test_quarot.py.)"""
+    chosen = {
+        name: problem
+        for name, problem in problems.items()
+        if name.startswith("model.layers.1.") and name.endswith(layers)
+    }
+    assert len(chosen) == (7 if layers == ALL else len(layers))
+    for name, problem in chosen.items():
+        before = method.quantize(problem)
+        after = method.with_step(NullSpace.paper).quantize(problem)
+        weight, quantized, scaled, gram = own_space(
+            before, after, problem.weight.double(), problem.statistics.gram.double()
+        )
+        expected = oracles.projected_alpha(weight, quantized, gram, after.record["kept_rank"], 0.2)
+        found = (scaled * quantized).sum(1) / quantized.square().sum(1)
+        torch.testing.assert_close(found, expected, rtol=0, atol=tolerance, msg=name)
+        # nothing but a factor a row has changed
+        torch.testing.assert_close(scaled, found[:, None] * quantized, rtol=1e-3, atol=1e-6)
 
 
 def test_groups_that_do_not_fit_are_refused_with_those_that_do(smollm2_head, tmp_path):

@@ -14,10 +14,15 @@ ALIASES = {"ridge": "--lambda"}
 
 
 class PlainHelp(DefaultHelpFormatter):
-    """Help as it was written: our texts name defaults that the parser does not know."""
+    """Help as it was written, line by line: our texts name defaults that the parser does not
+    know."""
 
     def _get_help_string(self, action: Action) -> str:
         return action.help or ""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        wrap = super()._split_lines
+        return [part for line in text.splitlines() for part in wrap(line, width)]
 
 
 MEANS_WHEN_ALONE = {"nullspace": "cross"}

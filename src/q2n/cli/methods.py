@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from q2n.cli.flags import new_parser
+from q2n.config import summary
 from q2n.formats.choice import formats_for
 from q2n.grids import REPRESENTATIONS
 from q2n.grids.quantized import Form
@@ -32,7 +33,7 @@ def run(parsed: Namespace) -> None:
         form = method().form
         stored = f"{form.kind}, online" if form.online else form.kind
         forms.setdefault(stored, form)
-        methods.add_row(f"[bold]{name}", method.bits_offered, stored, _summary(method))
+        methods.add_row(f"[bold]{name}", method.bits_offered, stored, summary(method))
     for stored, form in forms.items():
         formats.add_row(stored, ", ".join(formats_for(form)), _stored(form))
     Console().print(methods, "", formats)
@@ -41,9 +42,4 @@ def run(parsed: Namespace) -> None:
 def _stored(form: Form) -> str:
     """What a representation stores, in words."""
     besides = " Rotations and rounding while the model runs." if form.online else ""
-    return _summary(REPRESENTATIONS[form.kind]) + besides
-
-
-def _summary(documented: type) -> str:
-    """The first line of its docstring."""
-    return (documented.__doc__ or "").strip().splitlines()[0]
+    return summary(REPRESENTATIONS[form.kind]) + besides

@@ -1,0 +1,147 @@
+"""Every method on SmolLM2-135M and WikiText-2: alone, with Q2N as in the paper, with the best step.
+
+Calibrates on a train text, evaluates on a test text. One line a cell goes to a JSONL file; a cell
+that is in the file is not repeated, so this script can be stopped and started again. A
+combination that q2n refuses is a cell with its message.
+
+    python benchmarks/baselines.py --data FOLDER --results baselines.jsonl
+    python benchmarks/baselines.py ... --methods gptq owq --variants alone --settings 2g64
+    python benchmarks/baselines.py ... --table
+
+Each method in the smallest public format that can hold it, else in the native one. Rows whose
+choice of text matters most (`SPREAD`) have --more-seeds besides.
+"""
+
+import argparse
+import itertools
+import json
+from typing import Any, NamedTuple
+
+from measuring.cells import ORIGINAL, add_conditions, measured, past
+
+from q2n.config import QuantizeConfig
+from q2n.formats.choice import formats_for
+
+PER_CHANNEL_2 = {"bits": 2, "group_size": -1}
+PER_CHANNEL_3 = {"bits": 3, "group_size": -1}
+GROUPS_2 = {"bits": 2, "group_size": 64}
+
+METHODS: dict[str, dict[str, dict[str, Any]]] = {
+    "rtn": {"2pc": PER_CHANNEL_2, "2g64": GROUPS_2, "3pc": PER_CHANNEL_3},
+    "gptq": {"2pc": PER_CHANNEL_2, "2g64": GROUPS_2, "3pc": PER_CHANNEL_3},
+    "quip": {"2pc": {"bits": 2}, "3pc": {"bits": 3}},
+    "pbllm": {"90% low": {"low_fraction": 0.9}},
+    "leanquant": {
+        "2pc": {"bits": 2},
+        "2g64": {**GROUPS_2, "levels": "affine"},
+        "3pc": {"bits": 3},
+    },
+    "owq": {
+        "2g64": {**GROUPS_2, "target_bits": 2.05},
+        "3pc": {**PER_CHANNEL_3, "target_bits": 3.01},
+    },
+    "quarot": {"W4A4": {"bits": 4}, "W4A4KV4": {"bits": 4, "kv_bits": 4}},
+    "quarot unrotated": {"W4A4": {"bits": 4, "rotation": "none"}},
+}
+"""Settings of each row by the name of the row, whose first word is the method's: bits a channel
+(pc) or in groups of 64 (g64), or widths of weights, activations and cache."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "alone": {},
+    "paper": {"nullspace": "paper"},
+    "best": {"quality": "good"},
+}
+"""`best`: what wins most of the alpha family, the correction before and the cross step after."""
+ALONE = ("rtn", "quarot unrotated")
+"""Yardsticks: nothing is put around them."""
+SPREAD = ("gptq", "quip")
+
+
+class Cell(NamedTuple):
+    """One cell: its place in the table and what is passed to `quantize`."""
+
+    key: dict[str, Any]
+    settings: dict[str, Any]
+
+
+def main() -> None:
+    options = parse_options()
+    if not options.table:
+        original = {**ORIGINAL, "method": "-"}
+        print(json.dumps(measured(options, original, None)), flush=True)
+        for cell in cells(options):
+            print(json.dumps(measured(options, cell.key, cell.settings)), flush=True)
+    print_table(options)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    settings = list(dict.fromkeys(setting for row in METHODS.values() for setting in row))
+    add_conditions(parser)
+    parser.set_defaults(eval_dtype="float32")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--settings", nargs="+", default=settings, choices=settings)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--more-seeds", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--windows", type=int, default=16)
+    return parser.parse_args()
+
+
+def cells(options: argparse.Namespace) -> list[Cell]:
+    """In the order in which they are measured: every row with the first seeds, then the rest."""
+    rows = [
+        (method, setting, variant)
+        for method in options.methods
+        for setting, variant in itertools.product(METHODS[method], options.variants)
+        if setting in options.settings and (variant == "alone" or method not in ALONE)
+    ]
+    seeded = [(row, seed) for seed in options.seeds for row in rows]
+    seeded += [(row, seed) for seed in options.more_seeds for row in rows if row[0] in SPREAD]
+    return [cell(*row, seed, options.windows) for row, seed in dict.fromkeys(seeded)]
+
+
+def cell(method: str, setting: str, variant: str, seed: int, windows: int) -> Cell:
+    """With the first format of the list that can hold what is stored."""
+    settings = {"method": method.split()[0], **METHODS[method][setting], **VARIANTS[variant]}
+    form = QuantizeConfig.from_settings(settings).build_method().form
+    return Cell(
+        {
+            "method": method,
+            "setting": setting,
+            "variant": variant,
+            "seed": seed,
+            "windows": windows,
+        },
+        {**settings, "format": formats_for(form)[0]},
+    )
+
+
+def print_table(options: argparse.Namespace) -> None:
+    """Of all cells in the file that were measured in the conditions asked for."""
+    rows: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for line in past(options.results):
+        if all(line[name] == getattr(options, name) for name in ("model", "length", "evaluation")):
+            rows.setdefault((line["method"], line["setting"], line["variant"]), []).append(line)
+    print("\n| method | setting | variant | perplexity by seed | bits | seconds | MB |")
+    print("|---|---|---|---|---|---|---|")
+    for (method, setting, variant), lines in rows.items():
+        lines.sort(key=lambda line: line["seed"] or 0)
+        print(f"| {method} | {setting} | {variant} | {' | '.join(figures(lines))} |")
+
+
+def figures(lines: list[dict[str, Any]]) -> list[str]:
+    """The columns of one row, from its cells by seed."""
+    first = lines[0]
+    if "refused" in first:
+        return [f"refused: {first['refused']}", "", "", ""]
+    perplexities = ", ".join("/".join(f"{x:.4g}" for x in x["perplexity"]) for x in lines)
+    if "bytes" not in first:
+        return [perplexities, "", "", ""]
+    seconds = ", ".join(f"{line['seconds']:.0f}" for line in lines)
+    return [perplexities, f"{first['bits_per_weight']:.2f}", seconds, f"{first['bytes'] / 1e6:.1f}"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Cells of a table that takes hours: a quantization and its perplexity each, done once.
+
+One line a cell goes to a JSONL file; a cell that is in the file is not repeated, so a script made
+of these can be stopped and started again. What q2n refuses is a result too: the line has the
+message under `refused`. To measure a cell again, delete its line.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import q2n
+from q2n.api import Quantized
+from q2n.errors import Q2NError
+
+ORIGINAL = {"setting": "-", "variant": "original", "seed": None, "windows": None}
+"""The key of the model that is not quantized."""
+
+
+def add_conditions(parser: argparse.ArgumentParser) -> None:
+    """The options that say where texts and results lie and what a cell is measured on."""
+    parser.add_argument("--data", type=Path, required=True, help="folder of the texts")
+    parser.add_argument("--results", type=Path, required=True, help="JSONL file, one line a cell")
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--calibration", default="wiki.train.head.raw")
+    parser.add_argument("--evaluation", nargs="+", default=["wiki.test.raw"])
+    parser.add_argument("--ppl-windows", type=int, default=64)
+    parser.add_argument(
+        "--eval-dtype",
+        default="bfloat16",
+        choices=("bfloat16", "float32"),
+        help="of the models that are evaluated; float32 is faster on a CPU without bfloat16",
+    )
+    parser.add_argument("--table", action="store_true", help="only print what is there")
+
+
+def measured(options: argparse.Namespace, key: dict, settings: dict | None) -> dict[str, Any]:
+    """The result of one cell, from the file or by doing it; `settings` None: the original."""
+    conditions = {
+        **key,
+        "model": options.model,
+        "length": options.length,
+        "calibration": None if settings is None else options.calibration,
+        "evaluation": options.evaluation,
+        "ppl_windows": options.ppl_windows,
+        "eval_dtype": options.eval_dtype,
+    }
+    for line in past(options.results):
+        if all(line.get(name) == value for name, value in conditions.items()):
+            return line
+    try:
+        found = _run(options, key, settings)
+    except Q2NError as cause:
+        found = {"refused": f"{type(cause).__name__}: {cause}"}
+    result = {**conditions, **found}
+    with options.results.open("a") as stream:
+        stream.write(json.dumps(result) + "\n")
+    return result
+
+
+def past(results: Path) -> list[dict[str, Any]]:
+    """The cells that are done."""
+    if not results.exists():
+        return []
+    return [json.loads(line) for line in results.read_text().splitlines()]
+
+
+def _run(options: argparse.Namespace, key: dict, settings: dict | None) -> dict[str, Any]:
+    folder = Path(tempfile.mkdtemp(dir=options.results.parent))
+    try:
+        model, facts = options.model, {}
+        if settings is not None:
+            done = q2n.quantize(
+                options.model,
+                folder / "checkpoint",
+                corpus=str(options.data / options.calibration),
+                windows=key["windows"],
+                length=options.length,
+                seed=key["seed"],
+                **settings,
+            )
+            model, facts = str(done.directory), _facts(done)
+        results = [_evaluated(options, model, text) for text in options.evaluation]
+        return {
+            **facts,
+            "perplexity": [result.perplexity for result in results],
+            "standard_error": [result.standard_error for result in results],
+            "windows_sha256": [result.sha256 for result in results],
+        }
+    finally:
+        shutil.rmtree(folder)
+
+
+def _facts(done: Quantized) -> dict[str, Any]:
+    layers = done.record["layers"].values()
+    return {
+        "bits_per_weight": done.record["bits_per_weight"],
+        "seconds": done.timings["quantization_seconds"],
+        "bytes": done.bytes_after,
+        "output_error": statistics.mean(layer.get("output_error", 0.0) for layer in layers),
+    }
+
+
+def _evaluated(options: argparse.Namespace, model: str, text: str) -> Any:
+    return q2n.evaluate(
+        model,
+        ppl=str(options.data / text),
+        length=options.length,
+        windows=options.ppl_windows,
+        dtype=options.eval_dtype,
+        batch_size=4,
+    )

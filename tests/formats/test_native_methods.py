@@ -1,0 +1,67 @@
+"""Every method's checkpoint from the settings to the running model, and back to the same bytes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import save_tiny, tiny_text
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import q2n
+from q2n.formats.load import load_model
+from q2n.formats.packed_linear import PackedLinear
+from q2n.methods import METHODS
+
+PROMPT = torch.tensor([[5, 17, 40, 3, 9]])
+OPTIONS = {
+    "quip": {"bits": 2},
+    "pbllm": {"low_fraction": 0.8},
+    "leanquant": {"bits": 3},
+    "owq": {"bits": 3, "target_rank": 2},
+    "quarot": {"kv_bits": 4},
+}
+
+
+def greedy(model: PreTrainedModel) -> list[int]:
+    return model.generate(PROMPT, max_new_tokens=8, do_sample=False, pad_token_id=0)[0].tolist()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_from_its_settings_to_text_and_the_same_bytes(tmp_path: Path, method: str):
+    save_tiny(tmp_path / "model", layers=2)
+    (tmp_path / "text.txt").write_text(tiny_text())
+    done = q2n.quantize(
+        tmp_path / "model",
+        tmp_path / "out",
+        method=method,
+        nullspace="off" if method == "rtn" else "paper",
+        format="native",
+        corpus=str(tmp_path / "text.txt"),
+        windows=4,
+        length=16,
+        **OPTIONS.get(method, {"bits": 3}),
+    )
+    out = done.directory
+    loaded, dense = AutoModelForCausalLM.from_pretrained(out), load_model(out)
+    assert torch.equal(loaded(PROMPT).logits, dense(PROMPT).logits)
+    assert greedy(loaded) == greedy(dense)
+
+    packed = {name: x for name, x in loaded.named_modules() if isinstance(x, PackedLinear)}
+    assert packed.keys() == done.record["layers"].keys() and packed
+    for name, layer in done.record["layers"].items():
+        module, (rows, columns) = packed[name], layer["shape"]
+        held = 8 * sum(x.nbytes for x in (*module.parameters(), *module.buffers()))
+        # a seed is in config.json, and the last word of each tensor is padded
+        counted = layer["bits_per_weight"] * rows * columns
+        assert counted - 64 <= held <= counted + 31 * len(list(module.parameters()))
+
+    loaded.save_pretrained(tmp_path / "again")
+    folders = (out, tmp_path / "again")
+    first, again = ((folder / "model.safetensors").read_bytes() for folder in folders)
+    assert first == again
+    first, again = (json.loads((folder / "config.json").read_text()) for folder in folders)
+    assert first["quantization_config"] == again["quantization_config"]
+    reloaded = AutoModelForCausalLM.from_pretrained(folders[1])
+    assert torch.equal(reloaded(PROMPT).logits, loaded(PROMPT).logits)
