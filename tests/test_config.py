@@ -40,7 +40,8 @@ def test_good_is_the_closed_forms_and_best_adds_the_refit():
         assert found.build_method().objective == "cross" and found.build_block_refit() is None
     assert good.build_model_refit() is None
     assert best.build_model_refit().steps == best.refit_steps
-    assert config(quality="best", method="rtn").build_method().inner.inner == RTN()
+    assert config(quality="best", method="rtn").build_method().inner.inner == RTN(search="tuned")
+    assert "search" not in config(quality="good", method="quip").settings()  # it has no such option
 
 
 @pytest.mark.parametrize("quality", QUALITIES)
@@ -53,6 +54,7 @@ def test_what_is_given_beside_a_quality_wins(quality):
     assert parts(config(quality=quality, nullspace="paper")) == [NullSpace, Corrected, GPTQ]
     step = config(quality=quality, ridge=0.25, correction_ridge=0.75).build_method()
     assert (step.ridge, step.inner.correction_ridge) == (0.25, 0.75)
+    assert config(quality=quality, search="none").build_method().inner.inner == GPTQ()
     assert config(quality=quality, correct=None).correct  # None means: not given
 
 

@@ -36,8 +36,9 @@ class QuantizeConfig:
     method: str = "gptq"
     """Quantization method: see `q2n methods`."""
     quality: str | None = None
-    """Several settings at once: good (correct, nullspace cross: closed forms, twice the time) or
-    best (good, then refit model). What is given beside it overrides it."""
+    """Several settings at once: good (correct, nullspace cross and, for methods that have it, search
+    tuned: closed forms, about twice the time) or best (good, then refit model). What is given beside
+    it overrides it."""
     correct: bool = False
     """Correct each weight, before it is quantized, for the error of the layers below."""
     nullspace: str = "off"
@@ -149,9 +150,9 @@ class QuantizeConfig:
         return ModelRefit(steps=self.refit_steps) if self.refit in ("model", "both") else None
 
 
-_GOOD = {"correct": True, "nullspace": "cross"}
+_GOOD = {"correct": True, "nullspace": "cross", "search": "tuned"}
 QUALITIES: dict[str, dict[str, Any]] = {"good": _GOOD, "best": {**_GOOD, "refit": "model"}}
-"""What the presets of `quality` stand for."""
+"""What the presets of `quality` stand for; a method's options where the method has them."""
 
 REFITS = ("off", "block", "model", "both")
 
@@ -241,7 +242,10 @@ def _with_quality(given: dict[str, Any]) -> dict[str, Any]:
         return given
     if quality not in QUALITIES:
         raise InputError(f"quality {quality!r}: choose {', '.join(QUALITIES)}")
-    return {**QUALITIES[quality], **given}
+    method = _method_class(given.get("method", QuantizeConfig.method))
+    known = {*RUN_SETTINGS, *_option_names(method)}
+    preset = {key: value for key, value in QUALITIES[quality].items() if key in known}
+    return {**preset, **given}
 
 
 def _step_name(asked: bool | str) -> str:

@@ -101,11 +101,11 @@ def test_with_endless_damping_it_is_rtn(group_size):
         assert torch.equal(layer.scale, rtn.scale)
 
 
-@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("search", ["none", "range", "tuned"])
 @pytest.mark.parametrize("group_size", [-1, 16])
-def test_the_output_error_is_below_that_of_rtn(group_size, clip):
+def test_the_output_error_is_below_that_of_rtn(group_size, search):
     given = problem(dtype=torch.float32)
-    options = {"bits": 3, "group_size": group_size, "clip": clip}
+    options = {"bits": 3, "group_size": group_size, "search": search}
     rtn = output_error(given, RTN(**options).quantize(given))
     for order in ORDERS:
         assert output_error(given, GPTQ(**options, **order).quantize(given)) < 0.8 * rtn

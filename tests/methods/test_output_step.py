@@ -14,7 +14,7 @@ from q2n.linalg.statistics import InputStatistics, Needs
 from q2n.methods.corrected import Corrected
 from q2n.methods.gptq import GPTQ
 from q2n.methods.nullspace import NullSpace
-from q2n.methods.output_step import OutputStep
+from q2n.methods.output_step import THRESHOLDS, OutputStep
 from q2n.methods.problem import LayerProblem
 from q2n.methods.rtn import RTN
 from q2n.methods.steps import STEP_OPTIONS, STEPS
@@ -217,6 +217,35 @@ def test_a_held_out_ridge_is_the_best_on_windows_it_has_not_seen(tokens, objecti
     layer = method.quantize(given)
     assert layer.record["alpha_ridge"] == best
     assert torch.equal(layer.scale, OutputStep(ridge=best, **options).quantize(given).scale)
+
+
+@pytest.mark.parametrize("directions", ["principal", "spectral"])
+def test_a_held_out_threshold_is_the_best_on_windows_it_has_not_seen(directions):
+    """The fit sees filtered inputs, the error all of them."""
+    given, x, x_full = problem(noise=1.0)
+    x, x_full = (t[:48].unflatten(0, (4, -1)) for t in (x, x_full))
+    statistics = InputStatistics(COLUMNS, Needs.GRAM | Needs.CROSS | Needs.FOLDS)
+    statistics.update(x, x_full)
+    given = dataclasses.replace(given, statistics=statistics)
+    inner = RTN(bits=2, group_size=8)
+    before = inner.quantize(given)
+    errors = {}
+    for threshold in THRESHOLDS:
+        for ridge in HELD_OUT_RIDGES:
+            error = 0.0
+            for fitted, unseen in (HALVES, HALVES[::-1]):
+                a, b = (t[fitted].flatten(0, 1) for t in (x, x_full))
+                alpha = oracles.filtered_output_alpha(
+                    *on_tokens(given, before, a, b), 8, ridge, directions, threshold, x.flatten(0, 1)
+                )
+                scaled = dataclasses.replace(before, scale=(before.scale * alpha).float())
+                rest = (t[unseen].flatten(0, 1) for t in (x, x_full))
+                error += float(loss(given, scaled, *rest).sum())
+            errors[error] = threshold, ridge
+    options = {"inner": inner, "directions": directions}
+    record = OutputStep(held_out=True, **options).quantize(given).record
+    assert (record["alpha_threshold"], record["alpha_ridge"]) == errors[min(errors)]
+    assert len({errors[e] for e in errors}) == len(THRESHOLDS) * len(HELD_OUT_RIDGES)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -73,10 +73,12 @@ def test_owq_is_its_definition(bits, size, count, symmetric, act_order):
 
 @pytest.mark.parametrize("size", [-1, 8])
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_without_outliers_and_search_it_is_gptq(symmetric, size):
+@pytest.mark.parametrize("search", ["none", "range", "tuned"])
+def test_without_outliers_it_is_gptq(search, symmetric, size):
     given, _, _ = problem(torch.float32)
     options = {"bits": 3, "group_size": size, "symmetric": symmetric, "act_order": False}
-    layer, gptq = OWQ(clip=False, **options).quantize(given), GPTQ(**options).quantize(given)
+    layer = OWQ(search=search, **options).quantize(given)
+    gptq = GPTQ(search=search, **options).quantize(given)
     assert torch.equal(layer.grid.codes, gptq.codes) and torch.equal(layer.grid.zero, gptq.zero)
     assert torch.equal(layer.dequantize(), gptq.dequantize())
     assert layer.stored_bits == gptq.stored_bits

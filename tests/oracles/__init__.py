@@ -181,12 +181,16 @@ def regressed_output_alpha(weight, quantized, x, x_full, size, ridge):
     return torch.from_numpy(np.array(alpha))
 
 
-def filtered_output_alpha(weight, quantized, x, x_full, size, ridge, directions, threshold):
+def filtered_output_alpha(
+    weight, quantized, x, x_full, size, ridge, directions, threshold, everything=None
+):
     """Factors where the residual is weighed along the eigenvectors of `sum x x^T`: the weights
-    as a matrix F, one plain linear system a row, one product an entry."""
+    as a matrix F, one plain linear system a row, one product an entry. The eigenvectors are those of
+    the tokens `everything`, if given."""
+    basis = (x if everything is None else everything).double().numpy()
     weight, quantized, x, x_full = (t.double().numpy() for t in (weight, quantized, x, x_full))
     gram, cross = x.T @ x, x_full.T @ x
-    values, vectors = np.linalg.eigh(gram)
+    values, vectors = np.linalg.eigh(basis.T @ basis)
     order = np.argsort(-values)
     values, vectors = values[order].clip(min=0), vectors[:, order]
     start = paper_start(values.tolist(), threshold)
@@ -196,7 +200,8 @@ def filtered_output_alpha(weight, quantized, x, x_full, size, ridge, directions,
         kept = values / (values + values[start - 1])
     f = sum(w * np.outer(u, u) for w, u in zip(kept, vectors.T, strict=True))
     blocks = [slice(a, a + size) for a in range(0, weight.shape[1], size)]
-    filtered, goal = f @ gram, weight @ cross @ f
+    root = sum(w**0.5 * np.outer(u, u) for w, u in zip(kept, vectors.T, strict=True))
+    filtered, goal = root @ gram @ root, weight @ cross @ f
     alpha = []
     for q, t in zip(quantized, goal, strict=True):
         matrix = np.array([[q[h] @ filtered[h, k] @ q[k] for k in blocks] for h in blocks])

@@ -102,7 +102,7 @@ ONE_OF_A_KIND = ("k_proj", "o_proj", "down_proj")
         (PBLLM(), ONE_OF_A_KIND, 3e-4),
         (LeanQuant(bits=2), ONE_OF_A_KIND, 3e-4),
         (LeanQuant(bits=2, levels="affine", group_size=64), ONE_OF_A_KIND, 3e-4),
-        (OWQ(bits=2, target_bits=2.05, clip=False), ONE_OF_A_KIND, 3e-4),
+        (OWQ(bits=2, target_bits=2.05, search="none"), ONE_OF_A_KIND, 3e-4),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )

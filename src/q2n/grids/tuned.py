@@ -26,6 +26,8 @@ from torch import Tensor
 
 from q2n.grids.affine import AffineGrid
 
+ROW_STEPS, GROUP_STEPS = 100, 40
+"""Scales that OWQ tries for a whole row, and for a group."""
 _POWER = 2.4
 _SPAN = 64
 """Weights between two looks at the least sum."""
@@ -39,7 +41,7 @@ zero point, [n] each."""
 class TunedGrid(AffineGrid):
     """A family of uniform grids; `fit` searches scale and zero point of every group."""
 
-    steps: int = 100
+    steps: int = ROW_STEPS
     """n: scales that are tried."""
 
     def fit_groups(

@@ -14,6 +14,8 @@ o the elementwise product: one small form for all ridges.
 
 *Factors* (output_alpha.py). With A, b of each fold and `delta = alpha - 1` from fold 1, the error
 on fold 2 is, up to a constant, `delta^T A_2 delta - 2 (b_2 - A_2 1)^T delta`, summed over rows.
+Where the fit sees some directions of the input alone, those count in A and b of fold 1, and all
+of them in the error: so thresholds can be told apart by it as well.
 """
 
 from collections.abc import Sequence
@@ -27,6 +29,9 @@ from q2n.linalg.statistics import InputStatistics
 
 GRID = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Ridges that are tried."""
+
+Folds = Sequence[tuple[Float[Tensor, "m m"], Float[Tensor, "out m"]]]
+"""A pair of sums for each of the two folds."""
 
 
 def correction_ridge(weight: Float[Tensor, "out m"], statistics: InputStatistics) -> float:
@@ -57,20 +62,28 @@ def _correction_errors(
 
 def alpha_ridge(
     quantized: Float[Tensor, "out m"],
-    folds: Sequence[tuple[Float[Tensor, "m m"], Float[Tensor, "out m"]]],
+    folds: Folds,
+    filtered: Folds,
     size: int,
-) -> float:
-    """The ridge for factors of `size` columns; `folds` are two pairs of `gram` and `goal` as
-    `output_alpha.per_group` takes them."""
+) -> tuple[float, float]:
+    """The ridge for factors of `size` columns, and its error.
+
+    Args:
+        folds: two pairs of `gram` and `goal` as `output_alpha.per_group` takes them: the error.
+        filtered: the same as the fit sees them.
+    """
     errors = torch.zeros(len(GRID), dtype=torch.float64)
     for rows in output_alpha.row_chunks(quantized, size):
-        systems = [
-            output_alpha.system(quantized[rows], gram, goal[rows], size) for gram, goal in folds
-        ]
-        for (matrix, right), (seen_matrix, seen_right) in (systems, systems[::-1]):
+        fitted, seen = (
+            [output_alpha.system(quantized[rows], gram, goal[rows], size) for gram, goal in pair]
+            for pair in (filtered, folds)
+        )
+        pairs = zip(fitted, seen[::-1], strict=True)
+        for (matrix, right), (seen_matrix, seen_right) in pairs:
             gain = seen_right.double() - seen_matrix.double().sum(2)
             for position, ridge in enumerate(GRID):
                 change = output_alpha.solve(matrix, right, ridge).double() - 1
                 pushed = torch.einsum("nhk,nk->nh", seen_matrix.double(), change)
                 errors[position] += ((pushed - 2 * gain) * change).sum().cpu()
-    return GRID[int(errors.argmin())]
+    best = int(errors.argmin())
+    return GRID[best], float(errors[best])

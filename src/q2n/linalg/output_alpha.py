@@ -29,7 +29,8 @@ Columns that no factor multiplies (a part p of the row, zeros in q) are taken of
 Restricted to directions of the input (`filtered`): let `F = sum_k f_k u_k u_k^T` over the
 eigenvectors of C, f_k = 1 on the principal ones and 0 in the null space, or falling off
 smoothly. C F = F C, and replacing q by q F on one side of both products weighs the residual by
-f along each direction: `A_hk = q_h (F C)_hk q_k^T`, `b_h = (w M F)_h q_h^T`.
+f along each direction: `A_hk = q_h (F C)_hk q_k^T`, `b_h = (w M F)_h q_h^T`. On a part of the
+tokens, whose C has other eigenvectors, `F^1/2 C F^1/2` takes the place of F C.
 """
 
 import torch

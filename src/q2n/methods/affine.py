@@ -1,7 +1,7 @@
 """Options and storage that the methods on a uniform grid have in common."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -10,6 +10,7 @@ from q2n.errors import InputError
 from q2n.grids.affine import BITS, AffineForm, AffineGrid, AffineLinear
 from q2n.grids.granularity import Granularity, PerChannel, PerGroup
 from q2n.grids.quantized import Form
+from q2n.grids.tuned import GROUP_STEPS, ROW_STEPS, TunedGrid
 from q2n.methods.problem import LayerProblem, Method
 
 
@@ -27,8 +28,9 @@ class AffineMethod(Method):
     """Allow a shorter last group where the group size does not divide the columns."""
     symmetric: bool = False
     """Zero point in the middle, not stored."""
-    clip: bool = False
-    """Search each group's range for the least |error|^2.4."""
+    search: Literal["none", "range", "tuned"] = "none"
+    """Search each group's grid for the least |error|^2.4: none, from min to max; range, both ends
+    shrunk alike; tuned, every zero point with many scales, as OWQ does."""
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
@@ -46,16 +48,20 @@ class AffineMethod(Method):
     @property
     def grid(self) -> AffineGrid:
         """The grid that the options describe."""
-        return AffineGrid(
-            bits=self.bits,
-            symmetric=self.symmetric,
-            granularity=self.granularity,
-            clip="mse" if self.clip else "none",
-        )
+        steps = ROW_STEPS if self.group_size == -1 else GROUP_STEPS
+        return self._searched(self.granularity, steps)
 
     @property
     def form(self) -> Form:
         return AffineForm(bits=self.bits, group_size=self.group_size)
+
+    def _searched(self, granularity: Granularity, steps: int) -> AffineGrid:
+        """The grid with this granularity; `steps` scales are tried if it is tuned."""
+        bits, even = self.bits, self.symmetric
+        if self.search == "tuned":
+            return TunedGrid(bits=bits, symmetric=even, granularity=granularity, steps=steps)
+        clip = "mse" if self.search == "range" else "none"
+        return AffineGrid(bits=bits, symmetric=even, granularity=granularity, clip=clip)
 
     def check(self, name: str, shape: tuple[int, int]) -> None:
         self.granularity.group_size(shape[1], name)

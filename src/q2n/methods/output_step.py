@@ -31,6 +31,10 @@ from q2n.linalg.statistics import InputStatistics, Needs
 from q2n.methods.problem import LayerProblem, Method, Wrapping
 
 
+THRESHOLDS = (0.01, 0.03, 0.1, 0.3)
+"""Thresholds that are tried where they choose themselves."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OutputStep(Wrapping):
     """Any method followed by scales refitted to the layer's output."""
@@ -45,8 +49,9 @@ class OutputStep(Wrapping):
     ridge: float = 0.5
     """Holds the factors near 1; in units of each row's output energy."""
     held_out: bool = False
-    """Choose the ridges layer by layer by the error on held-out calibration windows; `ridge` is for
-    layers with too little text for that."""
+    """Choose the ridges, and the threshold of principal or spectral directions, layer by layer by
+    the error on held-out calibration windows; `ridge` and `threshold` are for layers with too
+    little text for that."""
     directions: Literal["all", "principal", "spectral"] = "all"
     """Input directions that count: all; the principal ones of the energy rule; or each by
     v / (v + c), v its energy and c that of the last principal direction."""
@@ -93,14 +98,39 @@ class OutputStep(Wrapping):
         scaled = layer.scaled_part()
         fixed = layer.dequantize() - scaled if len(layer.fixed_columns) else None
         size = layer.scale_group if self.per == "group" else scaled.shape[1]
-        filtered = self._filter(statistics, problem.name)
-        ridge = self.ridge
-        if self.held_out and statistics.folds:
-            folds = [self._products(problem.weight, fixed, x, filtered) for x in statistics.folds]
-            ridge = alpha_ridge(scaled, folds, size)
+        threshold, ridge = self._strength(problem, scaled, fixed, size)
+        filtered = self._filter(statistics, threshold, problem.name)
         gram, goal = self._products(problem.weight, fixed, statistics, filtered)
         alpha = per_group(scaled, gram, goal, ridge, size)
-        return layer.scale_groups(alpha).with_record(**spread(alpha), alpha_ridge=ridge)
+        found = spread(alpha) | {"alpha_ridge": ridge}
+        if filtered is not None:
+            found["alpha_threshold"] = threshold
+        return layer.scale_groups(alpha).with_record(**found)
+
+    def _strength(
+        self,
+        problem: LayerProblem,
+        scaled: Float[Tensor, "out m"],
+        fixed: Float[Tensor, "out m"] | None,
+        size: int,
+    ) -> tuple[float, float]:
+        """Threshold and ridge: those of the options, or those with the least held-out error."""
+        statistics = problem.statistics
+        assert statistics is not None
+        if not (self.held_out and statistics.folds):
+            return self.threshold, self.ridge
+        whole = [self._products(problem.weight, fixed, fold, None) for fold in statistics.folds]
+        tried: list[tuple[float, float, float]] = []
+        for threshold in (self.threshold,) if self.directions == "all" else THRESHOLDS:
+            filtered = self._filter(statistics, threshold, problem.name)
+            seen = whole
+            if filtered is not None:
+                seen = [
+                    self._products(problem.weight, fixed, x, filtered) for x in statistics.folds
+                ]
+            ridge, error = alpha_ridge(scaled, whole, seen, size)
+            tried.append((error, threshold, ridge))
+        return min(tried)[1:]
 
     def _products(
         self,
@@ -109,33 +139,38 @@ class OutputStep(Wrapping):
         statistics: InputStatistics,
         filtered: Float[Tensor, "m m"] | None,
     ) -> tuple[Float[Tensor, "m m"], Float[Tensor, "out m"]]:
-        """`C` and `w M` less what the fixed part gives, `f C`; or `F C` and that times F."""
+        """`C` and `w M` less what the fixed part gives, `f C`; or, with `filtered = F^1/2`, both
+        weighed by F."""
         gram = statistics.gram
         goal = weight @ (statistics.cross if self.objective == "cross" else gram)
         if fixed is not None:
             goal -= fixed @ gram
         if filtered is None:
             return gram, goal
-        key = ("filtered gram", self.directions, self.threshold)
-        return statistics.once(key, lambda: filtered @ gram), goal @ filtered
+        return filtered @ gram @ filtered, goal @ filtered @ filtered
 
-    def _filter(self, statistics: InputStatistics, name: str) -> Float[Tensor, "m m"] | None:
-        """F = U diag(f) U^T, or None for all directions; one an input site."""
+    def _filter(
+        self, statistics: InputStatistics, threshold: float, name: str
+    ) -> Float[Tensor, "m m"] | None:
+        """F^1/2 of a threshold, or None for all directions; one an input site."""
         if self.directions == "all":
             return None
         return statistics.once(
-            ("filter", self.directions, self.threshold),
-            lambda: self._new_filter(statistics, name),
+            ("filter", self.directions, threshold),
+            lambda: self._new_filter(statistics, threshold, name),
         )
 
-    def _new_filter(self, statistics: InputStatistics, name: str) -> Float[Tensor, "m m"]:
+    def _new_filter(
+        self, statistics: InputStatistics, threshold: float, name: str
+    ) -> Float[Tensor, "m m"]:
         found: Spectrum = statistics.once(
             ("spectrum", "second_moment", "eigh"),
             lambda: rules.decompose(statistics.gram, "eigh", name=name),
         )
-        start = rules.ratio(found.values, self.threshold)
+        start = rules.ratio(found.values, threshold)
         if self.directions == "principal":
             kept = found.vectors[:, :start]
             return kept @ kept.T
         cut = found.values[max(start - 1, 0)].clamp(min=torch.finfo(torch.float32).tiny)
-        return (found.vectors * (found.values / (found.values + cut))) @ found.vectors.T
+        root = (found.values / (found.values + cut)).sqrt()
+        return (found.vectors * root) @ found.vectors.T

@@ -31,11 +31,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from q2n.errors import InputError, NumericalError
-from q2n.grids.affine import AffineGrid, group_of_column
-from q2n.grids.granularity import Granularity, PerChannel
+from q2n.grids.affine import group_of_column
+from q2n.grids.granularity import PerChannel
 from q2n.grids.outliers import OutlierLinear
 from q2n.grids.quantized import Form, without_columns
-from q2n.grids.tuned import TunedGrid
+from q2n.grids.tuned import GROUP_STEPS
 from q2n.linalg.factor import Feedback, feedback, pending, working_copy
 from q2n.linalg.statistics import Needs
 from q2n.methods.affine import AffineMethod
@@ -44,8 +44,6 @@ from q2n.methods.problem import LayerProblem
 from q2n.methods.rounding import Affine
 from q2n.methods.sweep import Sweep, sweep
 
-_STEPS, _FEW_STEPS = 100, 40
-"""Scales that are searched for a row, and for a group or for the sensitivities."""
 _PUBLISHED_WEIGHTS = 12
 """Weights of a block, in d^2."""
 
@@ -56,8 +54,7 @@ class OWQ(AffineMethod):
 
     name: ClassVar[str] = "owq"
 
-    clip: bool = True
-    """Search each group's scale and zero point for the least |error|^2.4."""
+    search: Literal["none", "range", "tuned"] = "tuned"
     target_bits: float | None = None
     """Bits a weight to spend, outliers included, scales not: 3.01 with 3 bits. Without target_bits
     and target_rank there are no outliers."""
@@ -107,10 +104,6 @@ class OWQ(AffineMethod):
     @property
     def form(self) -> Form:
         return Form(kind=OutlierLinear.kind)
-
-    @property
-    def grid(self) -> AffineGrid:
-        return self._grid(self.granularity, _STEPS if self.group_size == -1 else _FEW_STEPS)
 
     def check(self, name: str, shape: tuple[int, int]) -> None:
         super().check(name, shape)
@@ -199,17 +192,11 @@ class OWQ(AffineMethod):
         energy = problem.statistics.gram.diagonal()
         if self.sensitivity == "input":
             return energy
-        grid = self._grid(PerChannel(), _FEW_STEPS)
+        grid = self._searched(PerChannel(), GROUP_STEPS)  # a coarse search does for a ranking
         scale, zero = grid.fit(weight, problem.scale_dtype, problem.name)
         codes = grid.encode(weight, scale, zero)
         rounded = scale.to(weight.dtype) * (codes.to(weight.dtype) - zero)
         return energy * (weight - rounded).square().sum(0)
-
-    def _grid(self, granularity: Granularity, steps: int) -> AffineGrid:
-        bits, even = self.bits, self.symmetric
-        if self.clip:
-            return TunedGrid(bits=bits, symmetric=even, granularity=granularity, steps=steps)
-        return AffineGrid(bits=bits, symmetric=even, granularity=granularity)
 
     def _wanted(self, name: str, columns: int) -> int:
         if self.target_bits is None:

@@ -38,7 +38,7 @@ class _Signed(AffineMethod):
 
     @property
     def grid(self) -> SignedGrid:
-        return SignedGrid(bits=self.bits, clip="mse" if self.clip else "none")
+        return SignedGrid(bits=self.bits, clip="mse" if self.search == "range" else "none")
 
 
 class _SignedRTN(_Signed, RTN):
@@ -129,11 +129,12 @@ class QuaRot(Method):
 
     @property
     def _inner(self) -> RTN | GPTQ:
+        search: Literal["none", "range"] = "range" if self.clip else "none"
         if self.weights == "rtn":
-            return _SignedRTN(bits=self.bits, clip=self.clip, symmetric=True)
+            return _SignedRTN(bits=self.bits, search=search, symmetric=True)
         return _SignedGPTQ(
             bits=self.bits,
-            clip=self.clip,
+            search=search,
             symmetric=True,
             act_order=False,
             damping=self.damping,
