@@ -36,9 +36,9 @@ class QuantizeConfig:
     method: str = "gptq"
     """Quantization method: see `q2n methods`."""
     quality: str | None = None
-    """Several settings at once: good (correct, nullspace cross and, for methods that have it, search
-    tuned: closed forms, about twice the time) or best (good, then refit model). What is given beside
-    it overrides it."""
+    """Several settings at once: good (correct, nullspace cross and, for methods that have it,
+    search tuned: closed forms, about twice the time) or best (good, then refit model). What is
+    given beside it overrides it."""
     correct: bool = False
     """Correct each weight, before it is quantized, for the error of the layers below."""
     nullspace: str = "off"

@@ -236,7 +236,12 @@ def test_a_held_out_threshold_is_the_best_on_windows_it_has_not_seen(directions)
             for fitted, unseen in (HALVES, HALVES[::-1]):
                 a, b = (t[fitted].flatten(0, 1) for t in (x, x_full))
                 alpha = oracles.filtered_output_alpha(
-                    *on_tokens(given, before, a, b), 8, ridge, directions, threshold, x.flatten(0, 1)
+                    *on_tokens(given, before, a, b),
+                    8,
+                    ridge,
+                    directions,
+                    threshold,
+                    x.flatten(0, 1),
                 )
                 scaled = dataclasses.replace(before, scale=(before.scale * alpha).float())
                 rest = (t[unseen].flatten(0, 1) for t in (x, x_full))

@@ -185,8 +185,8 @@ def filtered_output_alpha(
     weight, quantized, x, x_full, size, ridge, directions, threshold, everything=None
 ):
     """Factors where the residual is weighed along the eigenvectors of `sum x x^T`: the weights
-    as a matrix F, one plain linear system a row, one product an entry. The eigenvectors are those of
-    the tokens `everything`, if given."""
+    as a matrix F, one plain linear system a row, one product an entry. The eigenvectors are those
+    of the tokens `everything`, if given."""
     basis = (x if everything is None else everything).double().numpy()
     weight, quantized, x, x_full = (t.double().numpy() for t in (weight, quantized, x, x_full))
     gram, cross = x.T @ x, x_full.T @ x

@@ -60,7 +60,7 @@ class AffineMethod(Method):
         bits, even = self.bits, self.symmetric
         if self.search == "tuned":
             return TunedGrid(bits=bits, symmetric=even, granularity=granularity, steps=steps)
-        clip = "mse" if self.search == "range" else "none"
+        clip: Literal["none", "mse"] = "mse" if self.search == "range" else "none"
         return AffineGrid(bits=bits, symmetric=even, granularity=granularity, clip=clip)
 
     def check(self, name: str, shape: tuple[int, int]) -> None:

@@ -30,7 +30,6 @@ from q2n.linalg.spectrum import Spectrum
 from q2n.linalg.statistics import InputStatistics, Needs
 from q2n.methods.problem import LayerProblem, Method, Wrapping
 
-
 THRESHOLDS = (0.01, 0.03, 0.1, 0.3)
 """Thresholds that are tried where they choose themselves."""
 
