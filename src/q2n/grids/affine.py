@@ -76,8 +76,7 @@ class AffineGrid:
         if self.clip == "none":
             return scale, zero
         least = self._clip_error(values, scale, zero)
-        for step in range(1, round(_CLIP_RANGE * _CLIP_STEPS)):
-            shrink = 1 - step / _CLIP_STEPS
+        for shrink in clip_ranges()[1:]:
             tried_scale, tried_zero = self.parameters(shrink * lo, shrink * hi, dtype, name)
             error = self._clip_error(values, tried_scale, tried_zero)
             better = error < least
@@ -129,6 +128,11 @@ class AffineGrid:
         scale, zero = scale.unsqueeze(-1), zero.unsqueeze(-1)
         quantized = scale.to(values.dtype) * (self.encode(values, scale, zero).to(values) - zero)
         return (quantized - values).abs_().pow_(_CLIP_POWER).sum(-1)
+
+
+def clip_ranges() -> list[float]:
+    """p of the clip search, from the whole range down."""
+    return [1 - step / _CLIP_STEPS for step in range(round(_CLIP_RANGE * _CLIP_STEPS))]
 
 
 def unusable_scale(exact: Tensor, dtype: torch.dtype, name: str) -> NumericalError:

@@ -3,14 +3,19 @@ r"""The uniform grid of signed codes: `w ~ s q`, q = -2^(b-1) .. 2^(b-1) - 1.
 The largest weight of a row lies on the largest code: `s = max|w| / (2^(b-1) - 1)`. (GPTQ's
 symmetric grid, affine.py, divides the range -max|w| .. max|w| in 2^b - 1 steps, so that its code 0
 lies half a step inside.) Stored as the same `AffineLinear`, its codes moved up by 2^(b-1).
+
+The clip search is that of affine.py. The zero point is the same for every range, so that the
+compiled search of tuned.py does it, in a thirtieth of the time of tensor operations.
 """
 
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from q2n.grids.affine import AffineGrid, unusable_scale
+from q2n.grids.affine import AffineGrid, clip_ranges, unusable_scale
+from q2n.grids.tuned import search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +23,24 @@ class SignedGrid(AffineGrid):
     """The largest weight of a group on the largest code; the clip search of `AffineGrid`."""
 
     symmetric: bool = True
+
+    def fit_groups(
+        self, values: Float[Tensor, "*groups size"], dtype: torch.dtype, name: str
+    ) -> tuple[Float[Tensor, "*groups"], UInt8[Tensor, "*groups"]]:
+        """Scale and zero point of every group of values (the last axis). Raises as `fit`."""
+        lo, hi = self.range_of(values)
+        widest, zero = self.parameters(lo, hi, dtype, name)
+        if self.clip == "none":
+            return widest, zero
+        tried = [self.parameters(p * lo, p * hi, dtype, name)[0] for p in reversed(clip_ranges())]
+        scales, step = torch.stack(tried, -1), widest.float().unsqueeze(-1)
+        best, _ = search(
+            (values / step).float().flatten(0, -2),
+            (scales / step).float().flatten(0, -2),
+            torch.tensor([2 ** (self.bits - 1)], device=values.device),
+            self.top,
+        )
+        return scales.gather(-1, best.view(lo.shape).unsqueeze(-1)).squeeze(-1), zero
 
     def parameters(
         self, lo: Tensor, hi: Tensor, dtype: torch.dtype, name: str
