@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from q2n.grids.affine import AffineGrid, clip_ranges, unusable_scale
-from q2n.grids.tuned import search
+from q2n.grids.tuned import best_pair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +33,9 @@ class SignedGrid(AffineGrid):
         if self.clip == "none":
             return widest, zero
         tried = [self.parameters(p * lo, p * hi, dtype, name)[0] for p in reversed(clip_ranges())]
-        scales, step = torch.stack(tried, -1), widest.float().unsqueeze(-1)
-        best, _ = search(
-            (values / step).float().flatten(0, -2),
-            (scales / step).float().flatten(0, -2),
-            torch.tensor([2 ** (self.bits - 1)], device=values.device),
-            self.top,
-        )
-        return scales.gather(-1, best.view(lo.shape).unsqueeze(-1)).squeeze(-1), zero
+        middle = torch.tensor([2 ** (self.bits - 1)], device=values.device)
+        unit = widest.float().unsqueeze(-1)
+        return best_pair(values, torch.stack(tried, -1), unit, middle, self.top)
 
     def parameters(
         self, lo: Tensor, hi: Tensor, dtype: torch.dtype, name: str

@@ -57,14 +57,23 @@ class TunedGrid(AffineGrid):
         zeros = torch.arange(2**self.bits, device=values.device)
         if self.symmetric:
             zeros = zeros[2 ** (self.bits - 1)].unsqueeze(0)
-        best, zero = search(
-            (values / step).float().flatten(0, -2),
-            (scales / step).float().flatten(0, -2),
-            zeros,
-            self.top,
-        )
-        best, zero = best.view(lo.shape), zero.view(lo.shape)
-        return scales.gather(-1, best.unsqueeze(-1)).squeeze(-1), zero.to(torch.uint8)
+        return best_pair(values, scales, step, zeros, self.top)
+
+
+def best_pair(
+    values: Float[Tensor, "*groups size"],
+    scales: Float[Tensor, "*groups steps"],
+    unit: Float[Tensor, "*groups 1"],
+    zeros: Int[Tensor, " zeros"],
+    top: int,
+) -> tuple[Float[Tensor, "*groups"], UInt8[Tensor, "*groups"]]:
+    """Of each group's `scales`, in ascending order, and of `zeros` those that serve its values
+    best. The search is in units of `unit`, so that it sees numbers of one magnitude."""
+    best, zero = search(
+        (values / unit).float().flatten(0, -2), (scales / unit).float().flatten(0, -2), zeros, top
+    )
+    best, zero = best.view(unit.shape), zero.view(unit.shape[:-1])
+    return scales.gather(-1, best).squeeze(-1), zero.to(torch.uint8)
 
 
 def search(

@@ -74,10 +74,8 @@ def alpha_ridge(
     """
     errors = torch.zeros(len(GRID), dtype=torch.float64)
     for rows in output_alpha.row_chunks(quantized, size):
-        fitted, seen = (
-            [output_alpha.system(quantized[rows], gram, goal[rows], size) for gram, goal in pair]
-            for pair in (filtered, folds)
-        )
+        seen = _systems(quantized, folds, rows, size)
+        fitted = seen if filtered is folds else _systems(quantized, filtered, rows, size)
         pairs = zip(fitted, seen[::-1], strict=True)
         for (matrix, right), (seen_matrix, seen_right) in pairs:
             gain = seen_right.double() - seen_matrix.double().sum(2)
@@ -87,3 +85,10 @@ def alpha_ridge(
                 errors[position] += ((pushed - 2 * gain) * change).sum().cpu()
     best = int(errors.argmin())
     return GRID[best], float(errors[best])
+
+
+def _systems(
+    quantized: Float[Tensor, "out m"], folds: Folds, rows: slice, size: int
+) -> list[tuple[Float[Tensor, "rows g g"], Float[Tensor, "rows g"]]]:
+    """A and b of some rows on each fold."""
+    return [output_alpha.system(quantized[rows], gram, goal[rows], size) for gram, goal in folds]

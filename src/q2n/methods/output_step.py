@@ -98,11 +98,11 @@ class OutputStep(Wrapping):
         fixed = layer.dequantize() - scaled if len(layer.fixed_columns) else None
         size = layer.scale_group if self.per == "group" else scaled.shape[1]
         threshold, ridge = self._strength(problem, scaled, fixed, size)
-        filtered = self._filter(statistics, threshold, problem.name)
-        gram, goal = self._products(problem.weight, fixed, statistics, filtered)
+        filtered = self.directions != "all"
+        gram, goal = self._products(problem, fixed, statistics, threshold if filtered else None)
         alpha = per_group(scaled, gram, goal, ridge, size)
         found = spread(alpha) | {"alpha_ridge": ridge}
-        if filtered is not None:
+        if filtered:
             found["alpha_threshold"] = threshold
         return layer.scale_groups(alpha).with_record(**found)
 
@@ -118,45 +118,42 @@ class OutputStep(Wrapping):
         assert statistics is not None
         if not (self.held_out and statistics.folds):
             return self.threshold, self.ridge
-        whole = [self._products(problem.weight, fixed, fold, None) for fold in statistics.folds]
+        whole = [self._products(problem, fixed, fold, None) for fold in statistics.folds]
+        if self.directions == "all":
+            return self.threshold, alpha_ridge(scaled, whole, whole, size)[0]
         tried: list[tuple[float, float, float]] = []
-        for threshold in (self.threshold,) if self.directions == "all" else THRESHOLDS:
-            filtered = self._filter(statistics, threshold, problem.name)
-            seen = whole
-            if filtered is not None:
-                seen = [
-                    self._products(problem.weight, fixed, x, filtered) for x in statistics.folds
-                ]
+        for threshold in THRESHOLDS:
+            seen = [self._products(problem, fixed, fold, threshold) for fold in statistics.folds]
             ridge, error = alpha_ridge(scaled, whole, seen, size)
             tried.append((error, threshold, ridge))
         return min(tried)[1:]
 
     def _products(
         self,
-        weight: Float[Tensor, "out m"],
+        problem: LayerProblem,
         fixed: Float[Tensor, "out m"] | None,
         statistics: InputStatistics,
-        filtered: Float[Tensor, "m m"] | None,
+        threshold: float | None,
     ) -> tuple[Float[Tensor, "m m"], Float[Tensor, "out m"]]:
-        """`C` and `w M` less what the fixed part gives, `f C`; or, with `filtered = F^1/2`, both
-        weighed by F."""
+        """`C` and `w M` of all tokens or of a fold, less what the fixed part gives, `f C`; with a
+        threshold both weighed by F."""
         gram = statistics.gram
-        goal = weight @ (statistics.cross if self.objective == "cross" else gram)
+        goal = problem.weight @ (statistics.cross if self.objective == "cross" else gram)
         if fixed is not None:
             goal -= fixed @ gram
-        if filtered is None:
+        if threshold is None:
             return gram, goal
-        return filtered @ gram @ filtered, goal @ filtered @ filtered
+        root = self._filter(problem, threshold)
+        key = ("filtered gram", self.directions, threshold)
+        return statistics.once(key, lambda: root @ gram @ root), goal @ root @ root
 
-    def _filter(
-        self, statistics: InputStatistics, threshold: float, name: str
-    ) -> Float[Tensor, "m m"] | None:
-        """F^1/2 of a threshold, or None for all directions; one an input site."""
-        if self.directions == "all":
-            return None
+    def _filter(self, problem: LayerProblem, threshold: float) -> Float[Tensor, "m m"]:
+        """F^1/2 of a threshold; one an input site."""
+        statistics = problem.statistics
+        assert statistics is not None
         return statistics.once(
             ("filter", self.directions, threshold),
-            lambda: self._new_filter(statistics, threshold, name),
+            lambda: self._new_filter(statistics, threshold, problem.name),
         )
 
     def _new_filter(
