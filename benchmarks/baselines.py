@@ -30,6 +30,7 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "rtn": {"2pc": PER_CHANNEL_2, "2g64": GROUPS_2, "3pc": PER_CHANNEL_3},
     "gptq": {"2pc": PER_CHANNEL_2, "2g64": GROUPS_2, "3pc": PER_CHANNEL_3},
     "quip": {"2pc": {"bits": 2}, "3pc": {"bits": 3}},
+    "quip rescaled": {"2pc": {"bits": 2, "rescale": True}, "3pc": {"bits": 3, "rescale": True}},
     "pbllm": {"90% low": {"low_fraction": 0.9}},
     "leanquant": {
         "2pc": {"bits": 2},

@@ -23,7 +23,7 @@ def problem(seed, noise=0.3):
 
 
 def corrected(weight, x, x_full, ridge):
-    return weight + weight @ corrector(x.T @ x, x_full.T @ x, ridge, name="h.0.up")
+    return weight + weight @ corrector(x.T @ x, (x_full - x).T @ x, ridge, name="h.0.up")
 
 
 @pytest.mark.parametrize("ridge", [0.0, 0.01, 0.5])
@@ -82,7 +82,7 @@ def test_it_does_not_matter_how_tokens_were_merged():
         parts.append(InputStatistics(COLUMNS, Needs.GRAM | Needs.CROSS))
         parts[-1].update(x[tokens], x_full[tokens])
     for statistics in (parts[0] + parts[1], parts[1] + parts[0]):
-        matrix = corrector(statistics.gram, statistics.cross, 0.1, name="h.0.up")
+        matrix = corrector(statistics.gram, statistics.residual, 0.1, name="h.0.up")
         assert matrix.dtype == torch.float32
         # float32 moments
         torch.testing.assert_close(weight + weight @ matrix.double(), expected, rtol=0, atol=2e-5)
@@ -92,8 +92,7 @@ def test_what_float32_cannot_factor_is_done_in_float64():
     gram = torch.full((COLUMNS, COLUMNS), 2.0**24 - 2) + torch.eye(COLUMNS)
     assert torch.linalg.cholesky_ex(gram).info > 0
     change = torch.randint(-4, 5, gram.shape, generator=torch.Generator().manual_seed(0)).float()
-    cross = gram - change.abs()
-    matrix = corrector(gram, cross, 0.0, name="h.0.up")
+    matrix = corrector(gram, -change.abs(), 0.0, name="h.0.up")
     assert matrix.dtype == torch.float32
     expected = torch.linalg.solve(gram.double(), -change.abs().double().T).T
     torch.testing.assert_close(matrix.double(), expected, rtol=1e-6, atol=1e-6)
@@ -106,11 +105,11 @@ def test_a_singular_gram_without_a_ridge_names_the_layer(dtype):
     dead = x.clone()
     dead[:, 4] = 0
     for inputs, full in ((dead, x_full), (x[few], x_full[few]), (0 * x, x_full)):
-        gram, cross = inputs.T @ inputs, full.T @ inputs
+        gram, residual = inputs.T @ inputs, (full - inputs).T @ inputs
         with pytest.raises(NumericalError, match=r"h\.0\.up.*ridge of 0"):
-            corrector(gram, cross, 0.0, name="h.0.up")
+            corrector(gram, residual, 0.0, name="h.0.up")
         if inputs.any():
-            assert torch.isfinite(corrector(gram, cross, 0.5, name="h.0.up")).all()
+            assert torch.isfinite(corrector(gram, residual, 0.5, name="h.0.up")).all()
 
 
 def test_a_channel_that_is_never_active_gets_no_correction():
@@ -123,7 +122,7 @@ def test_a_channel_that_is_never_active_gets_no_correction():
 
 def test_moments_are_left_as_they_are():
     _, x, x_full = problem(0)
-    gram, cross = x.T @ x, x_full.T @ x
-    before = gram.clone(), cross.clone()
-    corrector(gram, cross, 0.5, name="h.0.up")
-    assert torch.equal(gram, before[0]) and torch.equal(cross, before[1])
+    gram, residual = x.T @ x, (x_full - x).T @ x
+    before = gram.clone(), residual.clone()
+    corrector(gram, residual, 0.5, name="h.0.up")
+    assert torch.equal(gram, before[0]) and torch.equal(residual, before[1])

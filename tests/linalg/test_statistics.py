@@ -51,12 +51,46 @@ def test_half_precision_inputs_are_summed_in_float32():
 
 def test_cross_moment_has_the_full_precision_input_in_its_rows():
     x, full = torch.randn(2, 20, 5), torch.randn(2, 20, 5)
-    statistics = InputStatistics(5, Needs.CROSS)
+    statistics = InputStatistics(5, Needs.GRAM | Needs.CROSS)
     statistics.update(x, full)
     expected = torch.einsum("bti,btj->ij", full, x)
     torch.testing.assert_close(statistics.cross, expected, rtol=0, atol=1e-5 * 40)
+    torch.testing.assert_close(statistics.residual, statistics.cross - statistics.gram)
     with pytest.raises(InputError, match="x_full"):
         statistics.update(x)
+
+
+@pytest.mark.parametrize("stride", [2, 3, 8])
+def test_a_strided_residual_counts_the_first_token_once_and_some_others_for_all(stride):
+    x, full = torch.randn(3, 8, 5), torch.randn(3, 8, 5)
+    kept = list(range(1, 8, stride))
+    expected = sum(
+        7 / len(kept) * torch.outer(full[b, t] - x[b, t], x[b, t]) for b in range(3) for t in kept
+    )
+    expected = expected + sum(torch.outer(full[b, 0] - x[b, 0], x[b, 0]) for b in range(3))
+    statistics = InputStatistics(5, Needs.GRAM | Needs.CROSS, cross_stride=stride)
+    statistics.update(x, full)
+    torch.testing.assert_close(statistics.residual, expected, rtol=0, atol=1e-5 * 40)
+    torch.testing.assert_close(statistics.cross, statistics.gram + expected, rtol=0, atol=1e-5 * 40)
+    parts = [InputStatistics(5, Needs.GRAM | Needs.CROSS, cross_stride=stride) for _ in range(2)]
+    parts[0].update(x[2:], full[2:])
+    parts[1].update(x[:2], full[:2])
+    torch.testing.assert_close((parts[0] + parts[1]).residual, expected, rtol=0, atol=1e-5 * 40)
+
+
+def test_a_stride_leaves_alone_what_is_alike_at_every_token_and_what_is_no_sequence():
+    x, full = torch.randn(1, 1, 5).expand(2, 9, 5), torch.randn(1, 1, 5).expand(2, 9, 5)
+    loose, loose_full = torch.randn(7, 5), torch.randn(7, 5)
+    found = []
+    for stride in (1, 3):
+        statistics = InputStatistics(5, Needs.GRAM | Needs.CROSS, cross_stride=stride)
+        statistics.update(x, full)
+        statistics.update(x[:, :1], full[:, :1])
+        statistics.update(loose, loose_full)
+        found.append(statistics)
+    torch.testing.assert_close(found[0].residual, found[1].residual)
+    with pytest.raises(InputError, match="stride 1 .* stride 3"):
+        found[0] + found[1]
 
 
 def test_position_gram_is_that_of_the_mean_over_sequences():

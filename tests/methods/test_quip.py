@@ -71,7 +71,9 @@ def test_quip_is_its_definition(projection):
     """Rescaling, projection, both dampings, LDLQ and a greedy pass. Weight and Gram matrix in
     float64, so that no weight is rounded the other way."""
     given, _, _ = problem(dtype=torch.float64)
-    method = QuIP(bits=3, projection=projection, damping=0.03, projection_damping=0.02)
+    method = QuIP(
+        bits=3, rescale=True, projection=projection, damping=0.03, projection_damping=0.02
+    )
     layer = method.quantize(given)
     weight, gram = given.weight.numpy(), given.statistics.gram.numpy()
     s = layer.rescale.double().numpy()
@@ -113,7 +115,7 @@ def test_without_a_basis_and_on_a_fine_grid_it_is_exact():
         codes=grid.encode(given.weight, scale, zero), scale=scale, zero=zero, bits=8,
         group_size=COLUMNS, symmetric=False,
     ).dequantize()  # fmt: skip
-    plain = QuIP(bits=8, grid="minmax", projection="off", rescale=False)
+    plain = QuIP(bits=8, grid="minmax", projection="off")
     layer = plain.quantize(dataclasses.replace(given, weight=on_grid))
     assert isinstance(layer, AffineLinear)
     torch.testing.assert_close(layer.dequantize(), on_grid, rtol=0, atol=1e-6)
@@ -154,7 +156,7 @@ def factors(after, before):
 @pytest.mark.parametrize("space", ["rotated", "original"])
 def test_the_papers_alpha_in_either_space(space, grid):
     given, _, _ = problem()
-    method = QuIP(bits=2, step_space=space, grid=grid)
+    method = QuIP(bits=2, rescale=True, step_space=space, grid=grid)
     before = method.quantize(given)
     after = method.with_step(NullSpace.paper).quantize(given)
     assert torch.equal(before.inner.codes, after.inner.codes)
@@ -186,7 +188,7 @@ def test_the_papers_alpha_in_either_space(space, grid):
 
 def test_the_output_steps_factors_in_the_random_basis():
     given, x, full = problem()
-    method = QuIP(bits=2)
+    method = QuIP(bits=2, rescale=True)
     before = method.quantize(given)
     after = method.with_step(OutputStep.cross).quantize(given)
     basis = before.basis
@@ -207,13 +209,11 @@ def test_the_correction_is_the_same_in_either_space_without_rescaling():
     """The ridge is a share of the mean diagonal, which a rotation keeps."""
     given, _, _ = problem(dtype=torch.float64)
     layers = [
-        QuIP(bits=3, rescale=False, step_space=space).with_step(Corrected).quantize(given)
+        QuIP(bits=3, step_space=space).with_step(Corrected).quantize(given)
         for space in ("rotated", "original")
     ]
     assert torch.equal(layers[0].inner.codes, layers[1].inner.codes)
-    assert not torch.equal(
-        layers[0].inner.codes, QuIP(bits=3, rescale=False).quantize(given).inner.codes
-    )
+    assert not torch.equal(layers[0].inner.codes, QuIP(bits=3).quantize(given).inner.codes)
 
 
 def chain(method: Method) -> list[type]:

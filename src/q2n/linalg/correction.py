@@ -28,9 +28,10 @@ from q2n.errors import NumericalError
 
 
 def corrector(
-    gram: Float[Tensor, "m m"], cross: Float[Tensor, "m m"], ridge: float, *, name: str
+    gram: Float[Tensor, "m m"], residual: Float[Tensor, "m m"], ridge: float, *, name: str
 ) -> Float[Tensor, "m m"]:
-    """`(D - C) (C + r I)^-1`: W' = W + W times this. In float64 where float32 fails.
+    """`R (C + r I)^-1`, R = D - C the residual moment: W' = W + W times this. In float64 where
+    float32 fails.
 
     Raises:
         NumericalError: C + r I is not positive definite; names the layer `name`.
@@ -41,8 +42,7 @@ def corrector(
         damped.diagonal().add_(shift)
         lower, info = torch.linalg.cholesky_ex(damped)
         if info == 0:
-            difference = (cross.to(dtype) - gram.to(dtype)).T
-            return torch.cholesky_solve(difference, lower).T.to(gram.dtype)
+            return torch.cholesky_solve(residual.T.to(dtype), lower).T.to(gram.dtype)
     raise NumericalError(
         f"{name}: the correction's matrix of shape {tuple(gram.shape)} is not positive definite "
         f"with a correction ridge of {ridge:g}; raise it, or calibrate on more text"

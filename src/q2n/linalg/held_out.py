@@ -48,8 +48,8 @@ def _correction_errors(
 ) -> Float[Tensor, " ridges"]:
     values, vectors = fitted.once("eigh", lambda: torch.linalg.eigh(fitted.gram))
     turned = seen.once("turned", lambda: vectors.T @ seen.gram @ vectors)
-    change = weight @ fitted.once("residual", lambda: (fitted.cross - fitted.gram) @ vectors)
-    wanted = weight @ seen.once("turned residual", lambda: (seen.cross - seen.gram) @ vectors)
+    change = weight @ fitted.once("residual", lambda: fitted.residual @ vectors)
+    wanted = weight @ seen.once("turned residual", lambda: seen.residual @ vectors)
     form = ((change.T @ change) * turned).double()
     line = (change * wanted).sum(0, dtype=torch.float64)
     shift = fitted.gram.diagonal().mean()

@@ -5,6 +5,11 @@ Tokens are rows here: for `x` of shape [tokens, m] the Gram matrix is `G = sum x
 statistic is a plain sum, so two halves of a calibration set add up (`a + b`), and it
 does not matter how tokens were batched.
 
+The cross moment with the full-precision model's input is kept as its difference from the Gram
+matrix, the residual moment `R = D - G = sum (x_full - x)^T x`: small where both models agree, so
+that a part of the tokens is enough to know it (`cross_stride`). The first token of a sequence often
+has a massive activation and stands for no other; it counts by itself.
+
 Only the upper triangle of `G` is accumulated, in a few panels of columns: the panel
 `i:j` is multiplied with the columns from `i` on, which needs about 0.56 of the work of
 the full product. The triangle is mirrored when the matrix is read.
@@ -38,7 +43,7 @@ class Needs(enum.Flag):
     GRAM = enum.auto()
     """`G = sum x x^T`."""
     CROSS = enum.auto()
-    """`D = sum x_full x^T` with the input that the full-precision model has there."""
+    """`D = sum x_full x^T` with the input that the full-precision model has there, and `D - G`."""
     POSITIONS = enum.auto()
     """The mean activation at each token position, over sequences of one length."""
     FOLDS = enum.auto()
@@ -54,22 +59,26 @@ class InputStatistics:
         needs: Needs = Needs.GRAM,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        cross_stride: int = 1,
     ) -> None:
+        """`cross_stride`: after a sequence's first token one of so many counts, as much as all of
+        them, in the residual moment. Tokens that come as no sequences all count."""
         self.width = width
         self.needs = needs
+        self.cross_stride = cross_stride
         self.device = torch.device(device)
         self.dtype = dtype
         self.tokens = 0
         self.sequences = 0
         self._gram = self._zeros(Needs.GRAM)
-        self._cross = self._zeros(Needs.CROSS)
+        self._residual = self._zeros(Needs.CROSS)
         self._positions: Float[Tensor, "length m"] | None = None
         self._mirrored = True
         self._derived: dict[Hashable, Any] = {}
         self._folds: list[InputStatistics] = []
         if Needs.FOLDS in needs:
             rest = needs & ~(Needs.FOLDS | Needs.POSITIONS)
-            self._folds = [InputStatistics(width, rest, device, dtype) for _ in range(2)]
+            self._folds = [self._empty(rest) for _ in range(2)]
 
     def update(
         self, x: Float[Tensor, "*batch m"], x_full: Float[Tensor, "*batch m"] | None = None
@@ -91,24 +100,24 @@ class InputStatistics:
         else:
             if self._gram is not None:
                 self._add_gram(rows)
-            if self._cross is not None:
-                self._add_cross(rows, x_full)
+            if self._residual is not None:
+                self._add_residual(values, x_full)
         if Needs.POSITIONS in self.needs:
             self._add_positions(values)
 
     def __add__(self, other: Self) -> "InputStatistics":
         """The statistics of both sets of tokens."""
-        if (self.width, self.needs) != (other.width, other.needs):
+        if self._kind != other._kind:
             raise InputError(
-                f"cannot add statistics of width {self.width} with {self.needs} "
-                f"and of width {other.width} with {other.needs}"
+                "cannot add statistics of width {} with {} and stride {} and of width {} with {} "
+                "and stride {}".format(*self._kind, *other._kind)
             )
-        total = InputStatistics(self.width, self.needs, self.device, self.dtype)
+        total = self._empty(self.needs)
         total.tokens = self.tokens + other.tokens
         total.sequences = self.sequences + other.sequences
         total._mirrored = self._mirrored and other._mirrored
         total._gram = _sum(self._gram, other._gram)
-        total._cross = _sum(self._cross, other._cross)
+        total._residual = _sum(self._residual, other._residual)
         total._positions = _sum(self._positions, other._positions)
         total._folds = [a + b for a, b in zip(self._folds, other._folds, strict=True)]
         return total
@@ -127,9 +136,14 @@ class InputStatistics:
     @property
     def cross(self) -> Float[Tensor, "m m"]:
         """`D = sum x_full x^T`: rows belong to the full-precision input."""
+        return self.gram + self.residual
+
+    @property
+    def residual(self) -> Float[Tensor, "m m"]:
+        """`R = D - G = sum (x_full - x) x^T`, or what a part of the tokens says of it."""
         if self._folds:
-            return self.once(Needs.CROSS, lambda: self._folds[0].cross + self._folds[1].cross)
-        return _required(self._cross, Needs.CROSS)
+            return self.once(Needs.CROSS, lambda: self._folds[0].residual + self._folds[1].residual)
+        return _required(self._residual, Needs.CROSS)
 
     @property
     def folds(self) -> "list[InputStatistics]":
@@ -159,15 +173,15 @@ class InputStatistics:
 
     def in_basis(self, inputs: "LinearMap") -> "InputStatistics":
         """The statistics of the tokens that `inputs` makes of these: with T its matrix,
-        `T G T^T` and `T D T^T`. Nothing derived is taken over."""
-        moved = InputStatistics(self.width, self.needs, self.device, self.dtype)
+        `T G T^T` and `T R T^T`. Nothing derived is taken over."""
+        moved = self._empty(self.needs)
         moved.tokens, moved.sequences = self.tokens, self.sequences
         moved._folds = [fold.in_basis(inputs) for fold in self._folds]
         if self._gram is not None:
             gram = inputs(inputs(self.gram).T)
             moved._gram = (gram + gram.T) / 2  # symmetric to the last bit again
-        if self._cross is not None:
-            moved._cross = inputs(inputs(self._cross).T).T
+        if self._residual is not None:
+            moved._residual = inputs(inputs(self._residual).T).T
         if self._positions is not None:
             moved._positions = inputs(self._positions)
         return moved
@@ -183,12 +197,19 @@ class InputStatistics:
         for part in self._folds:
             if part.tokens:
                 part.require_finite(name)
-        for what, moments in (("Gram matrix", self._gram), ("cross moment", self._cross)):
+        for what, moments in (("Gram matrix", self._gram), ("cross moment", self._residual)):
             if moments is not None and not torch.isfinite(moments.sum()):
                 raise NumericalError(
                     f"{name}: the {what} of its input is not finite, so an activation is NaN, "
                     "infinite or overflows; run the model in bfloat16 or float32"
                 )
+
+    @property
+    def _kind(self) -> tuple[int, Needs, int]:
+        return self.width, self.needs, self.cross_stride
+
+    def _empty(self, needs: Needs) -> "InputStatistics":
+        return InputStatistics(self.width, needs, self.device, self.dtype, self.cross_stride)
 
     def _zeros(self, need: Needs) -> Tensor | None:
         if need not in self.needs or Needs.FOLDS in self.needs:
@@ -214,13 +235,17 @@ class InputStatistics:
             self._gram[i:j, i:].addmm_(rows[:, i:j].T, rows[:, i:])
         self._mirrored = False
 
-    def _add_cross(self, rows: Float[Tensor, "tokens m"], x_full: Tensor | None) -> None:
-        assert self._cross is not None
-        if x_full is None or x_full.numel() != rows.numel():
+    def _add_residual(self, x: Float[Tensor, "*batch m"], x_full: Tensor | None) -> None:
+        assert self._residual is not None
+        if x_full is None or x_full.shape != x.shape:
             got = None if x_full is None else tuple(x_full.shape)
             raise InputError(f"a cross moment needs x_full of the shape of x, got {got}")
-        full = x_full.detach().to(self.device, self.dtype).reshape(-1, self.width)
-        self._cross.addmm_(full.T, rows)
+        difference = x_full.detach().to(self.device, self.dtype) - x
+        if self.cross_stride > 1 and x.ndim > 2:
+            kept, weight = _sampled(x.shape[-2], self.cross_stride)
+            x = x[..., kept, :]
+            difference = difference[..., kept, :] * weight.to(x).unsqueeze(1)
+        self._residual.addmm_(difference.reshape(-1, self.width).T, x.reshape(-1, self.width))
 
     def _add_positions(self, values: Float[Tensor, "*batch m"]) -> None:
         if values.ndim != 3:
@@ -236,6 +261,14 @@ class InputStatistics:
             )
         self._positions = added if self._positions is None else self._positions + added
         self.sequences += values.shape[0]
+
+
+def _sampled(length: int, stride: int) -> tuple[list[int], Float[Tensor, " kept"]]:
+    """Positions of a sequence that count, and for how many each."""
+    kept = [0, *range(1, length, stride)]
+    weight = torch.full((len(kept),), (length - 1) / max(len(kept) - 1, 1))
+    weight[0] = 1
+    return kept, weight
 
 
 def _panels(width: int) -> list[tuple[int, int]]:

@@ -55,7 +55,7 @@ class Corrected(Wrapping):
             ridge = correction_ridge(problem.weight, statistics)
         matrix = statistics.once(
             ("corrector", ridge),
-            lambda: corrector(statistics.gram, statistics.cross, ridge, name=problem.name),
+            lambda: corrector(statistics.gram, statistics.residual, ridge, name=problem.name),
         )
         change = problem.weight @ matrix
         layer = self.inner.quantize(replace(problem, weight=problem.weight + change))

@@ -5,6 +5,10 @@ rotates (`projection_damping`), then adds `d2` times the mean diagonal (`damping
 both add a multiple of I to the rotated matrix and leave its mean diagonal at (1 + d1) (1 + d2)
 times the first. One damping by `(1 + d1) (1 + d2) - 1` is the same.
 
+The rescaling of input channels (`rescale`) is part of the published method and off by default: on
+inputs with massive activations it spends the precision on them (docs/mathematics.md has the reason,
+docs/LOG.md the perplexities, several times higher with it).
+
 What is put around QuIP (the correction before it, the null-space or the output step after it) can
 look at the layer in either space (`step_space`):
 
@@ -12,8 +16,8 @@ look at the layer in either space (`step_space`):
   stored scale of that row (the one scale of the `b` grid becomes one a row);
 - original: after the rotation back. A factor for each output channel is stored as a gain.
 
-Both store the same number of bits if scales have 16. Rotated is the default: with the other
-defaults the paper's alpha raised the output error of none of three measured layers there, and of
+Both store the same number of bits if scales have 16. Rotated is the default: with
+rescaling the paper's alpha raised the output error of none of three measured layers there, and of
 one of them by a seventh in the original space. (Factors fitted to the output, a small gain in
 both, are a little better in the original. All figures: docs/mathematics.md.)
 """
@@ -37,8 +41,8 @@ class QuIP(LDLQOptions):
 
     name: ClassVar[str] = "quip"
 
-    rescale: bool = True
-    """Balance the energies of weight and input, channel by channel."""
+    rescale: bool = False
+    """Balance the energies of weight and input, channel by channel, as published."""
     projection: Projection = "kronecker"
     """The random rotations of both sides: kronecker (one small rotation an axis), blocks
     (independent ones), blocks_unpermuted (those without random permutations), or off."""

@@ -220,8 +220,10 @@ class _BlockStage:
         if not self.loop.method.needs:
             return dict.fromkeys(sites)
         needs, device = self.loop.method.needs, self.loop.model.device
+        stride = self.loop.options.cross_stride
         statistics = {
-            site: InputStatistics(self.sites[site].width, needs, device) for site in sites
+            site: InputStatistics(self.sites[site].width, needs, device, cross_stride=stride)
+            for site in sites
         }
         self.bar.detail(f"{self.name}: inputs of {self.sites[sites[0]].linears[0]}")
         for batch in range(len(self.streams[0])):
