@@ -65,9 +65,10 @@ class QuantizeConfig:
     quantized; off: measure the whole block in full precision."""
     batch_size: int = 4
     """Windows in one forward pass."""
-    cross_stride: int = 4
-    """Of the tokens of a window, after its first, one in so many counts where the quantized model's
-    inputs are compared with the full-precision model's (correct, cross); 1: all, more slowly."""
+    cross_tokens: int = 16
+    """Where the quantized model's inputs are compared with the full-precision model's (correct,
+    cross), longer text is thinned evenly to about so many tokens for each input channel; 0: all
+    tokens, more slowly."""
     activations: str = "device"
     """Where block inputs lie: device (fastest), cpu, or disk."""
     format: str = "compressed-tensors"

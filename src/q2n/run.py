@@ -162,7 +162,7 @@ class Run:
         options = LoopOptions(
             true_sequential=config.true_sequential,
             batch_size=config.batch_size,
-            cross_stride=config.cross_stride,
+            cross_tokens=config.cross_tokens,
             activations=config.activations,
             seed=config.seed,
         )

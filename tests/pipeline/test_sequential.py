@@ -191,6 +191,26 @@ def test_the_second_stream_is_the_full_precision_model(tmp_path, finished):
     torch.testing.assert_close(CrossMethod.seen[name], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_long_text_is_thinned_where_it_has_more_tokens_than_the_site_needs(tmp_path):
+    """By every site's own width, and not at all where the text is short or nothing was asked."""
+    options = LoopOptions(cross_tokens=4)
+    assert [options.cross_stride(1024, width) for width in (16, 64, 100, 400)] == [16, 4, 2, 1]
+    assert LoopOptions().cross_stride(10**6, 16) == 1
+    with pytest.raises(InputError, match="cross_tokens"):
+        LoopOptions(cross_tokens=-1)
+    seen, windows = {}, token_windows(count=24, length=32)
+    for tokens in (0, 1):
+        CrossMethod.seen.clear()
+        folder = tmp_path / str(tokens)
+        method = CrossMethod(bits=3)
+        run_loop(tiny_model(), method, folder, windows=windows, cross_tokens=tokens)
+        seen[tokens] = dict(CrossMethod.seen)
+    first = "model.layers.0.self_attn.q_proj"  # nothing is quantized yet: no residual
+    torch.testing.assert_close(seen[0][first], seen[1][first], rtol=1e-4, atol=1e-4)
+    last = "model.layers.2.mlp.down_proj"
+    assert not torch.allclose(seen[0][last], seen[1][last], rtol=1e-3)
+
+
 def _input_of(model, name):
     rows = []
     hook = model.get_submodule(name).register_forward_pre_hook(

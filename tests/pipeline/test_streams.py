@@ -12,7 +12,7 @@ def stream_of(batches, calls):
     hidden = InMemory(device, device)
     for number, batch in enumerate(batches):
         hidden.put(number, batch)
-    return Stream(hidden, calls)
+    return Stream(hidden, sum(x[..., 0].numel() for x in batches), calls)
 
 
 def test_windows_of_uneven_batches_are_counted_through():

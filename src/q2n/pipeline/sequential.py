@@ -104,10 +104,9 @@ class SequentialLoop:
             return []
         two = Needs.CROSS in self.method.needs or self.refit is not None
         names = ["quantized", "full"] if two else ["quantized"]
-        streams = [
-            Stream(self._activations(self.store.folder / "activations" / name)) for name in names
-        ]
-        batches = windows.tokens.split(self.options.batch_size)
+        text, folder = windows.tokens, self.store.folder / "activations"
+        streams = [Stream(self._activations(folder / name), text.numel()) for name in names]
+        batches = text.split(self.options.batch_size)
         for number, inputs in enumerate(self.model.record_inputs(batches)):
             for stream in streams:
                 stream.hidden.put(number, inputs.hidden)
@@ -219,12 +218,7 @@ class _BlockStage:
         """Statistics of some sites' inputs over all batches."""
         if not self.loop.method.needs:
             return dict.fromkeys(sites)
-        needs, device = self.loop.method.needs, self.loop.model.device
-        stride = self.loop.options.cross_stride
-        statistics = {
-            site: InputStatistics(self.sites[site].width, needs, device, cross_stride=stride)
-            for site in sites
-        }
+        statistics = {site: self._new_statistics(self.sites[site].width) for site in sites}
         self.bar.detail(f"{self.name}: inputs of {self.sites[sites[0]].linears[0]}")
         for batch in range(len(self.streams[0])):
             running = [stream.take(batch) for stream in passes]
@@ -238,6 +232,11 @@ class _BlockStage:
                 else:  # it has used weights that are about to change
                     one.close()
         return dict(statistics)
+
+    def _new_statistics(self, width: int) -> InputStatistics:
+        loop = self.loop
+        stride = loop.options.cross_stride(self.streams[0].tokens, width)
+        return InputStatistics(width, loop.method.needs, loop.model.device, cross_stride=stride)
 
     def _quantize_site(
         self, site: Site, statistics: InputStatistics | None

@@ -18,6 +18,8 @@ class Stream:
     """One set of block inputs, batch by batch, and what blocks are called with."""
 
     hidden: Activations
+    tokens: int
+    """Of all batches."""
     calls: list[list[BlockCall]] = field(default_factory=list)
 
     def __len__(self) -> int:
