@@ -43,7 +43,8 @@ class Needs(enum.Flag):
     GRAM = enum.auto()
     """`G = sum x x^T`."""
     CROSS = enum.auto()
-    """`D = sum x_full x^T` with the input that the full-precision model has there, and `D - G`."""
+    """`D = sum x_full x^T` with the input that the full-precision model has there, as `D - G`
+    (reading D itself takes GRAM as well)."""
     POSITIONS = enum.auto()
     """The mean activation at each token position, over sequences of one length."""
     FOLDS = enum.auto()
