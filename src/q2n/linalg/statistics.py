@@ -241,11 +241,13 @@ class InputStatistics:
         if x_full is None or x_full.shape != x.shape:
             got = None if x_full is None else tuple(x_full.shape)
             raise InputError(f"a cross moment needs x_full of the shape of x, got {got}")
-        difference = x_full.detach().to(self.device, self.dtype) - x
+        full, weight = x_full.detach(), None
         if self.cross_stride > 1 and x.ndim > 2:
             kept, weight = _sampled(x.shape[-2], self.cross_stride)
-            x = x[..., kept, :]
-            difference = difference[..., kept, :] * weight.to(x).unsqueeze(1)
+            x, full = x[..., kept, :], full[..., kept, :]
+        difference = full.to(self.device, self.dtype) - x
+        if weight is not None:
+            difference *= weight.to(x).unsqueeze(1)
         self._residual.addmm_(difference.reshape(-1, self.width).T, x.reshape(-1, self.width))
 
     def _add_positions(self, values: Float[Tensor, "*batch m"]) -> None:

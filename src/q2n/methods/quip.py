@@ -16,10 +16,11 @@ look at the layer in either space (`step_space`):
   stored scale of that row (the one scale of the `b` grid becomes one a row);
 - original: after the rotation back. A factor for each output channel is stored as a gain.
 
-Both store the same number of bits if scales have 16. Rotated is the default: with
-rescaling the paper's alpha raised the output error of none of three measured layers there, and of
-one of them by a seventh in the original space. (Factors fitted to the output, a small gain in
-both, are a little better in the original. All figures: docs/mathematics.md.)
+Both store the same number of bits if scales have 16. Rotated is the default:
+with rescaling the paper's alpha raised the output error of none of three measured layers there, and
+of one of them by a seventh in the original space; without, it did less harm there as well. (Factors
+fitted to the output, a small gain in both, are a little better in the original. All figures:
+docs/mathematics.md.)
 """
 
 import math
