@@ -12,9 +12,11 @@ from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Bool, Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from q2n.grids.quantized import QuantizedLinear
+from q2n.grids.tunable import scaled
+from q2n.linalg.groups import in_groups
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,6 +70,9 @@ class PartlyBinaryLinear(QuantizedLinear):
         }
         return replace(self, **scaled)
 
+    def tunable(self, *, rounding: bool) -> "TunablePartlyBinary":
+        return TunablePartlyBinary(self)
+
     @property
     def stored_bits(self) -> int:
         width = {name: 8 * values.element_size() for name, values in self.tensors().items()}
@@ -115,3 +120,68 @@ class PartlyBinaryLinear(QuantizedLinear):
 
     def _by_column(self, groups: Float[Tensor, "out groups"]) -> Float[Tensor, "out _"]:
         return groups.float().repeat_interleave(self.group_size, 1)[:, : self.low.shape[1]]
+
+
+class TunablePartlyBinary(nn.Module):
+    """The tunable form of a `PartlyBinaryLinear`, a sum of whole steps times factors:
+
+        W = s (high code - zero) + a (2 low code - top) / top + c [low],
+
+    scale s, magnitude a and mean c. The change of a mean is relative to its magnitude, as the
+    mean may be 0. Codes and mask stay."""
+
+    code_change = None
+
+    def __init__(self, layer: PartlyBinaryLinear):
+        super().__init__()
+        self.layer = layer
+        factors = {"scale": layer.scale, "magnitude": layer.magnitude, "mean": layer.mean}
+        self._factors = {key: value for key, value in factors.items() if value is not None}
+        self._widths = [value.shape[1] for value in self._factors.values()]
+        self.scale_change = nn.Parameter(
+            torch.zeros(len(layer.low), sum(self._widths), device=layer.low.device)
+        )
+        self._steps = {"scale": self._high_steps()}
+        if layer.low_codes is not None:
+            self._steps["magnitude"] = self._low_steps(layer.low_codes)
+        if layer.mean is not None:
+            self._steps["mean"] = in_groups(layer.low.to(torch.int8), layer.group_size)
+
+    def weight(self, dtype: torch.dtype) -> Float[Tensor, "out m"]:
+        """The dense weight, differentiable in the factors."""
+        top = {"magnitude": 2**self.layer.low_bits - 1}
+        columns = self.layer.shape[1]
+        parts = [
+            scaled(self._steps[key], factor / top.get(key, 1), dtype).flatten(1)[:, :columns]
+            for key, factor in self._changed().items()
+        ]
+        return torch.stack(parts).sum(0)
+
+    @torch.no_grad()
+    def hardened(self) -> PartlyBinaryLinear:
+        """The layer with the tuned factors."""
+        changed = self._changed()
+        stored: dict[str, Any] = {
+            key: changed[key].to(value.dtype) for key, value in self._factors.items()
+        }
+        return replace(self.layer, **stored)
+
+    def _changed(self) -> dict[str, Tensor]:
+        changes = self.scale_change.split(self._widths, 1)
+        found = {}
+        for (key, value), change in zip(self._factors.items(), changes, strict=True):
+            unit = self._factors["magnitude"] if key == "mean" else value
+            found[key] = value.float() + change * unit.float()
+        return found
+
+    def _high_steps(self) -> Tensor:
+        high = ~self.layer.low
+        steps = torch.zeros(self.layer.shape, dtype=torch.int16, device=high.device)
+        steps[high] = self.layer.high_codes.to(torch.int16)
+        return ((steps - self.layer.zero.to(torch.int16)) * high).unsqueeze(1)
+
+    def _low_steps(self, codes: UInt8[Tensor, " low"]) -> Tensor:
+        low, top = self.layer.low, 2**self.layer.low_bits - 1
+        steps = torch.zeros(self.layer.shape, dtype=torch.int16, device=low.device)
+        steps[low] = 2 * codes.to(torch.int16) - top
+        return in_groups(steps.to(torch.int8), self.layer.group_size)

@@ -14,10 +14,11 @@ from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from q2n.errors import NumericalError
 from q2n.grids.quantized import QuantizedLinear
+from q2n.grids.tunable import scaled, scaled_rounded
 
 _SPREAD = 2.4
 """S in units of the root mean square: QuIP's rho."""
@@ -62,6 +63,9 @@ class CentredLinear(QuantizedLinear):
     def scale_rows(self, alpha: Float[Tensor, " out"]) -> Self:
         return replace(self, scale=(self.scale.float() * alpha.float()).to(self.scale.dtype))
 
+    def tunable(self, *, rounding: bool) -> "TunableCentred":
+        return TunableCentred(self, rounding=rounding)
+
     @property
     def stored_bits(self) -> int:
         scales = 8 * self.scale.element_size() * self.scale.numel()
@@ -80,3 +84,39 @@ class CentredLinear(QuantizedLinear):
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Self:
         return cls(codes=tensors["codes"], scale=tensors["scale"], bits=metadata["bits"])
+
+
+class TunableCentred(nn.Module):
+    """The tunable form of a `CentredLinear`: steps `2 code - top` of `scale / top`."""
+
+    def __init__(self, layer: CentredLinear, *, rounding: bool):
+        super().__init__()
+        self.layer = layer
+        self.top = 2**layer.bits - 1
+        self.scale_change = nn.Parameter(torch.zeros_like(layer.scale, dtype=torch.float32))
+        codes = torch.zeros_like(layer.codes, dtype=torch.float32)
+        self.code_change = nn.Parameter(codes) if rounding else None
+        steps = 2 * layer.codes.to(torch.int16) - self.top
+        self._steps = steps if layer.bits == 8 else steps.to(torch.int8)
+
+    def weight(self, dtype: torch.dtype) -> Float[Tensor, "out m"]:
+        """The dense weight, differentiable in the parameters."""
+        step = (self._scale() / self.top).expand(len(self._steps)).unsqueeze(1)
+        if self.code_change is None:
+            return scaled(self._steps.unsqueeze(1), step, dtype).squeeze(1)
+        latent = self._latent(self.code_change).unsqueeze(1)
+        return scaled_rounded(latent, 2 * step, self.top / 2, self.top, dtype).squeeze(1)
+
+    @torch.no_grad()
+    def hardened(self) -> CentredLinear:
+        """The layer with the tuned scales and codes."""
+        codes = self.layer.codes
+        if self.code_change is not None:
+            codes = self._latent(self.code_change).round().clamp_(0, self.top).to(torch.uint8)
+        return replace(self.layer, codes=codes, scale=self._scale().to(self.layer.scale.dtype))
+
+    def _scale(self) -> Float[Tensor, " scales"]:
+        return self.layer.scale.float() * (1 + self.scale_change)
+
+    def _latent(self, change: Tensor) -> Float[Tensor, "out m"]:
+        return self.layer.codes + change.clamp(-1, 1)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from q2n.grids.quantized import QuantizedLinear
 
@@ -35,6 +35,9 @@ class CodebookLinear(QuantizedLinear):
         scaled = self.codebook.float() * alpha.float().unsqueeze(1)
         return replace(self, codebook=scaled.to(self.codebook.dtype))
 
+    def tunable(self, *, rounding: bool) -> "TunableCodebook":
+        return TunableCodebook(self)
+
     @property
     def stored_bits(self) -> int:
         entries = 8 * self.codebook.element_size() * self.codebook.numel()
@@ -53,3 +56,44 @@ class CodebookLinear(QuantizedLinear):
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Self:
         return cls(codes=tensors["codes"], codebook=tensors["codebook"], bits=metadata["bits"])
+
+
+class TunableCodebook(nn.Module):
+    """The tunable form of a `CodebookLinear`: every entry by itself, in units of its row's root
+    mean square entry (an entry near 0 is to move as well). Codes have no neighbours: they stay."""
+
+    code_change = None
+
+    def __init__(self, layer: CodebookLinear):
+        super().__init__()
+        self.layer = layer
+        self.scale_change = nn.Parameter(torch.zeros_like(layer.codebook, dtype=torch.float32))
+        self._unit = layer.codebook.float().square().mean(1, keepdim=True).sqrt()
+
+    def weight(self, dtype: torch.dtype) -> Float[Tensor, "out m"]:
+        """The dense weight, differentiable in the parameters."""
+        return _Lookup.apply(self._codebook(), self.layer.codes, dtype)
+
+    @torch.no_grad()
+    def hardened(self) -> CodebookLinear:
+        """The layer with the tuned codebook."""
+        return replace(self.layer, codebook=self._codebook().to(self.layer.codebook.dtype))
+
+    def _codebook(self) -> Float[Tensor, "out entries"]:
+        return self.layer.codebook.float() + self.scale_change * self._unit
+
+
+class _Lookup(torch.autograd.Function):
+    """Entries by code; keeps a byte a weight for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, codebook: Tensor, codes: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(codes)
+        ctx.entries = codebook.shape[1]
+        return codebook.to(dtype).gather(1, codes.to(torch.int64))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        (codes,) = ctx.saved_tensors
+        sums = gradient.new_zeros(len(codes), ctx.entries, dtype=torch.float32)
+        return sums.scatter_add_(1, codes.to(torch.int64), gradient.float()), None, None

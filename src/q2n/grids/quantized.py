@@ -23,7 +23,8 @@ class Tunable(Protocol):
 
     @property
     def scale_change(self) -> Tensor:
-        """Relative changes of the stored scales: a parameter that starts at 0."""
+        """Relative changes of the stored scales, or of the values that play their part: a
+        parameter that starts at 0."""
 
     @property
     def code_change(self) -> Tensor | None:
@@ -98,7 +99,8 @@ class QuantizedLinear(ABC):
         return self.scale_rows(alpha.squeeze(1))
 
     def tunable(self, *, rounding: bool) -> Tunable:
-        """The layer for gradient steps on its scales and, with `rounding`, its codes.
+        """The layer for gradient steps on its scales and, with `rounding`, its codes where they
+        lie on a uniform grid.
 
         Raises:
             InputError: this representation has no such form.

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from q2n.grids.affine import AffineLinear
 from q2n.grids.centred import CentredLinear
-from q2n.grids.quantized import QuantizedLinear
+from q2n.grids.quantized import QuantizedLinear, Tunable
 from q2n.linalg.basis import Basis
 from q2n.linalg.orthogonal import Mode, random_rotation
 
@@ -87,6 +87,9 @@ class RotatedLinear(QuantizedLinear):
         before = 1.0 if self.gain is None else self.gain.float()
         return replace(self, gain=(before * alpha.float()).to(GAIN_DTYPE))
 
+    def tunable(self, *, rounding: bool) -> "TunableRotated":
+        return TunableRotated(self, self.inner.tunable(rounding=rounding))
+
     @property
     def stored_bits(self) -> int:
         seed = 0 if self.projection == "off" else _SEED_BITS
@@ -120,6 +123,47 @@ class RotatedLinear(QuantizedLinear):
             rescale=tensors.get("rescale"),
             gain=tensors.get("gain"),
         )
+
+
+class TunableRotated:
+    """The tunable form of a `RotatedLinear`: that of the layer within; the gain stays."""
+
+    def __init__(self, layer: RotatedLinear, inner: Tunable):
+        self.layer, self.inner = layer, inner
+
+    @property
+    def scale_change(self) -> Tensor:
+        return self.inner.scale_change
+
+    @property
+    def code_change(self) -> Tensor | None:
+        return self.inner.code_change
+
+    def weight(self, dtype: torch.dtype) -> Float[Tensor, "out m"]:
+        """The dense weight, differentiable in the parameters; rotated in float32."""
+        weight = _Back.apply(self.inner.weight(torch.float32), self.layer.basis)
+        if self.layer.gain is not None:
+            weight = weight * self.layer.gain.float().unsqueeze(1)
+        return weight.to(dtype)
+
+    def hardened(self) -> RotatedLinear:
+        """The layer with the tuned scales and codes."""
+        return replace(self.layer, inner=self.inner.hardened())
+
+
+class _Back(torch.autograd.Function):
+    """`basis.weight_back`, `Q = U^T Q' V diag(s)^-1`. Its gradient is that map's adjoint,
+    `U (g diag(s)^-1) V^T`, which `basis.weight` computes of `g diag(s)^-2`. Nothing is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, basis: Basis) -> Tensor:
+        ctx.basis = basis
+        return basis.weight_back(weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        s = ctx.basis.rescale
+        return ctx.basis.weight(gradient if s is None else gradient / s.to(gradient) ** 2), None
 
 
 def _within(entries: Mapping[str, Any]) -> dict[str, Any]:

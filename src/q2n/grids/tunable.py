@@ -8,6 +8,9 @@ most.
 
 Parameters are relative (a scale is its old value times 1 + change), which gives one learning rate
 for all layers. `hardened` is the layer with what was learned, in its stored dtypes.
+
+The two products with their gradients, `scaled` and `scaled_rounded`, serve the other
+representations too.
 """
 
 from dataclasses import replace
@@ -42,10 +45,10 @@ class TunableAffine(nn.Module):
         """The dense weight, differentiable in the parameters."""
         scale = self._scale * (1 + self.scale_change)
         if self.code_change is None:
-            dense = _Dequantize.apply(self._steps, scale, dtype)
+            dense = scaled(self._steps, scale, dtype)
         else:
             latent = in_groups(self._latent(self.code_change), self.layer.group_size)
-            dense = _Round.apply(latent, scale, self._zero, self.top, dtype)
+            dense = scaled_rounded(latent, scale, self._zero, self.top, dtype)
         return dense.flatten(1)[:, : self.columns]
 
     @torch.no_grad()
@@ -65,7 +68,25 @@ class TunableAffine(nn.Module):
         return steps if self.layer.bits == 8 else steps.to(torch.int8)
 
 
-class _Dequantize(torch.autograd.Function):
+def scaled(
+    steps: Int[Tensor, "out groups size"], scale: Float[Tensor, "out groups"], dtype: torch.dtype
+) -> Float[Tensor, "out groups size"]:
+    """Steps times scale, differentiable in the scale."""
+    return _Scaled.apply(steps, scale, dtype)
+
+
+def scaled_rounded(
+    latent: Float[Tensor, "out groups size"],
+    scale: Float[Tensor, "out groups"],
+    zero: Tensor | float,
+    top: int,
+    dtype: torch.dtype,
+) -> Float[Tensor, "out groups size"]:
+    """`scale * (round(latent) in 0 .. top, less zero)`, differentiable in both."""
+    return _ScaledRounded.apply(latent, scale, zero, top, dtype)
+
+
+class _Scaled(torch.autograd.Function):
     """Steps times scale; keeps a byte a weight (two of 8 bits) for the backward pass."""
 
     @staticmethod
@@ -79,12 +100,17 @@ class _Dequantize(torch.autograd.Function):
         return None, _by_group(gradient, steps), None
 
 
-class _Round(torch.autograd.Function):
+class _ScaledRounded(torch.autograd.Function):
     """Rounded latent codes, less the zero point, times scale; straight-through backwards."""
 
     @staticmethod
     def forward(
-        ctx: Any, latent: Tensor, scale: Tensor, zero: Tensor, top: int, dtype: torch.dtype
+        ctx: Any,
+        latent: Tensor,
+        scale: Tensor,
+        zero: Tensor | float,
+        top: int,
+        dtype: torch.dtype,
     ) -> Tensor:
         steps = latent.round().clamp_(0, top).sub_(zero).to(dtype)
         ctx.save_for_backward(steps, scale)
