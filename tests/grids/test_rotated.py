@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 import torch
+from oracles import quip as oracle
 
 from q2n.errors import InputError, NumericalError
 from q2n.grids import centred
@@ -58,13 +59,20 @@ def test_the_centred_levels_and_their_one_scale():
 
 def test_the_centred_scale_is_stored_as_it_is_used():
     weight = torch.randn(4, 8, generator=GENERATOR.manual_seed(3))
-    scale = centred.fit(weight, torch.float16, "h.0.up")
+    scale = centred.fit(weight, 2.4, torch.float16, "h.0.up")
     assert scale.dtype == torch.float16
     assert float(scale) == pytest.approx(2.4 * float(weight.square().mean().sqrt()), rel=1e-3)
-    assert centred.fit(torch.zeros(2, 2), torch.float16, "h.0.up") > 0
+    assert centred.fit(torch.zeros(2, 2), 2.4, torch.float16, "h.0.up") > 0
     for bad, match in ((1e6 * weight, "float16"), (weight / 0, "not finite")):
         with pytest.raises(NumericalError, match=rf"h\.0\.up.*{match}"):
-            centred.fit(bad, torch.float16, "h.0.up")
+            centred.fit(bad, 2.4, torch.float16, "h.0.up")
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_the_spread_is_the_best_one_for_gaussian_weights(bits):
+    best = centred.GAUSSIAN_SPREAD[bits]
+    least = oracle.gaussian_error(bits, best)
+    assert all(oracle.gaussian_error(bits, best + off) > least for off in (-0.005, 0.005))
 
 
 LAYERS = [

@@ -42,9 +42,10 @@ def loss(given, layer):
 @pytest.mark.parametrize("bits", [2, 3])
 def test_ldlq_and_a_greedy_pass_are_their_definition(bits, order, clamp_first):
     given, hessian = problem(), damped(problem())
-    options = {"bits": bits, "order": order, "clamp_first": clamp_first, "damping": DAMPING}
+    common = {"bits": bits, "order": order, "damping": DAMPING}
+    options = {**common, "clamp_first": clamp_first, "spread": 2.4}
     plain = LDLQ(greedy_passes=0, **options).quantize(given)
-    assert float(plain.scale) == pytest.approx(oracle.centred_scale(given.weight.numpy()))
+    assert float(plain.scale) == pytest.approx(oracle.centred_scale(given.weight.numpy(), 2.4))
     ascending = np.argsort(np.diag(hessian)) if order == "sorted" else np.arange(COLUMNS)
     hessian = hessian[np.ix_(ascending, ascending)]
     codes, v = oracle.ldlq_centred(
@@ -140,6 +141,8 @@ def test_options_that_cannot_be():
         ({"damping": -1.0}, "damping"),
         ({"greedy_passes": -1}, "greedy_passes"),
         ({"unbiased": True}, "greedy_passes=0"),
+        ({"spread": 0.0}, "spread must be finite and above 0"),
+        ({"spread": 2.4, "grid": "minmax"}, "spread belongs to the b grid"),
     ):
         with pytest.raises(InputError, match=match):
             LDLQ(**options)

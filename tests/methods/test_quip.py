@@ -9,6 +9,7 @@ from oracles import quip as oracle
 
 from q2n.config import QuantizeConfig
 from q2n.errors import InputError
+from q2n.grids import centred
 from q2n.grids.affine import AffineGrid, AffineLinear
 from q2n.grids.rotated import RotatedLinear
 from q2n.linalg.statistics import InputStatistics, Needs
@@ -82,7 +83,9 @@ def test_quip_is_its_definition(projection):
         weight, gram, s, dense(layer.basis.left), dense(layer.basis.right), 0.03, 0.02
     )
     scale = float(layer.inner.scale)
-    assert scale == pytest.approx(oracle.centred_scale(turned), rel=1e-6)
+    assert scale == pytest.approx(
+        oracle.centred_scale(turned, centred.GAUSSIAN_SPREAD[3]), rel=1e-6
+    )
     codes, v = oracle.ldlq_centred(turned, hessian, 3, scale, clamp_first=False)
     codes = oracle.greedy_pass(v, codes, hessian, 7)
     np.testing.assert_array_equal(layer.inner.codes, codes)

@@ -19,7 +19,7 @@ rounding to nearest. The feedback is linear, so the error has mean 0 where nothi
 Grids: `b`, grids/centred.py, and `minmax`, grids/affine.py, with one scale a row. Dead columns
 (input always 0) are rounded from 0.
 
-The `b` grid cuts off weights beyond 2.4 RMS. The released code clamps them before it rounds, so
+The `b` grid cuts off weights beyond its spread. The released code clamps them before it rounds, so
 that what was cut off is in no E and the columns that follow cannot make up for it: from 3 bits on
 that was up to half of the error (docs/mathematics.md). Here E is the error to W; `clamp_first` is
 the released code's way.
@@ -59,7 +59,10 @@ class LDLQOptions(Method):
     bits: int = 4
     """2, 3, 4 or 8."""
     grid: Literal["b", "minmax"] = "b"
-    """b: levels spread over 2.4 RMS of the matrix; minmax: over each row's range."""
+    """b: levels spread evenly around 0, one scale a matrix; minmax: over each row's range."""
+    spread: float | None = None
+    """How far the b grid reaches, in root mean squares of the matrix (QuIP as published: 2.4). By
+    default what serves Gaussian weights best: 1.49, 2.05, 2.51, 3.92 at 2, 3, 4, 8 bits."""
     damping: float = 0.01
     """Added to the Gram matrix's diagonal, as a share of its mean."""
     order: Literal["natural", "sorted"] = "natural"
@@ -76,6 +79,10 @@ class LDLQOptions(Method):
         AffineGrid(bits=self.bits)  # refuses other widths
         if not (math.isfinite(self.damping) and self.damping >= 0):
             raise InputError(f"damping must be finite and at least 0, got {self.damping}")
+        if self.spread is not None and not (math.isfinite(self.spread) and self.spread > 0):
+            raise InputError(f"spread must be finite and above 0, got {self.spread}")
+        if self.spread is not None and self.grid == "minmax":
+            raise InputError("spread belongs to the b grid: use grid='b', or leave it out")
         if self.greedy_passes < 0:
             raise InputError(f"greedy_passes must be at least 0, got {self.greedy_passes}")
         if self.unbiased and self.greedy_passes:
@@ -137,7 +144,9 @@ class LDLQ(LDLQOptions):
     def _levels(self, problem: LayerProblem, weight: Float[Tensor, "out m"]) -> "_Levels":
         if self.grid == "minmax":
             return _minmax(weight, self.bits, problem.scale_dtype, problem.name)
-        levels = _centred(weight, self.bits, problem.scale_dtype, problem.name)
+        spread = centred.GAUSSIAN_SPREAD[self.bits] if self.spread is None else self.spread
+        scale = centred.fit(weight, spread, problem.scale_dtype, problem.name)
+        levels = _centred(weight, scale, self.bits)
         if not self.clamp_first:
             return levels
         highest = levels.scale.T * (2**self.bits - 1)
@@ -176,9 +185,8 @@ class _Levels:
     """The layer with these codes."""
 
 
-def _centred(weight: Float[Tensor, "out m"], bits: int, dtype: torch.dtype, name: str) -> _Levels:
+def _centred(weight: Float[Tensor, "out m"], scale: Float[Tensor, "1"], bits: int) -> _Levels:
     """The levels over [-S, S], moved up by S: then code 0 is 0."""
-    scale = centred.fit(weight, dtype, name)
     end = scale.to(weight)
     step = (2 * end / (2**bits - 1)).expand(1, len(weight)).contiguous()
     return _Levels(
