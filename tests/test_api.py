@@ -171,6 +171,43 @@ def test_the_best_quality_writes_its_gains_into_every_format(place, monkeypatch,
             assert torch.equal(tensor, original[name])
 
 
+@pytest.mark.parametrize("refit", ["block", "model"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "quip", "bits": 2},
+        {"method": "quip", "bits": 2, "rescale": True, "step_space": "original"},
+        {"method": "leanquant", "bits": 2},
+        {"method": "pbllm", "low_fraction": 0.8},
+        {"method": "owq", "bits": 3, "target_bits": 3.2},
+    ],
+    ids=["quip", "quip with a gain", "codebook", "partly binary", "outliers"],
+)
+def test_the_refit_lowers_its_loss_whatever_is_stored(place, monkeypatch, options, refit):
+    facts = []
+
+    def keep(self):
+        facts.extend(self.another("refit").finished() or self.finished())
+        rmtree(self.folder)
+
+    monkeypatch.setattr("q2n.pipeline.store.RunStore.remove", keep)
+    settings = {"quality": "best", "refit": refit, "refit_steps": 24, "format": "native"}
+    done = q2n.quantize(
+        place / "model",
+        place / "out",
+        corpus=str(place / "text.txt"),
+        windows=1,  # so that the losses of all steps are of one text
+        length=32,
+        **settings,
+        **options,
+    )
+    first, last = facts[0]["model_refit_loss" if refit == "model" else "refit_loss"]
+    assert last < first
+    name = "model.layers.0.mlp.down_proj"
+    weight = load_model(done.directory).get_submodule(name).weight
+    assert not torch.equal(weight, tiny_model().get_submodule(name).weight)
+
+
 @pytest.mark.parametrize("refit", ["block", "model", "both"])
 @pytest.mark.parametrize("architecture", ["llama", "opt"])
 def test_a_refit_of_a_model_object_leaves_it_alone(tmp_path, architecture, refit):
