@@ -65,7 +65,9 @@ def main() -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_conditions(parser)
     parser.add_argument("--settings", nargs="+", default=["3pc", "2g64"], choices=SETTINGS)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
