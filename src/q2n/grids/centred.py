@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from q2n.errors import NumericalError
 from q2n.grids.quantized import QuantizedLinear
-from q2n.grids.tunable import scaled, scaled_rounded
+from q2n.grids.tunable import hardened_codes, latent, scaled, scaled_rounded
 
 GAUSSIAN_SPREAD = {2: 1.494, 3: 2.051, 4: 2.514, 8: 3.922}
 """S in units of the root mean square that serves Gaussian weights best, by bits."""
@@ -109,19 +109,14 @@ class TunableCentred(nn.Module):
         step = (self._scale() / self.top).expand(len(self._steps)).unsqueeze(1)
         if self.code_change is None:
             return scaled(self._steps.unsqueeze(1), step, dtype).squeeze(1)
-        latent = self._latent(self.code_change).unsqueeze(1)
-        return scaled_rounded(latent, 2 * step, self.top / 2, self.top, dtype).squeeze(1)
+        codes = latent(self.layer.codes, self.code_change).unsqueeze(1)
+        return scaled_rounded(codes, 2 * step, self.top / 2, self.top, dtype).squeeze(1)
 
     @torch.no_grad()
     def hardened(self) -> CentredLinear:
         """The layer with the tuned scales and codes."""
-        codes = self.layer.codes
-        if self.code_change is not None:
-            codes = self._latent(self.code_change).round().clamp_(0, self.top).to(torch.uint8)
+        codes = hardened_codes(self.layer.codes, self.code_change, self.top)
         return replace(self.layer, codes=codes, scale=self._scale().to(self.layer.scale.dtype))
 
     def _scale(self) -> Float[Tensor, " scales"]:
         return self.layer.scale.float() * (1 + self.scale_change)
-
-    def _latent(self, change: Tensor) -> Float[Tensor, "out m"]:
-        return self.layer.codes + change.clamp(-1, 1)

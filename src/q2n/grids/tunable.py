@@ -9,15 +9,14 @@ most.
 Parameters are relative (a scale is its old value times 1 + change), which gives one learning rate
 for all layers. `hardened` is the layer with what was learned, in its stored dtypes.
 
-The two products with their gradients, `scaled` and `scaled_rounded`, serve the other
-representations too.
+What moves codes and the two products with their gradients serve the other representations too.
 """
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from q2n.linalg.groups import in_groups
@@ -47,25 +46,35 @@ class TunableAffine(nn.Module):
         if self.code_change is None:
             dense = scaled(self._steps, scale, dtype)
         else:
-            latent = in_groups(self._latent(self.code_change), self.layer.group_size)
-            dense = scaled_rounded(latent, scale, self._zero, self.top, dtype)
+            codes = latent(self.layer.codes, self.code_change)
+            groups = in_groups(codes, self.layer.group_size)
+            dense = scaled_rounded(groups, scale, self._zero, self.top, dtype)
         return dense.flatten(1)[:, : self.columns]
 
     @torch.no_grad()
     def hardened(self) -> "AffineLinear":
         """The layer with the tuned scales and codes."""
-        codes = self.layer.codes
-        if self.code_change is not None:
-            codes = self._latent(self.code_change).round().clamp_(0, self.top).to(torch.uint8)
+        codes = hardened_codes(self.layer.codes, self.code_change, self.top)
         scale = self._scale * (1 + self.scale_change)
         return replace(self.layer, codes=codes, scale=scale.to(self.layer.scale.dtype))
-
-    def _latent(self, change: Tensor) -> Float[Tensor, "out m"]:
-        return self.layer.codes + change.clamp(-1, 1)
 
     def _centred(self, codes: Tensor) -> Int[Tensor, "out groups size"]:
         steps = codes.to(torch.int16) - self._zero
         return steps if self.layer.bits == 8 else steps.to(torch.int8)
+
+
+def latent(codes: UInt8[Tensor, "out m"], change: Float[Tensor, "out m"]) -> Float[Tensor, "out m"]:
+    """Codes moved by one at most, not yet whole."""
+    return codes + change.clamp(-1, 1)
+
+
+def hardened_codes(
+    codes: UInt8[Tensor, "out m"], change: Float[Tensor, "out m"] | None, top: int
+) -> UInt8[Tensor, "out m"]:
+    """The codes that their changes lead to; the same ones if they take no part."""
+    if change is None:
+        return codes
+    return latent(codes, change).round().clamp_(0, top).to(torch.uint8)
 
 
 def scaled(
@@ -76,14 +85,14 @@ def scaled(
 
 
 def scaled_rounded(
-    latent: Float[Tensor, "out groups size"],
+    codes: Float[Tensor, "out groups size"],
     scale: Float[Tensor, "out groups"],
     zero: Tensor | float,
     top: int,
     dtype: torch.dtype,
 ) -> Float[Tensor, "out groups size"]:
-    """`scale * (round(latent) in 0 .. top, less zero)`, differentiable in both."""
-    return _ScaledRounded.apply(latent, scale, zero, top, dtype)
+    """`scale * (round(codes) in 0 .. top, less zero)`, differentiable in both."""
+    return _ScaledRounded.apply(codes, scale, zero, top, dtype)
 
 
 class _Scaled(torch.autograd.Function):
@@ -106,21 +115,20 @@ class _ScaledRounded(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        latent: Tensor,
+        codes: Tensor,
         scale: Tensor,
         zero: Tensor | float,
         top: int,
         dtype: torch.dtype,
     ) -> Tensor:
-        steps = latent.round().clamp_(0, top).sub_(zero).to(dtype)
+        steps = codes.round().clamp_(0, top).sub_(zero).to(dtype)
         ctx.save_for_backward(steps, scale)
         return steps * scale.to(dtype).unsqueeze(2)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         steps, scale = ctx.saved_tensors
-        latent = gradient * scale.unsqueeze(2)
-        return latent, _by_group(gradient, steps), None, None, None
+        return gradient * scale.unsqueeze(2), _by_group(gradient, steps), None, None, None
 
 
 def _by_group(gradient: Tensor, steps: Tensor) -> Float[Tensor, "out groups"]:
