@@ -94,7 +94,7 @@ def test_quip_is_its_definition(projection):
 def test_what_the_inner_method_sees_is_the_layer_in_another_basis():
     given, x, full = problem()
     witness = Witness(bits=8)
-    layer = Incoherent(inner=witness).quantize(given)
+    layer = Incoherent(inner=witness, rescale=True).quantize(given)
     (seen,) = witness.seen
     turned, turned_full = (layer.basis.inputs(t) for t in (x, full))
     expected = InputStatistics(COLUMNS, NEEDS, dtype=torch.float64)

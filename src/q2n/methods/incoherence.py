@@ -35,7 +35,7 @@ class Incoherent(Wrapping):
 
     name: ClassVar[str] = "incoherent"
 
-    rescale: bool = True
+    rescale: bool = False
     """Balance the energies of weight and input, channel by channel."""
     projection: Projection = "kronecker"
     """How the random rotations are made (linalg/orthogonal.py)."""
