@@ -7,7 +7,8 @@ times the first. One damping by `(1 + d1) (1 + d2) - 1` is the same.
 
 The rescaling of input channels (`rescale`) is part of the published method and off by default: on
 inputs with massive activations it spends the precision on them (docs/mathematics.md has the reason,
-docs/LOG.md the perplexities, several times higher with it).
+docs/LOG.md the perplexities, several times higher with it). The grid's reach is not the published
+one either (grids/centred.py). The method as published: `rescale=True, spread=2.4`.
 
 What is put around QuIP (the correction before it, the null-space or the output step after it) can
 look at the layer in either space (`step_space`):

@@ -10,7 +10,8 @@ full-precision model, averaged over the tokens of one calibration window a step:
 Training scales alone, end to end, is the second phase of EfficientQAT (Chen et al. 2024); here
 the teacher's distribution takes the place of the next token. It sees across blocks, so it wins
 more per second than refitting block by block (docs/LOG.md). The price is memory: the whole model,
-a byte for each quantized weight, and the dense weights and activations of one window.
+a byte for each quantized weight (a few of a partly binary layer), and the dense weights and
+activations of one window.
 """
 
 from collections.abc import Callable, Mapping
