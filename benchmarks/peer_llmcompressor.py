@@ -1,8 +1,8 @@
-"""What does llm-compressor's GPTQ make of the same model, text and settings, and at what cost?
+"""What does llm-compressor make of the same model, text and settings, and at what cost?
 
 Our results are compared with a peer that shares no code with us. This script runs
-llm-compressor's `GPTQModifier` in an environment of its own, on token windows that
-were cut beforehand, so that both sides see the same tokens:
+llm-compressor's `GPTQModifier`, or its `AWQModifier` with --algorithm awq, in an environment of its
+own, on token windows that were cut beforehand, so that both sides see the same tokens:
 
     python benchmarks/peer_llmcompressor.py --make-env .peer-venv \\
         --model MODEL_DIR --calibration calib.safetensors --evaluation test.safetensors \\
@@ -23,6 +23,10 @@ The settings of both sides, matched:
 - `--stages linear` gives every linear a stage of its own. Linears that share an input then
   see the same statistics, so this is true-sequential GPTQ, at the price of one more pass for
   each of q, k, v and gate, up.
+
+AWQ (Lin et al. 2023) scales input channels by factors that are searched for (20 steps, on each
+layer's output) and rounds to nearest: of these settings it takes the grid alone. Factors are tried
+with and without the weights' own size ("both", as its documentation does).
 """
 
 import argparse
@@ -70,8 +74,30 @@ def load_model(path: Path):
 def quantize(model, windows, options: argparse.Namespace) -> dict[str, float]:
     """Quantize `model` in place with llm-compressor; returns what it cost."""
     from llmcompressor import oneshot
-    from llmcompressor.modifiers.gptq import GPTQModifier
     from torch.utils.data import DataLoader
+
+    batches = DataLoader([{"input_ids": window[None]} for window in windows], batch_size=None)
+    start, processor_start = time.perf_counter(), time.process_time()
+    oneshot(
+        model=model,
+        recipe=recipe(options),
+        dataset=batches,
+        num_calibration_samples=len(windows),
+        pipeline="sequential",
+        sequential_targets=["Linear"] if options.stages == "linear" else None,
+    )
+    if options.algorithm == "awq":
+        round_to_nearest(model)
+    seconds, processor = time.perf_counter() - start, time.process_time() - processor_start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": seconds, "processor_seconds": processor, "peak_mib": peak}
+
+
+def recipe(options: argparse.Namespace):
+    """The modifiers of the algorithm asked for."""
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform.awq import AWQModifier
 
     weights = {
         "num_bits": options.bits,
@@ -81,25 +107,37 @@ def quantize(model, windows, options: argparse.Namespace) -> dict[str, float]:
         "group_size": None if options.group_size == -1 else options.group_size,
         "observer": "memoryless_minmax",
     }
-    modifier = GPTQModifier(
-        config_groups={"group_0": {"targets": ["Linear"], "weights": weights}},
-        ignore=["lm_head"],
-        actorder="static" if options.act_order else None,
-        dampening_frac=options.damping,
-    )
-    batches = DataLoader([{"input_ids": window[None]} for window in windows], batch_size=None)
-    start, processor_start = time.perf_counter(), time.process_time()
-    oneshot(
-        model=model,
-        recipe=modifier,
-        dataset=batches,
-        num_calibration_samples=len(windows),
-        pipeline="sequential",
-        sequential_targets=["Linear"] if options.stages == "linear" else None,
-    )
-    seconds, processor = time.perf_counter() - start, time.process_time() - processor_start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": seconds, "processor_seconds": processor, "peak_mib": peak}
+    quantized = {
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        "ignore": ["lm_head"],
+    }
+    if options.algorithm == "awq":
+        leave_memory_unpinned()
+        return [AWQModifier(duo_scaling="both"), QuantizationModifier(**quantized)]
+    order = "static" if options.act_order else None
+    return GPTQModifier(**quantized, actorder=order, dampening_frac=options.damping)
+
+
+def leave_memory_unpinned() -> None:
+    """llm-compressor 0.14 pins memory for a GPU, which raises where there is none."""
+    import torch
+    from llmcompressor.pipelines.cache import IntermediatesCache
+
+    if not torch.cuda.is_available():
+        IntermediatesCache.pin_memory = lambda *_, **__: None
+
+
+def round_to_nearest(model) -> None:
+    """What a QuantizationModifier leaves to the moment of saving."""
+    import torch
+    from compressed_tensors.quantization import forward_quantize
+
+    with torch.no_grad():
+        for module in model.modules():
+            scheme = getattr(module, "quantization_scheme", None)
+            if scheme is not None:
+                rounded = forward_quantize(module, module.weight, "weight", scheme.weights)
+                module.weight.copy_(rounded)
 
 
 def dense_copy(model, source: Path):
@@ -160,12 +198,13 @@ def write_json(path: Path, record: dict) -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="GPTQ by llm-compressor: cost and quality.")
+    parser = argparse.ArgumentParser(description="GPTQ or AWQ by llm-compressor: cost and quality.")
     parser.add_argument("--make-env", type=Path, help="make this environment and run in it")
     parser.add_argument("--model", type=Path, required=True, help="checkpoint folder")
     parser.add_argument("--calibration", type=Path, required=True, help="window file")
     parser.add_argument("--evaluation", type=Path, help="window file")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--algorithm", choices=("gptq", "awq"), default="gptq")
     parser.add_argument("--bits", type=int, default=3)
     parser.add_argument("--group-size", type=int, default=-1, help="-1: per channel")
     parser.add_argument("--symmetric", action="store_true")
