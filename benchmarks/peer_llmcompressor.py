@@ -76,11 +76,14 @@ def quantize(model, windows, options: argparse.Namespace) -> dict[str, float]:
     from llmcompressor import oneshot
     from torch.utils.data import DataLoader
 
+    modifiers = recipe(options)
+    if options.algorithm == "awq":
+        leave_memory_unpinned()
     batches = DataLoader([{"input_ids": window[None]} for window in windows], batch_size=None)
     start, processor_start = time.perf_counter(), time.process_time()
     oneshot(
         model=model,
-        recipe=recipe(options),
+        recipe=modifiers,
         dataset=batches,
         num_calibration_samples=len(windows),
         pipeline="sequential",
@@ -112,7 +115,6 @@ def recipe(options: argparse.Namespace):
         "ignore": ["lm_head"],
     }
     if options.algorithm == "awq":
-        leave_memory_unpinned()
         return [AWQModifier(duo_scaling="both"), QuantizationModifier(**quantized)]
     order = "static" if options.act_order else None
     return GPTQModifier(**quantized, actorder=order, dampening_frac=options.damping)

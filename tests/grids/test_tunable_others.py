@@ -72,6 +72,10 @@ LAYERS = {
 EVERY = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
 
 
+def codes_key(layer):
+    return "codes" if "codes" in layer.tensors() else "inner_codes"
+
+
 def set_to(parameter, values):
     with torch.no_grad():
         parameter.copy_(values)
@@ -127,7 +131,7 @@ def test_codes_get_the_gradient_straight_through(name):
     above = random(ROWS, COLUMNS) - 1
     (form.weight(torch.float32) * above).sum().backward()
     for row, column in ((0, 0), (2, 7), (5, 9)):
-        key = "codes" if "codes" in layer.tensors() else "inner_codes"
+        key = codes_key(layer)
         values = []
         for code in (0, 1):
             tensors = {k: t.clone() for k, t in layer.tensors().items()}
@@ -142,8 +146,7 @@ def test_codes_get_the_gradient_straight_through(name):
 @pytest.mark.parametrize("name", ["centred", "centred rows, 8 bits", "rotated"])
 def test_a_code_moves_only_past_half_a_step_and_by_one_at_most(name):
     layer = LAYERS[name]()
-    key, top = ("codes", 3) if name == "centred" else ("codes", 255)
-    key = key if key in layer.tensors() else f"inner_{key}"
+    key, top = codes_key(layer), 3 if name == "centred" else 255
     for shift, moved in ((0.49, 0), (0.51, 1), (-0.51, -1), (9.0, 1)):
         form = layer.tunable(rounding=True)
         set_to(form.code_change, torch.full_like(form.code_change, shift))

@@ -42,8 +42,8 @@ def loss(given, layer):
 @pytest.mark.parametrize("bits", [2, 3])
 def test_ldlq_and_a_greedy_pass_are_their_definition(bits, order, clamp_first):
     given, hessian = problem(), damped(problem())
-    common = {"bits": bits, "order": order, "damping": DAMPING}
-    options = {**common, "clamp_first": clamp_first, "spread": 2.4}
+    options = {"bits": bits, "order": order, "clamp_first": clamp_first}
+    options |= {"damping": DAMPING, "spread": 2.4}
     plain = LDLQ(greedy_passes=0, **options).quantize(given)
     assert float(plain.scale) == pytest.approx(oracle.centred_scale(given.weight.numpy(), 2.4))
     ascending = np.argsort(np.diag(hessian)) if order == "sorted" else np.arange(COLUMNS)

@@ -63,12 +63,12 @@ class PartlyBinaryLinear(QuantizedLinear):
 
     def scale_rows(self, alpha: Float[Tensor, " out"]) -> Self:
         factor = alpha.float().unsqueeze(1)
-        scaled: dict[str, Any] = {
+        changed: dict[str, Any] = {
             name: (values.float() * factor).to(values.dtype)
             for name, values in self.tensors().items()
             if name in ("mean", "magnitude", "scale")
         }
-        return replace(self, **scaled)
+        return replace(self, **changed)
 
     def tunable(self, *, rounding: bool) -> "TunablePartlyBinary":
         return TunablePartlyBinary(self)
