@@ -44,6 +44,9 @@ def test_a_rotation_is_its_dense_matrix(width, mode):
     x = normal(4, width)
     np.testing.assert_allclose(rotation.apply(x), x.numpy() @ dense.T, atol=1e-13)
     np.testing.assert_allclose(rotation.undo(rotation.apply(x)), x, atol=1e-13)
+    w = normal(width, 3)
+    np.testing.assert_allclose(rotation.apply_to_outputs(w), dense @ w.numpy(), atol=1e-13)
+    np.testing.assert_allclose(rotation.undo_at_outputs(w), dense.T @ w.numpy(), atol=1e-13)
     for blocks in (rotation.first, rotation.second):
         np.testing.assert_allclose(torch.linalg.det(blocks), torch.ones(len(blocks)), atol=1e-12)
 

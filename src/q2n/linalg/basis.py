@@ -31,12 +31,12 @@ class Basis:
             w = w * self.rescale.to(w)
         if self.right is not None:
             w = self.right.apply(w)
-        return w if self.left is None else self.left.apply(w.T).T.contiguous()
+        return w if self.left is None else self.left.apply_to_outputs(w)
 
     def weight_back(self, w: Float[Tensor, "out m"]) -> Float[Tensor, "out m"]:
         """`U^T W' V diag(s)^-1`: the inverse of `weight`."""
         if self.left is not None:
-            w = self.left.undo(w.T).T.contiguous()
+            w = self.left.undo_at_outputs(w)
         if self.right is not None:
             w = self.right.undo(w)
         return w if self.rescale is None else w / self.rescale.to(w)

