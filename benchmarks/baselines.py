@@ -30,10 +30,14 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "rtn": {"2pc": PER_CHANNEL_2, "2g64": GROUPS_2, "3pc": PER_CHANNEL_3},
     "gptq": {"2pc": PER_CHANNEL_2, "2g64": GROUPS_2, "3pc": PER_CHANNEL_3},
     "quip": {"2pc": {"bits": 2}, "3pc": {"bits": 3}},
-    "quip spread 2.4": {"2pc": {"bits": 2, "spread": 2.4}, "3pc": {"bits": 3, "spread": 2.4}},
+    "quip even levels": {"2pc": {"bits": 2, "grid": "b"}, "3pc": {"bits": 3, "grid": "b"}},
+    "quip spread 2.4": {
+        "2pc": {"bits": 2, "grid": "b", "spread": 2.4},
+        "3pc": {"bits": 3, "grid": "b", "spread": 2.4},
+    },
     "quip as published": {
-        "2pc": {"bits": 2, "rescale": True, "spread": 2.4},
-        "3pc": {"bits": 3, "rescale": True, "spread": 2.4},
+        "2pc": {"bits": 2, "grid": "b", "rescale": True, "spread": 2.4},
+        "3pc": {"bits": 3, "grid": "b", "rescale": True, "spread": 2.4},
     },
     "pbllm": {"90% low": {"low_fraction": 0.9}},
     "leanquant": {

@@ -176,12 +176,13 @@ def test_the_best_quality_writes_its_gains_into_every_format(place, monkeypatch,
     "options",
     [
         {"method": "quip", "bits": 2},
+        {"method": "quip", "bits": 2, "grid": "b"},
         {"method": "quip", "bits": 2, "rescale": True, "step_space": "original"},
         {"method": "leanquant", "bits": 2},
         {"method": "pbllm", "low_fraction": 0.8},
         {"method": "owq", "bits": 3, "target_bits": 3.2},
     ],
-    ids=["quip", "quip with a gain", "codebook", "partly binary", "outliers"],
+    ids=["quip", "quip, even levels", "quip with a gain", "codebook", "partly binary", "outliers"],
 )
 def test_the_refit_lowers_its_loss_whatever_is_stored(place, monkeypatch, options, refit):
     facts = []

@@ -41,7 +41,9 @@ def test_good_is_the_closed_forms_and_best_adds_the_refit():
     assert good.build_model_refit() is None
     assert best.build_model_refit().steps == best.refit_steps
     assert config(quality="best", method="rtn").build_method().inner.inner == RTN(search="tuned")
-    assert "search" not in config(quality="good", method="quip").settings()  # it has no such option
+    quip = config(quality="good", method="quip").settings()
+    assert quip["grid"] == "lloyd-max" and "search" not in quip  # it has no such option
+    assert config(method="quip").settings()["grid"] == "b"
 
 
 @pytest.mark.parametrize("quality", QUALITIES)
@@ -60,7 +62,8 @@ def test_what_is_given_beside_a_quality_wins(quality):
 
 def test_a_quality_is_the_same_as_what_it_stands_for():
     for quality, settings in QUALITIES.items():
-        found, plain = config(quality=quality), config(**settings)
+        own = {key: value for key, value in settings.items() if key != "grid"}  # not of GPTQ
+        found, plain = config(quality=quality), config(**own)
         assert found.build_method() == plain.build_method()
         assert found.build_model_refit() == plain.build_model_refit()
 

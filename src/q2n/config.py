@@ -36,9 +36,9 @@ class QuantizeConfig:
     method: str = "gptq"
     """Quantization method: see `q2n methods`."""
     quality: str | None = None
-    """Several settings at once: good (correct, nullspace cross and, for methods that have it,
-    search tuned: closed forms, about twice the time) or best (good, then refit model). What is
-    given beside it overrides it."""
+    """Several settings at once: good (correct, nullspace cross and, for methods that have them,
+    search tuned and grid lloyd-max: closed forms, about twice the time) or best (good, then refit
+    model). What is given beside it overrides it."""
     correct: bool = False
     """Correct each weight, before it is quantized, for the error of the layers below."""
     nullspace: str = "off"
@@ -154,7 +154,7 @@ class QuantizeConfig:
         return ModelRefit(steps=self.refit_steps) if self.refit in ("model", "both") else None
 
 
-_GOOD = {"correct": True, "nullspace": "cross", "search": "tuned"}
+_GOOD = {"correct": True, "nullspace": "cross", "search": "tuned", "grid": "lloyd-max"}
 QUALITIES: dict[str, dict[str, Any]] = {"good": _GOOD, "best": {**_GOOD, "refit": "model"}}
 """What the presets of `quality` stand for; a method's options where the method has them."""
 

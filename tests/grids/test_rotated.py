@@ -8,6 +8,7 @@ from q2n.errors import InputError, NumericalError
 from q2n.grids import centred
 from q2n.grids.affine import AffineLinear
 from q2n.grids.centred import CentredLinear
+from q2n.grids.lloyd_max import LloydMaxLinear
 from q2n.grids.rotated import RotatedLinear
 
 ROWS, COLUMNS = 6, 10
@@ -82,6 +83,7 @@ LAYERS = [
     rotated(affine_layer(), "blocks", rescale=False),
     rotated(affine_layer(), "blocks_unpermuted").scale_rows(ALPHA),
     rotated(centred_layer(), "off"),
+    rotated(LloydMaxLinear(codes=codes(3), scale=ALPHA, bits=3)),
 ]
 
 

@@ -9,6 +9,7 @@ from formats.tiny_models import random_layer
 from q2n.grids.binary import PartlyBinaryLinear
 from q2n.grids.centred import CentredLinear
 from q2n.grids.codebook import CodebookLinear
+from q2n.grids.lloyd_max import LloydMaxLinear
 from q2n.grids.quantized import QuantizedLinear, Tunable
 from q2n.grids.rotated import RotatedLinear
 
@@ -53,6 +54,10 @@ def rotated(inner: QuantizedLinear, **options):
 LAYERS = {
     "centred": lambda: CentredLinear(codes=whole(3, ROWS, COLUMNS), scale=random(1), bits=2),
     "centred rows, 8 bits": wide_centred,
+    "lloyd-max": lambda: LloydMaxLinear(codes=whole(7, ROWS, COLUMNS), scale=random(1), bits=3),
+    "lloyd-max rows": lambda: rotated(
+        LloydMaxLinear(codes=whole(15, ROWS, COLUMNS), scale=random(ROWS), bits=4), rescale=None
+    ),
     "rotated": lambda: rotated(wide_centred(), rescale=random(COLUMNS).bfloat16()),
     "rotated, gain": lambda: rotated(
         random_layer((ROWS, COLUMNS), 3, -1, False, torch.float32), rescale=None, gain=ALPHA.half()

@@ -7,6 +7,7 @@ import torch
 from oracles import quip as oracle
 
 from q2n.errors import InputError
+from q2n.grids import lloyd_max
 from q2n.linalg.statistics import InputStatistics, Needs
 from q2n.methods.ldlq import LDLQ
 from q2n.methods.problem import LayerProblem
@@ -59,6 +60,17 @@ def test_ldlq_and_a_greedy_pass_are_their_definition(bits, order, clamp_first):
     assert greedy.record["greedy_changes"] == (passed != codes).sum() > 0
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_uneven_levels_are_rounded_to_the_nearest(bits):
+    given = problem()
+    layer = LDLQ(bits=bits, grid="lloyd-max", damping=DAMPING, greedy_passes=0).quantize(given)
+    rms = given.weight.square().mean().sqrt()
+    assert float(layer.scale) == pytest.approx(float(rms) * lloyd_max.spread(bits))
+    levels = layer.levels.double().numpy() * float(layer.scale)
+    codes = oracle.ldlq_levels(given.weight.numpy(), damped(given), levels)
+    np.testing.assert_array_equal(layer.codes, codes)
+
+
 def test_ldlq_is_gptq_from_the_last_column_to_the_first():
     given = problem()
     layer = LDLQ(bits=3, grid="minmax", damping=DAMPING, greedy_passes=0).quantize(given)
@@ -76,7 +88,7 @@ def test_ldlq_is_gptq_from_the_last_column_to_the_first():
     np.testing.assert_allclose(layer.dequantize(), expected[:, ::-1], rtol=0, atol=4e-6)
 
 
-@pytest.mark.parametrize("grid", ["b", "minmax"])
+@pytest.mark.parametrize("grid", ["b", "lloyd-max", "minmax"])
 def test_greedy_passes_never_raise_the_loss_and_end(grid):
     given = problem(decay=2.0)
     layers = [
@@ -143,6 +155,8 @@ def test_options_that_cannot_be():
         ({"unbiased": True}, "greedy_passes=0"),
         ({"spread": 0.0}, "spread must be finite and above 0"),
         ({"spread": 2.4, "grid": "minmax"}, "spread belongs to the b grid"),
+        ({"spread": 2.4, "grid": "lloyd-max"}, "spread belongs to the b grid"),
+        ({"unbiased": True, "greedy_passes": 0, "grid": "lloyd-max"}, "needs even levels"),
     ):
         with pytest.raises(InputError, match=match):
             LDLQ(**options)

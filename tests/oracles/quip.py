@@ -23,6 +23,16 @@ def gaussian_error(bits, spread):
     return (density * (x - nearest) ** 2).sum() / density.sum()
 
 
+def level_error(levels):
+    """Expected square error of a standard normal number on these levels, and the mean of the
+    numbers that are rounded to each."""
+    x = np.linspace(-8, 8, 400_001)
+    density = np.exp(-x * x / 2)
+    cell = np.searchsorted((levels[1:] + levels[:-1]) / 2, x)
+    means = np.bincount(cell, density * x) / np.bincount(cell, density)
+    return (density * (x - levels[cell]) ** 2).sum() / density.sum(), means
+
+
 def ldlq_centred(weight, hessian, bits, scale, *, clamp_first):
     """LDLQ in units of codes on the levels S (2 k / (2^b - 1) - 1). Returns the codes."""
     top = 2**bits - 1
@@ -35,6 +45,17 @@ def ldlq_centred(weight, hessian, bits, scale, *, clamp_first):
         pushed = v[:, i] + (v[:, i + 1 :] - codes[:, i + 1 :]) @ strict[i + 1 :, i]
         codes[:, i] = np.floor(pushed + 0.5).clip(0, top)
     return codes, v
+
+
+def ldlq_levels(weight, hessian, levels):
+    """LDLQ on any levels, the nearest by trying all. Returns the codes."""
+    strict = ldl(hessian) - np.eye(len(hessian))
+    rounded, codes = np.zeros_like(weight), np.zeros(weight.shape, dtype=int)
+    for i in reversed(range(weight.shape[1])):
+        pushed = weight[:, i] + (weight[:, i + 1 :] - rounded[:, i + 1 :]) @ strict[i + 1 :, i]
+        codes[:, i] = np.abs(pushed[:, None] - levels).argmin(1)
+        rounded[:, i] = levels[codes[:, i]]
+    return codes
 
 
 def greedy_pass(v, codes, hessian, top):

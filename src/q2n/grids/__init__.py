@@ -4,6 +4,7 @@ from q2n.grids.affine import AffineLinear
 from q2n.grids.binary import PartlyBinaryLinear
 from q2n.grids.centred import CentredLinear
 from q2n.grids.codebook import CodebookLinear
+from q2n.grids.lloyd_max import LloydMaxLinear
 from q2n.grids.outliers import OutlierLinear
 from q2n.grids.quantized import QuantizedLinear
 from q2n.grids.rotated import RotatedLinear
@@ -13,6 +14,7 @@ REPRESENTATIONS: dict[str, type[QuantizedLinear]] = {
     for layer in (
         AffineLinear,
         CentredLinear,
+        LloydMaxLinear,
         RotatedLinear,
         CodebookLinear,
         PartlyBinaryLinear,

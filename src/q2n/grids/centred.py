@@ -20,7 +20,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from q2n.errors import NumericalError
-from q2n.grids.quantized import QuantizedLinear
+from q2n.grids.quantized import QuantizedLinear, Tunable
 from q2n.grids.tunable import hardened_codes, latent, scaled, scaled_rounded
 
 GAUSSIAN_SPREAD = {2: 1.494, 3: 2.051, 4: 2.514, 8: 3.922}
@@ -66,9 +66,13 @@ class CentredLinear(QuantizedLinear):
         return (self.codes.float() * (2 / (2**self.bits - 1)) - 1) * self.scale.float()[:, None]
 
     def scale_rows(self, alpha: Float[Tensor, " out"]) -> Self:
-        return replace(self, scale=(self.scale.float() * alpha.float()).to(self.scale.dtype))
+        return self.with_scale(self.scale.float() * alpha.float())
 
-    def tunable(self, *, rounding: bool) -> "TunableCentred":
+    def with_scale(self, scale: Float[Tensor, " scales"]) -> Self:
+        """The same codes with other scales, rounded to the dtype of the old ones."""
+        return replace(self, scale=scale.to(self.scale.dtype))
+
+    def tunable(self, *, rounding: bool) -> Tunable:
         return TunableCentred(self, rounding=rounding)
 
     @property
@@ -116,7 +120,7 @@ class TunableCentred(nn.Module):
     def hardened(self) -> CentredLinear:
         """The layer with the tuned scales and codes."""
         codes = hardened_codes(self.layer.codes, self.code_change, self.top)
-        return replace(self.layer, codes=codes, scale=self._scale().to(self.layer.scale.dtype))
+        return replace(self.layer.with_scale(self._scale()), codes=codes)
 
     def _scale(self) -> Float[Tensor, " scales"]:
         return self.layer.scale.float() * (1 + self.scale_change)

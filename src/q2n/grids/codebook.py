@@ -72,7 +72,7 @@ class TunableCodebook(nn.Module):
 
     def weight(self, dtype: torch.dtype) -> Float[Tensor, "out m"]:
         """The dense weight, differentiable in the parameters."""
-        return _Lookup.apply(self._codebook(), self.layer.codes, dtype)
+        return lookup(self._codebook(), self.layer.codes, dtype)
 
     @torch.no_grad()
     def hardened(self) -> CodebookLinear:
@@ -81,6 +81,13 @@ class TunableCodebook(nn.Module):
 
     def _codebook(self) -> Float[Tensor, "out entries"]:
         return self.layer.codebook.float() + self.scale_change * self._unit
+
+
+def lookup(
+    codebook: Float[Tensor, "out entries"], codes: UInt8[Tensor, "out m"], dtype: torch.dtype
+) -> Float[Tensor, "out m"]:
+    """Each row's entries by code, differentiable in the entries."""
+    return _Lookup.apply(codebook, codes, dtype)
 
 
 class _Lookup(torch.autograd.Function):

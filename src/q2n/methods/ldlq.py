@@ -16,8 +16,8 @@ Greedy passes may follow (descent.py).
 Unbiased rounding goes up with the probability of the fractional part, by noise added before
 rounding to nearest. The feedback is linear, so the error has mean 0 where nothing is clamped.
 
-Grids: `b`, grids/centred.py, and `minmax`, grids/affine.py, with one scale a row. Dead columns
-(input always 0) are rounded from 0.
+Grids: `b`, grids/centred.py; `lloyd-max`, grids/lloyd_max.py; `minmax`, grids/affine.py, with one
+scale a row. Dead columns (input always 0) are rounded from 0.
 
 The `b` grid cuts off weights beyond its spread. The released code clamps them before it rounds, so
 that what was cut off is in no E and the columns that follow cannot make up for it: from 3 bits on
@@ -27,7 +27,8 @@ the released code's way.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -35,15 +36,16 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from q2n.errors import InputError
-from q2n.grids import centred
+from q2n.grids import centred, lloyd_max
 from q2n.grids.affine import BITS, AffineForm, AffineGrid, AffineLinear
 from q2n.grids.centred import CentredLinear
+from q2n.grids.lloyd_max import LloydMaxLinear
 from q2n.grids.quantized import Form, QuantizedLinear
 from q2n.linalg.factor import Feedback, feedback
 from q2n.linalg.statistics import Needs
 from q2n.methods.descent import descend
 from q2n.methods.problem import LayerProblem, Method
-from q2n.methods.rounding import Affine
+from q2n.methods.rounding import Affine, Codebook, Rule
 from q2n.methods.sweep import Sweep, sweep
 
 _BLOCK = 128
@@ -58,8 +60,9 @@ class LDLQOptions(Method):
 
     bits: int = 4
     """2, 3, 4 or 8."""
-    grid: Literal["b", "minmax"] = "b"
-    """b: levels spread evenly around 0, one scale a matrix; minmax: over each row's range."""
+    grid: Literal["b", "lloyd-max", "minmax"] = "b"
+    """b: levels spread evenly around 0, one scale a matrix; lloyd-max: the same with levels closer
+    where Gaussian weights are likelier; minmax: evenly over each row's range."""
     spread: float | None = None
     """How far the b grid reaches, in root mean squares of the matrix (QuIP as published: 2.4). By
     default what serves Gaussian weights best: 1.49, 2.05, 2.51, 3.92 at 2, 3, 4, 8 bits."""
@@ -81,8 +84,10 @@ class LDLQOptions(Method):
             raise InputError(f"damping must be finite and at least 0, got {self.damping}")
         if self.spread is not None and not (math.isfinite(self.spread) and self.spread > 0):
             raise InputError(f"spread must be finite and above 0, got {self.spread}")
-        if self.spread is not None and self.grid == "minmax":
+        if self.spread is not None and self.grid != "b":
             raise InputError("spread belongs to the b grid: use grid='b', or leave it out")
+        if self.grid == "lloyd-max" and self.unbiased:
+            raise InputError("unbiased rounding needs even levels: use grid='b' or 'minmax'")
         if self.greedy_passes < 0:
             raise InputError(f"greedy_passes must be at least 0, got {self.greedy_passes}")
         if self.unbiased and self.greedy_passes:
@@ -106,7 +111,7 @@ class LDLQ(LDLQOptions):
     def form(self) -> Form:
         if self.grid == "minmax":
             return AffineForm(bits=self.bits, group_size=-1)
-        return Form(kind=CentredLinear.kind)
+        return Form(kind=(CentredLinear if self.grid == "b" else LloydMaxLinear).kind)
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         statistics = problem.statistics
@@ -119,13 +124,9 @@ class LDLQ(LDLQOptions):
         dead = torch.zeros_like(back.dead).index_copy_(0, visit, back.dead)
         levels = self._levels(problem, problem.weight.masked_fill(dead, 0))
         weight = levels.weight.T[visit]
-        first = self._sweep(levels, weight, back.matrix, self._noise(levels, problem))
-        found = descend(
-            first,
-            _damped(gram, visit, back),
-            self.greedy_passes,
-            lambda matrix, offset: self._sweep(levels, weight, matrix, offset),
-        )
+        rounded = partial(_sweep, weight, levels.rule)
+        first = rounded(back.matrix, self._noise(levels, problem))
+        found = descend(first, _damped(gram, visit, back), self.greedy_passes, rounded)
         codes = torch.empty_like(problem.weight, dtype=torch.uint8)
         codes[:, visit] = found.codes.T
         return levels.stored(codes).with_record(
@@ -144,43 +145,32 @@ class LDLQ(LDLQOptions):
     def _levels(self, problem: LayerProblem, weight: Float[Tensor, "out m"]) -> "_Levels":
         if self.grid == "minmax":
             return _minmax(weight, self.bits, problem.scale_dtype, problem.name)
-        spread = centred.GAUSSIAN_SPREAD[self.bits] if self.spread is None else self.spread
+        even = self.grid == "b"
+        best = centred.GAUSSIAN_SPREAD[self.bits] if even else lloyd_max.spread(self.bits)
+        spread = best if self.spread is None else self.spread
         scale = centred.fit(weight, spread, problem.scale_dtype, problem.name)
-        levels = _centred(weight, scale, self.bits)
-        if not self.clamp_first:
-            return levels
-        highest = levels.scale.T * (2**self.bits - 1)
-        return replace(levels, weight=levels.weight.clamp(min=0).minimum(highest))
+        if self.clamp_first:
+            weight = weight.clamp(-scale.to(weight), scale.to(weight))
+        return (_centred if even else _lloyd_max)(weight, scale, self.bits)
 
     def _noise(self, levels: "_Levels", problem: LayerProblem) -> Float[Tensor, "m out"] | None:
         """Uniform over one step: rounding to nearest then rounds up with the probability of
         the fractional part."""
         if not self.unbiased:
             return None
+        assert isinstance(levels.rule, Affine)
         generator = torch.Generator().manual_seed(problem.seed)
         uniform = torch.rand(problem.weight.T.shape, generator=generator)
-        return (uniform.to(problem.weight) - 0.5) * levels.scale
-
-    def _sweep(
-        self,
-        levels: "_Levels",
-        weight: Float[Tensor, "m out"],
-        matrix: Float[Tensor, "m m"],
-        offset: Float[Tensor, "m out"] | None,
-    ) -> Sweep:
-        group = torch.zeros(len(weight), dtype=torch.int64, device=weight.device)
-        rule = Affine(levels.scale, levels.zero, group, 2**self.bits - 1)
-        return sweep(weight, matrix, rule, block_size=_BLOCK, offset=offset)
+        return (uniform.to(problem.weight) - 0.5) * levels.rule.scale
 
 
 @dataclass(frozen=True, eq=False)
 class _Levels:
-    """A grid as the sweep takes it: level k of a row is `scale * (k - zero)`."""
+    """A grid as the sweep takes it."""
 
     weight: Float[Tensor, "out m"]
-    """The weight in the coordinates of those levels."""
-    scale: Float[Tensor, "1 out"]
-    zero: UInt8[Tensor, "1 out"]
+    """The weight in the coordinates of the rule."""
+    rule: Rule
     stored: Callable[[UInt8[Tensor, "out m"]], QuantizedLinear]
     """The layer with these codes."""
 
@@ -189,11 +179,22 @@ def _centred(weight: Float[Tensor, "out m"], scale: Float[Tensor, "1"], bits: in
     """The levels over [-S, S], moved up by S: then code 0 is 0."""
     end = scale.to(weight)
     step = (2 * end / (2**bits - 1)).expand(1, len(weight)).contiguous()
+    zero = torch.zeros_like(step, dtype=torch.uint8)
     return _Levels(
         weight + end,
-        step,
-        torch.zeros_like(step, dtype=torch.uint8),
+        _one_group(step, zero, weight.shape[1], bits),
         lambda codes: CentredLinear(codes=codes, scale=scale, bits=bits),
+    )
+
+
+def _lloyd_max(weight: Float[Tensor, "out m"], scale: Float[Tensor, "1"], bits: int) -> _Levels:
+    stored = partial(LloydMaxLinear, scale=scale, bits=bits)
+    every = torch.arange(2**bits, dtype=torch.uint8, device=weight.device).unsqueeze(0)
+    entries = stored(codes=every).dequantize().T.to(weight)
+    return _Levels(
+        weight,
+        Codebook(entries.expand(-1, len(weight)).contiguous()),
+        lambda codes: stored(codes=codes),
     )
 
 
@@ -201,8 +202,7 @@ def _minmax(weight: Float[Tensor, "out m"], bits: int, dtype: torch.dtype, name:
     scale, zero = AffineGrid(bits=bits).fit(weight, dtype, name)
     return _Levels(
         weight,
-        scale.T.to(weight).contiguous(),
-        zero.T.contiguous(),
+        _one_group(scale.T.to(weight).contiguous(), zero.T.contiguous(), weight.shape[1], bits),
         lambda codes: AffineLinear(
             codes=codes,
             scale=scale,
@@ -212,6 +212,22 @@ def _minmax(weight: Float[Tensor, "out m"], bits: int, dtype: torch.dtype, name:
             symmetric=False,
         ),
     )
+
+
+def _one_group(
+    scale: Float[Tensor, "1 out"], zero: UInt8[Tensor, "1 out"], columns: int, bits: int
+) -> Affine:
+    group = torch.zeros(columns, dtype=torch.int64, device=scale.device)
+    return Affine(scale, zero, group, 2**bits - 1)
+
+
+def _sweep(
+    weight: Float[Tensor, "m out"],
+    rule: Rule,
+    matrix: Float[Tensor, "m m"],
+    offset: Float[Tensor, "m out"] | None,
+) -> Sweep:
+    return sweep(weight, matrix, rule, block_size=_BLOCK, offset=offset)
 
 
 def _damped(
