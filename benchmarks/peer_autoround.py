@@ -65,6 +65,7 @@ def quantize(options: argparse.Namespace):
         seqlen=options.length,
         batch_size=8,
         dataset=batches,
+        amp=not options.float32,
     )
     model, _ = rounding.quantize()
     seconds = time.perf_counter() - start
@@ -83,6 +84,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--group-size", type=int, default=64, help="-1: per channel")
     parser.add_argument("--iters", type=int, default=50)
     parser.add_argument("--length", type=int, default=512)
+    parser.add_argument(
+        "--float32", action="store_true", help="matrix products in float32: no fast bfloat16 here"
+    )
     return parser.parse_args()
 
 
