@@ -59,7 +59,11 @@ q2n.quantize(place + "/model", place + "/killed/checkpoint", corpus=place + "/te
 @pytest.mark.parametrize("linear", [3, 12, 20])
 def test_kill_and_resume_give_the_same_checkpoint(place, linear):
     """Killed in the middle of the first, second and last block."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(q2n.__file__).parents[1])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(q2n.__file__).parents[1]),
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),  # sums round alike
+    }
     run = [sys.executable, "-c", KILLED_RUN, str(place), str(linear)]
     killed = subprocess.run(run, env=environment, capture_output=True)
     assert killed.returncode == -signal.SIGKILL
