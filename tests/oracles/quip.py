@@ -15,12 +15,7 @@ def centred_scale(weight, spread):
 
 def gaussian_error(bits, spread):
     """Expected square error of a standard normal number on the levels over [-spread, spread]."""
-    x = np.linspace(-8, 8, 100_001)
-    density = np.exp(-x * x / 2)
-    levels = np.linspace(-spread, spread, 2**bits)
-    step = levels[1] - levels[0]
-    nearest = levels[np.clip(np.rint((x + spread) / step), 0, 2**bits - 1).astype(int)]
-    return (density * (x - nearest) ** 2).sum() / density.sum()
+    return level_error(np.linspace(-spread, spread, 2**bits))[0]
 
 
 def level_error(levels):

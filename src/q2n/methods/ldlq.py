@@ -124,7 +124,10 @@ class LDLQ(LDLQOptions):
         dead = torch.zeros_like(back.dead).index_copy_(0, visit, back.dead)
         levels = self._levels(problem, problem.weight.masked_fill(dead, 0))
         weight = levels.weight.T[visit]
-        rounded = partial(_sweep, weight, levels.rule)
+
+        def rounded(matrix: Tensor, offset: Tensor | None) -> Sweep:
+            return sweep(weight, matrix, levels.rule, block_size=_BLOCK, offset=offset)
+
         first = rounded(back.matrix, self._noise(levels, problem))
         found = descend(first, _damped(gram, visit, back), self.greedy_passes, rounded)
         codes = torch.empty_like(problem.weight, dtype=torch.uint8)
@@ -219,15 +222,6 @@ def _one_group(
 ) -> Affine:
     group = torch.zeros(columns, dtype=torch.int64, device=scale.device)
     return Affine(scale, zero, group, 2**bits - 1)
-
-
-def _sweep(
-    weight: Float[Tensor, "m out"],
-    rule: Rule,
-    matrix: Float[Tensor, "m m"],
-    offset: Float[Tensor, "m out"] | None,
-) -> Sweep:
-    return sweep(weight, matrix, rule, block_size=_BLOCK, offset=offset)
 
 
 def _damped(
