@@ -25,14 +25,20 @@ from q2n.formats.choice import formats_for
 PER_CHANNEL_2 = {"bits": 2, "group_size": -1}
 PER_CHANNEL_3 = {"bits": 3, "group_size": -1}
 GROUPS_2 = {"bits": 2, "group_size": 64}
-EVEN = {"grid": "b", "greedy_passes": 1}
+EVEN = {"grid": "b"}
 SPREAD_24 = {**EVEN, "spread": 2.4}
-"""QuIP's published grid and passes, which the presets replace."""
+"""QuIP's published grid, which the presets replace."""
+GAUSSIAN = {"grid": "lloyd-max", "greedy_passes": 4}
 
 METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "rtn": {"2pc": PER_CHANNEL_2, "2g64": GROUPS_2, "3pc": PER_CHANNEL_3},
     "gptq": {"2pc": PER_CHANNEL_2, "2g64": GROUPS_2, "3pc": PER_CHANNEL_3},
     "quip": {"2pc": {"bits": 2}, "3pc": {"bits": 3}},
+    "quip trellis": {
+        "2pc": {"bits": 2, "grid": "trellis"},
+        "3pc": {"bits": 3, "grid": "trellis"},
+    },
+    "quip lloyd-max": {"2pc": {"bits": 2, **GAUSSIAN}, "3pc": {"bits": 3, **GAUSSIAN}},
     "quip even levels": {"2pc": {"bits": 2, **EVEN}, "3pc": {"bits": 3, **EVEN}},
     "quip spread 2.4": {"2pc": {"bits": 2, **SPREAD_24}, "3pc": {"bits": 3, **SPREAD_24}},
     "quip as published": {

@@ -42,10 +42,9 @@ def test_good_is_the_closed_forms_and_best_adds_the_refit():
     assert best.build_model_refit().steps == best.refit_steps
     assert config(quality="best", method="rtn").build_method().inner.inner == RTN(search="tuned")
     quip = config(quality="good", method="quip").settings()
-    assert quip["grid"] == "lloyd-max" and quip["greedy_passes"] == 4
+    assert quip["grid"] == "trellis"
     assert "search" not in quip  # it has no such option
-    plain = config(method="quip").settings()
-    assert plain["grid"] == "b" and plain["greedy_passes"] == 1
+    assert config(method="quip").settings()["grid"] == "b"
 
 
 @pytest.mark.parametrize("quality", QUALITIES)
@@ -64,7 +63,7 @@ def test_what_is_given_beside_a_quality_wins(quality):
 
 def test_a_quality_is_the_same_as_what_it_stands_for():
     for quality, settings in QUALITIES.items():
-        own = {key: x for key, x in settings.items() if key not in ("grid", "greedy_passes")}
+        own = {key: x for key, x in settings.items() if key != "grid"}
         found, plain = config(quality=quality), config(**own)
         assert found.build_method() == plain.build_method()
         assert found.build_model_refit() == plain.build_model_refit()

@@ -37,7 +37,7 @@ class QuantizeConfig:
     """Quantization method: see `q2n methods`."""
     quality: str | None = None
     """Several settings at once: good (correct, nullspace cross and, for methods that have them,
-    search tuned, grid lloyd-max and greedy passes 4: closed forms, about twice the time) or best
+    search tuned and grid trellis: closed forms, about twice the time) or best
     (good, then refit model). What is given beside it overrides it."""
     correct: bool = False
     """Correct each weight, before it is quantized, for the error of the layers below."""
@@ -154,13 +154,7 @@ class QuantizeConfig:
         return ModelRefit(steps=self.refit_steps) if self.refit in ("model", "both") else None
 
 
-_GOOD = {
-    "correct": True,
-    "nullspace": "cross",
-    "search": "tuned",
-    "grid": "lloyd-max",
-    "greedy_passes": 4,
-}
+_GOOD = {"correct": True, "nullspace": "cross", "search": "tuned", "grid": "trellis"}
 QUALITIES: dict[str, dict[str, Any]] = {"good": _GOOD, "best": {**_GOOD, "refit": "model"}}
 """What the presets of `quality` stand for; a method's options where the method has them."""
 

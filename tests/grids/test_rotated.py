@@ -10,6 +10,7 @@ from q2n.grids.affine import AffineLinear
 from q2n.grids.centred import CentredLinear
 from q2n.grids.lloyd_max import LloydMaxLinear
 from q2n.grids.rotated import RotatedLinear
+from q2n.grids.trellis import TrellisLinear
 
 ROWS, COLUMNS = 6, 10
 GENERATOR = torch.Generator()
@@ -84,6 +85,7 @@ LAYERS = [
     rotated(affine_layer(), "blocks_unpermuted").scale_rows(ALPHA),
     rotated(centred_layer(), "off"),
     rotated(LloydMaxLinear(codes=codes(3), scale=ALPHA, bits=3)),
+    rotated(TrellisLinear(codes=codes(3), scale=ALPHA, bits=3)),
 ]
 
 

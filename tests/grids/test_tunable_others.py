@@ -12,6 +12,7 @@ from q2n.grids.codebook import CodebookLinear
 from q2n.grids.lloyd_max import LloydMaxLinear
 from q2n.grids.quantized import QuantizedLinear, Tunable
 from q2n.grids.rotated import RotatedLinear
+from q2n.grids.trellis import TrellisLinear
 
 ROWS, COLUMNS = 6, 10
 ALPHA = torch.linspace(0.8, 1.2, ROWS)
@@ -57,6 +58,10 @@ LAYERS = {
     "lloyd-max": lambda: LloydMaxLinear(codes=whole(7, ROWS, COLUMNS), scale=random(1), bits=3),
     "lloyd-max rows": lambda: rotated(
         LloydMaxLinear(codes=whole(15, ROWS, COLUMNS), scale=random(ROWS), bits=4), rescale=None
+    ),
+    "trellis": lambda: TrellisLinear(codes=whole(3, ROWS, COLUMNS), scale=random(1), bits=2),
+    "trellis rows": lambda: rotated(
+        TrellisLinear(codes=whole(7, ROWS, COLUMNS), scale=random(ROWS), bits=3), rescale=None
     ),
     "rotated": lambda: rotated(wide_centred(), rescale=random(COLUMNS).bfloat16()),
     "rotated, gain": lambda: rotated(

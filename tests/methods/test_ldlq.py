@@ -102,6 +102,17 @@ def test_greedy_passes_never_raise_the_loss_and_end(grid):
     assert torch.equal(layers[-1].codes, layers[-2].codes)
 
 
+def test_greedy_passes_lower_the_loss_of_a_trellis():
+    """Not necessarily each of them: the state at a segment's border is found anew."""
+    weight = torch.randn(170, COLUMNS, generator=torch.Generator().manual_seed(1)).double()
+    given = problem(weight=weight, decay=2.0)
+    losses = [
+        loss(given, LDLQ(bits=3, grid="trellis", damping=DAMPING, greedy_passes=n).quantize(given))
+        for n in (0, 1, 4)
+    ]
+    assert losses[2] < 0.99 * losses[1] < 0.98 * losses[0]
+
+
 def test_unbiased_rounding_has_no_mean_error():
     """Over 300 seeds, in units of the standard error: 360 of them stay below 4.5 but for one
     time in 400. Rounding to nearest has the same error every time."""
@@ -147,6 +158,22 @@ def test_dead_columns_do_not_disturb_the_others():
     assert (layer.dequantize()[:, dead] == 0).all() and layer.record["dead_columns"] == 3
 
 
+def test_a_trellis_needs_as_many_rows_as_its_values_have_codes():
+    method = LDLQ(bits=2, grid="trellis")
+    method.check("h.0.up", (5, 40))
+    with pytest.raises(InputError, match=r"h\.0\.up: a trellis code of 2 bits needs 5 rows"):
+        method.check("h.0.up", (4, 40))
+    LDLQ(bits=2, grid="lloyd-max").check("h.0.up", (4, 40))
+
+
+def test_at_8_bits_a_trellis_is_its_levels():
+    method = LDLQ(bits=8, grid="trellis")
+    method.check("h.0.up", (1, 40))
+    layer = method.quantize(problem())
+    assert layer.kind == method.form.kind == "lloyd-max"
+    assert LDLQ(bits=4, grid="trellis").form.kind == "trellis"
+
+
 def test_options_that_cannot_be():
     for options, match in (
         ({"bits": 5}, "bits must be one of"),
@@ -157,6 +184,8 @@ def test_options_that_cannot_be():
         ({"spread": 2.4, "grid": "minmax"}, "spread belongs to the b grid"),
         ({"spread": 2.4, "grid": "lloyd-max"}, "spread belongs to the b grid"),
         ({"unbiased": True, "greedy_passes": 0, "grid": "lloyd-max"}, "needs even levels"),
+        ({"unbiased": True, "greedy_passes": 0, "grid": "trellis"}, "needs even levels"),
+        ({"clamp_first": True, "grid": "trellis"}, "clamp_first belongs to the b grid"),
     ):
         with pytest.raises(InputError, match=match):
             LDLQ(**options)

@@ -8,6 +8,7 @@ from q2n.grids.lloyd_max import LloydMaxLinear
 from q2n.grids.outliers import OutlierLinear
 from q2n.grids.quantized import QuantizedLinear
 from q2n.grids.rotated import RotatedLinear
+from q2n.grids.trellis import TrellisLinear
 
 REPRESENTATIONS: dict[str, type[QuantizedLinear]] = {
     layer.kind: layer
@@ -15,6 +16,7 @@ REPRESENTATIONS: dict[str, type[QuantizedLinear]] = {
         AffineLinear,
         CentredLinear,
         LloydMaxLinear,
+        TrellisLinear,
         RotatedLinear,
         CodebookLinear,
         PartlyBinaryLinear,

@@ -13,10 +13,10 @@ from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from q2n.grids.centred import CentredLinear
-from q2n.grids.codebook import lookup
+from q2n.grids.levels import TunableLevels
 
 _ROUNDS = 1000
 """Of Lloyd's iteration; at 8 bits the expected error is then 0.01 % above the least."""
@@ -60,30 +60,5 @@ class LloydMaxLinear(CentredLinear):
         """In units of the scale, which is the outermost."""
         return (levels(self.bits) / spread(self.bits)).to(self.scale.device, torch.float32)
 
-    def tunable(self, *, rounding: bool) -> "TunableLloydMax":
-        return TunableLloydMax(self)
-
-
-class TunableLloydMax(nn.Module):
-    """The tunable form of a `LloydMaxLinear`: its scales. The steps between its levels differ, so
-    that codes, whose gradient passes the rounding as if they did not, stay."""
-
-    code_change = None
-
-    def __init__(self, layer: LloydMaxLinear):
-        super().__init__()
-        self.layer = layer
-        self.scale_change = nn.Parameter(torch.zeros_like(layer.scale, dtype=torch.float32))
-
-    def weight(self, dtype: torch.dtype) -> Float[Tensor, "out m"]:
-        """The dense weight, differentiable in the parameters."""
-        entries = self._scale().unsqueeze(1) * self.layer.levels
-        return lookup(entries.expand(len(self.layer.codes), -1), self.layer.codes, dtype)
-
-    @torch.no_grad()
-    def hardened(self) -> LloydMaxLinear:
-        """The layer with the tuned scales."""
-        return self.layer.with_scale(self._scale())
-
-    def _scale(self) -> Float[Tensor, " scales"]:
-        return self.layer.scale.float() * (1 + self.scale_change)
+    def tunable(self, *, rounding: bool) -> TunableLevels:
+        return TunableLevels(self, self.levels, self.codes)

@@ -25,10 +25,11 @@ from q2n.grids.affine import AffineLinear
 from q2n.grids.centred import CentredLinear
 from q2n.grids.lloyd_max import LloydMaxLinear
 from q2n.grids.quantized import QuantizedLinear, Tunable
+from q2n.grids.trellis import TrellisLinear
 from q2n.linalg.basis import Basis
 from q2n.linalg.orthogonal import Mode, random_rotation
 
-WITHIN = {kind.kind: kind for kind in (AffineLinear, CentredLinear, LloydMaxLinear)}
+WITHIN = {kind.kind: kind for kind in (AffineLinear, CentredLinear, LloydMaxLinear, TrellisLinear)}
 """Representations that may lie within, by kind."""
 
 Projection = Literal[Mode, "off"]

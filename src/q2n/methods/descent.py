@@ -11,8 +11,9 @@ is what a sweep feeds back; the others give the lower one, known before the pass
 pass is a sweep with another matrix.
 
 Nearest level means within the codes 0 .. 2^b - 1, so that no step raises the loss, and the passes
-end at a fixed point. (The released code clamps after the pass, which can raise it, and goes on
-with a residual from before.)
+end at a fixed point. (With a trellis one may: the states at the borders of its segments are found
+anew. The released code clamps after the pass, which can raise it, and goes on with a residual from
+before.)
 """
 
 from collections.abc import Callable

@@ -16,7 +16,8 @@ Greedy passes may follow (descent.py).
 Unbiased rounding goes up with the probability of the fractional part, by noise added before
 rounding to nearest. The feedback is linear, so the error has mean 0 where nothing is clamped.
 
-Grids: `b`, grids/centred.py; `lloyd-max`, grids/lloyd_max.py; `minmax`, grids/affine.py, with one
+Grids (ldlq_grids.py): `b`, grids/centred.py; `lloyd-max`, grids/lloyd_max.py; `trellis`,
+grids/trellis.py, which makes this QTIP (Tseng et al. 2024); `minmax`, grids/affine.py, with one
 scale a row. Dead columns (input always 0) are rounded from 0.
 
 The `b` grid cuts off weights beyond its spread. The released code clamps them before it rounds, so
@@ -26,26 +27,23 @@ the released code's way.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from q2n.errors import InputError
-from q2n.grids import centred, lloyd_max
-from q2n.grids.affine import BITS, AffineForm, AffineGrid, AffineLinear
-from q2n.grids.centred import CentredLinear
-from q2n.grids.lloyd_max import LloydMaxLinear
+from q2n.grids import trellis
+from q2n.grids.affine import BITS, AffineGrid
 from q2n.grids.quantized import Form, QuantizedLinear
 from q2n.linalg.factor import Feedback, feedback
 from q2n.linalg.statistics import Needs
 from q2n.methods.descent import descend
+from q2n.methods.ldlq_grids import FittedGrid, GridName, fit, fit_even, form
 from q2n.methods.problem import LayerProblem, Method
-from q2n.methods.rounding import Affine, Codebook, Rule
+from q2n.methods.rounding import Affine
 from q2n.methods.sweep import Sweep, sweep
 
 _BLOCK = 128
@@ -60,9 +58,10 @@ class LDLQOptions(Method):
 
     bits: int = 4
     """2, 3, 4 or 8."""
-    grid: Literal["b", "lloyd-max", "minmax"] = "b"
+    grid: GridName = "b"
     """b: levels spread evenly around 0, one scale a matrix; lloyd-max: the same with levels closer
-    where Gaussian weights are likelier; minmax: evenly over each row's range."""
+    where Gaussian weights are likelier; trellis: codes along a column that together choose among
+    many more levels (at 8 bits: lloyd-max); minmax: evenly over each row's range."""
     spread: float | None = None
     """How far the b grid reaches, in root mean squares of the matrix (QuIP as published: 2.4). By
     default what serves Gaussian weights best: 1.49, 2.05, 2.51, 3.92 at 2, 3, 4, 8 bits."""
@@ -86,7 +85,9 @@ class LDLQOptions(Method):
             raise InputError(f"spread must be finite and above 0, got {self.spread}")
         if self.spread is not None and self.grid != "b":
             raise InputError("spread belongs to the b grid: use grid='b', or leave it out")
-        if self.grid == "lloyd-max" and self.unbiased:
+        if self.clamp_first and self.grid != "b":
+            raise InputError("clamp_first belongs to the b grid: use grid='b', or leave it out")
+        if self.grid in ("lloyd-max", "trellis") and self.unbiased:
             raise InputError("unbiased rounding needs even levels: use grid='b' or 'minmax'")
         if self.greedy_passes < 0:
             raise InputError(f"greedy_passes must be at least 0, got {self.greedy_passes}")
@@ -109,9 +110,15 @@ class LDLQ(LDLQOptions):
 
     @property
     def form(self) -> Form:
-        if self.grid == "minmax":
-            return AffineForm(bits=self.bits, group_size=-1)
-        return Form(kind=(CentredLinear if self.grid == "b" else LloydMaxLinear).kind)
+        return form(self.grid, self.bits)
+
+    def check(self, name: str, shape: tuple[int, int]) -> None:
+        least = trellis.DIGITS.get(self.bits, 1) if self.grid == "trellis" else 1
+        if shape[0] < least:
+            raise InputError(
+                f"{name}: a trellis code of {self.bits} bits needs {least} rows at least, not "
+                f"{shape[0]}; use grid='lloyd-max'"
+            )
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         statistics = problem.statistics
@@ -122,17 +129,24 @@ class LDLQ(LDLQOptions):
             ("ldlq", self.damping, self.order), lambda: self._factor(gram, problem.name)
         )
         dead = torch.zeros_like(back.dead).index_copy_(0, visit, back.dead)
-        levels = self._levels(problem, problem.weight.masked_fill(dead, 0))
-        weight = levels.weight.T[visit]
+        grid = self._fitted(problem, problem.weight.masked_fill(dead, 0))
+        weight = grid.weight.T[visit]
 
         def rounded(matrix: Tensor, offset: Tensor | None) -> Sweep:
-            return sweep(weight, matrix, levels.rule, block_size=_BLOCK, offset=offset)
+            return sweep(
+                weight,
+                matrix,
+                grid.rule,
+                block_size=_BLOCK,
+                round_block=grid.round_block,
+                offset=offset,
+            )
 
-        first = rounded(back.matrix, self._noise(levels, problem))
+        first = rounded(back.matrix, self._noise(grid, problem))
         found = descend(first, _damped(gram, visit, back), self.greedy_passes, rounded)
         codes = torch.empty_like(problem.weight, dtype=torch.uint8)
         codes[:, visit] = found.codes.T
-        return levels.stored(codes).with_record(
+        return grid.stored(codes).with_record(
             damping=back.damping,
             dead_columns=int(dead.sum()),
             greedy_changes=int((found.codes != first.codes).sum()),
@@ -145,83 +159,21 @@ class LDLQ(LDLQOptions):
             visit = torch.argsort(gram.diagonal(), descending=True, stable=True)
         return visit, feedback(gram[visit][:, visit], self.damping, name=name)
 
-    def _levels(self, problem: LayerProblem, weight: Float[Tensor, "out m"]) -> "_Levels":
-        if self.grid == "minmax":
-            return _minmax(weight, self.bits, problem.scale_dtype, problem.name)
-        even = self.grid == "b"
-        best = centred.GAUSSIAN_SPREAD[self.bits] if even else lloyd_max.spread(self.bits)
-        spread = best if self.spread is None else self.spread
-        scale = centred.fit(weight, spread, problem.scale_dtype, problem.name)
-        if self.clamp_first:
-            weight = weight.clamp(-scale.to(weight), scale.to(weight))
-        return (_centred if even else _lloyd_max)(weight, scale, self.bits)
+    def _fitted(self, problem: LayerProblem, weight: Float[Tensor, "out m"]) -> FittedGrid:
+        given = (weight, self.bits, problem.scale_dtype, problem.name)
+        if self.grid == "b":
+            return fit_even(*given, spread=self.spread, clamp_first=self.clamp_first)
+        return fit(self.grid, *given)
 
-    def _noise(self, levels: "_Levels", problem: LayerProblem) -> Float[Tensor, "m out"] | None:
+    def _noise(self, grid: FittedGrid, problem: LayerProblem) -> Float[Tensor, "m out"] | None:
         """Uniform over one step: rounding to nearest then rounds up with the probability of
         the fractional part."""
         if not self.unbiased:
             return None
-        assert isinstance(levels.rule, Affine)
+        assert isinstance(grid.rule, Affine)
         generator = torch.Generator().manual_seed(problem.seed)
         uniform = torch.rand(problem.weight.T.shape, generator=generator)
-        return (uniform.to(problem.weight) - 0.5) * levels.rule.scale
-
-
-@dataclass(frozen=True, eq=False)
-class _Levels:
-    """A grid as the sweep takes it."""
-
-    weight: Float[Tensor, "out m"]
-    """The weight in the coordinates of the rule."""
-    rule: Rule
-    stored: Callable[[UInt8[Tensor, "out m"]], QuantizedLinear]
-    """The layer with these codes."""
-
-
-def _centred(weight: Float[Tensor, "out m"], scale: Float[Tensor, "1"], bits: int) -> _Levels:
-    """The levels over [-S, S], moved up by S: then code 0 is 0."""
-    end = scale.to(weight)
-    step = (2 * end / (2**bits - 1)).expand(1, len(weight)).contiguous()
-    zero = torch.zeros_like(step, dtype=torch.uint8)
-    return _Levels(
-        weight + end,
-        _one_group(step, zero, weight.shape[1], bits),
-        lambda codes: CentredLinear(codes=codes, scale=scale, bits=bits),
-    )
-
-
-def _lloyd_max(weight: Float[Tensor, "out m"], scale: Float[Tensor, "1"], bits: int) -> _Levels:
-    stored = partial(LloydMaxLinear, scale=scale, bits=bits)
-    every = torch.arange(2**bits, dtype=torch.uint8, device=weight.device).unsqueeze(0)
-    entries = stored(codes=every).dequantize().T.to(weight)
-    return _Levels(
-        weight,
-        Codebook(entries.expand(-1, len(weight)).contiguous()),
-        lambda codes: stored(codes=codes),
-    )
-
-
-def _minmax(weight: Float[Tensor, "out m"], bits: int, dtype: torch.dtype, name: str) -> _Levels:
-    scale, zero = AffineGrid(bits=bits).fit(weight, dtype, name)
-    return _Levels(
-        weight,
-        _one_group(scale.T.to(weight).contiguous(), zero.T.contiguous(), weight.shape[1], bits),
-        lambda codes: AffineLinear(
-            codes=codes,
-            scale=scale,
-            zero=zero,
-            bits=bits,
-            group_size=weight.shape[1],
-            symmetric=False,
-        ),
-    )
-
-
-def _one_group(
-    scale: Float[Tensor, "1 out"], zero: UInt8[Tensor, "1 out"], columns: int, bits: int
-) -> Affine:
-    group = torch.zeros(columns, dtype=torch.int64, device=scale.device)
-    return Affine(scale, zero, group, 2**bits - 1)
+        return (uniform.to(problem.weight) - 0.5) * grid.rule.scale
 
 
 def _damped(
