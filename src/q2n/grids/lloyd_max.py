@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from q2n.grids.centred import CentredLinear
-from q2n.grids.levels import TunableLevels
+from q2n.grids.levels import TunableLevels, look_up
 
 _ROUNDS = 1000
 """Of Lloyd's iteration; at 8 bits the expected error is then 0.01 % above the least."""
@@ -53,7 +53,7 @@ class LloydMaxLinear(CentredLinear):
     kind: ClassVar[str] = "lloyd-max"
 
     def dequantize(self) -> Float[Tensor, "out m"]:
-        return self.levels[self.codes.to(torch.int64)] * self.scale.float()[:, None]
+        return look_up(self.levels, self.codes) * self.scale.float()[:, None]
 
     @property
     def levels(self) -> Float[Tensor, " entries"]:

@@ -1,0 +1,67 @@
+"""What do trellis codes leave of Gaussian weights, and how fast are they found?
+
+Error over energy, with the values of the states in three orders: random; the newest code decides on
+the part of the Gaussian, so that the next values are never alike; and newest and oldest code decide
+(grids/trellis.py). Time of the last one, feedback between columns not counted, as a share of a
+matrix product's rate, which counts 4 operations a state and weight.
+"""
+
+import numpy as np
+import torch
+from measuring import best_seconds, heading, matrix_product_rate
+
+from q2n.grids import lloyd_max, trellis
+from q2n.methods.viterbi import Trellis, round_to_trellis
+
+COLUMNS, ROWS = 100, 1536
+
+
+def main() -> None:
+    heading("Rounding Gaussian weights to trellis codes")
+    rate = matrix_product_rate(576)
+    print(
+        f"{'bits':>5} {'states':>7} {'lloyd-max':>10} {'random':>8} {'newest':>8} {'both':>8} "
+        f"{'bound':>8} {'ns/weight':>10} {'of product':>10}"
+    )
+    weight = torch.randn(COLUMNS, ROWS, generator=torch.Generator().manual_seed(1))
+    for bits in trellis.DIGITS:
+        values = trellis.values(bits)
+        errors = [error(weight, order, bits) for order in (*other_orders(bits), values)]
+        seconds = best_seconds(lambda values=values, bits=bits: rounded(weight, values, bits))
+        nanoseconds = seconds / weight.numel() * 1e9
+        levels = lloyd_max.levels(bits).float()
+        plain = (weight[..., None] - levels).square().amin(2).mean()
+        print(
+            f"{bits:5} {len(values):7} {plain:10.5f} {' '.join(f'{x:8.5f}' for x in errors)} "
+            f"{2.0 ** (-2 * bits):8.5f} {nanoseconds:10.0f} "
+            f"{4 * len(values) / nanoseconds * 1e9 / rate:10.0%}"
+        )
+
+
+def other_orders(bits: int) -> list[torch.Tensor]:
+    """The same values, random and by the newest code."""
+    random = np.random.RandomState(1)
+    values = trellis.values(bits).sort().values
+    states, shared = len(values), len(values) >> bits
+    state = np.arange(states)
+    part = state // shared ^ random.randint(2**bits, size=shared)[state % shared]
+    order = np.lexsort((random.permutation(states), part))
+    newest = torch.empty_like(values)
+    newest[torch.from_numpy(order)] = values
+    return [values[torch.from_numpy(random.permutation(states))], newest]
+
+
+def rounded(weight: torch.Tensor, values: torch.Tensor, bits: int) -> torch.Tensor:
+    """What is left of the weight."""
+    codes, left = torch.empty(weight.shape, dtype=torch.uint8), torch.empty_like(weight)
+    no_feedback = torch.zeros(len(weight), len(weight))
+    round_to_trellis(weight.clone(), weight, no_feedback, Trellis(values, bits), codes, left)
+    return left
+
+
+def error(weight: torch.Tensor, values: torch.Tensor, bits: int) -> float:
+    return float(rounded(weight, values, bits).square().mean() / weight.square().mean())
+
+
+if __name__ == "__main__":
+    main()
