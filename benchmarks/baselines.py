@@ -154,10 +154,10 @@ def figures(lines: list[dict[str, Any]]) -> list[str]:
     if "refused" in first:
         return [f"refused: {first['refused']}", "", "", ""]
     perplexities = ", ".join("/".join(f"{x:.4g}" for x in x["perplexity"]) for x in lines)
-    if "bytes" not in first:
-        return [perplexities, "", "", ""]
-    seconds = ", ".join(f"{line['seconds']:.0f}" for line in lines)
-    return [perplexities, f"{first['bits_per_weight']:.2f}", seconds, f"{first['bytes'] / 1e6:.1f}"]
+    seconds = ", ".join(f"{line['seconds']:.0f}" for line in lines if "seconds" in line)
+    bits = f"{first['bits_per_weight']:.2f}" if "bits_per_weight" in first else ""
+    size = f"{first['bytes'] / 1e6:.1f}" if "bytes" in first else ""
+    return [perplexities, bits, seconds, size]
 
 
 if __name__ == "__main__":

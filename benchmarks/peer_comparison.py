@@ -20,15 +20,12 @@ import sys
 import time
 from pathlib import Path
 
-from safetensors.torch import save_file
+from measuring import peers
 
 import q2n
-from q2n.data.corpora import load_corpus
 from q2n.data.tokenizer import load_tokenizer
-from q2n.data.windows import calibration_windows, evaluation_windows
 from q2n.models.source import resolve_checkpoint
 
-HERE = Path(__file__).parent
 WINDOWS, LENGTH = 16, 1024
 
 
@@ -102,25 +99,17 @@ def quantize_ours(options: argparse.Namespace, side: str, seed: int) -> dict:
 
 
 def quantize_theirs(options: argparse.Namespace, folder: Path, side: str, seed: int) -> dict:
-    checkpoint = resolve_checkpoint(options.model)
-    tokenizer = load_tokenizer(checkpoint)
-    train = load_corpus(str(options.data / "wiki.train.head.raw"), "train")
-    test = load_corpus(str(options.data / "wiki.test.raw"), "test")
-    files = {
-        "calibration": calibration_windows(
-            train, tokenizer, count=WINDOWS, length=LENGTH, seed=seed
-        ),
-        "evaluation": evaluation_windows(test, tokenizer, LENGTH, limit=1),
-    }
-    command = [sys.executable, HERE / "peer_llmcompressor.py", "--make-env", options.peer_env]
-    command += ["--model", checkpoint, "--bits", "3", "--group-size", "-1", "--output", folder]
-    command += ["--stages", "linear"]
-    for name, windows in files.items():
-        file = options.output / f"{name}-seed{seed}.safetensors"
-        save_file({"tokens": windows.tokens.contiguous()}, file)
-        command += [f"--{name}", file]
-    subprocess.run([str(x) for x in command], check=True, stdout=sys.stderr)
-    peer = json.loads((folder / "peer.json").read_text())
+    peer = peers.quantize(
+        "peer_llmcompressor.py",
+        ["--bits", 3, "--group-size", -1, "--stages", "linear"],
+        folder,
+        environment=options.peer_env,
+        model=options.model,
+        text=options.data / "wiki.train.head.raw",
+        windows=WINDOWS,
+        length=LENGTH,
+        seed=seed,
+    )
     return {"seconds": peer["seconds"], "peak_mib": peer["peak_mib"]}
 
 

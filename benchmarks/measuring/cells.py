@@ -10,6 +10,8 @@ import json
 import shutil
 import statistics
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from q2n.errors import Q2NError
 
 ORIGINAL = {"setting": "-", "variant": "original", "seed": None, "windows": None}
 """The key of the model that is not quantized."""
+Quantize = Callable[[Path], tuple[str, dict[str, Any]]]
+"""Quantizes into a folder that is deleted later: the model to evaluate, and what it cost."""
 
 
 def add_conditions(parser: argparse.ArgumentParser) -> None:
@@ -40,12 +44,17 @@ def add_conditions(parser: argparse.ArgumentParser) -> None:
 
 
 def measured(options: argparse.Namespace, key: dict, settings: dict | None) -> dict[str, Any]:
-    """The result of one cell, from the file or by doing it; `settings` None: the original."""
+    """The result of one cell of q2n; `settings` None: the original model."""
+    return kept(options, key, partial(_quantized, options, key, settings) if settings else None)
+
+
+def kept(options: argparse.Namespace, key: dict, quantize: Quantize | None) -> dict[str, Any]:
+    """The result of one cell, from the file or by doing it; `quantize` None: the original model."""
     conditions = {
         **key,
         "model": options.model,
         "length": options.length,
-        "calibration": None if settings is None else options.calibration,
+        "calibration": options.calibration if quantize else None,
         "evaluation": options.evaluation,
         "ppl_windows": options.ppl_windows,
         "eval_dtype": options.eval_dtype,
@@ -54,7 +63,7 @@ def measured(options: argparse.Namespace, key: dict, settings: dict | None) -> d
         if all(line.get(name) == value for name, value in conditions.items()):
             return line
     try:
-        found = _run(options, key, settings)
+        found = _run(options, quantize)
     except Q2NError as cause:
         found = {"refused": f"{type(cause).__name__}: {cause}"}
     result = {**conditions, **found}
@@ -70,21 +79,10 @@ def past(results: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in results.read_text().splitlines()]
 
 
-def _run(options: argparse.Namespace, key: dict, settings: dict | None) -> dict[str, Any]:
+def _run(options: argparse.Namespace, quantize: Quantize | None) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(dir=options.results.parent))
     try:
-        model, facts = options.model, {}
-        if settings is not None:
-            done = q2n.quantize(
-                options.model,
-                folder / "checkpoint",
-                corpus=str(options.data / options.calibration),
-                windows=key["windows"],
-                length=options.length,
-                seed=key["seed"],
-                **settings,
-            )
-            model, facts = str(done.directory), _facts(done)
+        model, facts = quantize(folder) if quantize else (options.model, {})
         results = [_evaluated(options, model, text) for text in options.evaluation]
         return {
             **facts,
@@ -94,6 +92,21 @@ def _run(options: argparse.Namespace, key: dict, settings: dict | None) -> dict[
         }
     finally:
         shutil.rmtree(folder)
+
+
+def _quantized(
+    options: argparse.Namespace, key: dict, settings: dict, folder: Path
+) -> tuple[str, dict[str, Any]]:
+    done = q2n.quantize(
+        options.model,
+        folder / "checkpoint",
+        corpus=str(options.data / options.calibration),
+        windows=key["windows"],
+        length=options.length,
+        seed=key["seed"],
+        **settings,
+    )
+    return str(done.directory), _facts(done)
 
 
 def _facts(done: Quantized) -> dict[str, Any]:
