@@ -37,7 +37,7 @@ class QuantizeConfig:
     """Quantization method: see `q2n methods`."""
     quality: str | None = None
     """Several settings at once: good (correct, nullspace cross and, for methods that have them,
-    search tuned and grid trellis: closed forms, about twice the time) or best
+    search tuned and grid trellis: closed forms, 2.5 times as long) or best
     (good, then refit model). What is given beside it overrides it."""
     correct: bool = False
     """Correct each weight, before it is quantized, for the error of the layers below."""
