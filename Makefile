@@ -46,7 +46,7 @@ typecheck: venv
 
 # The other benchmarks need a text or another tool: benchmarks/README.md.
 bench: venv
-	@for script in gram column_sweep eigendecomposition memory_limit; do \
+	@for script in gram column_sweep eigendecomposition trellis memory_limit; do \
 		echo "== $$script"; $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 clean:

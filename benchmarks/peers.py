@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from measuring.cells import add_conditions, kept
 from measuring.peers import quantize
+from protocol import SETTINGS
 
 
 class Peer(NamedTuple):
@@ -32,18 +33,18 @@ PEERS = {
     "autoround-50": Peer("peer_autoround.py", ("--iters", 50)),
     "autoround-200": Peer("peer_autoround.py", ("--iters", 200)),
 }
-GRIDS = {
-    "3pc": ("--bits", 3, "--group-size", -1),
-    "2g64": ("--bits", 2, "--group-size", 64),
-    "4g64": ("--bits", 4, "--group-size", 64),
-}
 
 
 def main() -> None:
     options = parse_options()
     for seed, setting, peer in itertools.product(options.seeds, options.settings, options.peers):
-        key = {"method": peer, "setting": setting, "variant": "alone", "seed": seed}
-        key["windows"] = options.windows
+        key = {
+            "method": peer,
+            "setting": setting,
+            "variant": "alone",
+            "seed": seed,
+            "windows": options.windows,
+        }
         work = partial(quantized, options, PEERS[peer], setting, seed)
         print(json.dumps(kept(options, key, work)), flush=True)
 
@@ -52,9 +53,10 @@ def quantized(
     options: argparse.Namespace, peer: Peer, setting: str, seed: int, folder: Path
 ) -> tuple[str, dict[str, Any]]:
     """Quantize with a peer below `folder`: where the result is, and what it cost."""
+    grid = SETTINGS[setting]
     found = quantize(
         peer.script,
-        [*GRIDS[setting], *peer.arguments],
+        ["--bits", grid["bits"], "--group-size", grid["group_size"], *peer.arguments],
         folder / "checkpoint",
         environment=options.environments / Path(peer.script).stem,
         model=options.model,
@@ -74,7 +76,7 @@ def parse_options() -> argparse.Namespace:
     add_conditions(parser)
     parser.set_defaults(eval_dtype="float32")
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=PEERS)
-    parser.add_argument("--settings", nargs="+", default=["3pc", "2g64"], choices=GRIDS)
+    parser.add_argument("--settings", nargs="+", default=["3pc", "2g64"], choices=SETTINGS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument(

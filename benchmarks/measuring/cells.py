@@ -45,7 +45,8 @@ def add_conditions(parser: argparse.ArgumentParser) -> None:
 
 def measured(options: argparse.Namespace, key: dict, settings: dict | None) -> dict[str, Any]:
     """The result of one cell of q2n; `settings` None: the original model."""
-    return kept(options, key, partial(_quantized, options, key, settings) if settings else None)
+    work = None if settings is None else partial(_quantized, options, key, settings)
+    return kept(options, key, work)
 
 
 def kept(options: argparse.Namespace, key: dict, quantize: Quantize | None) -> dict[str, Any]:
