@@ -123,7 +123,7 @@ def cells(options: argparse.Namespace) -> list[Cell]:
 def cell(method: str, setting: str, variant: str, seed: int, windows: int) -> Cell:
     """With the first format of the list that can hold what is stored."""
     settings = {"method": method.split()[0], **METHODS[method][setting], **VARIANTS[variant]}
-    form = QuantizeConfig.from_settings(settings).build_method().form
+    storage = QuantizeConfig.from_settings(settings).build_method().storage
     return Cell(
         {
             "method": method,
@@ -132,7 +132,7 @@ def cell(method: str, setting: str, variant: str, seed: int, windows: int) -> Ce
             "seed": seed,
             "windows": windows,
         },
-        {**settings, "format": formats_for(form)[0]},
+        {**settings, "format": formats_for(storage)[0]},
     )
 
 

@@ -10,11 +10,11 @@ from functools import partial
 import torch
 from measuring import best_seconds, heading, inputs, matrix_product_rate
 
-from q2n.grids.affine import AffineGrid
+from q2n.grids.uniform import UniformGrid
+from q2n.kernels.column_rounding import Affine, round_with_numba, round_with_tensors
+from q2n.kernels.column_sweep import sweep
 from q2n.linalg.factor import feedback
-from q2n.linalg.statistics import InputStatistics, Needs
-from q2n.methods.rounding import Affine, round_with_numba, round_with_tensors
-from q2n.methods.sweep import sweep
+from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 
 SHAPES = ((1536, 576), (576, 1536))
 BLOCKS = (32, 64, 128)
@@ -23,10 +23,10 @@ KERNELS = {"numba": round_with_numba, "tensors": round_with_tensors}
 
 def problem(rows: int, m: int) -> tuple[torch.Tensor, torch.Tensor, Affine]:
     """Weight, feedback and grid of one layer, transposed."""
-    statistics = InputStatistics(m, Needs.GRAM)
+    statistics = InputStatistics(m, RequiredStatistics.GRAM)
     statistics.update(inputs(4096, m))
     weight = torch.randn(rows, m, generator=torch.Generator().manual_seed(1))
-    scale, zero = AffineGrid(bits=3).fit(weight, torch.float32, "layer")
+    scale, zero = UniformGrid(bits=3).fit(weight, torch.float32, "layer")
     return (
         weight.T.contiguous(),
         feedback(statistics.gram, 0.01).matrix,

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from measuring import best_seconds, heading, inputs, matrix_product_rate
 
-from q2n.linalg.statistics import InputStatistics, Needs
+from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 
 TOKENS = 4096
 
@@ -30,7 +30,7 @@ def main() -> None:
         rate = matrix_product_rate(m)
         for dtype in (torch.float32, torch.bfloat16):
             x = inputs(TOKENS, m).to(dtype)
-            statistics = InputStatistics(m, Needs.GRAM)
+            statistics = InputStatistics(m, RequiredStatistics.GRAM)
             panels = best_seconds(partial(statistics.update, x))
             whole = best_seconds(partial(add_in_full, torch.zeros(m, m), x))
             done = 2 * TOKENS * m**2 / panels

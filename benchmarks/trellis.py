@@ -2,16 +2,16 @@
 
 Error over energy, with the values of the states in three orders: random; the newest code decides on
 the part of the Gaussian, so that the next values are never alike; and newest and oldest code decide
-(grids/trellis.py). Time of the last one, feedback between columns not counted, as a share of a
-matrix product's rate, which counts 4 operations a state and weight.
+(linalg/trellis_code.py). Time of the last one, feedback between columns not counted, as a share of
+a matrix product's rate, which counts 4 operations a state and weight.
 """
 
 import numpy as np
 import torch
 from measuring import best_seconds, heading, matrix_product_rate
 
-from q2n.grids import lloyd_max, trellis
-from q2n.methods.viterbi import Trellis, round_to_trellis
+from q2n.kernels.trellis_search import Trellis, round_to_trellis
+from q2n.linalg import lloyd_max, trellis_code
 
 COLUMNS, ROWS = 100, 1536
 
@@ -24,8 +24,8 @@ def main() -> None:
         f"{'bound':>8} {'ns/weight':>10} {'of product':>10}"
     )
     weight = torch.randn(COLUMNS, ROWS, generator=torch.Generator().manual_seed(1))
-    for bits in trellis.DIGITS:
-        values = trellis.values(bits)
+    for bits in trellis_code.DIGITS:
+        values = trellis_code.values(bits)
         errors = [error(weight, order, bits) for order in (*other_orders(bits), values)]
         seconds = best_seconds(lambda values=values, bits=bits: rounded(weight, values, bits))
         nanoseconds = seconds / weight.numel() * 1e9
@@ -41,7 +41,7 @@ def main() -> None:
 def other_orders(bits: int) -> list[torch.Tensor]:
     """The same values, random and by the newest code."""
     random = np.random.RandomState(1)
-    values = trellis.values(bits).sort().values
+    values = trellis_code.values(bits).sort().values
     states, shared = len(values), len(values) >> bits
     state = np.arange(states)
     part = state // shared ^ random.randint(2**bits, size=shared)[state % shared]

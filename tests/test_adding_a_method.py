@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from q2n.errors import InputError
-from q2n.linalg.statistics import InputStatistics, Needs
-from q2n.methods.nullspace import NullSpace
-from q2n.methods.problem import LayerProblem
+from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.method import LayerProblem
 from q2n.methods.rtn import RTN
+from q2n.wrappers.nullspace import NullSpace
 
 PAGE = Path(__file__).parents[1] / "docs" / "adding-a-method.md"
 
@@ -37,7 +37,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 def problem() -> LayerProblem:
     torch.manual_seed(0)
     inputs = torch.randn(64, 24) * torch.logspace(-1, 1, 24)
-    statistics = InputStatistics(24, Needs.GRAM)
+    statistics = InputStatistics(24, RequiredStatistics.GRAM)
     statistics.update(inputs)
     return LayerProblem(name="layer", weight=torch.randn(16, 24), statistics=statistics)
 

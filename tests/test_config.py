@@ -6,12 +6,12 @@ import pytest
 
 from q2n.config import QUALITIES, REFITS, QuantizeConfig, step_options
 from q2n.errors import InputError
-from q2n.methods.corrected import Corrected
 from q2n.methods.gptq import GPTQ
-from q2n.methods.nullspace import NullSpace
-from q2n.methods.output_step import OutputStep
 from q2n.methods.rtn import RTN
-from q2n.methods.steps import STEP_OPTIONS, STEPS
+from q2n.wrappers.correction import InputErrorCorrection
+from q2n.wrappers.nullspace import NullSpace
+from q2n.wrappers.output_scales import OutputScales
+from q2n.wrappers.steps import STEP_OPTIONS, STEPS
 
 
 def config(**settings) -> QuantizeConfig:
@@ -36,7 +36,7 @@ def test_nothing_but_the_method_by_default():
 def test_good_is_the_closed_forms_and_best_adds_the_refit():
     good, best = config(quality="good"), config(quality="best")
     for found in (good, best):
-        assert parts(found) == [OutputStep, Corrected, GPTQ]
+        assert parts(found) == [OutputScales, InputErrorCorrection, GPTQ]
         assert found.build_method().objective == "cross" and found.build_block_refit() is None
     assert good.build_model_refit() is None
     assert best.build_model_refit().steps == best.refit_steps
@@ -50,11 +50,15 @@ def test_good_is_the_closed_forms_and_best_adds_the_refit():
 @pytest.mark.parametrize("quality", QUALITIES)
 def test_what_is_given_beside_a_quality_wins(quality):
     found = config(quality=quality, correct=False, refit="block", refit_steps=7)
-    assert parts(found) == [OutputStep, GPTQ]
+    assert parts(found) == [OutputScales, GPTQ]
     assert found.build_model_refit() is None and found.build_block_refit().steps == 7
-    assert parts(config(quality=quality, nullspace="off")) == [Corrected, GPTQ]
-    assert parts(config(quality=quality, nullspace=False)) == [Corrected, GPTQ]
-    assert parts(config(quality=quality, nullspace="paper")) == [NullSpace, Corrected, GPTQ]
+    assert parts(config(quality=quality, nullspace="off")) == [InputErrorCorrection, GPTQ]
+    assert parts(config(quality=quality, nullspace=False)) == [InputErrorCorrection, GPTQ]
+    assert parts(config(quality=quality, nullspace="paper")) == [
+        NullSpace,
+        InputErrorCorrection,
+        GPTQ,
+    ]
     step = config(quality=quality, ridge=0.25, correction_ridge=0.75).build_method()
     assert (step.ridge, step.inner.correction_ridge) == (0.25, 0.75)
     assert config(quality=quality, search="none").build_method().inner.inner == GPTQ()

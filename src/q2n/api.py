@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from q2n.config import QuantizeConfig
 from q2n.errors import InputError
 from q2n.evaluation.evaluate import evaluate
-from q2n.grids import REPRESENTATIONS
+from q2n.layers import REPRESENTATIONS
 from q2n.logging import Reporter
 from q2n.pipeline.store import RUN_FILE, RunStore, partial_folder
 from q2n.report.record import RECORD_FILE, build_record

@@ -15,14 +15,14 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import docstring_parser
 
 from q2n.errors import InputError
+from q2n.method import Method
 from q2n.methods import METHODS
-from q2n.methods.corrected import Corrected
-from q2n.methods.nullspace import NullSpace
-from q2n.methods.output_step import OutputStep
-from q2n.methods.problem import Method
-from q2n.methods.steps import STEP_OPTIONS, STEPS
 from q2n.refit.block import BlockRefit
 from q2n.refit.model import ModelRefit
+from q2n.wrappers.correction import InputErrorCorrection
+from q2n.wrappers.nullspace import NullSpace
+from q2n.wrappers.output_scales import OutputScales
+from q2n.wrappers.steps import STEP_OPTIONS, STEPS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ class QuantizeConfig:
         """Whose fields the options of this configuration are."""
         owners = {"method_options": _method_class(self.method)}
         if self.correct:
-            owners["correct_options"] = Corrected
+            owners["correct_options"] = InputErrorCorrection
         if self.nullspace != "off":
             owners["nullspace_options"] = STEP_OPTIONS[self.nullspace]
         return owners
@@ -140,7 +140,7 @@ class QuantizeConfig:
         """The method, with the correction before it and the step after it if asked for."""
         method = _method_class(self.method)(**self.method_options)
         if self.correct:
-            method = method.with_step(partial(Corrected, **self.correct_options))
+            method = method.with_step(partial(InputErrorCorrection, **self.correct_options))
         if self.nullspace != "off":
             method = method.with_step(partial(STEPS[self.nullspace], **self.nullspace_options))
         return method
@@ -206,7 +206,11 @@ def method_options() -> Iterator[Option]:
 
 def step_options() -> Iterator[Option]:
     """The flags of the correction and of the steps, each once; the help says who has it."""
-    owners = {"correct": Corrected, "paper, released": NullSpace, "output, cross": OutputStep}
+    owners = {
+        "correct": InputErrorCorrection,
+        "paper, released": NullSpace,
+        "output, cross": OutputScales,
+    }
     seen: dict[str, Option] = {}
     for who, owner in owners.items():
         for option in _options(owner, _option_names(owner)):
@@ -292,8 +296,8 @@ def _refuse_strangers(left: Set[str], method: type[Method]) -> None:
         return
     name = min(left)
     switches: dict[str, list[type[Method]]] = {
-        "correct": [Corrected],
-        "nullspace": [NullSpace, OutputStep],
+        "correct": [InputErrorCorrection],
+        "nullspace": [NullSpace, OutputScales],
     }
     for switch, owners in switches.items():
         if any(name in _option_names(owner) for owner in owners):

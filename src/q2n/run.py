@@ -14,30 +14,30 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from q2n import __version__
 from q2n.config import QuantizeConfig
 from q2n.data.corpora import load_corpus
 from q2n.data.tokenizer import load_tokenizer
 from q2n.data.windows import TokenWindows, calibration_windows, evaluation_windows
 from q2n.errors import InputError, Q2NError
 from q2n.evaluation.perplexity import PerplexityResult, perplexity
-from q2n.formats.card import CardFacts, Perplexity, render_card
-from q2n.formats.checkpoint import write_checkpoint
 from q2n.formats.choice import choose_format
+from q2n.formats.hf_folder import write_checkpoint
 from q2n.formats.load import load_model
-from q2n.grids import REPRESENTATIONS
+from q2n.layers import REPRESENTATIONS
 from q2n.logging import Reporter
-from q2n.methods.problem import Method
-from q2n.models.assemble import assemble
+from q2n.method import Method
 from q2n.models.blocks import BlockwiseModel
-from q2n.models.source import open_source, parse_device
-from q2n.models.surrounded import surrounded
+from q2n.models.devices import parse_device
+from q2n.models.rotated_source import surrounded
+from q2n.models.source import assemble, open_source
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.sequential import SequentialLoop
 from q2n.pipeline.store import RunStore, partial_folder
 from q2n.pipeline.whole_model import STEM as REFIT_STEM
 from q2n.pipeline.whole_model import refit_stored
+from q2n.report.card import CardFacts, Perplexity, render_card
 from q2n.report.record import RECORD_FILE, TIMINGS_FILE, build_record, build_timings
+from q2n.version import __version__
 
 NOT_IN_FINGERPRINT = ("model", "output", "corpus", "activations", "ppl", "ppl_windows")
 """Settings that a hash of the content stands for, or that do not touch the result."""
@@ -72,7 +72,7 @@ class Run:
         if self.target.exists():
             raise InputError(f"output {self.target} exists; choose another folder or delete it")
         self.method: Method = config.build_method()
-        self.format = choose_format(config.format, config.method, self.method.form)
+        self.format = choose_format(config.format, config.method, self.method.storage)
         self.device = parse_device(config.device)
         self.store = RunStore(partial_folder(self.target), REPRESENTATIONS)
         self.original = open_source(
@@ -86,7 +86,7 @@ class Run:
         self.loop = self._loop()
         self.tokenizer = tokenizer
         self.model_refit = config.build_model_refit()
-        reads_text = self.method.needs or config.refit != "off"
+        reads_text = self.method.required_statistics or config.refit != "off"
         self.windows = self._calibration() if reads_text else None
         self.measured_on = self._evaluation() if config.ppl else None
         self.labels = {
@@ -169,7 +169,7 @@ class Run:
         blocks = BlockwiseModel(self.source, self.device)
         for name, shape in blocks.linears():
             self.method.check(name, shape)
-            self.format.check(name, shape, self.method.form)
+            self.format.check(name, shape, self.method.storage)
         return SequentialLoop(
             blocks,
             self.method,

@@ -9,7 +9,7 @@ from tiny import save_tiny, tiny_text
 
 from q2n.cli.main import main
 from q2n.formats import FORMATS
-from q2n.grids.quantized import Form
+from q2n.layers.quantized import StorageSpec
 from q2n.methods import METHODS
 
 
@@ -225,7 +225,7 @@ def test_methods_are_listed_with_what_they_store_and_who_holds_it(capsys, monkey
     lines = capsys.readouterr().out.splitlines()
     for name, method in METHODS.items():
         (line,) = [line for line in lines if line.split()[:1] == [name]]
-        assert method.bits_offered in line and method().form.kind in line
+        assert method.bits_offered in line and method().storage.kind in line
     (line,) = [line for line in lines if line.split()[:1] == ["affine"]]
     assert ", ".join(FORMATS) in line
 
@@ -244,13 +244,13 @@ def test_the_default_format_names_those_that_hold_each_method(quantize, capsys, 
     code, out = quantize("--method", method)
     line = one_line(capsys)
     assert code == 2 and f"compressed-tensors cannot hold what {method} stores" in line
-    formats = "native" if METHODS[method]().form.online else "native, dequantized"
+    formats = "native" if METHODS[method]().storage.online else "native, dequantized"
     assert line.rstrip().endswith(f"formats that can: {formats}")
     assert not out.exists() and not out.with_name("out.partial").exists()
 
 
 def test_a_format_refuses_a_method_that_it_cannot_hold(quantize, capsys, monkeypatch):
-    monkeypatch.setattr(METHODS["rtn"], "form", Form(kind="codebook"))
+    monkeypatch.setattr(METHODS["rtn"], "form", StorageSpec(kind="codebook"))
     code, out = quantize("--method", "rtn")
     line = one_line(capsys)
     assert code == 2 and "compressed-tensors cannot hold what rtn stores" in line

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 from q2n.errors import InputError
 from q2n.formats import FORMATS
-from q2n.formats.checkpoint import write_checkpoint
+from q2n.formats.hf_folder import write_checkpoint
 from q2n.formats.load import load_model
 from q2n.models.source import open_source
 

@@ -30,13 +30,13 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from q2n.errors import InputError
 from q2n.formats import FORMATS
-from q2n.formats.checkpoint import write_checkpoint
+from q2n.formats.hf_folder import write_checkpoint
 from q2n.formats.load import load_model
-from q2n.formats.online import ATTACH
 from q2n.formats.packed_linear import PackedLinear
-from q2n.grids import REPRESENTATIONS
-from q2n.grids.affine import AffineLinear
-from q2n.grids.quantized import QuantizedLinear
+from q2n.formats.runtime import ATTACH
+from q2n.layers import REPRESENTATIONS
+from q2n.layers.quantized import QuantizedLinear
+from q2n.layers.uniform import UniformLinear
 from q2n.models.source import open_source
 
 FORMAT = FORMATS["native"]
@@ -154,8 +154,8 @@ class Flipped(QuantizedLinear):
     kind: ClassVar[str] = "flipped"
 
     inner: QuantizedLinear
-    flip: Bool[Tensor, " m"]
-    gain: Float[Tensor, " m"]
+    flip: Bool[Tensor, " in"]
+    gain: Float[Tensor, " in"]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -235,7 +235,7 @@ def test_layers_that_agree_are_described_once(tmp_path: Path) -> None:
 
 def test_entries_that_do_not_fit_are_not_written() -> None:
     layer = random_layer((64, 64), 3, -1, False, torch.float32)
-    lying = AffineLinear(**{**vars(layer), "bits": 2})
+    lying = UniformLinear(**{**vars(layer), "bits": 2})
     with pytest.raises(ValueError, match="does not fit into 2 bits"):
         FORMAT.tensors("q_proj", lying, torch.float32)
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
 
-from q2n.grids.affine import AffineLinear
+from q2n.layers.uniform import UniformLinear
 
 PROMPT = torch.tensor([[5, 17, 99, 3]])
 
@@ -54,7 +54,7 @@ def random_layer(
     symmetric: bool,
     dtype: torch.dtype,
     seed: int = 0,
-) -> AffineLinear:
+) -> UniformLinear:
     """Every code and every zero point occurs; weights of a plausible size."""
     generator = torch.Generator().manual_seed(seed)
     rows, columns = shape
@@ -63,7 +63,7 @@ def random_layer(
     top = 2**bits - 1
     zero = torch.randint(0, top + 1, (rows, groups), dtype=torch.uint8, generator=generator)
     scale = (0.5 + torch.rand(rows, groups, generator=generator)) * 0.4 / top
-    return AffineLinear(
+    return UniformLinear(
         codes=torch.randint(0, top + 1, shape, dtype=torch.uint8, generator=generator),
         scale=scale.to(dtype),
         zero=torch.full_like(zero, 2 ** (bits - 1)) if symmetric else zero,
@@ -75,7 +75,7 @@ def random_layer(
 
 def random_layers(
     model: PreTrainedModel, bits: int, group_size: int, symmetric: bool, dtype: torch.dtype
-) -> dict[str, AffineLinear]:
+) -> dict[str, UniformLinear]:
     """One for every linear of the decoder blocks, scales in `dtype`."""
     names = [n for n, m in model.model.named_modules(prefix="model") if isinstance(m, nn.Linear)]
     return {
@@ -86,7 +86,9 @@ def random_layers(
     }
 
 
-def quantized_in_memory(model: PreTrainedModel, layers: dict[str, AffineLinear]) -> PreTrainedModel:
+def quantized_in_memory(
+    model: PreTrainedModel, layers: dict[str, UniformLinear]
+) -> PreTrainedModel:
     """The model with our own dequantized weights, rounded to its dtype."""
     model = deepcopy(model)
     for name, layer in layers.items():

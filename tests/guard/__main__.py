@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from guard.cases import CASES
 from safetensors import safe_open
 from tiny import save_tiny, tiny_text
 
 import q2n
+from guard.cases import CASES
 from q2n.models.packaged import SMOLLM2, packaged_checkpoint
 
 

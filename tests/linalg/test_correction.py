@@ -5,7 +5,7 @@ from two_inputs import two_inputs
 
 from q2n.errors import NumericalError
 from q2n.linalg.correction import corrector
-from q2n.linalg.statistics import InputStatistics, Needs
+from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 
 ROWS, COLUMNS, TOKENS = 5, 18, 200
 SEEDS = range(3)
@@ -79,7 +79,7 @@ def test_it_does_not_matter_how_tokens_were_merged():
     expected = oracles.minimised_correction(weight, x, x_full, 0.1)
     parts = []
     for tokens in (slice(0, 70), slice(70, None)):
-        parts.append(InputStatistics(COLUMNS, Needs.GRAM | Needs.CROSS))
+        parts.append(InputStatistics(COLUMNS, RequiredStatistics.GRAM | RequiredStatistics.CROSS))
         parts[-1].update(x[tokens], x_full[tokens])
     for statistics in (parts[0] + parts[1], parts[1] + parts[0]):
         matrix = corrector(statistics.gram, statistics.residual, 0.1, name="h.0.up")

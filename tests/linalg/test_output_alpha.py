@@ -5,7 +5,7 @@ from two_inputs import two_inputs
 
 from q2n.linalg import output_alpha
 from q2n.linalg.output_alpha import per_group
-from q2n.linalg.statistics import InputStatistics, Needs
+from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 
 ROWS, COLUMNS, SIZE, TOKENS = 7, 22, 8, 240  # two whole groups and one of 6 columns
 GROUPS = 3
@@ -176,12 +176,15 @@ def test_it_does_not_matter_how_tokens_were_batched_or_merged():
     weight, quantized, x, x_full = (t.float() for t in problem(0))
 
     def gathered(*cuts):
-        statistics = InputStatistics(COLUMNS, Needs.GRAM | Needs.CROSS)
+        statistics = InputStatistics(COLUMNS, RequiredStatistics.GRAM | RequiredStatistics.CROSS)
         for a, b in zip((0, *cuts), (*cuts, TOKENS), strict=True):
             statistics.update(x[a:b], x_full[a:b])
         return statistics
 
-    first, second = (InputStatistics(COLUMNS, Needs.GRAM | Needs.CROSS) for _ in range(2))
+    first, second = (
+        InputStatistics(COLUMNS, RequiredStatistics.GRAM | RequiredStatistics.CROSS)
+        for _ in range(2)
+    )
     first.update(x[:90], x_full[:90])
     second.update(x[90:], x_full[90:])
     expected = oracles.regressed_output_alpha(

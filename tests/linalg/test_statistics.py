@@ -4,14 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from q2n.errors import InputError, NumericalError
-from q2n.linalg.statistics import InputStatistics, Needs
+from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 
 # Sums of t products in float32, compared with float64: a few eps * sqrt(t) of the largest
 # term; eps = 1.2e-7 and t < 200 give 2e-6, and 1e-5 leaves room for the order of summation.
 FLOAT32_SUMS = 1e-5
 
 
-def gathered(parts, needs=Needs.GRAM, width=13):
+def gathered(parts, needs=RequiredStatistics.GRAM, width=13):
     statistics = InputStatistics(width, needs)
     for part in parts:
         statistics.update(part)
@@ -51,7 +51,7 @@ def test_half_precision_inputs_are_summed_in_float32():
 
 def test_cross_moment_has_the_full_precision_input_in_its_rows():
     x, full = torch.randn(2, 20, 5), torch.randn(2, 20, 5)
-    statistics = InputStatistics(5, Needs.GRAM | Needs.CROSS)
+    statistics = InputStatistics(5, RequiredStatistics.GRAM | RequiredStatistics.CROSS)
     statistics.update(x, full)
     expected = torch.einsum("bti,btj->ij", full, x)
     torch.testing.assert_close(statistics.cross, expected, rtol=0, atol=1e-5 * 40)
@@ -68,11 +68,16 @@ def test_a_strided_residual_counts_the_first_token_once_and_some_others_for_all(
         7 / len(kept) * torch.outer(full[b, t] - x[b, t], x[b, t]) for b in range(3) for t in kept
     )
     expected = expected + sum(torch.outer(full[b, 0] - x[b, 0], x[b, 0]) for b in range(3))
-    statistics = InputStatistics(5, Needs.GRAM | Needs.CROSS, cross_stride=stride)
+    statistics = InputStatistics(
+        5, RequiredStatistics.GRAM | RequiredStatistics.CROSS, cross_stride=stride
+    )
     statistics.update(x, full)
     torch.testing.assert_close(statistics.residual, expected, rtol=0, atol=1e-5 * 40)
     torch.testing.assert_close(statistics.cross, statistics.gram + expected, rtol=0, atol=1e-5 * 40)
-    parts = [InputStatistics(5, Needs.GRAM | Needs.CROSS, cross_stride=stride) for _ in range(2)]
+    parts = [
+        InputStatistics(5, RequiredStatistics.GRAM | RequiredStatistics.CROSS, cross_stride=stride)
+        for _ in range(2)
+    ]
     parts[0].update(x[2:], full[2:])
     parts[1].update(x[:2], full[:2])
     torch.testing.assert_close((parts[0] + parts[1]).residual, expected, rtol=0, atol=1e-5 * 40)
@@ -83,7 +88,9 @@ def test_a_stride_leaves_alone_what_is_alike_at_every_token_and_what_is_no_seque
     loose, loose_full = torch.randn(7, 5), torch.randn(7, 5)
     found = []
     for stride in (1, 3):
-        statistics = InputStatistics(5, Needs.GRAM | Needs.CROSS, cross_stride=stride)
+        statistics = InputStatistics(
+            5, RequiredStatistics.GRAM | RequiredStatistics.CROSS, cross_stride=stride
+        )
         statistics.update(x, full)
         statistics.update(x[:, :1], full[:, :1])
         statistics.update(loose, loose_full)
@@ -95,7 +102,9 @@ def test_a_stride_leaves_alone_what_is_alike_at_every_token_and_what_is_no_seque
 
 def test_position_gram_is_that_of_the_mean_over_sequences():
     x = torch.randn(6, 11, 5)
-    statistics = gathered([x[:2]], Needs.POSITIONS, 5) + gathered([x[2:]], Needs.POSITIONS, 5)
+    statistics = gathered([x[:2]], RequiredStatistics.POSITIONS, 5) + gathered(
+        [x[2:]], RequiredStatistics.POSITIONS, 5
+    )
     mean = x.double().mean(0)
     torch.testing.assert_close(
         statistics.position_gram.double(), mean.T @ mean, rtol=1e-4, atol=1e-5
@@ -103,7 +112,7 @@ def test_position_gram_is_that_of_the_mean_over_sequences():
 
 
 def test_positions_refuse_what_has_no_positions():
-    statistics = InputStatistics(5, Needs.POSITIONS)
+    statistics = InputStatistics(5, RequiredStatistics.POSITIONS)
     with pytest.raises(InputError, match="sequences"):
         statistics.update(torch.randn(10, 5))
     statistics.update(torch.randn(1, 10, 5))
@@ -113,11 +122,13 @@ def test_positions_refuse_what_has_no_positions():
 
 def test_what_was_not_gathered_is_refused_by_name():
     with pytest.raises(InputError, match="GRAM"):
-        _ = InputStatistics(5, Needs.POSITIONS).gram
+        _ = InputStatistics(5, RequiredStatistics.POSITIONS).gram
     with pytest.raises(InputError, match="width 5"):
-        InputStatistics(5, Needs.GRAM).update(torch.randn(3, 4))
+        InputStatistics(5, RequiredStatistics.GRAM).update(torch.randn(3, 4))
     with pytest.raises(InputError, match="width 5"):
-        _ = InputStatistics(5, Needs.GRAM) + InputStatistics(4, Needs.GRAM)
+        _ = InputStatistics(5, RequiredStatistics.GRAM) + InputStatistics(
+            4, RequiredStatistics.GRAM
+        )
 
 
 def test_derived_results_are_computed_once_until_tokens_arrive():
@@ -138,12 +149,14 @@ def test_a_bad_activation_names_the_layer(bad):
     with pytest.raises(NumericalError, match=r"layers\.3\.up.*not finite"):
         gathered([x]).require_finite("layers.3.up")
     with pytest.raises(NumericalError, match="no calibration token"):
-        InputStatistics(13, Needs.GRAM).require_finite("layers.3.up")
+        InputStatistics(13, RequiredStatistics.GRAM).require_finite("layers.3.up")
     gathered([torch.randn(20, 13)]).require_finite("layers.3.up")
 
 
 def folded(*batches):
-    statistics = InputStatistics(6, Needs.GRAM | Needs.CROSS | Needs.FOLDS)
+    statistics = InputStatistics(
+        6, RequiredStatistics.GRAM | RequiredStatistics.CROSS | RequiredStatistics.FOLDS
+    )
     for x in batches:
         statistics.update(x, 2 * x)
     return statistics
@@ -152,7 +165,7 @@ def folded(*batches):
 def test_folds_add_up_to_the_whole_and_take_windows_in_turn():
     x = torch.randn(5, 7, 6, generator=torch.Generator().manual_seed(0))
     statistics = folded(x[:3], x[3:]) + folded(x[:2])
-    plain = InputStatistics(6, Needs.GRAM | Needs.CROSS)
+    plain = InputStatistics(6, RequiredStatistics.GRAM | RequiredStatistics.CROSS)
     plain.update(torch.cat([x, x[:2]]), 2 * torch.cat([x, x[:2]]))
     first, second = statistics.folds
     assert first.tokens + second.tokens == statistics.tokens == plain.tokens

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from q2n.errors import InputError, NumericalError
-from q2n.linalg.statistics import InputStatistics, Needs
+from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.method import LayerProblem
 from q2n.methods import METHODS
 from q2n.methods.gptq import GPTQ
-from q2n.methods.problem import LayerProblem
 from q2n.methods.rtn import RTN
 
 ROWS, COLUMNS = 9, 48
@@ -22,7 +22,7 @@ def problem(seed=0, decay=0.5, tokens=200, dtype=torch.float64, columns=COLUMNS,
     spread = torch.logspace(0, -decay, columns, dtype=torch.float64)
     noise = torch.randn(tokens, columns, generator=generator, dtype=torch.float64)
     weight = torch.randn(ROWS, columns, generator=generator, dtype=torch.float64).to(dtype)
-    statistics = InputStatistics(columns, Needs.GRAM, dtype=dtype)
+    statistics = InputStatistics(columns, RequiredStatistics.GRAM, dtype=dtype)
     statistics.update((noise * spread) @ mix)
     return LayerProblem(name="h.0.up", weight=weight, statistics=statistics, **options)
 
@@ -117,9 +117,9 @@ def test_dead_columns_are_zero_and_do_not_disturb_the_others(order):
     dead, live = [0, 5, 47], [i for i in range(COLUMNS) if i not in (0, 5, 47)]
     x = torch.randn(200, COLUMNS, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     x[:, dead] = 0
-    whole = InputStatistics(COLUMNS, Needs.GRAM, dtype=torch.float64)
+    whole = InputStatistics(COLUMNS, RequiredStatistics.GRAM, dtype=torch.float64)
     whole.update(x)
-    part = InputStatistics(len(live), Needs.GRAM, dtype=torch.float64)
+    part = InputStatistics(len(live), RequiredStatistics.GRAM, dtype=torch.float64)
     part.update(x[:, live])
     method = GPTQ(bits=3, **order)
     layer = method.quantize(dataclasses.replace(given, statistics=whole))
@@ -193,4 +193,4 @@ def test_options_that_cannot_be():
         with pytest.raises(InputError, match=match):
             GPTQ(**options)
     assert METHODS["gptq"] is GPTQ
-    assert GPTQ().needs == Needs.GRAM
+    assert GPTQ().required_statistics == RequiredStatistics.GRAM

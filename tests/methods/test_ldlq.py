@@ -7,10 +7,10 @@ import torch
 from oracles import quip as oracle
 
 from q2n.errors import InputError
-from q2n.grids import lloyd_max
-from q2n.linalg.statistics import InputStatistics, Needs
+from q2n.linalg import lloyd_max
+from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.method import LayerProblem
 from q2n.methods.ldlq import LDLQ
-from q2n.methods.problem import LayerProblem
 
 ROWS, COLUMNS, DAMPING = 9, 40, 0.02
 
@@ -21,7 +21,7 @@ def problem(seed=0, weight=None, decay=1.0, **options):
     generator = torch.Generator().manual_seed(seed)
     mix = torch.randn(COLUMNS, COLUMNS, generator=generator, dtype=torch.float64)
     x = torch.randn(150, COLUMNS, generator=generator, dtype=torch.float64)
-    statistics = InputStatistics(COLUMNS, Needs.GRAM, dtype=torch.float64)
+    statistics = InputStatistics(COLUMNS, RequiredStatistics.GRAM, dtype=torch.float64)
     statistics.update((x * torch.logspace(0, -decay, COLUMNS)) @ mix)
     if weight is None:
         weight = torch.randn(ROWS, COLUMNS, generator=generator, dtype=torch.float64)
@@ -146,7 +146,9 @@ def test_dead_columns_do_not_disturb_the_others():
     dead, live = [0, 5, 39], [i for i in range(COLUMNS) if i not in (0, 5, 39)]
     x = torch.randn(90, COLUMNS, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     x[:, dead] = 0
-    whole, part = (InputStatistics(n, Needs.GRAM, dtype=torch.float64) for n in (COLUMNS, 37))
+    whole, part = (
+        InputStatistics(n, RequiredStatistics.GRAM, dtype=torch.float64) for n in (COLUMNS, 37)
+    )
     whole.update(x)
     part.update(x[:, live])
     method = LDLQ(bits=3, grid="minmax")
@@ -170,8 +172,8 @@ def test_at_8_bits_a_trellis_is_its_levels():
     method = LDLQ(bits=8, grid="trellis")
     method.check("h.0.up", (1, 40))
     layer = method.quantize(problem())
-    assert layer.kind == method.form.kind == "lloyd-max"
-    assert LDLQ(bits=4, grid="trellis").form.kind == "trellis"
+    assert layer.kind == method.storage.kind == "lloyd-max"
+    assert LDLQ(bits=4, grid="trellis").storage.kind == "trellis"
 
 
 def test_options_that_cannot_be():

@@ -7,13 +7,13 @@ import torch
 from oracles import codebook as oracle
 
 from q2n.errors import InputError
-from q2n.grids.affine import AffineLinear
-from q2n.linalg.statistics import InputStatistics, Needs
+from q2n.layers.uniform import UniformLinear
+from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.method import LayerProblem
 from q2n.methods import METHODS
 from q2n.methods.gptq import GPTQ
 from q2n.methods.leanquant import LeanQuant
-from q2n.methods.nullspace import NullSpace
-from q2n.methods.problem import LayerProblem
+from q2n.wrappers.nullspace import NullSpace
 
 ROWS, COLUMNS = 9, 48
 
@@ -25,7 +25,7 @@ def problem(decay=1.0, dtype=torch.float64, dead=(), **options):
     spread = torch.logspace(0, -decay, COLUMNS, dtype=torch.float64)
     x = (torch.randn(200, COLUMNS, generator=generator, dtype=torch.float64) * spread) @ mix
     x[:, list(dead)] = 0
-    statistics = InputStatistics(COLUMNS, Needs.GRAM, dtype=dtype)
+    statistics = InputStatistics(COLUMNS, RequiredStatistics.GRAM, dtype=dtype)
     statistics.update(x)
     weight = torch.randn(ROWS, COLUMNS, generator=generator, dtype=torch.float64).to(dtype)
     return LayerProblem(name="h.0.up", weight=weight, statistics=statistics, **options)
@@ -61,7 +61,7 @@ def test_the_error_is_below_that_of_gptq():
         affine = LeanQuant(bits=bits, levels="affine").quantize(given)
         assert output_error(given, affine) < gptq
         groups = LeanQuant(bits=bits, levels="affine", group_size=16).quantize(given)
-        assert isinstance(groups, AffineLinear)
+        assert isinstance(groups, UniformLinear)
         assert groups.scale.shape == (ROWS, 3)
         assert output_error(given, groups) < output_error(given, affine)
 

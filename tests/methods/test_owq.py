@@ -7,14 +7,14 @@ from oracles import owq as oracle
 from two_inputs import two_inputs
 
 from q2n.errors import InputError, NumericalError
-from q2n.grids.outliers import OutlierLinear
-from q2n.linalg.statistics import InputStatistics, Needs
+from q2n.layers.outliers import OutlierLinear
+from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.method import LayerProblem
 from q2n.methods import METHODS
 from q2n.methods.gptq import GPTQ
-from q2n.methods.nullspace import NullSpace
-from q2n.methods.output_step import OutputStep
 from q2n.methods.owq import OWQ
-from q2n.methods.problem import LayerProblem
+from q2n.wrappers.nullspace import NullSpace
+from q2n.wrappers.output_scales import OutputScales
 
 ROWS, COLUMNS, TOKENS = 7, 40, 240
 
@@ -32,7 +32,11 @@ def problem(dtype=torch.float64, name="h.0.self_attn.q", seed=0, **options):
     loud[[5, 22, 31]] = 4.0
     x, x_full = x * loud, x_full * loud
     weight = normal(ROWS, COLUMNS)
-    statistics = InputStatistics(COLUMNS, Needs.GRAM | Needs.CROSS | Needs.FOLDS, dtype=dtype)
+    statistics = InputStatistics(
+        COLUMNS,
+        RequiredStatistics.GRAM | RequiredStatistics.CROSS | RequiredStatistics.FOLDS,
+        dtype=dtype,
+    )
     statistics.update(x.unflatten(0, (4, -1)), x_full.unflatten(0, (4, -1)))
     given = LayerProblem(name=name, weight=weight.to(dtype), statistics=statistics, **options)
     return given, x, x_full
@@ -174,7 +178,7 @@ def test_the_output_step_fits_the_others_to_what_the_weak_leave(size, per, objec
     given, x, x_full = problem(torch.float32)
     inner = OWQ(bits=2, target_rank=4, group_size=size)
     before = inner.quantize(given)
-    after = OutputStep(inner=inner, objective=objective, per=per).quantize(given)
+    after = OutputScales(inner=inner, objective=objective, per=per).quantize(given)
     group = 8 if per == "group" and size == 8 else COLUMNS
     target = x if objective == "output" else x_full
     scaled = before.scaled_part().double()
@@ -192,9 +196,9 @@ def test_the_output_step_fits_the_others_to_what_the_weak_leave(size, per, objec
 def test_a_held_out_ridge_is_found_with_weak_columns():
     given, x, x_full = problem(torch.float32)
     inner = OWQ(bits=2, target_rank=4, group_size=8)
-    layer = OutputStep(inner=inner, held_out=True).quantize(given)
+    layer = OutputScales(inner=inner, held_out=True).quantize(given)
     ridge = layer.record["alpha_ridge"]
-    again = OutputStep(inner=inner, ridge=ridge).quantize(given)
+    again = OutputScales(inner=inner, ridge=ridge).quantize(given)
     assert torch.equal(layer.dequantize(), again.dequantize())
 
 
@@ -215,7 +219,7 @@ def test_the_compensated_weight_is_what_was_rounded():
 def test_dead_columns_are_zero():
     given, x, x_full = problem(torch.float32)
     x[:, [0, 9]] = 0
-    statistics = InputStatistics(COLUMNS, Needs.GRAM)
+    statistics = InputStatistics(COLUMNS, RequiredStatistics.GRAM)
     statistics.update(x)
     given = dataclasses.replace(given, statistics=statistics)
     layer = OWQ(bits=2, target_rank=4).quantize(given)
@@ -249,5 +253,5 @@ def test_refusals():
     given.statistics.update(torch.full((2, 1, COLUMNS), float("nan")), torch.zeros(2, 1, COLUMNS))
     with pytest.raises(NumericalError, match=r"h\.0\.self_attn\.q.*not finite"):
         OWQ().quantize(given)
-    assert METHODS["owq"] is OWQ and OWQ().needs == Needs.GRAM
+    assert METHODS["owq"] is OWQ and OWQ().required_statistics == RequiredStatistics.GRAM
     assert isinstance(OWQ().quantize(problem(torch.float32)[0]), OutlierLinear)

@@ -5,11 +5,11 @@ import torch
 from oracles import partly_binary as oracle
 
 from q2n.errors import InputError
-from q2n.linalg.statistics import InputStatistics, Needs
+from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.method import LayerProblem
 from q2n.methods import METHODS
-from q2n.methods.nullspace import NullSpace
 from q2n.methods.pbllm import PBLLM
-from q2n.methods.problem import LayerProblem
+from q2n.wrappers.nullspace import NullSpace
 
 ROWS, COLUMNS = 9, 48
 
@@ -21,7 +21,7 @@ def problem(dtype=torch.float64, dead=(), mixed=True, **options):
     x = torch.randn(200, COLUMNS, generator=generator, dtype=torch.float64) * spread
     x = x @ mix if mixed else x
     x[:, list(dead)] = 0
-    statistics = InputStatistics(COLUMNS, Needs.GRAM, dtype=dtype)
+    statistics = InputStatistics(COLUMNS, RequiredStatistics.GRAM, dtype=dtype)
     statistics.update(x)
     weight = torch.randn(ROWS, COLUMNS, generator=generator, dtype=torch.float64).to(dtype)
     return LayerProblem(name="h.0.up", weight=weight, statistics=statistics, **options)
@@ -106,10 +106,10 @@ def test_dead_columns_and_rows_of_zeros():
 
 
 def test_text_is_read_only_where_it_is_needed():
-    assert PBLLM().needs == Needs.GRAM
-    assert PBLLM(feedback=False).needs == Needs.GRAM
+    assert PBLLM().required_statistics == RequiredStatistics.GRAM
+    assert PBLLM(feedback=False).required_statistics == RequiredStatistics.GRAM
     method = PBLLM(feedback=False, saliency="magnitude")
-    assert method.needs == Needs.NONE
+    assert method.required_statistics == RequiredStatistics.NONE
     given = problem(dtype=torch.float32)
     without = LayerProblem(name="h.0.up", weight=given.weight, statistics=None)
     assert torch.equal(method.quantize(without).dequantize(), method.quantize(given).dequantize())

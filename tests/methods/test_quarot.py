@@ -16,25 +16,24 @@ from q2n.data.tokenizer import load_tokenizer
 from q2n.data.windows import TokenWindows, calibration_windows
 from q2n.errors import InputError
 from q2n.formats.load import load_model
-from q2n.grids.activation import TokenGrid
-from q2n.grids.affine import AffineLinear
-from q2n.linalg.statistics import InputStatistics, Needs
-from q2n.methods.nullspace import NullSpace
-from q2n.methods.problem import LayerProblem
+from q2n.grids.per_token import TokenGrid
+from q2n.layers.uniform import UniformLinear
+from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.method import LayerProblem
 from q2n.methods.quarot import QuaRot
-from q2n.models.assemble import assemble
 from q2n.models.blocks import BlockwiseModel
-from q2n.models.source import open_source
-from q2n.models.surrounded import surrounded
+from q2n.models.rotated_source import surrounded
+from q2n.models.source import assemble, open_source
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.sequential import SequentialLoop
 from q2n.pipeline.store import RunStore
-from q2n.transforms.online import attach_quantizers
+from q2n.transforms.runtime import attach_quantizers
+from q2n.wrappers.nullspace import NullSpace
 
 
 def _problem():
     generator = torch.Generator().manual_seed(0)
-    statistics = InputStatistics(48, Needs.GRAM)
+    statistics = InputStatistics(48, RequiredStatistics.GRAM)
     mix = torch.randn(48, 48, generator=generator)
     statistics.update(torch.randn(300, 48, generator=generator) @ mix)
     weight = torch.randn(10, 48, generator=generator)
@@ -63,7 +62,10 @@ def test_gptq_uses_the_same_grid_and_makes_up_for_what_it_rounds():
     rtn, gptq = (QuaRot(bits=3, weights=w).quantize(problem) for w in ("rtn", "gptq"))
     assert torch.equal(rtn.scale, gptq.scale) and torch.equal(rtn.zero, gptq.zero)
     assert _error(problem, gptq) < 0.7 * _error(problem, rtn)
-    assert QuaRot(weights="rtn").needs == Needs.NONE and QuaRot().needs == Needs.GRAM
+    assert (
+        QuaRot(weights="rtn").required_statistics == RequiredStatistics.NONE
+        and QuaRot().required_statistics == RequiredStatistics.GRAM
+    )
     stepped = NullSpace.released(QuaRot(bits=3), gram="second_moment").quantize(problem)
     assert torch.equal(stepped.codes, gptq.codes)
 
@@ -108,7 +110,7 @@ def _model():
 def _quantized(method, folder):
     """The model as it runs, and its store."""
     source = surrounded(open_source(_model()), method.surroundings, 0)
-    store = RunStore(folder, {"affine": AffineLinear})
+    store = RunStore(folder, {"affine": UniformLinear})
     store.start({}, {}, resume=False)
     SequentialLoop(BlockwiseModel(source), method, store, LoopOptions()).run(_windows())
     weights = {f"{name}.weight": layer.dequantize() for name, layer in store.layers().items()}
@@ -204,14 +206,14 @@ def test_a_resumed_run_is_the_same(tmp_path):
     folders, method = [tmp_path / "whole", tmp_path / "resumed"], QuaRot(bits=3, clip=False)
     source = surrounded(open_source(_model()), method.surroundings, 0)
     for folder in folders:
-        store = RunStore(folder, {"affine": AffineLinear})
+        store = RunStore(folder, {"affine": UniformLinear})
         store.start({}, {}, resume=False)
         loop = SequentialLoop(BlockwiseModel(source), method, store, LoopOptions())
         loop.run(_windows())
     for file in folders[1].glob("block-00001.*"):
         file.unlink()
     loop.run(_windows(), finished=1)
-    whole, resumed = (RunStore(folder, {"affine": AffineLinear}).layers() for folder in folders)
+    whole, resumed = (RunStore(folder, {"affine": UniformLinear}).layers() for folder in folders)
     for name, layer in whole.items():
         assert torch.equal(layer.dequantize(), resumed[name].dequantize())
     other = surrounded(open_source(_model()), method.surroundings, 1)
@@ -237,7 +239,7 @@ def test_alpha_of_real_layers_is_that_of_the_rotated_weight_and_input(
     quarot = QuaRot(bits=3, clip=False, weights="rtn")
     method = NullSpace.paper(quarot, skip_layers=("model.layers.0.*",))
     source = surrounded(open_source(smollm2_head, dtype="float32"), method.surroundings, 0)
-    store = RunStore(tmp_path / "run", {"affine": AffineLinear})
+    store = RunStore(tmp_path / "run", {"affine": UniformLinear})
     store.start({}, {}, resume=False)
     SequentialLoop(BlockwiseModel(source), method, store, LoopOptions()).run(windows)
     stepped = {n: x for n, x in store.layers().items() if n.startswith("model.layers.1.")}

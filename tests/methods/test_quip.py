@@ -9,22 +9,23 @@ from oracles import quip as oracle
 
 from q2n.config import QuantizeConfig
 from q2n.errors import InputError
-from q2n.grids import centred
-from q2n.grids.affine import AffineGrid, AffineLinear
-from q2n.grids.rotated import RotatedLinear
-from q2n.linalg.statistics import InputStatistics, Needs
+from q2n.grids import gaussian_range
+from q2n.grids.uniform import UniformGrid
+from q2n.layers.rotated import RotatedLinear
+from q2n.layers.uniform import UniformLinear
+from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.method import LayerProblem, Method
 from q2n.methods import METHODS
-from q2n.methods.corrected import Corrected
 from q2n.methods.gptq import GPTQ
-from q2n.methods.incoherence import Incoherent
-from q2n.methods.nullspace import NullSpace
-from q2n.methods.output_step import OutputStep
-from q2n.methods.problem import LayerProblem, Method
 from q2n.methods.quip import QuIP, Rotated
 from q2n.methods.rtn import RTN
+from q2n.wrappers.correction import InputErrorCorrection
+from q2n.wrappers.incoherence import Incoherence
+from q2n.wrappers.nullspace import NullSpace
+from q2n.wrappers.output_scales import OutputScales
 
 ROWS, COLUMNS = 12, 24
-NEEDS = Needs.GRAM | Needs.CROSS
+NEEDS = RequiredStatistics.GRAM | RequiredStatistics.CROSS
 
 
 def problem(seed=0, dtype=torch.float32, **options):
@@ -84,7 +85,7 @@ def test_quip_is_its_definition(projection):
     )
     scale = float(layer.inner.scale)
     assert scale == pytest.approx(
-        oracle.centred_scale(turned, centred.GAUSSIAN_SPREAD[3]), rel=1e-6
+        oracle.centred_scale(turned, gaussian_range.GAUSSIAN_SPREAD[3]), rel=1e-6
     )
     codes, v = oracle.ldlq_centred(turned, hessian, 3, scale, clamp_first=False)
     codes = oracle.greedy_pass(v, codes, hessian, 7)
@@ -94,7 +95,7 @@ def test_quip_is_its_definition(projection):
 def test_what_the_inner_method_sees_is_the_layer_in_another_basis():
     given, x, full = problem()
     witness = Witness(bits=8)
-    layer = Incoherent(inner=witness, rescale=True).quantize(given)
+    layer = Incoherence(inner=witness, rescale=True).quantize(given)
     (seen,) = witness.seen
     turned, turned_full = (layer.basis.inputs(t) for t in (x, full))
     expected = InputStatistics(COLUMNS, NEEDS, dtype=torch.float64)
@@ -112,15 +113,15 @@ def test_what_the_inner_method_sees_is_the_layer_in_another_basis():
 
 def test_without_a_basis_and_on_a_fine_grid_it_is_exact():
     given, _, _ = problem()
-    grid = AffineGrid(bits=8)
+    grid = UniformGrid(bits=8)
     scale, zero = grid.fit(given.weight, torch.float32, given.name)
-    on_grid = AffineLinear(
+    on_grid = UniformLinear(
         codes=grid.encode(given.weight, scale, zero), scale=scale, zero=zero, bits=8,
         group_size=COLUMNS, symmetric=False,
     ).dequantize()  # fmt: skip
     plain = QuIP(bits=8, grid="minmax", projection="off")
     layer = plain.quantize(dataclasses.replace(given, weight=on_grid))
-    assert isinstance(layer, AffineLinear)
+    assert isinstance(layer, UniformLinear)
     torch.testing.assert_close(layer.dequantize(), on_grid, rtol=0, atol=1e-6)
     energy = float(((given.weight @ given.statistics.gram) * given.weight).sum())
     for rescale in (False, True):
@@ -193,7 +194,7 @@ def test_the_output_steps_factors_in_the_random_basis():
     given, x, full = problem()
     method = QuIP(bits=2, rescale=True)
     before = method.quantize(given)
-    after = method.with_step(OutputStep.cross).quantize(given)
+    after = method.with_step(OutputScales.cross).quantize(given)
     basis = before.basis
     expected = oracles.regressed_output_alpha(
         basis.weight(given.weight.double()),
@@ -212,7 +213,7 @@ def test_the_correction_is_the_same_in_either_space_without_rescaling():
     """The ridge is a share of the mean diagonal, which a rotation keeps."""
     given, _, _ = problem(dtype=torch.float64)
     layers = [
-        QuIP(bits=3, step_space=space).with_step(Corrected).quantize(given)
+        QuIP(bits=3, step_space=space).with_step(InputErrorCorrection).quantize(given)
         for space in ("rotated", "original")
     ]
     assert torch.equal(layers[0].inner.codes, layers[1].inner.codes)
@@ -232,18 +233,18 @@ def test_the_configuration_puts_everything_in_the_space_that_was_asked_for(space
     config = QuantizeConfig.from_settings(
         {"method": "quip", "bits": 2, "quality": "good", "step_space": space, "greedy_passes": 2}
     )
-    steps = [OutputStep, Corrected, QuIP]
+    steps = [OutputScales, InputErrorCorrection, QuIP]
     assert chain(config.build_method()) == ([Rotated, *steps] if space == "rotated" else steps)
     again = QuantizeConfig.from_settings(config.settings())
     assert again.build_method() == config.build_method()
-    assert config.build_method().needs == NEEDS
+    assert config.build_method().required_statistics == NEEDS
     layer = config.build_method().quantize(problem()[0])
     assert isinstance(layer, RotatedLinear) and (layer.gain is None) == (space == "rotated")
     assert {"correction", "alpha_mean", "damping"} <= layer.record.keys()  # all of it was done
 
 
 def test_what_cannot_be_is_refused():
-    assert METHODS["quip"] is QuIP and QuIP().needs == Needs.GRAM
+    assert METHODS["quip"] is QuIP and QuIP().required_statistics == RequiredStatistics.GRAM
     with pytest.raises(InputError, match="projection_damping"):
         QuIP(projection_damping=float("nan"))
     for method in (QuIP(), QuIP().with_step(NullSpace.paper)):

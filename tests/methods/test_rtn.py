@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from q2n.errors import InputError
-from q2n.linalg.statistics import Needs
+from q2n.linalg.statistics import RequiredStatistics
+from q2n.method import LayerProblem
 from q2n.methods import METHODS
-from q2n.methods.problem import LayerProblem
 from q2n.methods.rtn import RTN
 
 
@@ -33,7 +33,7 @@ def test_rtn_is_the_definition(group_size, symmetric):
 
 
 def test_rtn_needs_no_calibration():
-    assert RTN().needs == Needs.NONE
+    assert RTN().required_statistics == RequiredStatistics.NONE
     assert METHODS["rtn"] is RTN
 
 

@@ -7,8 +7,8 @@ from tiny import ARCHITECTURES, save_tiny, tiny_model
 
 from q2n.errors import InputError, NumericalError
 from q2n.models.blocks import BlockCall, BlockwiseModel
+from q2n.models.sites import find_sites
 from q2n.models.source import open_source
-from q2n.models.stages import find_sites
 
 
 def hidden_through_blocks(model: BlockwiseModel, tokens: torch.Tensor) -> torch.Tensor:

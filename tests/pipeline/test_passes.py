@@ -9,8 +9,8 @@ from tiny import tiny_model
 from torch import nn
 
 from q2n.models.blocks import BlockwiseModel
+from q2n.models.sites import find_sites
 from q2n.models.source import open_source
-from q2n.models.stages import find_sites
 from q2n.pipeline.passes import BlockPass, PausingBlock
 
 
@@ -88,7 +88,7 @@ def test_a_site_that_a_batch_does_not_visit_gives_none():
             return (self.busy(hidden),)
 
     from q2n.models.blocks import BlockCall
-    from q2n.models.stages import Site
+    from q2n.models.sites import Site
 
     block = Gated()
     sites = [Site(("idle",), 4), Site(("busy",), 4)]

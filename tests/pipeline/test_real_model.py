@@ -13,14 +13,13 @@ from q2n.data.corpora import load_corpus
 from q2n.data.tokenizer import load_tokenizer
 from q2n.data.windows import calibration_windows
 from q2n.formats.load import load_model
-from q2n.grids.affine import AffineLinear
-from q2n.linalg.statistics import Needs
+from q2n.layers.uniform import UniformLinear
+from q2n.linalg.statistics import RequiredStatistics
+from q2n.method import LayerProblem
 from q2n.methods.gptq import GPTQ
 from q2n.methods.leanquant import LeanQuant
-from q2n.methods.nullspace import NullSpace
 from q2n.methods.owq import OWQ
 from q2n.methods.pbllm import PBLLM
-from q2n.methods.problem import LayerProblem
 from q2n.methods.quip import QuIP
 from q2n.methods.rtn import RTN
 from q2n.models.blocks import BlockwiseModel
@@ -28,6 +27,7 @@ from q2n.models.source import open_source
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.sequential import SequentialLoop
 from q2n.pipeline.store import RunStore
+from q2n.wrappers.nullspace import NullSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +37,10 @@ class Recorded(RTN):
     problems: ClassVar[dict[str, LayerProblem]] = {}
 
     @property
-    def needs(self) -> Needs:
-        return Needs.GRAM
+    def required_statistics(self) -> RequiredStatistics:
+        return RequiredStatistics.GRAM
 
-    def quantize(self, problem: LayerProblem) -> AffineLinear:
+    def quantize(self, problem: LayerProblem) -> UniformLinear:
         self.problems[problem.name] = LayerProblem(
             name=problem.name, weight=problem.weight.clone(), statistics=problem.statistics
         )
@@ -54,7 +54,7 @@ def problems(smollm2_head, tmp_path_factory):
     windows = calibration_windows(
         load_corpus("sotu", "train"), tokenizer, count=4, length=256, seed=0
     )
-    store = RunStore(tmp_path_factory.mktemp("run"), {"affine": AffineLinear})
+    store = RunStore(tmp_path_factory.mktemp("run"), {"affine": UniformLinear})
     store.start({}, {}, resume=False)
     model = BlockwiseModel(open_source(smollm2_head))
     SequentialLoop(model, Recorded(bits=8), store, LoopOptions()).run(windows)

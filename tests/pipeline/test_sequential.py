@@ -7,11 +7,10 @@ from tiny import ARCHITECTURES, tiny_model
 
 from q2n.data.windows import TokenWindows
 from q2n.errors import InputError, NumericalError
-from q2n.grids.affine import AffineLinear
-from q2n.linalg.statistics import InputStatistics, Needs
+from q2n.layers.uniform import UniformLinear
+from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.method import LayerProblem
 from q2n.methods.gptq import GPTQ
-from q2n.methods.nullspace import NullSpace
-from q2n.methods.problem import LayerProblem
 from q2n.methods.rtn import RTN
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.source import open_source
@@ -20,6 +19,7 @@ from q2n.pipeline.sequential import SequentialLoop
 from q2n.pipeline.store import RunStore
 from q2n.refit.block import BlockRefit
 from q2n.refit.tuner import Rates
+from q2n.wrappers.nullspace import NullSpace
 
 
 def token_windows(count: int = 6, length: int = 16) -> TokenWindows:
@@ -29,7 +29,7 @@ def token_windows(count: int = 6, length: int = 16) -> TokenWindows:
 
 
 def run_loop(model, method, folder, *, finished=0, windows=None, refit=None, **options):
-    store = RunStore(folder, {"affine": AffineLinear})
+    store = RunStore(folder, {"affine": UniformLinear})
     if not finished:
         store.start({}, {}, resume=False)
     blocks = BlockwiseModel(open_source(model))
@@ -38,7 +38,7 @@ def run_loop(model, method, folder, *, finished=0, windows=None, refit=None, **o
     return store.layers()
 
 
-def plain_weights(model, method, stages, needs=Needs.GRAM):
+def plain_weights(model, method, stages, needs=RequiredStatistics.GRAM):
     """Quantize `model` in place: for each stage run the whole model, collect, quantize."""
     tokens = token_windows().tokens
     for names in stages:
@@ -121,7 +121,7 @@ def test_every_architecture_is_quantized_completely(architecture, tmp_path):
 
 
 def test_rtn_needs_no_text(tmp_path):
-    store = RunStore(tmp_path, {"affine": AffineLinear})
+    store = RunStore(tmp_path, {"affine": UniformLinear})
     store.start({}, {}, resume=False)
     model = tiny_model()
     SequentialLoop(BlockwiseModel(open_source(model)), RTN(bits=4), store, LoopOptions()).run(None)
@@ -133,7 +133,7 @@ def test_rtn_needs_no_text(tmp_path):
 
 
 def test_gptq_without_text_is_refused(tmp_path):
-    store = RunStore(tmp_path, {"affine": AffineLinear})
+    store = RunStore(tmp_path, {"affine": UniformLinear})
     loop = SequentialLoop(
         BlockwiseModel(open_source(tiny_model())), GPTQ(bits=4), store, LoopOptions()
     )
@@ -162,8 +162,8 @@ class CrossMethod(GPTQ):
     seen: dict[str, torch.Tensor] = {}  # noqa: RUF012
 
     @property
-    def needs(self) -> Needs:
-        return Needs.GRAM | Needs.CROSS
+    def required_statistics(self) -> RequiredStatistics:
+        return RequiredStatistics.GRAM | RequiredStatistics.CROSS
 
     def quantize(self, problem):
         self.seen[problem.name] = problem.statistics.cross.clone()
@@ -227,7 +227,7 @@ REFIT = BlockRefit(steps=4, rates=Rates(scale=0.01, gain=0.01))
 
 def as_stored(model, folder):
     """The model with the stored layers and gains in their places."""
-    store = RunStore(folder, {"affine": AffineLinear})
+    store = RunStore(folder, {"affine": UniformLinear})
     for name, layer in store.layers().items():
         model.get_submodule(name).weight.data.copy_(layer.dequantize())
     for name, gain in store.gains().items():
@@ -246,7 +246,7 @@ def test_going_on_after_a_refitted_block_gives_the_same_bytes(tmp_path, done, me
             name = f"block-{index:05d}{suffix}"
             (broken / name).write_bytes((whole / name).read_bytes())
     run_loop(tiny_model(), method, broken, finished=done, refit=REFIT)
-    stores = [RunStore(folder, {"affine": AffineLinear}) for folder in (whole, broken)]
+    stores = [RunStore(folder, {"affine": UniformLinear}) for folder in (whole, broken)]
     assert len(stores[0].gains()) == 6
     for index in range(3):
         name = f"block-{index:05d}.safetensors"
@@ -315,7 +315,7 @@ def test_later_blocks_see_what_the_refit_left(tmp_path, finished):
 
 
 def test_a_refit_without_text_is_refused(tmp_path):
-    store = RunStore(tmp_path, {"affine": AffineLinear})
+    store = RunStore(tmp_path, {"affine": UniformLinear})
     blocks = BlockwiseModel(open_source(tiny_model()))
     loop = SequentialLoop(blocks, RTN(bits=4), store, LoopOptions(), refit=REFIT)
     with pytest.raises(InputError, match="--corpus"):

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from q2n.errors import InputError, ResumeError
-from q2n.grids.affine import AffineLinear
-from q2n.methods.problem import LayerProblem
+from q2n.layers.uniform import UniformLinear
+from q2n.method import LayerProblem
 from q2n.methods.rtn import RTN
 from q2n.pipeline.store import RunStore
 
 
 def store_in(folder) -> RunStore:
-    return RunStore(folder, {"affine": AffineLinear})
+    return RunStore(folder, {"affine": UniformLinear})
 
 
 def some_layers(seed: int = 0):

@@ -5,7 +5,7 @@ import torch
 from tiny import tiny_model
 
 from q2n.data.windows import TokenWindows
-from q2n.grids.affine import AffineLinear
+from q2n.layers.uniform import UniformLinear
 from q2n.logging import Reporter
 from q2n.methods.rtn import RTN
 from q2n.models.blocks import BlockwiseModel
@@ -28,7 +28,7 @@ def windows() -> TokenWindows:
 
 def quantized(folder, architecture="llama", refit=None) -> RunStore:
     """A store with the finished blocks of a tiny model."""
-    store = RunStore(folder, {"affine": AffineLinear})
+    store = RunStore(folder, {"affine": UniformLinear})
     store.start({}, {}, resume=False)
     blocks = BlockwiseModel(open_source(tiny_model(architecture, layers=2)))
     loop = SequentialLoop(blocks, RTN(bits=2), store, LoopOptions(), refit=refit)
@@ -91,7 +91,7 @@ def test_gains_lie_with_their_block_and_the_last_norm_with_the_last(tmp_path, ar
 
 def test_ten_blocks_and_more_keep_their_own(tmp_path):
     """Block 1's name begins that of block 10."""
-    store = RunStore(tmp_path, {"affine": AffineLinear})
+    store = RunStore(tmp_path, {"affine": UniformLinear})
     store.start({}, {}, resume=False)
     blocks = BlockwiseModel(open_source(tiny_model(layers=11)))
     SequentialLoop(blocks, RTN(bits=2), store, LoopOptions()).run(None)

@@ -8,7 +8,7 @@ from tiny import tiny_model
 from torch import nn
 
 from q2n.errors import InputError, NumericalError
-from q2n.methods.problem import LayerProblem
+from q2n.method import LayerProblem
 from q2n.methods.rtn import RTN
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.source import open_source

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.functional import kl_div
 
 from q2n.errors import InputError, NumericalError
-from q2n.methods.problem import LayerProblem
+from q2n.method import LayerProblem
 from q2n.methods.rtn import RTN
 from q2n.refit.model import _CHUNK, ModelRefit, _Divergence
 from q2n.refit.tuner import Rates, norm_gains, shuffled

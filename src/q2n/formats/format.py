@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from q2n.grids.quantized import Form, QuantizedLinear
+from q2n.layers.quantized import QuantizedLinear, StorageSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +72,12 @@ class Format(ABC):
     def scale_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
         """The dtype in which this format stores the scales of a model of `model_dtype`."""
 
-    def holds(self, form: Form) -> bool:
+    def holds(self, storage: StorageSpec) -> bool:
         """Whether it has a place for the representation at all. A format says otherwise if it
         has none for some kinds, or one for what a model does online."""
-        return not form.online
+        return not storage.online
 
-    def check(self, name: str, shape: tuple[int, int], form: Form) -> None:  # noqa: B027 - optional
+    def check(self, name: str, shape: tuple[int, int], storage: StorageSpec) -> None:  # noqa: B027 - optional
         """Refuse, before any work is done, a layer of `shape` (out, in) and a form that the
         format `holds`; any shape will do unless a format says otherwise.
 

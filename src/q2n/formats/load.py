@@ -22,7 +22,7 @@ from transformers import (
 from q2n.errors import InputError
 from q2n.formats import FORMATS
 from q2n.formats.format import PackedFormat
-from q2n.formats.online import ONLINE, attach_online
+from q2n.formats.runtime import ONLINE, attach_online
 from q2n.models.checkpoint_files import TensorFiles
 from q2n.models.skeleton import build_skeleton
 

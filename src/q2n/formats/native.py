@@ -21,8 +21,8 @@ from torch import Tensor
 from q2n.errors import InputError
 from q2n.formats.format import PackedFormat, PackedLayer, StoredLayer, StoredTensor
 from q2n.formats.packing import pack_all, unpack_all, word_count
-from q2n.grids import REPRESENTATIONS
-from q2n.grids.quantized import Form, QuantizedLinear
+from q2n.layers import REPRESENTATIONS
+from q2n.layers.quantized import QuantizedLinear, StorageSpec
 
 VERSION = 1
 """Of the layout. A reader refuses any other."""
@@ -37,7 +37,7 @@ class Native(PackedFormat):
     def scale_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
         return model_dtype
 
-    def holds(self, form: Form) -> bool:
+    def holds(self, storage: StorageSpec) -> bool:
         return True
 
     def tensors(self, name: str, layer: QuantizedLinear, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -22,8 +22,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from q2n.errors import InputError
 from q2n.formats.format import StoredLayer
 from q2n.formats.native import Native, described_layers, require_parts
-from q2n.formats.online import ONLINE, attach_online
 from q2n.formats.packed_linear import PackedLinear
+from q2n.formats.runtime import ONLINE, attach_online
 
 
 @register_quantization_config(Native.quant_method)

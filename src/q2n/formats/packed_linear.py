@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from q2n.formats.format import StoredLayer
 from q2n.formats.native import file_dtype, file_shape, rebuild
-from q2n.grids.quantized import QuantizedLinear
+from q2n.layers.quantized import QuantizedLinear
 
 
 class PackedLinear(nn.Module):
@@ -31,7 +31,7 @@ class PackedLinear(nn.Module):
         """The layer, its small whole numbers unpacked."""
         return rebuild(self.stored, {part: getattr(self, part) for part in self.stored.tensors})
 
-    def forward(self, x: Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch out"]:
+    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """`x W^T + b`, W dequantized in float32 and rounded once to the dtype of `x`."""
         return functional.linear(x, self.quantized().dequantize().to(x.dtype), self.bias)
 

@@ -81,7 +81,7 @@ def unpack_all(
     """Exact inverse of `pack_all`: what every call of a packed layer begins with."""
     if words.device.type != "cpu":
         return unpack(words, bits, prod(shape)).reshape(shape)
-    from q2n.formats.stream import unpack_stream  # not before it is needed: numba takes a while
+    from q2n.kernels.unpack import unpack_stream
 
     codes = torch.empty(shape, dtype=torch.uint8)
     unpack_stream(words.detach().numpy().view("uint32"), bits, codes.view(-1).numpy())

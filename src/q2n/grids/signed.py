@@ -2,7 +2,7 @@ r"""The uniform grid of signed codes: `w ~ s q`, q = -2^(b-1) .. 2^(b-1) - 1.
 
 The largest weight of a row lies on the largest code: `s = max|w| / (2^(b-1) - 1)`. (GPTQ's
 symmetric grid, affine.py, divides the range -max|w| .. max|w| in 2^b - 1 steps, so that its code 0
-lies half a step inside.) Stored as the same `AffineLinear`, its codes moved up by 2^(b-1).
+lies half a step inside.) Stored as the same `UniformLinear`, its codes moved up by 2^(b-1).
 
 The clip search is that of affine.py. The zero point is the same for every range, so that the
 compiled search of tuned.py does it, in a thirtieth of the time of tensor operations.
@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from q2n.grids.affine import AffineGrid, clip_ranges, unusable_scale
-from q2n.grids.tuned import best_pair
+from q2n.grids.scale_zero_search import best_pair
+from q2n.grids.uniform import UniformGrid, clip_ranges, unusable_scale
 
 
 @dataclass(frozen=True, kw_only=True)
-class SignedGrid(AffineGrid):
-    """The largest weight of a group on the largest code; the clip search of `AffineGrid`."""
+class SignedGrid(UniformGrid):
+    """The largest weight of a group on the largest code; the clip search of `UniformGrid`."""
 
     symmetric: bool = True
 

@@ -54,7 +54,7 @@ def adam(
     return alpha
 
 
-def spread(alpha: Float[Tensor, "*factors"]) -> dict[str, float]:
+def factor_spread(alpha: Float[Tensor, "*factors"]) -> dict[str, float]:
     """What a layer's record says of its factors."""
     return {
         "alpha_mean": float(alpha.mean()),

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from q2n.linalg.orthogonal import Rotation
+from q2n.linalg.random_orthogonal import Rotation
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,9 +23,9 @@ class Basis:
 
     left: Rotation | None = None
     right: Rotation | None = None
-    rescale: Float[Tensor, " m"] | None = None
+    rescale: Float[Tensor, " in"] | None = None
 
-    def weight(self, w: Float[Tensor, "out m"]) -> Float[Tensor, "out m"]:
+    def weight(self, w: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
         """`U W diag(s) V^T`."""
         if self.rescale is not None:
             w = w * self.rescale.to(w)
@@ -33,7 +33,7 @@ class Basis:
             w = self.right.apply(w)
         return w if self.left is None else self.left.apply_to_outputs(w)
 
-    def weight_back(self, w: Float[Tensor, "out m"]) -> Float[Tensor, "out m"]:
+    def weight_back(self, w: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
         """`U^T W' V diag(s)^-1`: the inverse of `weight`."""
         if self.left is not None:
             w = self.left.undo_at_outputs(w)
@@ -41,14 +41,16 @@ class Basis:
             w = self.right.undo(w)
         return w if self.rescale is None else w / self.rescale.to(w)
 
-    def inputs(self, x: Float[Tensor, "tokens m"]) -> Float[Tensor, "tokens m"]:
+    def inputs(self, x: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens in"]:
         """Rows `V diag(s)^-1 x`."""
         if self.rescale is not None:
             x = x / self.rescale.to(x)
         return x if self.right is None else self.right.apply(x)
 
 
-def balancing(weight: Float[Tensor, "out m"], gram: Float[Tensor, "m m"]) -> Float[Tensor, " m"]:
+def balancing(
+    weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"]
+) -> Float[Tensor, " in"]:
     r"""QuIP's s, which makes `tr(H') |W'|^2` least, `H' = diag(s)^-1 H diag(s)^-1`:
 
         sum_j H_jj / s_j^2  *  sum_j s_j^2 (W^T W)_jj

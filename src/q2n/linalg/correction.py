@@ -28,8 +28,8 @@ from q2n.errors import NumericalError
 
 
 def corrector(
-    gram: Float[Tensor, "m m"], residual: Float[Tensor, "m m"], ridge: float, *, name: str
-) -> Float[Tensor, "m m"]:
+    gram: Float[Tensor, "in in"], residual: Float[Tensor, "in in"], ridge: float, *, name: str
+) -> Float[Tensor, "in in"]:
     """`R (C + r I)^-1`, R = D - C the residual moment: W' = W + W times this. In float64 where
     float32 fails.
 

@@ -42,25 +42,25 @@ _SMALLEST_RETRY = 1e-4
 class Feedback:
     """What to add to a column before it is rounded: `W[:, order] + E[:, order] @ matrix`."""
 
-    matrix: Float[Tensor, "m m"]
+    matrix: Float[Tensor, "in in"]
     """M, strictly upper triangular, rows and columns in visiting order."""
-    diagonal: Float[Tensor, " m"]
+    diagonal: Float[Tensor, " in"]
     """R_jj = 1 / U_jj in visiting order: the square root of what an error in column j costs
     once the later columns have made up for it as far as they can."""
-    order: Int[Tensor, " m"]
+    order: Int[Tensor, " in"]
     """The layer's columns in visiting order."""
-    dead: Bool[Tensor, " m"]
+    dead: Bool[Tensor, " in"]
     """Columns, in the layer's own order, whose input is always 0."""
     damping: float
     """The damping used, as a share of the mean of H's diagonal."""
 
 
 def feedback(
-    gram: Float[Tensor, "m m"],
+    gram: Float[Tensor, "in in"],
     damping: float,
     *,
     descending: bool = False,
-    order: Int[Tensor, " m"] | None = None,
+    order: Int[Tensor, " in"] | None = None,
     name: str = "matrix",
 ) -> Feedback:
     """Factor `gram + damping * mean(diag) * I`.
@@ -111,9 +111,9 @@ def _dampings(first: float) -> list[float]:
 
 
 def pending(
-    weight: Float[Tensor, "m out"],
+    weight: Float[Tensor, "in out"],
     error: Float[Tensor, "quantized out"],
-    matrix: Float[Tensor, "m m"],
+    matrix: Float[Tensor, "in in"],
     a: int,
     b: int,
 ) -> Float[Tensor, "block out"]:
@@ -128,11 +128,11 @@ def pending(
 
 
 def working_copy(
-    weight: Float[Tensor, "m out"],
-    error: Float[Tensor, "m out"],
-    matrix: Float[Tensor, "m m"],
+    weight: Float[Tensor, "in out"],
+    error: Float[Tensor, "in out"],
+    matrix: Float[Tensor, "in in"],
     block_size: int,
-) -> Float[Tensor, "m out"]:
+) -> Float[Tensor, "in out"]:
     """W updated at the border of each block for the columns of all earlier blocks, not for
     those of the same block. Takes and gives columns as `pending` does."""
     m = len(weight)

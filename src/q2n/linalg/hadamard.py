@@ -12,7 +12,7 @@ r"""Hadamard matrices: entries +1 and -1, orthogonal rows, `H H^T = n I`.
   of LLaMA need) are of the published tables (Baumert and Hall 1965, London 2013).
 
 A fast transform needs no single matrix of the full order: the Kronecker product of Hadamard
-matrices is one, and a small product a factor applies it (linalg/rotation.py).
+matrices is one, and a small product a factor applies it (linalg/kronecker.py).
 """
 
 from functools import cache

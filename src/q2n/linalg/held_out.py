@@ -30,11 +30,11 @@ from q2n.linalg.statistics import InputStatistics
 GRID = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Ridges that are tried."""
 
-Folds = Sequence[tuple[Float[Tensor, "m m"], Float[Tensor, "out m"]]]
+Folds = Sequence[tuple[Float[Tensor, "in in"], Float[Tensor, "out in"]]]
 """A pair of sums for each of the two folds."""
 
 
-def correction_ridge(weight: Float[Tensor, "out m"], statistics: InputStatistics) -> float:
+def correction_ridge(weight: Float[Tensor, "out in"], statistics: InputStatistics) -> float:
     """The ridge for `correction.corrector`, in units of the mean diagonal of C."""
     first, second = statistics.folds
     errors = torch.zeros(len(GRID), dtype=torch.float64)
@@ -44,7 +44,7 @@ def correction_ridge(weight: Float[Tensor, "out m"], statistics: InputStatistics
 
 
 def _correction_errors(
-    weight: Float[Tensor, "out m"], fitted: InputStatistics, seen: InputStatistics
+    weight: Float[Tensor, "out in"], fitted: InputStatistics, seen: InputStatistics
 ) -> Float[Tensor, " ridges"]:
     values, vectors = fitted.once("eigh", lambda: torch.linalg.eigh(fitted.gram))
     turned = seen.once("turned", lambda: vectors.T @ seen.gram @ vectors)
@@ -61,7 +61,7 @@ def _correction_errors(
 
 
 def alpha_ridge(
-    quantized: Float[Tensor, "out m"],
+    quantized: Float[Tensor, "out in"],
     folds: Folds,
     filtered: Folds,
     size: int,
@@ -88,7 +88,7 @@ def alpha_ridge(
 
 
 def _systems(
-    quantized: Float[Tensor, "out m"], folds: Folds, rows: slice, size: int
+    quantized: Float[Tensor, "out in"], folds: Folds, rows: slice, size: int
 ) -> list[tuple[Float[Tensor, "rows g g"], Float[Tensor, "rows g"]]]:
     """A and b of some rows on each fold."""
     return [output_alpha.system(quantized[rows], gram, goal[rows], size) for gram, goal in folds]

@@ -27,7 +27,7 @@ _ENTRIES_AT_ONCE = 2**18
 
 
 def row_kmeans(
-    values: Float[Tensor, "rows m"], weight: Float[Tensor, " m"], count: int, seed: int
+    values: Float[Tensor, "rows in"], weight: Float[Tensor, " in"], count: int, seed: int
 ) -> Float[Tensor, "rows count"]:
     """Ascending centroids of each row. `weight` is at least 0; its unit does not matter."""
     rows, m = values.shape
@@ -41,8 +41,8 @@ def row_kmeans(
 
 
 def _portion(
-    values: Float[Tensor, "rows m"],
-    weight: Float[Tensor, " m"],
+    values: Float[Tensor, "rows in"],
+    weight: Float[Tensor, " in"],
     draws: Float[Tensor, "rows count"],
 ) -> Float[Tensor, "rows count"]:
     count = draws.shape[1]
@@ -57,7 +57,7 @@ def _portion(
     return lloyd(points, weights, start)
 
 
-def _argsort(values: Float[Tensor, "rows m"]) -> Int[Tensor, "rows m"]:
+def _argsort(values: Float[Tensor, "rows in"]) -> Int[Tensor, "rows in"]:
     """The order that sorts each row; on a CPU by numpy, whose sort uses vector instructions and
     takes a ninth of torch's time."""
     if values.device.type == "cpu":
@@ -66,8 +66,8 @@ def _argsort(values: Float[Tensor, "rows m"]) -> Int[Tensor, "rows m"]:
 
 
 def lloyd(
-    points: Float[Tensor, "rows m"],
-    weights: Float[Tensor, "rows m"],
+    points: Float[Tensor, "rows in"],
+    weights: Float[Tensor, "rows in"],
     start: Float[Tensor, "rows count"],
 ) -> Float[Tensor, "rows count"]:
     """Lloyd's algorithm from `start`, ascending, on ascending `points`."""
@@ -96,13 +96,13 @@ def lloyd(
     return centroids
 
 
-def _cumulative(values: Float[Tensor, "rows m"]) -> Float[Tensor, "rows sums"]:
+def _cumulative(values: Float[Tensor, "rows in"]) -> Float[Tensor, "rows sums"]:
     """Sums of the first 0, 1, .. m entries."""
     return pad(values.cumsum(1, dtype=torch.float64), (1, 0))
 
 
 def _borders(
-    points: Float[Tensor, "rows m"], centroids: Float[Tensor, "rows count"]
+    points: Float[Tensor, "rows in"], centroids: Float[Tensor, "rows count"]
 ) -> Int[Tensor, "rows borders"]:
     """Cluster i holds the sorted points borders[i] .. borders[i + 1] - 1."""
     halfway = (centroids[:, :-1] + centroids[:, 1:]) / 2
@@ -112,8 +112,8 @@ def _borders(
 
 
 def _fill_one(
-    points: Float[Tensor, "rows m"],
-    weights: Float[Tensor, "rows m"],
+    points: Float[Tensor, "rows in"],
+    weights: Float[Tensor, "rows in"],
     borders: Int[Tensor, "rows borders"],
     centroids: Float[Tensor, "rows count"],
     empty: Bool[Tensor, "rows count"],
@@ -129,8 +129,8 @@ def _fill_one(
 
 
 def _plus_plus(
-    points: Float[Tensor, "rows m"],
-    weights: Float[Tensor, "rows m"],
+    points: Float[Tensor, "rows in"],
+    weights: Float[Tensor, "rows in"],
     draws: Float[Tensor, "rows count"],
 ) -> Float[Tensor, "rows count"]:
     """The start of k-means++, ascending, from uniform random numbers."""

@@ -45,9 +45,9 @@ _CHUNK = 1 << 26
 
 
 def per_group(
-    quantized: Float[Tensor, "out m"],
-    gram: Float[Tensor, "m m"],
-    goal: Float[Tensor, "out m"],
+    quantized: Float[Tensor, "out in"],
+    gram: Float[Tensor, "in in"],
+    goal: Float[Tensor, "out in"],
     ridge: float,
     size: int,
 ) -> Float[Tensor, "out groups"]:
@@ -61,7 +61,7 @@ def per_group(
     )
 
 
-def row_chunks(quantized: Float[Tensor, "out m"], size: int) -> list[slice]:
+def row_chunks(quantized: Float[Tensor, "out in"], size: int) -> list[slice]:
     """Rows whose systems are held at once."""
     groups = -(-quantized.shape[1] // size)
     step = max(1, _CHUNK // groups**2)
@@ -69,9 +69,9 @@ def row_chunks(quantized: Float[Tensor, "out m"], size: int) -> list[slice]:
 
 
 def system(
-    quantized: Float[Tensor, "out m"],
-    gram: Float[Tensor, "m m"],
-    goal: Float[Tensor, "out m"],
+    quantized: Float[Tensor, "out in"],
+    gram: Float[Tensor, "in in"],
+    goal: Float[Tensor, "out in"],
     size: int,
 ) -> tuple[Float[Tensor, "out g g"], Float[Tensor, "out g"]]:
     """A and b of every row."""

@@ -33,9 +33,9 @@ class OutputError:
     @classmethod
     def of(
         cls,
-        weight: Float[Tensor, "out m"],
-        quantized: Float[Tensor, "out m"],
-        gram: Float[Tensor, "m m"],
+        weight: Float[Tensor, "out in"],
+        quantized: Float[Tensor, "out in"],
+        gram: Float[Tensor, "in in"],
     ) -> "OutputError":
         """Products of `weight - quantized` and `quantized` under `gram`."""
         error = weight - quantized

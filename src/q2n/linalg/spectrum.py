@@ -40,8 +40,8 @@ guard is absolute, so its result depends on the units of the activations."""
 class Spectrum:
     """Eigenvalues, descending and clipped at 0, and eigenvectors as columns."""
 
-    values: Float[Tensor, " m"]
-    vectors: Float[Tensor, "m m"]
+    values: Float[Tensor, " in"]
+    vectors: Float[Tensor, "in in"]
 
     def tail_energy(self, start: int) -> float:
         """Share of the energy (sum of values) that lies in the directions from `start` on."""
@@ -50,7 +50,7 @@ class Spectrum:
 
 
 def decompose(
-    gram: Float[Tensor, "m m"], how: Decomposition = "eigh", *, name: str = "matrix"
+    gram: Float[Tensor, "in in"], how: Decomposition = "eigh", *, name: str = "matrix"
 ) -> Spectrum:
     """Spectrum of a symmetric positive semidefinite matrix, in its own dtype; in float64
     where that does not converge.
@@ -70,7 +70,7 @@ def decompose(
     )
 
 
-def _descending(gram: Float[Tensor, "m m"], how: Decomposition) -> tuple[Tensor, Tensor]:
+def _descending(gram: Float[Tensor, "in in"], how: Decomposition) -> tuple[Tensor, Tensor]:
     if how == "svd":
         vectors, values, _ = torch.linalg.svd(gram)
         return values, vectors
@@ -78,7 +78,7 @@ def _descending(gram: Float[Tensor, "m m"], how: Decomposition) -> tuple[Tensor,
     return values.flip(0), vectors.flip(1)
 
 
-def ratio(values: Float[Tensor, " m"], threshold: float, index: Index = "paper") -> int:
+def ratio(values: Float[Tensor, " in"], threshold: float, index: Index = "paper") -> int:
     """`start` by the energy rule; see the module's text. 0 if there is no energy at all."""
     energy = values.double()
     guard = _RELATIVE_GUARD * float(energy.sum())
@@ -94,13 +94,13 @@ def ratio(values: Float[Tensor, " m"], threshold: float, index: Index = "paper")
     return k + 1 if index == "paper" else k
 
 
-def matrix_rank(values: Float[Tensor, " m"]) -> int:
+def matrix_rank(values: Float[Tensor, " in"]) -> int:
     """`start` = numerical rank: values above `largest * m * eps`, eps of the values' dtype."""
     floor = values[0] * len(values) * torch.finfo(values.dtype).eps
     return int((values > floor).sum())
 
 
-def adam_nscl(values: Float[Tensor, " m"]) -> int:
+def adam_nscl(values: Float[Tensor, " in"]) -> int:
     """`start` = number of values above 50 times the smallest (Wang et al., Adam-NSCL).
 
     The smallest value of a singular matrix is rounding noise, which would leave an

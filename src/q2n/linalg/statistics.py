@@ -32,11 +32,11 @@ _PANELS = 6
 
 T = TypeVar("T")
 
-LinearMap = Callable[[Float[Tensor, "tokens m"]], Float[Tensor, "tokens m"]]
+LinearMap = Callable[[Float[Tensor, "tokens in"]], Float[Tensor, "tokens in"]]
 """Does to every row what one m x m matrix does."""
 
 
-class Needs(enum.Flag):
+class RequiredStatistics(enum.Flag):
     """Which statistics of a layer's input a method reads."""
 
     NONE = 0
@@ -57,7 +57,7 @@ class InputStatistics:
     def __init__(
         self,
         width: int,
-        needs: Needs = Needs.GRAM,
+        needs: RequiredStatistics = RequiredStatistics.GRAM,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         cross_stride: int = 1,
@@ -65,24 +65,24 @@ class InputStatistics:
         """`cross_stride`: after a sequence's first token one of so many counts, as much as all of
         them, in the residual moment. Tokens that come as no sequences all count."""
         self.width = width
-        self.needs = needs
+        self.required_statistics = needs
         self.cross_stride = cross_stride
         self.device = torch.device(device)
         self.dtype = dtype
         self.tokens = 0
         self.sequences = 0
-        self._gram = self._zeros(Needs.GRAM)
-        self._residual = self._zeros(Needs.CROSS)
-        self._positions: Float[Tensor, "length m"] | None = None
+        self._gram = self._zeros(RequiredStatistics.GRAM)
+        self._residual = self._zeros(RequiredStatistics.CROSS)
+        self._positions: Float[Tensor, "length in"] | None = None
         self._mirrored = True
         self._derived: dict[Hashable, Any] = {}
         self._folds: list[InputStatistics] = []
-        if Needs.FOLDS in needs:
-            rest = needs & ~(Needs.FOLDS | Needs.POSITIONS)
+        if RequiredStatistics.FOLDS in needs:
+            rest = needs & ~(RequiredStatistics.FOLDS | RequiredStatistics.POSITIONS)
             self._folds = [self._empty(rest) for _ in range(2)]
 
     def update(
-        self, x: Float[Tensor, "*batch m"], x_full: Float[Tensor, "*batch m"] | None = None
+        self, x: Float[Tensor, "*batch in"], x_full: Float[Tensor, "*batch in"] | None = None
     ) -> None:
         """Add the tokens of `x`; `x_full` is the full-precision model's input at the same
         tokens, needed for CROSS alone. POSITIONS needs `x` of shape [sequences, length, m].
@@ -103,7 +103,7 @@ class InputStatistics:
                 self._add_gram(rows)
             if self._residual is not None:
                 self._add_residual(values, x_full)
-        if Needs.POSITIONS in self.needs:
+        if RequiredStatistics.POSITIONS in self.required_statistics:
             self._add_positions(values)
 
     def __add__(self, other: Self) -> "InputStatistics":
@@ -113,7 +113,7 @@ class InputStatistics:
                 "cannot add statistics of width {} with {} and stride {} and of width {} with {} "
                 "and stride {}".format(*self._kind, *other._kind)
             )
-        total = self._empty(self.needs)
+        total = self._empty(self.required_statistics)
         total.tokens = self.tokens + other.tokens
         total.sequences = self.sequences + other.sequences
         total._mirrored = self._mirrored and other._mirrored
@@ -124,27 +124,31 @@ class InputStatistics:
         return total
 
     @property
-    def gram(self) -> Float[Tensor, "m m"]:
+    def gram(self) -> Float[Tensor, "in in"]:
         """`G = sum x x^T`, symmetric to the last bit, in the units of activation squared."""
         if self._folds:
-            return self.once(Needs.GRAM, lambda: self._folds[0].gram + self._folds[1].gram)
-        gram = _required(self._gram, Needs.GRAM)
+            return self.once(
+                RequiredStatistics.GRAM, lambda: self._folds[0].gram + self._folds[1].gram
+            )
+        gram = _required(self._gram, RequiredStatistics.GRAM)
         if not self._mirrored:
             _mirror_upper(gram)
             self._mirrored = True
         return gram
 
     @property
-    def cross(self) -> Float[Tensor, "m m"]:
+    def cross(self) -> Float[Tensor, "in in"]:
         """`D = sum x_full x^T`: rows belong to the full-precision input."""
         return self.gram + self.residual
 
     @property
-    def residual(self) -> Float[Tensor, "m m"]:
+    def residual(self) -> Float[Tensor, "in in"]:
         """`R = D - G = sum (x_full - x) x^T`, or what a part of the tokens says of it."""
         if self._folds:
-            return self.once(Needs.CROSS, lambda: self._folds[0].residual + self._folds[1].residual)
-        return _required(self._residual, Needs.CROSS)
+            return self.once(
+                RequiredStatistics.CROSS, lambda: self._folds[0].residual + self._folds[1].residual
+            )
+        return _required(self._residual, RequiredStatistics.CROSS)
 
     @property
     def folds(self) -> "list[InputStatistics]":
@@ -155,14 +159,16 @@ class InputStatistics:
             InputError: gathered without FOLDS.
         """
         if not self._folds:
-            raise InputError(f"these input statistics were gathered without {Needs.FOLDS}")
+            raise InputError(
+                f"these input statistics were gathered without {RequiredStatistics.FOLDS}"
+            )
         return self._folds if all(fold.tokens for fold in self._folds) else []
 
     @property
-    def position_gram(self) -> Float[Tensor, "m m"]:
+    def position_gram(self) -> Float[Tensor, "in in"]:
         """`A^T A`, A of shape [length, m] the mean over sequences of the activation at
         each token position. The released code takes it for the Gram (docs/mathematics.md)."""
-        mean = _required(self._positions, Needs.POSITIONS) / self.sequences
+        mean = _required(self._positions, RequiredStatistics.POSITIONS) / self.sequences
         return mean.T @ mean
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
@@ -175,7 +181,7 @@ class InputStatistics:
     def in_basis(self, inputs: "LinearMap") -> "InputStatistics":
         """The statistics of the tokens that `inputs` makes of these: with T its matrix,
         `T G T^T` and `T R T^T`. Nothing derived is taken over."""
-        moved = self._empty(self.needs)
+        moved = self._empty(self.required_statistics)
         moved.tokens, moved.sequences = self.tokens, self.sequences
         moved._folds = [fold.in_basis(inputs) for fold in self._folds]
         if self._gram is not None:
@@ -206,14 +212,17 @@ class InputStatistics:
                 )
 
     @property
-    def _kind(self) -> tuple[int, Needs, int]:
-        return self.width, self.needs, self.cross_stride
+    def _kind(self) -> tuple[int, RequiredStatistics, int]:
+        return self.width, self.required_statistics, self.cross_stride
 
-    def _empty(self, needs: Needs) -> "InputStatistics":
+    def _empty(self, needs: RequiredStatistics) -> "InputStatistics":
         return InputStatistics(self.width, needs, self.device, self.dtype, self.cross_stride)
 
-    def _zeros(self, need: Needs) -> Tensor | None:
-        if need not in self.needs or Needs.FOLDS in self.needs:
+    def _zeros(self, need: RequiredStatistics) -> Tensor | None:
+        if (
+            need not in self.required_statistics
+            or RequiredStatistics.FOLDS in self.required_statistics
+        ):
             return None
         return torch.zeros(self.width, self.width, dtype=self.dtype, device=self.device)
 
@@ -230,13 +239,13 @@ class InputStatistics:
             if len(x[cut]):
                 fold.update(x[cut], None if x_full is None else x_full[cut])
 
-    def _add_gram(self, rows: Float[Tensor, "tokens m"]) -> None:
+    def _add_gram(self, rows: Float[Tensor, "tokens in"]) -> None:
         assert self._gram is not None
         for i, j in _panels(self.width):
             self._gram[i:j, i:].addmm_(rows[:, i:j].T, rows[:, i:])
         self._mirrored = False
 
-    def _add_residual(self, x: Float[Tensor, "*batch m"], x_full: Tensor | None) -> None:
+    def _add_residual(self, x: Float[Tensor, "*batch in"], x_full: Tensor | None) -> None:
         assert self._residual is not None
         if x_full is None or x_full.shape != x.shape:
             got = None if x_full is None else tuple(x_full.shape)
@@ -250,7 +259,7 @@ class InputStatistics:
             difference *= weight.to(x).unsqueeze(1)
         self._residual.addmm_(difference.reshape(-1, self.width).T, x.reshape(-1, self.width))
 
-    def _add_positions(self, values: Float[Tensor, "*batch m"]) -> None:
+    def _add_positions(self, values: Float[Tensor, "*batch in"]) -> None:
         if values.ndim != 3:
             raise InputError(
                 "the mean activation at each position needs inputs [sequences, length, width], "
@@ -279,7 +288,7 @@ def _panels(width: int) -> list[tuple[int, int]]:
     return [(i, min(i + step, width)) for i in range(0, width, step)]
 
 
-def _mirror_upper(matrix: Float[Tensor, "m m"]) -> None:
+def _mirror_upper(matrix: Float[Tensor, "in in"]) -> None:
     """Copy the upper triangle onto the lower one, in place."""
     for i, j in _panels(matrix.shape[0]):
         corner = matrix[i:j, i:j]
@@ -295,7 +304,7 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return a + b.to(a.device)
 
 
-def _required(moments: Tensor | None, need: Needs) -> Tensor:
+def _required(moments: Tensor | None, need: RequiredStatistics) -> Tensor:
     if moments is None:
         raise InputError(f"these input statistics were gathered without {need}")
     return moments

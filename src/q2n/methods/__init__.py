@@ -1,10 +1,10 @@
 """Quantization methods: `LayerProblem -> QuantizedLinear`, one file a method."""
 
+from q2n.method import Method
 from q2n.methods.gptq import GPTQ
 from q2n.methods.leanquant import LeanQuant
 from q2n.methods.owq import OWQ
 from q2n.methods.pbllm import PBLLM
-from q2n.methods.problem import Method
 from q2n.methods.quarot import QuaRot
 from q2n.methods.quip import QuIP
 from q2n.methods.rtn import RTN

@@ -21,18 +21,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from q2n.errors import InputError
-from q2n.grids.affine import AffineLinear, group_of_column
+from q2n.kernels.column_rounding import Affine
+from q2n.kernels.column_sweep import Refit, Sweep, sweep
+from q2n.layers.uniform import UniformLinear
 from q2n.linalg.factor import Feedback, working_copy
-from q2n.linalg.statistics import Needs
-from q2n.methods.affine import AffineMethod
-from q2n.methods.feedback import check_feedback, shared_feedback
-from q2n.methods.problem import LayerProblem
-from q2n.methods.rounding import Affine
-from q2n.methods.sweep import Refit, Sweep, sweep
+from q2n.linalg.groups import group_of_column
+from q2n.linalg.statistics import RequiredStatistics
+from q2n.method import LayerProblem, check_feedback, shared_feedback
+from q2n.methods.uniform import UniformMethod
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPTQ(AffineMethod):
+class GPTQ(UniformMethod):
     """Column by column with error feedback from the input's second moments."""
 
     name: ClassVar[str] = "gptq"
@@ -57,15 +57,15 @@ class GPTQ(AffineMethod):
             )
 
     @property
-    def needs(self) -> Needs:
-        return Needs.GRAM
+    def required_statistics(self) -> RequiredStatistics:
+        return RequiredStatistics.GRAM
 
-    def quantize(self, problem: LayerProblem) -> AffineLinear:
+    def quantize(self, problem: LayerProblem) -> UniformLinear:
         return self._run(problem)[0]
 
     def quantize_compensated(
         self, problem: LayerProblem
-    ) -> tuple[AffineLinear, Float[Tensor, "out m"]]:
+    ) -> tuple[UniformLinear, Float[Tensor, "out in"]]:
         """The layer, and the weight from which it was rounded: W updated at the border of
         each block for the columns of all earlier blocks, not for those of the same block."""
         layer, found, back = self._run(problem)
@@ -75,7 +75,7 @@ class GPTQ(AffineMethod):
         compensated[:, back.order] = copy.T
         return layer, compensated
 
-    def _run(self, problem: LayerProblem) -> tuple[AffineLinear, Sweep, Feedback]:
+    def _run(self, problem: LayerProblem) -> tuple[UniformLinear, Sweep, Feedback]:
         back = shared_feedback(problem, self.damping, descending=self.act_order)
         weight = problem.weight.masked_fill(back.dead, 0)
         size = self.granularity.group_size(weight.shape[1], problem.name)

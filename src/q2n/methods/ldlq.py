@@ -16,9 +16,9 @@ Greedy passes may follow (descent.py).
 Unbiased rounding goes up with the probability of the fractional part, by noise added before
 rounding to nearest. The feedback is linear, so the error has mean 0 where nothing is clamped.
 
-Grids (ldlq_grids.py): `b`, grids/centred.py; `lloyd-max`, grids/lloyd_max.py; `trellis`,
-grids/trellis.py, which makes this QTIP (Tseng et al. 2024); `minmax`, grids/affine.py, with one
-scale a row. Dead columns (input always 0) are rounded from 0.
+Grids (grids/fitted.py): `b`, layers/centred.py; `lloyd-max`, linalg/lloyd_max.py; `trellis`,
+linalg/trellis_code.py, which makes this QTIP (Tseng et al. 2024); `minmax`, grids/uniform.py, with
+one scale a row. Dead columns (input always 0) are rounded from 0.
 
 The `b` grid cuts off weights beyond its spread. The released code clamps them before it rounds, so
 that what was cut off is in no E and the columns that follow cannot make up for it: from 3 bits on
@@ -35,16 +35,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from q2n.errors import InputError
-from q2n.grids import trellis
-from q2n.grids.affine import BITS, AffineGrid
-from q2n.grids.quantized import Form, QuantizedLinear
+from q2n.grids.fitted import FittedGrid, GridName, fit, fit_even, form
+from q2n.grids.uniform import BITS, UniformGrid
+from q2n.kernels.column_rounding import Affine
+from q2n.kernels.column_sweep import Sweep, sweep
+from q2n.kernels.coordinate_descent import descend
+from q2n.layers.quantized import QuantizedLinear, StorageSpec
+from q2n.linalg import trellis_code
 from q2n.linalg.factor import Feedback, feedback
-from q2n.linalg.statistics import Needs
-from q2n.methods.descent import descend
-from q2n.methods.ldlq_grids import FittedGrid, GridName, fit, fit_even, form
-from q2n.methods.problem import LayerProblem, Method
-from q2n.methods.rounding import Affine
-from q2n.methods.sweep import Sweep, sweep
+from q2n.linalg.statistics import RequiredStatistics
+from q2n.method import LayerProblem, Method
 
 _BLOCK = 128
 """Columns between two matrix products."""
@@ -78,7 +78,7 @@ class LDLQOptions(Method):
     what the range cuts off is fed back like any other error."""
 
     def __post_init__(self) -> None:
-        AffineGrid(bits=self.bits)  # refuses other widths
+        UniformGrid(bits=self.bits)  # refuses other widths
         if not (math.isfinite(self.damping) and self.damping >= 0):
             raise InputError(f"damping must be finite and at least 0, got {self.damping}")
         if self.spread is not None and not (math.isfinite(self.spread) and self.spread > 0):
@@ -98,8 +98,8 @@ class LDLQOptions(Method):
             )
 
     @property
-    def needs(self) -> Needs:
-        return Needs.GRAM
+    def required_statistics(self) -> RequiredStatistics:
+        return RequiredStatistics.GRAM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +109,11 @@ class LDLQ(LDLQOptions):
     name: ClassVar[str] = "ldlq"
 
     @property
-    def form(self) -> Form:
+    def storage(self) -> StorageSpec:
         return form(self.grid, self.bits)
 
     def check(self, name: str, shape: tuple[int, int]) -> None:
-        least = trellis.DIGITS.get(self.bits, 1) if self.grid == "trellis" else 1
+        least = trellis_code.DIGITS.get(self.bits, 1) if self.grid == "trellis" else 1
         if shape[0] < least:
             raise InputError(
                 f"{name}: a trellis code of {self.bits} bits needs {least} rows at least, not "
@@ -152,20 +152,22 @@ class LDLQ(LDLQOptions):
             greedy_changes=int((found.codes != first.codes).sum()),
         )
 
-    def _factor(self, gram: Float[Tensor, "m m"], name: str) -> tuple[Int[Tensor, " m"], Feedback]:
+    def _factor(
+        self, gram: Float[Tensor, "in in"], name: str
+    ) -> tuple[Int[Tensor, " in"], Feedback]:
         """The layer's columns in visiting order, and the feedback in that order."""
         visit = torch.arange(len(gram), device=gram.device).flip(0)
         if self.order == "sorted":
             visit = torch.argsort(gram.diagonal(), descending=True, stable=True)
         return visit, feedback(gram[visit][:, visit], self.damping, name=name)
 
-    def _fitted(self, problem: LayerProblem, weight: Float[Tensor, "out m"]) -> FittedGrid:
+    def _fitted(self, problem: LayerProblem, weight: Float[Tensor, "out in"]) -> FittedGrid:
         given = (weight, self.bits, problem.scale_dtype, problem.name)
         if self.grid == "b":
             return fit_even(*given, spread=self.spread, clamp_first=self.clamp_first)
         return fit(self.grid, *given)
 
-    def _noise(self, grid: FittedGrid, problem: LayerProblem) -> Float[Tensor, "m out"] | None:
+    def _noise(self, grid: FittedGrid, problem: LayerProblem) -> Float[Tensor, "in out"] | None:
         """Uniform over one step: rounding to nearest then rounds up with the probability of
         the fractional part."""
         if not self.unbiased:
@@ -177,8 +179,8 @@ class LDLQ(LDLQOptions):
 
 
 def _damped(
-    gram: Float[Tensor, "m m"], visit: Int[Tensor, " m"], back: Feedback
-) -> Float[Tensor, "m m"]:
+    gram: Float[Tensor, "in in"], visit: Int[Tensor, " in"], back: Feedback
+) -> Float[Tensor, "in in"]:
     """H in visiting order, as it was factored."""
     hessian = gram[visit][:, visit]
     diagonal = hessian.diagonal()

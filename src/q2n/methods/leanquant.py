@@ -7,7 +7,7 @@ price, larger exponents p spare the dearest columns more. It is found on the ori
 and frozen; then the sweep rounds as in GPTQ.
 
 - `codebook`: any `2^b` values a row, by weighted k-means (linalg/kmeans.py);
-- `affine`: a uniform grid a row or group, by a search of its range (grids/affine_search.py).
+- `affine`: a uniform grid a row or group, by a search of its range (grids/weighted_range.py).
 
 Dead columns (input always 0) weigh nothing.
 """
@@ -21,18 +21,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from q2n.errors import InputError
-from q2n.grids.affine import BITS, AffineForm, AffineGrid, AffineLinear, group_of_column
-from q2n.grids.affine_search import fit_weighted
-from q2n.grids.codebook import CodebookLinear
 from q2n.grids.granularity import PerChannel, PerGroup
-from q2n.grids.quantized import Form, QuantizedLinear
+from q2n.grids.uniform import BITS, UniformGrid
+from q2n.grids.weighted_range import fit_weighted
+from q2n.kernels.column_rounding import Affine, Codebook, Rule
+from q2n.kernels.column_sweep import sweep
+from q2n.layers.codebook import CodebookLinear
+from q2n.layers.quantized import QuantizedLinear, StorageSpec
+from q2n.layers.uniform import UniformLinear, UniformStorage
 from q2n.linalg.factor import Feedback
+from q2n.linalg.groups import group_of_column
 from q2n.linalg.kmeans import row_kmeans
-from q2n.linalg.statistics import Needs
-from q2n.methods.feedback import check_feedback, shared_feedback
-from q2n.methods.problem import LayerProblem, Method
-from q2n.methods.rounding import Affine, Codebook, Rule
-from q2n.methods.sweep import sweep
+from q2n.linalg.statistics import RequiredStatistics
+from q2n.method import LayerProblem, Method, check_feedback, shared_feedback
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +71,14 @@ class LeanQuant(Method):
         self._affine_grid()  # refuses other widths
 
     @property
-    def needs(self) -> Needs:
-        return Needs.GRAM
+    def required_statistics(self) -> RequiredStatistics:
+        return RequiredStatistics.GRAM
 
     @property
-    def form(self) -> Form:
+    def storage(self) -> StorageSpec:
         if self.levels == "affine":
-            return AffineForm(bits=self.bits, group_size=self.group_size)
-        return Form(kind=CodebookLinear.kind)
+            return UniformStorage(bits=self.bits, group_size=self.group_size)
+        return StorageSpec(kind=CodebookLinear.kind)
 
     def check(self, name: str, shape: tuple[int, int]) -> None:
         self._affine_grid().granularity.group_size(shape[1], name)
@@ -90,7 +91,7 @@ class LeanQuant(Method):
         layer = fit(problem, weight, importance, back)
         return layer.with_record(damping=back.damping, dead_columns=int(back.dead.sum()))
 
-    def _importance(self, back: Feedback) -> Float[Tensor, " m"]:
+    def _importance(self, back: Feedback) -> Float[Tensor, " in"]:
         """omega in the layer's own order, the largest as 1."""
         cost = torch.empty_like(back.diagonal)
         cost[back.order] = back.diagonal / back.diagonal.max()  # U_jj = 1 / R_jj
@@ -99,8 +100,8 @@ class LeanQuant(Method):
     def _codebook(
         self,
         problem: LayerProblem,
-        weight: Float[Tensor, "out m"],
-        importance: Float[Tensor, " m"],
+        weight: Float[Tensor, "out in"],
+        importance: Float[Tensor, " in"],
         back: Feedback,
     ) -> CodebookLinear:
         centroids = row_kmeans(weight, importance, 2**self.bits, problem.seed)
@@ -112,16 +113,16 @@ class LeanQuant(Method):
     def _affine(
         self,
         problem: LayerProblem,
-        weight: Float[Tensor, "out m"],
-        importance: Float[Tensor, " m"],
+        weight: Float[Tensor, "out in"],
+        importance: Float[Tensor, " in"],
         back: Feedback,
-    ) -> AffineLinear:
+    ) -> UniformLinear:
         grid, m = self._affine_grid(), weight.shape[1]
         scale, zero = fit_weighted(grid, weight, importance, problem.scale_dtype, problem.name)
         size = grid.granularity.group_size(m, problem.name)
         group = group_of_column(m, size, weight.device)[back.order]
         rule = Affine(scale.T.to(weight.dtype).contiguous(), zero.T.contiguous(), group, grid.top)
-        return AffineLinear(
+        return UniformLinear(
             codes=self._codes(weight, rule, back),
             scale=scale,
             zero=zero,
@@ -130,13 +131,13 @@ class LeanQuant(Method):
             symmetric=False,
         )
 
-    def _codes(self, weight: Float[Tensor, "out m"], rule: Rule, back: Feedback) -> Tensor:
+    def _codes(self, weight: Float[Tensor, "out in"], rule: Rule, back: Feedback) -> Tensor:
         found = sweep(weight.T[back.order], back.matrix, rule, block_size=self.block_size)
         codes = torch.empty_like(weight, dtype=torch.uint8)
         codes[:, back.order] = found.codes.T
         return codes
 
-    def _affine_grid(self) -> AffineGrid:
+    def _affine_grid(self) -> UniformGrid:
         whole = self.group_size == -1
         granularity = PerChannel() if whole else PerGroup(self.group_size)
-        return AffineGrid(bits=self.bits, granularity=granularity)
+        return UniformGrid(bits=self.bits, granularity=granularity)

@@ -3,7 +3,7 @@ r"""OWQ (Lee et al. 2024): a few weak columns stay in 16 bits, GPTQ rounds the o
 - *Weak* are the columns where rounding would cost most: with G the input's Gram matrix and
   R(W) the layer rounded to nearest, a column's sensitivity is `G_jj |W_j - R(W)_j|^2`.
 - The grid is fitted to the other columns alone, scale and zero point searched
-  (grids/tuned.py): without the outliers the range is narrow.
+  (grids/scale_zero_search.py): without the outliers the range is narrow.
 - GPTQ's sweep visits the others first. Weak columns come last, so they take up what the
   rounding of all others did to the output, and are stored as it left them: the least
   squares solution, given the others.
@@ -31,25 +31,24 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from q2n.errors import InputError, NumericalError
-from q2n.grids.affine import group_of_column
 from q2n.grids.granularity import PerChannel
-from q2n.grids.outliers import OutlierLinear
-from q2n.grids.quantized import Form, without_columns
-from q2n.grids.tuned import GROUP_STEPS
+from q2n.grids.scale_zero_search import GROUP_STEPS
+from q2n.kernels.column_rounding import Affine
+from q2n.kernels.column_sweep import Sweep, sweep
+from q2n.layers.outliers import OutlierLinear
+from q2n.layers.quantized import StorageSpec, without_columns
 from q2n.linalg.factor import Feedback, feedback, pending, working_copy
-from q2n.linalg.statistics import Needs
-from q2n.methods.affine import AffineMethod
-from q2n.methods.feedback import check_feedback
-from q2n.methods.problem import LayerProblem
-from q2n.methods.rounding import Affine
-from q2n.methods.sweep import Sweep, sweep
+from q2n.linalg.groups import group_of_column
+from q2n.linalg.statistics import RequiredStatistics
+from q2n.method import LayerProblem, check_feedback
+from q2n.methods.uniform import UniformMethod
 
 _PUBLISHED_WEIGHTS = 12
 """Weights of a block, in d^2."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class OWQ(AffineMethod):
+class OWQ(UniformMethod):
     """GPTQ with a tuned grid and the most sensitive columns in 16 bits."""
 
     name: ClassVar[str] = "owq"
@@ -98,12 +97,12 @@ class OWQ(AffineMethod):
         check_feedback(self.damping, self.block_size)
 
     @property
-    def needs(self) -> Needs:
-        return Needs.GRAM
+    def required_statistics(self) -> RequiredStatistics:
+        return RequiredStatistics.GRAM
 
     @property
-    def form(self) -> Form:
-        return Form(kind=OutlierLinear.kind)
+    def storage(self) -> StorageSpec:
+        return StorageSpec(kind=OutlierLinear.kind)
 
     def check(self, name: str, shape: tuple[int, int]) -> None:
         super().check(name, shape)
@@ -128,7 +127,7 @@ class OWQ(AffineMethod):
 
     def quantize_compensated(
         self, problem: LayerProblem
-    ) -> tuple[OutlierLinear, Float[Tensor, "out m"]]:
+    ) -> tuple[OutlierLinear, Float[Tensor, "out in"]]:
         """The layer, and the weight from which it was rounded: as GPTQ's, and what is stored
         in the weak columns."""
         layer, found, back, ordered = self._run(problem)
@@ -140,7 +139,7 @@ class OWQ(AffineMethod):
 
     def _run(
         self, problem: LayerProblem
-    ) -> tuple[OutlierLinear, Sweep, Feedback, Float[Tensor, "m out"]]:
+    ) -> tuple[OutlierLinear, Sweep, Feedback, Float[Tensor, "in out"]]:
         assert problem.statistics is not None
         problem.statistics.require_finite(problem.name)
         gram = problem.statistics.gram
@@ -177,7 +176,7 @@ class OWQ(AffineMethod):
         return layer, found, back, ordered
 
     def _columns(
-        self, problem: LayerProblem, weight: Float[Tensor, "out m"]
+        self, problem: LayerProblem, weight: Float[Tensor, "out in"]
     ) -> tuple[Int[Tensor, " k"], Int[Tensor, " rest"]]:
         """Weak columns, the most sensitive first, and the others in visiting order."""
         count = self.outliers(problem.name, weight.shape[1])
@@ -186,8 +185,8 @@ class OWQ(AffineMethod):
         return weak, others if self.act_order else others.sort().values
 
     def _sensitivities(
-        self, problem: LayerProblem, weight: Float[Tensor, "out m"]
-    ) -> Float[Tensor, " m"]:
+        self, problem: LayerProblem, weight: Float[Tensor, "out in"]
+    ) -> Float[Tensor, " in"]:
         assert problem.statistics is not None
         energy = problem.statistics.gram.diagonal()
         if self.sensitivity == "input":

@@ -28,16 +28,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from q2n.errors import InputError
-from q2n.grids.affine import AffineGrid, group_of_column
-from q2n.grids.binary import PartlyBinaryLinear
 from q2n.grids.granularity import Granularity, PerChannel, PerGroup
-from q2n.grids.quantized import Form
+from q2n.grids.uniform import UniformGrid
+from q2n.kernels.column_rounding import Split
+from q2n.kernels.column_sweep import sweep
+from q2n.layers.partly_binary import PartlyBinaryLinear
+from q2n.layers.quantized import StorageSpec
 from q2n.linalg.factor import Feedback
-from q2n.linalg.statistics import Needs
-from q2n.methods.feedback import check_feedback, shared_feedback
-from q2n.methods.problem import LayerProblem, Method
-from q2n.methods.rounding import Split
-from q2n.methods.sweep import sweep
+from q2n.linalg.groups import group_of_column
+from q2n.linalg.statistics import RequiredStatistics
+from q2n.method import LayerProblem, Method, check_feedback, shared_feedback
 
 _LOW_BITS = {"xnor": 1, "sign": 1, "2bit": 2, "4bit": 4, "prune": 0}
 
@@ -78,31 +78,33 @@ class PBLLM(Method):
 
     def __post_init__(self) -> None:
         check_feedback(self.damping, self.block_size)
-        AffineGrid(bits=self.high_bits)  # refuses other widths
+        UniformGrid(bits=self.high_bits)  # refuses other widths
         if not 0 < self.low_fraction < 1:
             raise InputError(f"low_fraction must lie between 0 and 1, got {self.low_fraction}")
         if self.group_size != -1 and self.group_size < 1:
             raise InputError(f"group_size must be -1 or at least 1, got {self.group_size}")
 
     @property
-    def needs(self) -> Needs:
+    def required_statistics(self) -> RequiredStatistics:
         used = self.feedback or self.saliency == "hessian"
-        return Needs.GRAM if used else Needs.NONE
+        return RequiredStatistics.GRAM if used else RequiredStatistics.NONE
 
     @property
-    def form(self) -> Form:
-        return Form(kind=PartlyBinaryLinear.kind)
+    def storage(self) -> StorageSpec:
+        return StorageSpec(kind=PartlyBinaryLinear.kind)
 
     def check(self, name: str, shape: tuple[int, int]) -> None:
         self._granularity.group_size(shape[1], name)
 
     def quantize(self, problem: LayerProblem) -> PartlyBinaryLinear:
         back, weight = None, problem.weight
-        if self.needs:
+        if self.required_statistics:
             back = shared_feedback(problem, self.damping, descending=False)
             weight = weight.masked_fill(back.dead, 0)
         size = self._granularity.group_size(weight.shape[1], problem.name)
-        scale, zero = AffineGrid(bits=self.high_bits).fit(weight, problem.scale_dtype, problem.name)
+        scale, zero = UniformGrid(bits=self.high_bits).fit(
+            weight, problem.scale_dtype, problem.name
+        )
         low = low_mask(self._saliency(weight, back), self.low_fraction, size)
         levels = self._levels(weight.where(low, 0), size, problem)
         rule = self._rule(low, levels, scale.to(weight.dtype), zero, size)
@@ -128,14 +130,14 @@ class PBLLM(Method):
         return PerChannel() if self.group_size == -1 else PerGroup(self.group_size)
 
     def _saliency(
-        self, weight: Float[Tensor, "out m"], back: Feedback | None
-    ) -> Float[Tensor, "out m"]:
+        self, weight: Float[Tensor, "out in"], back: Feedback | None
+    ) -> Float[Tensor, "out in"]:
         if self.saliency == "magnitude":
             return weight.abs()
         assert back is not None
         return (weight * back.diagonal).square()  # 1 / U_jj = R_jj
 
-    def _levels(self, left: Float[Tensor, "out m"], size: int, problem: LayerProblem) -> Levels:
+    def _levels(self, left: Float[Tensor, "out in"], size: int, problem: LayerProblem) -> Levels:
         """Low levels of each row and group, rounded as they will be stored."""
         if self.low == "prune":
             return Levels(None, None)
@@ -147,7 +149,7 @@ class PBLLM(Method):
             magnitude = (groups - mean).abs().mean(-1)
             mean = mean.squeeze(-1)
         else:
-            grid = AffineGrid(bits=_LOW_BITS[self.low])
+            grid = UniformGrid(bits=_LOW_BITS[self.low])
             step, zero = grid.fit_groups(groups, left.dtype, problem.name)
             magnitude = step * (grid.top / 2)
             mean = magnitude - step * zero
@@ -155,7 +157,7 @@ class PBLLM(Method):
 
     def _rule(
         self,
-        low: Bool[Tensor, "out m"],
+        low: Bool[Tensor, "out in"],
         levels: Levels,
         scale: Float[Tensor, "out 1"],
         zero: Tensor,
@@ -182,7 +184,7 @@ class PBLLM(Method):
             high_top,
         )
 
-    def _codes(self, weight: Float[Tensor, "out m"], rule: Split, back: Feedback | None) -> Tensor:
+    def _codes(self, weight: Float[Tensor, "out in"], rule: Split, back: Feedback | None) -> Tensor:
         """Columns as rows."""
         columns = weight.T.contiguous()
         if self.feedback and back is not None:
@@ -190,7 +192,9 @@ class PBLLM(Method):
         return rule.nearest(columns)[0].to(torch.uint8)
 
 
-def low_mask(saliency: Float[Tensor, "out m"], fraction: float, size: int) -> Bool[Tensor, "out m"]:
+def low_mask(
+    saliency: Float[Tensor, "out in"], fraction: float, size: int
+) -> Bool[Tensor, "out in"]:
     """The least salient entries of every `size` columns, over all rows."""
     rows, m = saliency.shape
     groups = saliency.unflatten(1, (-1, size)).transpose(0, 1)  # [groups, out, size]

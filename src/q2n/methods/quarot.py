@@ -18,22 +18,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from q2n.errors import InputError
-from q2n.grids.activation import TokenGrid
-from q2n.grids.affine import AffineLinear
-from q2n.grids.quantized import Form
+from q2n.grids.per_token import TokenGrid
 from q2n.grids.signed import SignedGrid
-from q2n.linalg.statistics import Needs
-from q2n.methods.affine import AffineMethod
+from q2n.layers.quantized import StorageSpec
+from q2n.layers.uniform import UniformLinear
+from q2n.linalg.statistics import RequiredStatistics
+from q2n.method import LayerProblem, Method
 from q2n.methods.gptq import GPTQ
-from q2n.methods.problem import LayerProblem, Method
 from q2n.methods.rtn import RTN
-from q2n.methods.surroundings import Surroundings
+from q2n.methods.uniform import UniformMethod
+from q2n.transforms.model_changes import ModelChanges
 
 OFF = 16
 """A width that means: not rounded."""
 
 
-class _Signed(AffineMethod):
+class _Signed(UniformMethod):
     """A method on the signed grid."""
 
     @property
@@ -54,7 +54,7 @@ class QuaRot(Method):
     """Hadamard rotations, then 4-bit weights, activations and, if asked for, cache."""
 
     name: ClassVar[str] = "quarot"
-    bits_offered: ClassVar[str] = AffineMethod.bits_offered
+    bits_offered: ClassVar[str] = UniformMethod.bits_offered
 
     bits: int = 4
     """2, 3, 4 or 8."""
@@ -91,15 +91,15 @@ class QuaRot(Method):
         return f"{self.name} {widths} ({self.weights} weights, rotation {self.rotation})"
 
     @property
-    def needs(self) -> Needs:
-        return self._inner.needs
+    def required_statistics(self) -> RequiredStatistics:
+        return self._inner.required_statistics
 
     @property
-    def form(self) -> Form:
-        return replace(self._inner.form, online=self.surroundings != Surroundings())
+    def storage(self) -> StorageSpec:
+        return replace(self._inner.storage, online=self.surroundings != ModelChanges())
 
     @property
-    def surroundings(self) -> Surroundings:
+    def surroundings(self) -> ModelChanges:
         activations = _token_grid(
             "activation",
             self.activation_bits,
@@ -114,14 +114,14 @@ class QuaRot(Method):
             group_size=self.kv_group_size,
             clip=self.kv_clip,
         )
-        return Surroundings(rotation=self.rotation, activations=activations, cache=cache)
+        return ModelChanges(rotation=self.rotation, activations=activations, cache=cache)
 
-    def quantize(self, problem: LayerProblem) -> AffineLinear:
+    def quantize(self, problem: LayerProblem) -> UniformLinear:
         return self._inner.quantize(problem)
 
     def quantize_compensated(
         self, problem: LayerProblem
-    ) -> tuple[AffineLinear, Float[Tensor, "out m"]]:
+    ) -> tuple[UniformLinear, Float[Tensor, "out in"]]:
         """As `quantize`, with the weight that was rounded: to nearest, that is the layer's own."""
         if isinstance(self._inner, GPTQ):
             return self._inner.quantize_compensated(problem)

@@ -8,7 +8,7 @@ times the first. One damping by `(1 + d1) (1 + d2) - 1` is the same.
 The rescaling of input channels (`rescale`) is part of the published method and off by default: on
 inputs with massive activations it spends the precision on them (docs/mathematics.md has the reason,
 docs/LOG.md the perplexities, several times higher with it). The grid's reach is not the published
-one either (grids/centred.py). The method as published: `rescale=True, spread=2.4`.
+one either (layers/centred.py). The method as published: `rescale=True, spread=2.4`.
 
 What is put around QuIP (the correction before it, the null-space or the output step after it) can
 look at the layer in either space (`step_space`):
@@ -29,12 +29,12 @@ from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal
 
 from q2n.errors import InputError
-from q2n.grids.quantized import Form, QuantizedLinear
-from q2n.grids.rotated import Projection
-from q2n.linalg.statistics import Needs
-from q2n.methods.incoherence import Incoherent
+from q2n.layers.quantized import QuantizedLinear, StorageSpec
+from q2n.layers.rotated import Projection
+from q2n.linalg.statistics import RequiredStatistics
+from q2n.method import LayerProblem, Method, Wrap, Wrapper
 from q2n.methods.ldlq import LDLQ, LDLQOptions
-from q2n.methods.problem import LayerProblem, Method, Wrap, Wrapping
+from q2n.wrappers.incoherence import Incoherence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,8 @@ class QuIP(LDLQOptions):
             raise InputError(f"projection_damping must be finite and at least 0, got {damping}")
 
     @property
-    def form(self) -> Form:
-        return self.around(self.rounding).form
+    def storage(self) -> StorageSpec:
+        return self.around(self.rounding).storage
 
     def check(self, name: str, shape: tuple[int, int]) -> None:
         self.around(self.rounding).check(name, shape)
@@ -86,19 +86,19 @@ class QuIP(LDLQOptions):
         """`inner` in the random basis."""
         if not self.rescale and self.projection == "off":
             return inner
-        return Incoherent(inner=inner, rescale=self.rescale, projection=self.projection)
+        return Incoherence(inner=inner, rescale=self.rescale, projection=self.projection)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rotated(Wrapping):
+class Rotated(Wrapper):
     """What was put around QuIP, done in its random basis: `inner` is a chain of wrappers that ends
     with QuIP, and what is done is QuIP's basis around these wrappers around LDLQ."""
 
     name: ClassVar[str] = "rotated"
 
     @property
-    def needs(self) -> Needs:
-        return self.inner.needs
+    def required_statistics(self) -> RequiredStatistics:
+        return self.inner.required_statistics
 
     @property
     def title(self) -> str:
@@ -116,6 +116,6 @@ def _unwrapped(method: Method) -> tuple[QuIP, Method]:
     """QuIP at the end of a chain of wrappers, and the chain with LDLQ in its place."""
     if isinstance(method, QuIP):
         return method, method.rounding
-    assert isinstance(method, Wrapping)
+    assert isinstance(method, Wrapper)
     quip, inner = _unwrapped(method.inner)
     return quip, replace(method, inner=inner)

@@ -1,28 +1,29 @@
 """Round to nearest: the grid is fitted to the weights, each weight goes to its nearest point.
 
-Needs no calibration text. The yardstick for everything else.
+RequiredStatistics no calibration text. The yardstick for everything else.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from q2n.grids.affine import AffineLinear, group_of_column
-from q2n.linalg.statistics import Needs
-from q2n.methods.affine import AffineMethod
-from q2n.methods.problem import LayerProblem
+from q2n.layers.uniform import UniformLinear
+from q2n.linalg.groups import group_of_column
+from q2n.linalg.statistics import RequiredStatistics
+from q2n.method import LayerProblem
+from q2n.methods.uniform import UniformMethod
 
 
 @dataclass(frozen=True, kw_only=True)
-class RTN(AffineMethod):
+class RTN(UniformMethod):
     """Round to nearest on a uniform grid; no calibration."""
 
     name: ClassVar[str] = "rtn"
 
     @property
-    def needs(self) -> Needs:
-        return Needs.NONE
+    def required_statistics(self) -> RequiredStatistics:
+        return RequiredStatistics.NONE
 
-    def quantize(self, problem: LayerProblem) -> AffineLinear:
+    def quantize(self, problem: LayerProblem) -> UniformLinear:
         weight = problem.weight
         scale, zero = self.grid.fit(weight, problem.scale_dtype, problem.name)
         size = self.granularity.group_size(weight.shape[1], problem.name)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 
@@ -23,26 +24,11 @@ from q2n.errors import InputError, NumericalError
 from q2n.models.checkpoint_files import (
     TensorFiles,
     auxiliary_patterns,
-    open_tensors,
     resolve_checkpoint,
-    tensor_files,
 )
+from q2n.models.devices import parse_dtype
 from q2n.models.skeleton import build_skeleton, share_skeleton, stored_tensors
-from q2n.transforms.online import OnlineParts
-
-__all__ = [
-    "CheckpointSource",
-    "ModelSource",
-    "ObjectSource",
-    "open_source",
-    "open_tensors",
-    "parse_device",
-    "parse_dtype",
-    "resolve_checkpoint",
-    "tensor_files",
-]
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+from q2n.transforms.runtime import RuntimeParts
 
 BAD_CONFIG = (
     OSError,
@@ -66,7 +52,7 @@ class ModelSource(ABC):
     """The dtype in which the model is run and written."""
     folder: Path | None = None
     """The checkpoint folder, if it comes from one."""
-    online: OnlineParts | None = None
+    online: RuntimeParts | None = None
     """What has to run beside the weights, if anything; `skeleton` has its rotations attached."""
 
     @abstractmethod
@@ -268,26 +254,30 @@ class ObjectSource(ModelSource):
             self.model.generation_config.save_pretrained(directory)
 
 
-def parse_dtype(name: str) -> torch.dtype:
-    """float32, float16 or bfloat16 from its name."""
-    if name not in DTYPES:
-        raise InputError(f"dtype {name!r} is not one of auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
-
-
-def parse_device(name: str) -> torch.device:
-    """A device that can be used now; "auto" is cuda where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as cause:
-        raise InputError(f"device {name!r} cannot be used: {cause}") from cause
-
-
 def _config_bytes(config: PretrainedConfig) -> bytes:
     """The configuration without who wrote it and where it lay."""
     values = json.loads(config.to_json_string())
     for key in ("transformers_version", "_name_or_path"):
         values.pop(key, None)
     return json.dumps(values, sort_keys=True).encode()
+
+
+def assemble(
+    source: ModelSource,
+    replaced: Mapping[str, Tensor] | None = None,
+    device: str | torch.device = "cpu",
+) -> PreTrainedModel:
+    """The source's model, its rotations attached, its activations and cache not rounded.
+
+    Args:
+        replaced: tensors by full name that take the place of the source's.
+    """
+    replaced, model = replaced or {}, source.skeleton()
+    state = {
+        name: replaced[name].to(source.dtype) if name in replaced else source.in_model_dtype(name)
+        for name in source.names()
+    }
+    model.load_state_dict(state, strict=False, assign=True)
+    if model.config.get_text_config().tie_word_embeddings:
+        model.tie_weights()
+    return model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]

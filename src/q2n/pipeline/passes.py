@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from q2n.models.blocks import BlockCall
-from q2n.models.stages import Site
+from q2n.models.sites import Site
 
 
 class PausingBlock:

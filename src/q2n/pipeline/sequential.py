@@ -25,13 +25,13 @@ from torch import Tensor, nn
 
 from q2n.data.windows import TokenWindows
 from q2n.errors import InputError
-from q2n.grids.quantized import QuantizedLinear
+from q2n.layers.quantized import QuantizedLinear
 from q2n.linalg.output_error import OutputError
-from q2n.linalg.statistics import InputStatistics, Needs
+from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 from q2n.logging import Bar, Reporter
-from q2n.methods.problem import LayerProblem, Method
+from q2n.method import LayerProblem, Method
 from q2n.models.blocks import BlockCall, BlockwiseModel
-from q2n.models.stages import Site, find_sites
+from q2n.models.sites import Site, find_sites
 from q2n.pipeline.activations import Activations, activations
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.passes import PausingBlock
@@ -74,7 +74,7 @@ class SequentialLoop:
             InputError: options that do not fit the model.
             NumericalError: NaN, Inf or an indefinite Hessian, with the layer's name.
         """
-        if windows is None and (self.method.needs or self.refit is not None):
+        if windows is None and (self.method.required_statistics or self.refit is not None):
             raise InputError(f"method {self.method.name} needs calibration text: give --corpus")
         self.lap()
         with torch.no_grad(), self.reporter.bar("blocks", len(self.model), finished) as bar:
@@ -102,7 +102,7 @@ class SequentialLoop:
         """The quantized prefix's block inputs, and the full-precision ones if asked for."""
         if windows is None:
             return []
-        two = Needs.CROSS in self.method.needs or self.refit is not None
+        two = RequiredStatistics.CROSS in self.method.required_statistics or self.refit is not None
         names = ["quantized", "full"] if two else ["quantized"]
         text, folder = windows.tokens, self.store.folder / "activations"
         streams = [Stream(self._activations(folder / name), text.numel()) for name in names]
@@ -216,7 +216,7 @@ class _BlockStage:
         self, sites: list[int], passes: list[StreamThroughBlock]
     ) -> dict[int, InputStatistics | None]:
         """Statistics of some sites' inputs over all batches."""
-        if not self.loop.method.needs:
+        if not self.loop.method.required_statistics:
             return dict.fromkeys(sites)
         statistics = {site: self._new_statistics(self.sites[site].width) for site in sites}
         self.bar.detail(f"{self.name}: inputs of {self.sites[sites[0]].linears[0]}")
@@ -236,7 +236,9 @@ class _BlockStage:
     def _new_statistics(self, width: int) -> InputStatistics:
         loop = self.loop
         stride = loop.options.cross_stride(self.streams[0].tokens, width)
-        return InputStatistics(width, loop.method.needs, loop.model.device, cross_stride=stride)
+        return InputStatistics(
+            width, loop.method.required_statistics, loop.model.device, cross_stride=stride
+        )
 
     def _quantize_site(
         self, site: Site, statistics: InputStatistics | None

@@ -24,7 +24,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from q2n.errors import InputError, ResumeError
-from q2n.grids.quantized import QuantizedLinear
+from q2n.layers.quantized import QuantizedLinear
 
 RUN_FILE = "run.json"
 _GAIN = "gain"

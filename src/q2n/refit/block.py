@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from q2n.grids.quantized import QuantizedLinear
+from q2n.layers.quantized import QuantizedLinear
 from q2n.models.blocks import BlockCall
 from q2n.refit.tuner import Call, Rates, Refit, Tuned, shuffled, tune
 

@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from q2n.grids.quantized import QuantizedLinear
+from q2n.layers.quantized import QuantizedLinear
 from q2n.refit.tuner import Call, Rates, Refit, Tuned, in_fast_dtype, shuffled, tune
 
 _CHUNK = 256

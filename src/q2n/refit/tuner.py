@@ -19,7 +19,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
 from q2n.errors import InputError, NumericalError
-from q2n.grids.quantized import QuantizedLinear, Tunable
+from q2n.layers.quantized import QuantizedLinear, Trainable
 
 _WARM_UP = 0.1
 _BETAS = (0.9, 0.99)
@@ -85,16 +85,16 @@ def tune(
     Raises:
         NumericalError: the loss is NaN or infinite; names the module and the step.
     """
-    tunables = {key: layer.tunable(rounding=rates.code > 0) for key, layer in layers.items()}
+    trainables = {key: layer.trainable(rounding=rates.code > 0) for key, layer in layers.items()}
     norms = _norm_vectors(module)
     gains = norm_gains(module) if rates.gain > 0 else {}
     changes = {key: torch.zeros_like(norms[key]) for key in gains}
-    optimizer, schedule = _optimizer(tunables.values(), changes.values(), rates, steps)
+    optimizer, schedule = _optimizer(trainables.values(), changes.values(), rates, steps)
     dtype = fast_dtype(module)
     losses: list[float] = []
     with torch.enable_grad():
         for step in range(steps):
-            weights = {f"{key}.weight": x.weight(dtype) for key, x in tunables.items()}
+            weights = {f"{key}.weight": x.weight(dtype) for key, x in trainables.items()}
             weights |= norms | {key: norms[key] * (1 + change) for key, change in changes.items()}
             with in_fast_dtype(module):
                 value = loss(partial(_call, module, weights), step)
@@ -111,7 +111,7 @@ def tune(
     tuned_gains = {
         key: (norms[key] * (1 + changes[key].detach())).to(x.dtype) for key, x in gains.items()
     }
-    return Tuned({key: x.hardened() for key, x in tunables.items()}, tuned_gains, losses)
+    return Tuned({key: x.quantized() for key, x in trainables.items()}, tuned_gains, losses)
 
 
 def norm_gains(module: nn.Module) -> dict[str, Tensor]:
@@ -163,16 +163,16 @@ def _call(module: nn.Module, weights: dict[str, Tensor], *args: Any, **kwargs: A
 
 
 def _optimizer(
-    tunables: Collection[Tunable], changes: Collection[Tensor], rates: Rates, steps: int
+    trainables: Collection[Trainable], changes: Collection[Tensor], rates: Rates, steps: int
 ) -> tuple[Adam, LambdaLR]:
     """Adam with a rate for each kind of parameter, and the rates' course."""
     for change in changes:
         change.requires_grad_(True)
     groups = [
-        {"params": [x.scale_change for x in tunables], "lr": rates.scale},
+        {"params": [x.scale_change for x in trainables], "lr": rates.scale},
         {"params": list(changes), "lr": rates.gain},
         {
-            "params": [x.code_change for x in tunables if x.code_change is not None],
+            "params": [x.code_change for x in trainables if x.code_change is not None],
             "lr": rates.code,
         },
     ]

@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from q2n.linalg.rotation import Factor, Rotation, mixing_factors, random_signs
+from q2n.linalg.kronecker import Factor, Rotation, mixing_factors, random_signs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,61 @@
+r"""The uniform grid whose scale and zero point are both searched (OWQ, Lee et al. 2024).
+
+Letters as in affine.py. `lo`, `hi` is the min-max range of a group of weights, `s_0` its
+min-max scale. Candidates are the scales `s_0 i / n`, i = 1 .. n, each with every zero point
+0 .. 2^b - 1 (symmetric: the middle one alone); the pair with the least
+`sum |w - quantized|^2.4` is kept. Min-max is among them (i = n), so it is never worse.
+
+The clip search of affine.py moves both ends of the range together, 80 candidates; this one
+moves them apart, n 2^b candidates (kernels/scale_zero_search.py).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from q2n.grids.uniform import UniformGrid
+from q2n.kernels.scale_zero_search import search
+
+ROW_STEPS, GROUP_STEPS = 100, 40
+"""Scales that OWQ tries for a whole row, and for a group."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleZeroGrid(UniformGrid):
+    """A family of uniform grids; `fit` searches scale and zero point of every group."""
+
+    steps: int = ROW_STEPS
+    """n: scales that are tried."""
+
+    def fit_groups(
+        self, values: Float[Tensor, "*groups size"], dtype: torch.dtype, name: str
+    ) -> tuple[Float[Tensor, "*groups"], UInt8[Tensor, "*groups"]]:
+        """Scale and zero point of every group of values (the last axis). Raises as `fit`."""
+        lo, hi = self.range_of(values)
+        widest, _ = self.parameters(lo, hi, dtype, name)
+        share = torch.arange(1, self.steps + 1, device=values.device) / self.steps
+        step = ((hi - lo) / self.top).unsqueeze(-1)
+        scales = (step * share).to(dtype).clamp(min=torch.finfo(dtype).tiny)
+        scales[..., -1] = widest
+        zeros = torch.arange(2**self.bits, device=values.device)
+        if self.symmetric:
+            zeros = zeros[2 ** (self.bits - 1)].unsqueeze(0)
+        return best_pair(values, scales, step, zeros, self.top)
+
+
+def best_pair(
+    values: Float[Tensor, "*groups size"],
+    scales: Float[Tensor, "*groups steps"],
+    unit: Float[Tensor, "*groups 1"],
+    zeros: Int[Tensor, " zeros"],
+    top: int,
+) -> tuple[Float[Tensor, "*groups"], UInt8[Tensor, "*groups"]]:
+    """Of each group's `scales`, in ascending order, and of `zeros` those that serve its values
+    best. The search is in units of `unit`, so that it sees numbers of one magnitude."""
+    best, zero = search(
+        (values / unit).float().flatten(0, -2), (scales / unit).float().flatten(0, -2), zeros, top
+    )
+    best, zero = best.view(unit.shape), zero.view(unit.shape[:-1])
+    return scales.gather(-1, best).squeeze(-1), zero.to(torch.uint8)

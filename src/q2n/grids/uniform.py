@@ -1,0 +1,141 @@
+r"""The uniform grid: `w ~ scale * (code - zero)`, codes 0 .. 2^b - 1.
+
+Letters: `b` bits, `s` scale, `z` zero point, `lo`, `hi` the range of a group of weights.
+
+Min-max: `lo = min(0, min w)`, `hi = max(0, max w)` (-1 and 1 if both are 0),
+`s = (hi - lo) / (2^b - 1)`, `z = round(-lo / s)`. Symmetric (as GPTQ): the range is made
+even, `hi = max(|lo|, hi)`, `lo = -hi` if there are negative weights, `z = 2^(b-1)`.
+0 is always on the grid. Rounding is half to even.
+
+Clip search (as GPTQ's `mse`): the range is shrunk by p = 1, 0.99, .. 0.21 and the p with the
+least `sum |w - quantized|^2.4` in the group is kept; p = 1 is min-max, so it is never worse.
+
+A scale is rounded to the dtype in which it will be stored *before* zero point and codes are
+chosen. One that would be rounded to 0 becomes the smallest normal number of that dtype.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from q2n.errors import InputError, NumericalError
+from q2n.grids.granularity import Granularity, PerChannel
+
+BITS = (2, 3, 4, 8)
+_CLIP_STEPS, _CLIP_RANGE, _CLIP_POWER = 100, 0.8, 2.4
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniformGrid:
+    """A family of uniform grids; `fit` picks one a group of weights."""
+
+    bits: int = 4
+    symmetric: bool = False
+    granularity: Granularity = PerChannel()
+    clip: Literal["none", "mse"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.bits not in BITS:
+            raise InputError(f"bits must be one of {BITS}, got {self.bits}")
+
+    @property
+    def top(self) -> int:
+        """The largest code."""
+        return 2**self.bits - 1
+
+    def fit(
+        self, weight: Float[Tensor, "out in"], dtype: torch.dtype, name: str
+    ) -> tuple[Float[Tensor, "out groups"], UInt8[Tensor, "out groups"]]:
+        """Scales, in the storage dtype `dtype`, and zero points of a layer `name`.
+
+        Raises:
+            InputError: the group size does not fit the layer.
+            NumericalError: weights that are not finite, or a scale that overflows `dtype`.
+        """
+        size = self.granularity.group_size(weight.shape[1], name)
+        whole = weight.shape[1] // size * size
+        parts = [weight[:, :whole].unflatten(1, (-1, size))]
+        if whole < weight.shape[1]:
+            parts.append(weight[:, whole:].unsqueeze(1))
+        fitted = [self.fit_groups(part, dtype, name) for part in parts]
+        return torch.cat([s for s, _ in fitted], 1), torch.cat([z for _, z in fitted], 1)
+
+    def fit_groups(
+        self, values: Float[Tensor, "*groups size"], dtype: torch.dtype, name: str
+    ) -> tuple[Float[Tensor, "*groups"], UInt8[Tensor, "*groups"]]:
+        """Scale and zero point of every group of values (the last axis). Raises as `fit`."""
+        lo, hi = self.range_of(values)
+        scale, zero = self.parameters(lo, hi, dtype, name)
+        if self.clip == "none":
+            return scale, zero
+        least = self._clip_error(values, scale, zero)
+        for shrink in clip_ranges()[1:]:
+            tried_scale, tried_zero = self.parameters(shrink * lo, shrink * hi, dtype, name)
+            error = self._clip_error(values, tried_scale, tried_zero)
+            better = error < least
+            scale = torch.where(better, tried_scale, scale)
+            zero = torch.where(better, tried_zero, zero)
+            least = torch.minimum(error, least)
+        return scale, zero
+
+    def encode(
+        self,
+        weight: Float[Tensor, "*#any"],
+        scale: Float[Tensor, "*#any"],
+        zero: UInt8[Tensor, "*#any"],
+    ) -> UInt8[Tensor, "*#any"]:
+        """Codes of the nearest grid points; `scale` and `zero` broadcast with `weight`."""
+        code = torch.round(weight / scale.to(weight.dtype)) + zero
+        return code.clamp_(0, self.top).to(torch.uint8)
+
+    def range_of(
+        self, values: Float[Tensor, "*groups size"]
+    ) -> tuple[Float[Tensor, "*groups"], Float[Tensor, "*groups"]]:
+        """`lo` and `hi` of every group of values (the last axis)."""
+        lo, hi = values.amin(-1).clamp(max=0), values.amax(-1).clamp(min=0)
+        if self.symmetric:
+            hi = torch.maximum(-lo, hi)
+            lo = torch.where(lo < 0, -hi, lo)
+        empty = (lo == 0) & (hi == 0)
+        return torch.where(empty, -1.0, lo), torch.where(empty, 1.0, hi)
+
+    def parameters(
+        self,
+        lo: Float[Tensor, "*groups"],
+        hi: Float[Tensor, "*groups"],
+        dtype: torch.dtype,
+        name: str,
+    ) -> tuple[Float[Tensor, "*groups"], UInt8[Tensor, "*groups"]]:
+        """Scale and zero point of the grid from `lo` to `hi`. Raises as `fit`."""
+        exact = (hi - lo) / self.top
+        scale = exact.to(dtype).clamp(min=torch.finfo(dtype).tiny)
+        if not torch.isfinite(scale).all():
+            raise unusable_scale(exact, dtype, name)
+        if self.symmetric:
+            zero = torch.full_like(lo, 2 ** (self.bits - 1))
+        else:
+            zero = torch.round(-lo / scale.to(lo.dtype)).clamp_(0, self.top)
+        return scale, zero.to(torch.uint8)
+
+    def _clip_error(self, values: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        scale, zero = scale.unsqueeze(-1), zero.unsqueeze(-1)
+        quantized = scale.to(values.dtype) * (self.encode(values, scale, zero).to(values) - zero)
+        return (quantized - values).abs_().pow_(_CLIP_POWER).sum(-1)
+
+
+def clip_ranges() -> list[float]:
+    """p of the clip search, from the whole range down."""
+    return [1 - step / _CLIP_STEPS for step in range(round(_CLIP_RANGE * _CLIP_STEPS))]
+
+
+def unusable_scale(exact: Tensor, dtype: torch.dtype, name: str) -> NumericalError:
+    """Why a scale is not finite."""
+    if not torch.isfinite(exact).all():
+        return NumericalError(f"{name}: its weight holds NaN or infinite values")
+    return NumericalError(
+        f"{name}: a scale of {float(exact.max()):.3g} overflows {dtype} "
+        f"(largest {torch.finfo(dtype).max:.3g}); store the checkpoint in bfloat16 or float32"
+    )

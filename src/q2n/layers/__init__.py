@@ -1,0 +1,25 @@
+"""What is stored of one linear: a representation a file, each with its form for gradient steps."""
+
+from q2n.layers.centred import CentredLinear
+from q2n.layers.codebook import CodebookLinear
+from q2n.layers.levels import LloydMaxLinear, TrellisLinear
+from q2n.layers.outliers import OutlierLinear
+from q2n.layers.partly_binary import PartlyBinaryLinear
+from q2n.layers.quantized import QuantizedLinear
+from q2n.layers.rotated import RotatedLinear
+from q2n.layers.uniform import UniformLinear
+
+REPRESENTATIONS: dict[str, type[QuantizedLinear]] = {
+    layer.kind: layer
+    for layer in (
+        UniformLinear,
+        CentredLinear,
+        LloydMaxLinear,
+        TrellisLinear,
+        RotatedLinear,
+        CodebookLinear,
+        PartlyBinaryLinear,
+        OutlierLinear,
+    )
+}
+"""Every representation by its kind: how a stored layer is rebuilt."""

@@ -1,0 +1,190 @@
+"""A source whose model is rotated, and whose activations and cache are to be rounded.
+
+It hands out tensors, modules and a configuration as any source does, so that blocks are loaded,
+quantized, stored and written as ever; each tensor is rotated when it is asked for. What has to run
+beside the weights is its `online`. The mathematics: transforms/decoder.py.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from q2n.models.layout import (
+    ATTENTION,
+    DOWN,
+    LINEARS,
+    NORM_OF,
+    NORMS,
+    OUTPUT,
+    VALUE,
+    DecoderLayout,
+    find_layout,
+)
+from q2n.models.source import ModelSource
+from q2n.transforms.decoder import DecoderRotation
+from q2n.transforms.model_changes import ModelChanges
+from q2n.transforms.runtime import RuntimeParts, attach_rotations
+
+
+def surrounded(source: ModelSource, wanted: ModelChanges, seed: int) -> ModelSource:
+    """The source with what a method wants of the model; the same source if that is nothing.
+
+    Raises:
+        InputError: the model is of a kind that cannot be rotated, or groups do not divide it.
+    """
+    if wanted == ModelChanges():
+        return source
+    layout = find_layout(source.skeleton())
+    sizes = layout.sizes
+    if wanted.activations is not None:
+        for width in (sizes.hidden, sizes.heads * sizes.head_dim, sizes.intermediate):
+            wanted.activations.check(width, f"an input of {source.label}'s linears")
+    if wanted.cache is not None:
+        wanted.cache.check(sizes.head_dim, f"a head of {source.label}")
+    if wanted.rotation == "none":
+        return RuntimeSource(source, _online(layout, wanted, None))
+    rotation = DecoderRotation.build(sizes, wanted.rotation, seed)
+    return RotatedSource(source, _online(layout, wanted, rotation), layout, rotation)
+
+
+def _online(
+    layout: DecoderLayout, wanted: ModelChanges, rotation: DecoderRotation | None
+) -> RuntimeParts:
+    rotated = {}
+    if rotation is not None:
+        rotated = {
+            layout.everywhere(OUTPUT): rotation.mixing,
+            layout.everywhere(DOWN): rotation.gated,
+        }
+    return RuntimeParts(
+        rotated=rotated,
+        rounded=layout.linears,
+        activations=wanted.activations,
+        attention=layout.everywhere(ATTENTION),
+        keys=rotation.head if rotation is not None and wanted.cache is not None else None,
+        cache=wanted.cache,
+    )
+
+
+class RuntimeSource(ModelSource):
+    """Another source's tensors, and parts that run beside them."""
+
+    def __init__(self, inner: ModelSource, online: RuntimeParts):
+        self.inner, self.online = inner, online
+        self.label, self.config = inner.label, inner.config
+        self.dtype, self.folder = inner.dtype, inner.folder
+
+    def skeleton(self) -> PreTrainedModel:
+        return self.inner.skeleton()
+
+    def names(self) -> list[str]:
+        return self.inner.names()
+
+    def tensor(self, name: str) -> Tensor:
+        return self.inner.tensor(name)
+
+    def digest(self) -> str:
+        assert self.online is not None
+        total = hashlib.sha256(self.inner.digest().encode())
+        total.update(json.dumps(self.online.to_json()).encode())
+        return total.hexdigest()
+
+    def size_bytes(self) -> int:
+        return self.inner.size_bytes()
+
+    def save_auxiliary(self, directory: Path) -> None:
+        self.inner.save_auxiliary(directory)
+
+
+class RotatedSource(RuntimeSource):
+    """The rotated model: gains in the weights, the head untied."""
+
+    def __init__(
+        self,
+        inner: ModelSource,
+        online: RuntimeParts,
+        layout: DecoderLayout,
+        rotation: DecoderRotation,
+    ):
+        super().__init__(inner, online)
+        self.layout, self.rotation = layout, rotation
+        self.config = _untie(deepcopy(inner.config))
+        self._head = f"{layout.head}.weight"
+        self._tied = self._head not in inner.names()
+        self._rules = dict(self._outside()) | dict(self._inside())
+
+    def skeleton(self) -> PreTrainedModel:
+        model = self.inner.skeleton()
+        _untie(model.config)
+        head = model.get_submodule(self.layout.head)
+        assert isinstance(head, nn.Linear)
+        if self._tied:
+            head.weight = nn.Parameter(head.weight.detach(), requires_grad=False)
+        assert self.online is not None
+        attach_rotations(model, self.online)
+        return model
+
+    def names(self) -> list[str]:
+        return [*self.inner.names(), *([self._head] if self._tied else [])]
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor of the rotated model, in float32 where a rotation has changed it."""
+        stored = f"{self.layout.embeddings}.weight" if self._is_tied_head(name) else name
+        tensor = self.inner.tensor(stored)
+        return self._rules[name](tensor.float()) if name in self._rules else tensor
+
+    def digest(self) -> str:
+        total = hashlib.sha256(super().digest().encode())
+        signs = self.rotation.residual.apply(torch.ones(self.layout.sizes.hidden))
+        total.update(signs.numpy().tobytes())  # tells one rotation of the stream from another
+        return total.hexdigest()
+
+    def size_bytes(self) -> int:
+        tied = self.layout.sizes.hidden * self.config.get_text_config().vocab_size
+        return self.inner.size_bytes() + self._tied * tied * self.dtype.itemsize
+
+    def _is_tied_head(self, name: str) -> bool:
+        return self._tied and name == self._head
+
+    def _gain(self, norm: str) -> Tensor:
+        return self.inner.tensor(f"{norm}.weight").float()
+
+    def _outside(self) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+        layout, rotation = self.layout, self.rotation
+        yield f"{layout.embeddings}.weight", rotation.embedding
+        yield self._head, lambda weight: rotation.reader(weight, self._gain(layout.last_norm))
+        yield f"{layout.last_norm}.weight", torch.ones_like
+
+    def _inside(self) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+        """What becomes of the tensors of the blocks, by name."""
+        rotation = self.rotation
+        for index in range(self.layout.count):
+            block = f"{self.layout.blocks}.{index}"
+            for name in NORMS:
+                yield f"{block}.{name}.weight", torch.ones_like
+            for name in LINEARS:
+                yield f"{block}.{name}.weight", self._weight_rule(block, name)
+            yield f"{block}.{VALUE}.bias", rotation.value_bias
+            yield f"{block}.{OUTPUT}.bias", rotation.writer_bias
+            yield f"{block}.{DOWN}.bias", rotation.writer_bias
+
+    def _weight_rule(self, block: str, name: str) -> Callable[[Tensor], Tensor]:
+        if name == OUTPUT:
+            return self.rotation.attention_output
+        if name == DOWN:
+            return self.rotation.gated_output
+        rotate = self.rotation.value if name == VALUE else self.rotation.reader
+        return lambda weight: rotate(weight, self._gain(f"{block}.{NORM_OF[name]}"))
+
+
+def _untie(config: PretrainedConfig) -> PretrainedConfig:
+    """The same object, its head no longer the embeddings."""
+    for part in (config, config.get_text_config()):
+        part.tie_word_embeddings = False
+    return config

@@ -1,0 +1,3 @@
+"""The version of q2n."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,82 @@
+r"""Incoherence processing (Chee et al. 2023, QuIP): any method on weights that no basis favours.
+
+A grid with one range suits a matrix whose entries are alike, and error feedback a Hessian whose
+eigenvectors point at no coordinate. Random rotations U, V on both sides make both so with high
+probability: the layer is quantized as `W' = U W diag(s) V^T` for inputs `x' = V diag(s)^-1 x`
+(linalg/basis.py), which have the Gram matrix
+
+    G' = V diag(s)^-1 G diag(s)^-1 V^T.
+
+Error at the output is the same in both bases, so what minimises it there minimises it here. The
+rescaling s makes `tr(G') |W'|^2` least (`balancing`).
+
+s depends on the weight, so linears that read the same tensor have different G', and one
+factorisation each.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from q2n.errors import InputError
+from q2n.layers.quantized import QuantizedLinear, StorageSpec
+from q2n.layers.rotated import RESCALE_DTYPE, Projection, RotatedLinear, basis_of
+from q2n.linalg.basis import balancing
+from q2n.linalg.random_orthogonal import factors
+from q2n.linalg.statistics import RequiredStatistics
+from q2n.method import LayerProblem, Wrapper
+
+_LARGEST_FACTOR = 4096
+"""Wider rotations cost more to make than the layer to quantize."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Incoherence(Wrapper):
+    """A method in a random basis."""
+
+    name: ClassVar[str] = "incoherent"
+
+    rescale: bool = False
+    """Balance the energies of weight and input, channel by channel."""
+    projection: Projection = "kronecker"
+    """How the random rotations are made (linalg/random_orthogonal.py)."""
+
+    @property
+    def required_statistics(self) -> RequiredStatistics:
+        return self.inner.required_statistics | RequiredStatistics.GRAM
+
+    @property
+    def storage(self) -> StorageSpec:
+        return StorageSpec(kind=RotatedLinear.kind)
+
+    def check(self, name: str, shape: tuple[int, int]) -> None:
+        for width in shape if self.projection != "off" else ():
+            p, q = factors(width)
+            if max(p, q) > _LARGEST_FACTOR:
+                raise InputError(
+                    f"{name}: its width {width} = {p} x {q} has no useful factorisation, a random "
+                    f"rotation would need a dense block of {max(p, q)}; use projection='off'"
+                )
+        super().check(name, shape)
+
+    def quantize(self, problem: LayerProblem) -> QuantizedLinear:
+        statistics = problem.statistics
+        assert statistics is not None
+        statistics.require_finite(problem.name)
+        rows, columns = problem.weight.shape
+        rescale = None
+        if self.rescale:
+            rescale = balancing(problem.weight, statistics.gram).to(RESCALE_DTYPE)
+        basis = basis_of((rows, columns), self.projection, problem.seed, rescale)
+        moved = replace(
+            problem,
+            weight=basis.weight(problem.weight),
+            statistics=statistics.in_basis(basis.inputs),
+        )
+        layer = self.inner.quantize(moved)
+        return RotatedLinear(
+            inner=layer,
+            projection=self.projection,
+            seed=problem.seed,
+            rescale=rescale,
+            record=layer.record,
+        )

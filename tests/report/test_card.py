@@ -1,0 +1,67 @@
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from q2n.formats import FORMATS
+from q2n.report.card import CardFacts, Perplexity, render_card
+
+FACTS = CardFacts(
+    base_model="someone/it's-a-model",
+    title="A model in 3 bits",
+    format=FORMATS["compressed-tensors"],
+    directory=Path("out"),
+    method="gptq with the null-space step",
+    settings={"bits": 3, "group size": "one a row"},
+    bits_per_weight=3.0625,
+    bytes_before=269_000_000,
+    bytes_after=96_500_000,
+    version="0.1.0",
+)
+
+
+def test_front_matter_is_yaml() -> None:
+    matter = yaml.safe_load(render_card(FACTS).split("---\n")[1])
+    assert matter["base_model"] == FACTS.base_model
+    assert matter["tags"] == ["quantized", "q2n", "compressed-tensors"]
+    assert matter["library_name"] == "transformers"
+
+
+def test_the_card_says_what_was_measured_and_what_not() -> None:
+    bare = render_card(FACTS)
+    assert "Perplexity was not measured" in bare and "## Method" not in bare
+    assert "3.062" in bare and "269.0 MB" in bare and "96.5 MB" in bare and "| bits | 3 |" in bare
+    measured = render_card(
+        replace(
+            FACTS,
+            references=("Frantar et al. 2022",),
+            perplexities=(
+                Perplexity(
+                    model="original",
+                    corpus="wikitext2",
+                    value=20.5,
+                    standard_error=0.25,
+                    context=1024,
+                    windows=64,
+                ),
+                Perplexity(
+                    model="this checkpoint",
+                    corpus="wikitext2",
+                    value=31.25,
+                    standard_error=None,
+                    context=1024,
+                    windows=64,
+                ),
+            ),
+        )
+    )
+    assert "| original | wikitext2 | 20.500 | 0.250 | 64 x 1024 |" in measured
+    assert "| this checkpoint | wikitext2 | 31.250 | not measured | 64 x 1024 |" in measured
+    assert "Perplexity was not measured" not in measured
+    assert "- Frantar et al. 2022" in measured
+
+
+def test_the_card_shows_the_lines_that_load() -> None:
+    for format in FORMATS.values():
+        card = render_card(replace(FACTS, format=format))
+        assert format.loading_example(Path("out")).strip() in card

@@ -1,0 +1,259 @@
+import dataclasses
+from dataclasses import dataclass, field
+
+import oracles
+import pytest
+import torch
+
+from q2n.errors import InputError, NumericalError
+from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.method import LayerProblem
+from q2n.methods.gptq import GPTQ
+from q2n.methods.rtn import RTN
+from q2n.wrappers.correction import InputErrorCorrection
+from q2n.wrappers.nullspace import NullSpace
+from q2n.wrappers.output_scales import OutputScales
+
+ROWS, COLUMNS, TOKENS = 12, 32, 240
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen(RTN):
+    """RTN that keeps the problem it was given."""
+
+    problems: list[LayerProblem] = field(default_factory=list)
+
+    def quantize(self, problem):
+        self.problems.append(problem)
+        return super().quantize(problem)
+
+
+def problem(seed=0, noise=0.3, tokens=TOKENS, **options):
+    """A layer with both inputs: the prefix adds an error correlated with the full input."""
+    generator = torch.Generator().manual_seed(seed)
+    spread = torch.logspace(0, -1, COLUMNS)
+    mix = torch.linalg.qr(torch.randn(COLUMNS, COLUMNS, generator=generator))[0]
+    bend = torch.randn(COLUMNS, COLUMNS, generator=generator) / COLUMNS**0.5
+    weight = torch.randn(ROWS, COLUMNS, generator=generator)
+    x_full = (torch.randn(tokens, COLUMNS, generator=generator) * spread) @ mix
+    x = x_full + noise * (x_full @ bend + 0.2 * torch.randn(x_full.shape, generator=generator))
+    given = LayerProblem(
+        name="h.0.up_proj", weight=weight, statistics=gathered(x, x_full), **options
+    )
+    return given, x, x_full
+
+
+HELD_OUT_RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+HALVES = (slice(0, None, 2), slice(1, None, 2))
+
+
+def gathered(x, x_full, needs=RequiredStatistics.GRAM | RequiredStatistics.CROSS):
+    statistics = InputStatistics(COLUMNS, needs)
+    statistics.update(x, x_full)
+    return statistics
+
+
+def cross_loss(given, layer, x, x_full):
+    target = x_full.double() @ given.weight.double().T
+    return float(((target - x.double() @ layer.dequantize().double().T) ** 2).sum())
+
+
+def corrected_weight(given, x, x_full, ridge):
+    return oracles.minimised_correction(
+        given.weight.double(), x.double(), x_full.double(), ridge
+    ).float()
+
+
+@pytest.mark.parametrize("ridge", [0.01, 0.5])
+def test_the_method_is_given_the_corrected_weight_and_nothing_else_changes(ridge):
+    given, x, x_full = problem(scale_dtype=torch.bfloat16, seed=3)
+    given = dataclasses.replace(given, seed=11)
+    original = given.weight.clone()
+    inner = Seen(bits=3)
+    layer = InputErrorCorrection(inner=inner, correction_ridge=ridge).quantize(given)
+    (seen,) = inner.problems
+    expected = corrected_weight(given, x, x_full, ridge)
+    # float32 moments of 240 tokens, and a Gram whose condition is 100 and more
+    torch.testing.assert_close(seen.weight, expected, rtol=0, atol=1e-4)
+    assert (seen.weight - original).norm() > 0.05 * original.norm()
+    assert torch.equal(given.weight, original)
+    for name in ("name", "statistics", "scale_dtype", "seed"):
+        assert getattr(seen, name) is getattr(given, name)
+    moved = (expected - original).norm() / original.norm()
+    assert layer.record["correction"] == pytest.approx(float(moved), rel=1e-3)
+
+
+INNER = [RTN(bits=3), RTN(bits=3, group_size=8), GPTQ(bits=3), GPTQ(bits=2, group_size=8)]
+NAMES = ["rtn", "rtn-groups", "gptq", "gptq-groups"]
+
+
+@pytest.mark.parametrize("inner", INNER, ids=NAMES)
+def test_it_is_the_method_on_the_corrected_weight(inner):
+    given, _, _ = problem()
+    probe = Seen()
+    InputErrorCorrection(inner=probe).quantize(given)
+    expected = inner.quantize(dataclasses.replace(given, weight=probe.problems[0].weight))
+    layer = InputErrorCorrection(inner=inner).quantize(given)
+    assert torch.equal(layer.codes, expected.codes)
+    assert torch.equal(layer.scale, expected.scale) and torch.equal(layer.zero, expected.zero)
+    assert set(layer.record) == {*expected.record, "correction", "correction_ridge"}
+    assert layer.record["correction_ridge"] == 0.5
+    assert not torch.equal(layer.codes, inner.quantize(given).codes)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("inner", INNER, ids=NAMES)
+@pytest.mark.parametrize("seed", range(2))
+def test_it_comes_closer_to_the_full_models_output(seed, inner, ridge):
+    """On the tokens it saw, and where there are many on tokens it did not see."""
+    given, x, x_full = problem(seed, tokens=2 * 1024)
+    seen, unseen = slice(0, 1024), slice(1024, None)
+    given = dataclasses.replace(given, statistics=gathered(x[seen], x_full[seen]))
+    method = InputErrorCorrection(inner=inner, correction_ridge=ridge)
+    alone, layer = inner.quantize(given), method.quantize(given)
+    for tokens in (seen, unseen):
+        before = cross_loss(given, alone, x[tokens], x_full[tokens])
+        assert cross_loss(given, layer, x[tokens], x_full[tokens]) < before
+
+
+def test_gptq_gains_most_of_what_the_error_of_the_prefix_costs():
+    given, x, x_full = problem(noise=0.5)
+    exact = dataclasses.replace(given, statistics=gathered(x_full, x_full))
+    inner = GPTQ(bits=4)
+    floor = cross_loss(given, inner.quantize(exact), x_full, x_full)
+    alone = cross_loss(given, inner.quantize(given), x, x_full)
+    method = InputErrorCorrection(inner=inner, correction_ridge=1e-3)
+    corrected = cross_loss(given, method.quantize(given), x, x_full)
+    assert corrected - floor < 0.35 * (alone - floor)
+
+
+@pytest.mark.parametrize("inner", INNER, ids=NAMES)
+def test_a_large_ridge_or_an_exact_prefix_leave_the_method_as_it_is(inner):
+    given, x, x_full = problem()
+    exact = dataclasses.replace(given, statistics=gathered(x, x))
+    expected = inner.quantize(given)
+    for case, ridge in ((given, 1e12), (exact, 0.5), (exact, 1e-3)):
+        layer = InputErrorCorrection(inner=inner, correction_ridge=ridge).quantize(case)
+        torch.testing.assert_close(layer.dequantize(), expected.dequantize(), rtol=0, atol=1e-4)
+        assert layer.record["correction"] < 1e-4
+
+
+def test_a_step_after_it_aims_at_the_original_weight():
+    given, x, x_full = problem()
+    inner = InputErrorCorrection(inner=GPTQ(bits=2, group_size=8))
+    before = inner.quantize(given)
+    for objective, target in (("cross", x_full), ("output", x)):
+        after = OutputScales(inner=inner, objective=objective).quantize(given)
+        expected = oracles.regressed_output_alpha(
+            *(t.double() for t in (given.weight, before.dequantize(), x, target)), 8, 0.5
+        )
+        found = (after.scale / before.scale).double()
+        torch.testing.assert_close(found, expected, rtol=0, atol=3e-5)
+        assert torch.equal(after.codes, before.codes)
+        assert {"correction", "alpha_mean"} <= set(after.record)
+    assert cross_loss(given, OutputScales(inner=inner).quantize(given), x, x_full) < cross_loss(
+        given, before, x, x_full
+    )
+    assert "kept_rank" in NullSpace(inner=inner).quantize(given).record
+
+
+def test_it_does_not_matter_how_tokens_were_merged():
+    given, x, x_full = problem()
+    a, b = gathered(x[:100], x_full[:100]), gathered(x[100:], x_full[100:])
+    weights = []
+    for statistics in (given.statistics, a + b, b + a):
+        inner = Seen()
+        InputErrorCorrection(inner=inner).quantize(
+            dataclasses.replace(given, statistics=statistics)
+        )
+        weights.append(inner.problems[0].weight)
+    for weight in weights[1:]:
+        torch.testing.assert_close(weight, weights[0], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(("tokens", "noise"), [(80, 0.1), (240, 0.3)])
+def test_a_held_out_ridge_is_the_best_on_windows_it_has_not_seen(tokens, noise):
+    given, x, x_full = problem(noise=noise, tokens=tokens)
+    x, x_full = (t.unflatten(0, (4, -1)) for t in (x, x_full))
+    statistics = gathered(
+        x, x_full, RequiredStatistics.GRAM | RequiredStatistics.CROSS | RequiredStatistics.FOLDS
+    )
+    given = dataclasses.replace(given, statistics=statistics)
+    target = (x_full @ given.weight.T).double()
+    errors = []
+    for ridge in HELD_OUT_RIDGES:
+        error = 0.0
+        for fitted, unseen in (HALVES, HALVES[::-1]):
+            fold = (t[fitted].flatten(0, 1) for t in (x, x_full))
+            weight = corrected_weight(given, *fold, ridge).double()
+            error += float(((target[unseen] - x[unseen].double() @ weight.T) ** 2).sum())
+        errors.append(error)
+    best = HELD_OUT_RIDGES[errors.index(min(errors))]
+    method = InputErrorCorrection(inner=GPTQ(bits=3), correction_held_out=True)
+    assert (
+        method.required_statistics
+        == RequiredStatistics.GRAM | RequiredStatistics.CROSS | RequiredStatistics.FOLDS
+    )
+    layer = method.quantize(given)
+    assert layer.record["correction_ridge"] == best
+    statistics = gathered(x, x_full, method.required_statistics)  # nothing remembered
+    given = dataclasses.replace(given, statistics=statistics)
+    fixed = InputErrorCorrection(inner=GPTQ(bits=3), correction_ridge=best).quantize(given)
+    assert torch.equal(layer.codes, fixed.codes)
+
+
+def test_the_linears_of_a_site_share_one_factor(monkeypatch):
+    given, _, _ = problem()
+    real, calls = torch.linalg.cholesky_ex, []
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda m: calls.append(1) or real(m))
+    for bits in (2, 3):
+        InputErrorCorrection(inner=RTN(bits=bits)).quantize(given)
+    assert len(calls) == 1
+    InputErrorCorrection(inner=RTN(), correction_ridge=0.1).quantize(given)
+    assert len(calls) == 2
+
+
+def test_a_singular_gram_without_a_ridge_names_the_layer():
+    given, x, x_full = problem()
+    x[:, 5] = 0
+    given = dataclasses.replace(given, statistics=gathered(x, x_full))
+    with pytest.raises(NumericalError, match=r"h\.0\.up_proj.*correction ridge"):
+        InputErrorCorrection(inner=RTN(), correction_ridge=0.0).quantize(given)
+    layer = InputErrorCorrection(inner=GPTQ(bits=3)).quantize(given)
+    assert torch.isfinite(layer.dequantize()).all()
+
+
+def test_statistics_it_reads():
+    assert (
+        InputErrorCorrection(inner=RTN()).required_statistics
+        == RequiredStatistics.GRAM | RequiredStatistics.CROSS
+    )
+    positions = NullSpace(inner=RTN(), gram="mean_activation")
+    assert (
+        InputErrorCorrection(inner=positions).required_statistics
+        == RequiredStatistics.GRAM | RequiredStatistics.CROSS | RequiredStatistics.POSITIONS
+    )
+    given, x, x_full = problem()
+    alone = dataclasses.replace(given, statistics=gathered(x, x_full, RequiredStatistics.GRAM))
+    with pytest.raises(InputError, match="CROSS"):
+        InputErrorCorrection(inner=RTN()).quantize(alone)
+
+
+def test_refusals():
+    for ridge in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="^correction_ridge must be"):
+            InputErrorCorrection(inner=RTN(), correction_ridge=ridge)
+    InputErrorCorrection(inner=RTN(), correction_ridge=0.0)
+    with pytest.raises(InputError, match=r"h\.0\.up.*44 columns"):
+        InputErrorCorrection(inner=RTN(group_size=16)).check("h.0.up", (ROWS, 44))
+    given, x, x_full = problem()
+    given.statistics.update(x, float("inf") * x_full)
+    with pytest.raises(NumericalError, match=r"h\.0\.up_proj.*cross moment.*not finite"):
+        InputErrorCorrection(inner=RTN()).quantize(given)
+
+
+def test_a_layer_of_zeros_stays_zero():
+    given, _, _ = problem()
+    given = dataclasses.replace(given, weight=torch.zeros(ROWS, COLUMNS))
+    layer = InputErrorCorrection(inner=RTN(bits=3)).quantize(given)
+    assert (layer.dequantize() == 0).all() and layer.record["correction"] == 0
