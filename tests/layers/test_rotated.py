@@ -71,7 +71,7 @@ def test_the_centred_scale_is_stored_as_it_is_used():
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_the_spread_is_the_best_one_for_gaussian_weights(bits):
-    best = gaussian_range.GAUSSIAN_SPREAD[bits]
+    best = gaussian_range.BEST_CLIP_SIGMA[bits]
     least = oracle.gaussian_error(bits, best)
     assert all(oracle.gaussian_error(bits, best + off) > least for off in (-0.005, 0.005))
 

@@ -6,6 +6,7 @@ import oracles
 import pytest
 import torch
 from oracles import quip as oracle
+from q2n.methods.quip import QuIP, Rotated
 
 from q2n.config import QuantizeConfig
 from q2n.errors import InputError
@@ -17,7 +18,6 @@ from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 from q2n.method import LayerProblem, Method
 from q2n.methods import METHODS
 from q2n.methods.gptq import GPTQ
-from q2n.methods.quip import QuIP, Rotated
 from q2n.methods.rtn import RTN
 from q2n.wrappers.correction import InputErrorCorrection
 from q2n.wrappers.incoherence import Incoherence
@@ -85,7 +85,7 @@ def test_quip_is_its_definition(projection):
     )
     scale = float(layer.inner.scale)
     assert scale == pytest.approx(
-        oracle.centred_scale(turned, gaussian_range.GAUSSIAN_SPREAD[3]), rel=1e-6
+        oracle.centred_scale(turned, gaussian_range.BEST_CLIP_SIGMA[3]), rel=1e-6
     )
     codes, v = oracle.ldlq_centred(turned, hessian, 3, scale, clamp_first=False)
     codes = oracle.greedy_pass(v, codes, hessian, 7)

@@ -35,7 +35,7 @@ class UniformGrid:
     bits: int = 4
     symmetric: bool = False
     granularity: Granularity = PerChannel()
-    clip: Literal["none", "mse"] = "none"
+    clip: Literal["minmax", "mse"] = "minmax"
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
@@ -69,7 +69,7 @@ class UniformGrid:
         """Scale and zero point of every group of values (the last axis). Raises as `fit`."""
         lo, hi = self.range_of(values)
         scale, zero = self.parameters(lo, hi, dtype, name)
-        if self.clip == "none":
+        if self.clip == "minmax":
             return scale, zero
         least = self._clip_error(values, scale, zero)
         for shrink in clip_ranges()[1:]:

@@ -74,7 +74,7 @@ class LloydMaxLinear(CentredLinear):
     @property
     def levels(self) -> Float[Tensor, " entries"]:
         """In units of the scale, which is the outermost."""
-        return (lloyd_max.levels(self.bits) / lloyd_max.spread(self.bits)).to(
+        return (lloyd_max.levels(self.bits) / lloyd_max.outermost(self.bits)).to(
             self.scale.device, torch.float32
         )
 

@@ -38,6 +38,6 @@ def levels(bits: int) -> Float[Tensor, " entries"]:
     return torch.cat([-above.flip(0), above])
 
 
-def spread(bits: int) -> float:
+def outermost(bits: int) -> float:
     """The outermost level."""
     return float(levels(bits)[-1])
