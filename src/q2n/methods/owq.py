@@ -56,8 +56,8 @@ class OWQ(UniformMethod):
 
     clip: Literal["minmax", "mse", "scale_zero"] = "scale_zero"
     target_bits: float | None = None
-    """Bits per weight to spend, outliers included, scales not: 3.01 with 3 bits. Without target_bits
-    and target_rank there are no outliers."""
+    """Bits per weight to spend, outliers included, scales not: 3.01 with 3 bits. Without
+    target_bits and target_rank there are no outliers."""
     target_rank: CountOrZero | None = None
     """Columns of each layer to keep in 16 bits."""
     split: Literal["published", "layer"] = "published"

@@ -145,5 +145,5 @@ class OutputScales(Wrapper):
             principal = spectrum.vectors[:, :start]
             return principal @ principal.T
         cut = spectrum.values[max(start - 1, 0)].clamp(min=torch.finfo(torch.float32).tiny)
-        root = (spectrum.values / (found.values + cut)).sqrt()
-        return (spectrum.vectors * root) @ found.vectors.T
+        root = (spectrum.values / (spectrum.values + cut)).sqrt()
+        return (spectrum.vectors * root) @ spectrum.vectors.T
