@@ -116,10 +116,10 @@ def test_a_factor_a_row_after_the_rotation_back(projection):
     expected = layer.dequantize() * ALPHA[:, None]
     torch.testing.assert_close(scaled.dequantize(), expected, rtol=2**-8, atol=1e-6)
     assert torch.equal(scaled.inner.codes, layer.inner.codes)
-    assert (scaled.gain is None) == (projection == "off")
+    assert (scaled.output_scale is None) == (projection == "off")
     twice = scaled.scale_rows(1 / ALPHA)
     torch.testing.assert_close(twice.dequantize(), layer.dequantize(), rtol=2**-7, atol=1e-6)
-    with pytest.raises(InputError, match="one factor a row"):
+    with pytest.raises(InputError, match="one factor per row"):
         layer.scale_groups(torch.ones(ROWS, 2))
 
 

@@ -63,8 +63,10 @@ LAYERS = {
         TrellisLinear(codes=whole(7, ROWS, COLUMNS), scale=random(ROWS), bits=3), rescale=None
     ),
     "rotated": lambda: rotated(wide_centred(), rescale=random(COLUMNS).bfloat16()),
-    "rotated, gain": lambda: rotated(
-        random_layer((ROWS, COLUMNS), 3, -1, False, torch.float32), rescale=None, gain=ALPHA.half()
+    "rotated, output scales": lambda: rotated(
+        random_layer((ROWS, COLUMNS), 3, -1, False, torch.float32),
+        rescale=None,
+        output_scale=ALPHA.half(),
     ),
     "rescaled alone": lambda: rotated(
         wide_centred(), projection="off", rescale=random(COLUMNS).bfloat16()
