@@ -68,8 +68,8 @@ class QuantizedLinear(ABC):
     """The table of `layers/__init__.py`: where a layer that holds another finds its class."""
 
     record: Mapping[str, Any] = field(default_factory=dict)
-    """What the method found out on the way (damping used, kept rank, ...): JSON values. It is no
-    part of `tensors` and `metadata`."""
+    """What the method noted on the way (damping used, rank kept, ...): JSON values. It is no part
+    of `tensors` and `metadata`."""
 
     @abstractmethod
     def dequantize(self) -> Float[Tensor, "out in"]:
