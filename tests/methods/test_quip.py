@@ -171,7 +171,7 @@ def test_the_papers_alpha_in_either_space(space, grid):
         half = before.basis.inputs(gram)
         gram = before.basis.inputs(half.T)
         dequantized = [layer.inner.dequantize() for layer in (before, after)]
-        assert after.gain is None
+        assert after.output_scale is None
     else:
         assert torch.equal(after.inner.scale, before.inner.scale)
     values = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).tolist()
@@ -239,7 +239,7 @@ def test_the_configuration_puts_everything_in_the_space_that_was_asked_for(space
     assert again.build_method() == config.build_method()
     assert config.build_method().required_statistics == NEEDS
     layer = config.build_method().quantize(problem()[0])
-    assert isinstance(layer, RotatedLinear) and (layer.gain is None) == (space == "rotated")
+    assert isinstance(layer, RotatedLinear) and (layer.output_scale is None) == (space == "rotated")
     assert {"correction", "alpha_mean", "damping"} <= layer.record.keys()  # all of it was done
 
 

@@ -29,7 +29,7 @@ def token_windows(count: int = 6, length: int = 16) -> TokenWindows:
 
 
 def run_loop(model, method, folder, *, finished=0, windows=None, refit=None, **options):
-    store = RunStore(folder, {"affine": UniformLinear})
+    store = RunStore(folder, {"uniform": UniformLinear})
     if not finished:
         store.start({}, {}, resume=False)
     blocks = BlockwiseModel(open_source(model))
@@ -121,7 +121,7 @@ def test_every_architecture_is_quantized_completely(architecture, tmp_path):
 
 
 def test_rtn_needs_no_text(tmp_path):
-    store = RunStore(tmp_path, {"affine": UniformLinear})
+    store = RunStore(tmp_path, {"uniform": UniformLinear})
     store.start({}, {}, resume=False)
     model = tiny_model()
     SequentialLoop(BlockwiseModel(open_source(model)), RTN(bits=4), store, LoopOptions()).run(None)
@@ -133,7 +133,7 @@ def test_rtn_needs_no_text(tmp_path):
 
 
 def test_gptq_without_text_is_refused(tmp_path):
-    store = RunStore(tmp_path, {"affine": UniformLinear})
+    store = RunStore(tmp_path, {"uniform": UniformLinear})
     loop = SequentialLoop(
         BlockwiseModel(open_source(tiny_model())), GPTQ(bits=4), store, LoopOptions()
     )
@@ -227,7 +227,7 @@ REFIT = BlockRefit(steps=4, rates=Rates(scale=0.01, gain=0.01))
 
 def as_stored(model, folder):
     """The model with the stored layers and gains in their places."""
-    store = RunStore(folder, {"affine": UniformLinear})
+    store = RunStore(folder, {"uniform": UniformLinear})
     for name, layer in store.layers().items():
         model.get_submodule(name).weight.data.copy_(layer.dequantize())
     for name, gain in store.gains().items():
@@ -246,7 +246,7 @@ def test_going_on_after_a_refitted_block_gives_the_same_bytes(tmp_path, done, me
             name = f"block-{index:05d}{suffix}"
             (broken / name).write_bytes((whole / name).read_bytes())
     run_loop(tiny_model(), method, broken, finished=done, refit=REFIT)
-    stores = [RunStore(folder, {"affine": UniformLinear}) for folder in (whole, broken)]
+    stores = [RunStore(folder, {"uniform": UniformLinear}) for folder in (whole, broken)]
     assert len(stores[0].gains()) == 6
     for index in range(3):
         name = f"block-{index:05d}.safetensors"
@@ -315,7 +315,7 @@ def test_later_blocks_see_what_the_refit_left(tmp_path, finished):
 
 
 def test_a_refit_without_text_is_refused(tmp_path):
-    store = RunStore(tmp_path, {"affine": UniformLinear})
+    store = RunStore(tmp_path, {"uniform": UniformLinear})
     blocks = BlockwiseModel(open_source(tiny_model()))
     loop = SequentialLoop(blocks, RTN(bits=4), store, LoopOptions(), refit=REFIT)
     with pytest.raises(InputError, match="--corpus"):

@@ -11,7 +11,7 @@ from q2n.pipeline.store import RunStore
 
 
 def store_in(folder) -> RunStore:
-    return RunStore(folder, {"affine": UniformLinear})
+    return RunStore(folder, {"uniform": UniformLinear})
 
 
 def some_layers(seed: int = 0):

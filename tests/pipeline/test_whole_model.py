@@ -28,7 +28,7 @@ def windows() -> TokenWindows:
 
 def quantized(folder, architecture="llama", refit=None) -> RunStore:
     """A store with the finished blocks of a tiny model."""
-    store = RunStore(folder, {"affine": UniformLinear})
+    store = RunStore(folder, {"uniform": UniformLinear})
     store.start({}, {}, resume=False)
     blocks = BlockwiseModel(open_source(tiny_model(architecture, layers=2)))
     loop = SequentialLoop(blocks, RTN(bits=2), store, LoopOptions(), refit=refit)
@@ -91,7 +91,7 @@ def test_gains_lie_with_their_block_and_the_last_norm_with_the_last(tmp_path, ar
 
 def test_ten_blocks_and_more_keep_their_own(tmp_path):
     """Block 1's name begins that of block 10."""
-    store = RunStore(tmp_path, {"affine": UniformLinear})
+    store = RunStore(tmp_path, {"uniform": UniformLinear})
     store.start({}, {}, resume=False)
     blocks = BlockwiseModel(open_source(tiny_model(layers=11)))
     SequentialLoop(blocks, RTN(bits=2), store, LoopOptions()).run(None)
