@@ -40,20 +40,20 @@ class OneBlock:
         one = slice(number, number + 1)
         return self.hidden[one], self.target[one], self.call.window(number, self.count)
 
-    def error(self, layers, gains) -> float:
-        """Of the block with these layers and gains, over all windows."""
+    def error(self, layers, norms) -> float:
+        """Of the block with these layers and norms, over all windows."""
         block = deepcopy(self.block)
         with torch.no_grad():
             for name, layer in layers.items():
                 block.get_submodule(name).weight.copy_(layer.dequantize())
-            for name, gain in gains.items():
-                block.get_parameter(name).copy_(gain)
+            for name, norm in norms.items():
+                block.get_parameter(name).copy_(norm)
             output = block(self.hidden, *self.call.args, **self.call.kwargs)
         output = output if isinstance(output, torch.Tensor) else output[0]
         return float(relative_error(output, self.target))
 
     def refit(self, steps=24, windows=None, **fields):
-        refit = BlockRefit(steps=steps, rates=Rates(scale=0.01, gain=0.01), **fields)
+        refit = BlockRefit(steps=steps, rates=Rates(scale=0.01, norm=0.01), **fields)
         windows = windows or self.window
         return refit(self.block, self.layers, windows, self.count, name="blocks.1", seed=5)
 
@@ -65,11 +65,11 @@ def test_the_output_comes_nearer_in_every_dtype(monkeypatch, architecture, dtype
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: fast)
     one = OneBlock(architecture, dtype)
     tuned = one.refit(8)
-    assert one.error(tuned.layers, tuned.gains) < one.error(one.layers, {})
-    assert {gain.dtype for gain in tuned.gains.values()} == {dtype}
+    assert one.error(tuned.layers, tuned.norm_weights) < one.error(one.layers, {})
+    assert {norm.dtype for norm in tuned.norm_weights.values()} == {dtype}
 
 
-def test_losses_are_the_errors_of_the_windows_in_their_order(monkeypatch):
+def test_losses_are_the_windows_errors_in_order(monkeypatch):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     one, asked = OneBlock(), []
 
@@ -96,7 +96,10 @@ def test_codes_stay_and_the_block_too():
     for name, layer in one.layers.items():
         assert torch.equal(tuned.layers[name].codes, layer.codes)
         assert not torch.equal(tuned.layers[name].scale, layer.scale)
-    assert tuned.gains.keys() == {"input_layernorm.weight", "post_attention_layernorm.weight"}
+    assert tuned.norm_weights.keys() == {
+        "input_layernorm.weight",
+        "post_attention_layernorm.weight",
+    }
     for name, tensor in one.block.state_dict().items():
         assert torch.equal(tensor, before[name])
     assert all(parameter.grad is None for parameter in one.block.parameters())
@@ -125,7 +128,7 @@ def test_the_error_is_relative_to_each_token():
     assert half.dtype == torch.float32 and float(half) == pytest.approx(expected, rel=0.05)
 
 
-def test_a_token_without_energy_is_no_division_by_zero():
+def test_a_zero_token_gives_no_nan():
     zeros = torch.zeros(1, 2, 4)
     assert float(relative_error(zeros, zeros)) == 0
 
