@@ -5,13 +5,13 @@ from copy import deepcopy
 import pytest
 import torch
 from tiny import tiny_model
-from torch import nn
 
 from q2n.errors import InputError, NumericalError
 from q2n.method import LayerProblem
 from q2n.methods.rtn import RTN
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.source import open_source
+from q2n.models.targets import targets_in
 from q2n.refit.block import BlockRefit, relative_error
 from q2n.refit.tuner import Rates, shuffled
 
@@ -30,10 +30,9 @@ class OneBlock:
         self.target = output if isinstance(output, torch.Tensor) else output[0]
         self.layers = {
             name: RTN(bits=2).quantize(
-                LayerProblem(name=name, weight=part.weight.float(), statistics=None)
+                LayerProblem(name=name, weight=target.weight(), statistics=None)
             )
-            for name, part in self.block.named_modules()
-            if isinstance(part, nn.Linear)
+            for name, target in targets_in(self.block).items()
         }
 
     def window(self, number):
@@ -45,7 +44,7 @@ class OneBlock:
         block = deepcopy(self.block)
         with torch.no_grad():
             for name, layer in layers.items():
-                block.get_submodule(name).weight.copy_(layer.dequantize())
+                targets_in(block)[name].set(layer.dequantize())
             for name, norm in norms.items():
                 block.get_parameter(name).copy_(norm)
             output = block(self.hidden, *self.call.args, **self.call.kwargs)
@@ -60,7 +59,7 @@ class OneBlock:
 
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("architecture", ["llama", "gemma2", "opt", "phi"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "opt", "phi", "gpt2"])
 def test_the_output_comes_nearer_in_every_dtype(monkeypatch, architecture, dtype, fast):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: fast)
     one = OneBlock(architecture, dtype)
@@ -69,9 +68,10 @@ def test_the_output_comes_nearer_in_every_dtype(monkeypatch, architecture, dtype
     assert {norm.dtype for norm in tuned.norm_weights.values()} == {dtype}
 
 
-def test_losses_are_the_windows_errors_in_order(monkeypatch):
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_losses_are_the_windows_errors_in_order(monkeypatch, architecture):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    one, asked = OneBlock(), []
+    one, asked = OneBlock(architecture), []
 
     def windows(number):
         asked.append(number)
@@ -80,7 +80,7 @@ def test_losses_are_the_windows_errors_in_order(monkeypatch):
     tuned = one.refit(13, windows)
     assert asked == shuffled(6, 13, 5) and sorted(asked[:6]) == list(range(6))
     # its first loss is that of the layers as they came, on the first window alone
-    alone = OneBlock()
+    alone = OneBlock(architecture)
     first = slice(asked[0], asked[0] + 1)
     alone.call = one.call.window(asked[0], 6)
     alone.hidden, alone.target = one.hidden[first], one.target[first]

@@ -9,6 +9,7 @@ from torch.nn.functional import kl_div
 from q2n.errors import InputError, NumericalError
 from q2n.method import LayerProblem
 from q2n.methods.rtn import RTN
+from q2n.models.targets import targets_in
 from q2n.refit.model import _CHUNK, ModelRefit, _Divergence
 from q2n.refit.tuner import Rates, norm_weights, shuffled
 
@@ -31,10 +32,10 @@ def rounded(model, bits=2):
     """The linears of the decoder blocks, by full name."""
     return {
         name: RTN(bits=bits).quantize(
-            LayerProblem(name=name, weight=part.weight.detach().float(), statistics=None)
+            LayerProblem(name=name, weight=target.weight(), statistics=None)
         )
-        for name, part in model.named_modules()
-        if isinstance(part, nn.Linear) and any(char.isdigit() for char in name)
+        for name, target in targets_in(model).items()
+        if any(char.isdigit() for char in name)
     }
 
 
@@ -48,7 +49,7 @@ def divergence(architecture, layers, norms, windows) -> float:
     plain, changed = tiny_model(architecture), tiny_model(architecture)
     with torch.no_grad():
         for name, layer in layers.items():
-            changed.get_submodule(name).weight.copy_(layer.dequantize())
+            targets_in(changed)[name].set(layer.dequantize())
         for name, norm in norms.items():
             changed.get_parameter(name).copy_(norm)
         log_p, log_s = (
@@ -103,7 +104,7 @@ def test_divergence_in_bfloat16_points_the_same_way(dtype):
     assert cosine > 0.99
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "opt", "gpt_neox"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "opt", "gpt_neox", "gpt2"])
 def test_predictions_come_nearer(architecture):
     layers = rounded(tiny_model(architecture))
     tuned = refitted(tiny_model(architecture), layers, steps=15)
@@ -123,19 +124,22 @@ def test_all_names_are_the_models_own(architecture):
     assert any(name.startswith(last) for name in tuned.norm_weights)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("with_norms", [False, True])
-def test_the_first_loss_is_the_initial_divergence(exact, with_norms):
+def test_the_first_loss_is_the_initial_divergence(exact, architecture, with_norms):
     """The teacher is the model with its original norms, also where other ones are given."""
-    layers, norms = rounded(tiny_model()), {}
+    layers, norms = rounded(tiny_model(architecture)), {}
     if with_norms:
         generator = torch.Generator().manual_seed(2)
         norms = {
             name: norm * (0.5 + torch.rand(norm.shape, generator=generator))
-            for name, norm in norm_weights(tiny_model()).items()
+            for name, norm in norm_weights(tiny_model(architecture)).items()
         }
-    tuned = refitted(tiny_model(), layers, norms, steps=1)
+    tuned = refitted(tiny_model(architecture), layers, norms, steps=1)
     window = tokens()[shuffled(5, 1, 5)]
-    assert tuned.losses[0] == pytest.approx(divergence("llama", layers, norms, window), rel=1e-4)
+    assert tuned.losses[0] == pytest.approx(
+        divergence(architecture, layers, norms, window), rel=1e-4
+    )
     for name, norm in norms.items():  # and they are where the steps start
         assert (tuned.norm_weights[name] / norm - 1).abs().max() < 0.011
 

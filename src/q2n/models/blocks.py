@@ -158,7 +158,7 @@ class BlockwiseModel:
 
     def _load_outside(self) -> None:
         """Embeddings and whatever else stands before the blocks. The head is read too, so that
-        bad numbers in it are found before the work, but not kept."""
+        bad numbers in it are named before the work, and dropped again."""
         head = self._model.get_output_embeddings()
         for name, module in self._model.named_modules():
             if name == self._list_name or name.startswith(self._list_name + "."):

@@ -77,7 +77,7 @@ class BlockWindows:
 
 
 class StreamThroughBlock:
-    """The passes of one stream through one block, kept paused where memory allows."""
+    """The passes of one stream through one block, paused between rounds where memory allows."""
 
     def __init__(self, stream: Stream, block: PausingBlock, index: int):
         self.stream, self.block, self.index = stream, block, index

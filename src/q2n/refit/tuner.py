@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from q2n.errors import InputError, NumericalError
 from q2n.layers.quantized import QuantizedLinear, Trainable
-from q2n.models.targets import targets_in
+from q2n.models.targets import Target, targets_in
 
 _WARM_UP = 0.1
 _BETAS = (0.9, 0.99)
@@ -96,10 +96,7 @@ def tune(
     losses: list[float] = []
     with torch.enable_grad():
         for step in range(steps):
-            weights = {
-                targets[key].parameter: targets[key].stored(x.weight(dtype))
-                for key, x in trainables.items()
-            }
+            weights = _dense_weights(targets, trainables, dtype)
             weights |= norms | {key: norms[key] * (1 + change) for key, change in changes.items()}
             with in_fast_dtype(module):
                 value = loss(partial(_call, module, weights), step)
@@ -117,6 +114,16 @@ def tune(
         key: (norms[key] * (1 + changes[key].detach())).to(x.dtype) for key, x in originals.items()
     }
     return Tuned({key: x.quantized() for key, x in trainables.items()}, tuned_norms, losses)
+
+
+def _dense_weights(
+    targets: Mapping[str, Target], trainables: Mapping[str, Trainable], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """What stands in the place of the quantized parameters, by name and laid out as they are."""
+    return {
+        targets[key].parameter: targets[key].stored(x.weight(dtype))
+        for key, x in trainables.items()
+    }
 
 
 def norm_weights(module: nn.Module) -> dict[str, Float[Tensor, " _"]]:
