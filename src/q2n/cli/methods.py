@@ -31,7 +31,7 @@ def run(parsed: Namespace) -> None:
     forms: dict[str, StorageSpec] = {}
     for name, method in METHODS.items():
         storage = method().storage
-        stored = f"{storage.kind}, online" if storage.online else storage.kind
+        stored = f"{storage.kind}, runtime" if storage.runtime else storage.kind
         forms.setdefault(stored, storage)
         methods.add_row(f"[bold]{name}", method.bits_offered, stored, summary(method))
     for stored, storage in forms.items():
@@ -41,5 +41,5 @@ def run(parsed: Namespace) -> None:
 
 def _stored(storage: StorageSpec) -> str:
     """What a representation stores, in words."""
-    besides = " Rotations and rounding while the model runs." if storage.online else ""
+    besides = " Rotations and rounding while the model runs." if storage.runtime else ""
     return summary(REPRESENTATIONS[storage.kind]) + besides

@@ -44,7 +44,7 @@ class StorageSpec:
 
     kind: str
     """The representation, by its name in `REPRESENTATIONS`."""
-    online: bool = False
+    runtime: bool = False
     """Whether the model must do more than multiply while it runs (rotate or quantize its
     activations): lost, without a word, by a format that stores weights alone."""
 

@@ -96,7 +96,7 @@ class QuaRot(Method):
 
     @property
     def storage(self) -> StorageSpec:
-        return replace(self._inner.storage, online=self.surroundings != ModelChanges())
+        return replace(self._inner.storage, runtime=self.surroundings != ModelChanges())
 
     @property
     def surroundings(self) -> ModelChanges:
