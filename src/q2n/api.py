@@ -15,7 +15,7 @@ from q2n.evaluation.evaluate import evaluate
 from q2n.layers import REPRESENTATIONS
 from q2n.logging import Reporter
 from q2n.pipeline.store import RUN_FILE, RunStore, partial_folder
-from q2n.report.record import RECORD_FILE, build_record
+from q2n.report.record import RECORD_FILE, BlockRecord, RunRecord
 from q2n.run import Quantized, Run
 
 __all__ = ["Quantized", "evaluate", "inspect", "quantize"]
@@ -66,9 +66,9 @@ def inspect(directory: str | Path) -> dict[str, Any]:
     for candidate in (folder, partial_folder(folder)):
         if (candidate / RUN_FILE).exists():
             store = RunStore(candidate, REPRESENTATIONS)
-            blocks = store.finished()
-            record = build_record(blocks=blocks, **store.started_with())
-            return {**record, "finished_blocks": len(blocks)}
+            blocks = [BlockRecord.from_facts(facts) for facts in store.finished()]
+            started = store.started_with()
+            return RunRecord.of(**started, blocks=blocks, finished_blocks=len(blocks)).to_json()
     raise InputError(f"{folder} holds neither {RECORD_FILE} nor an interrupted run")
 
 

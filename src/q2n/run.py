@@ -21,7 +21,6 @@ from q2n.data.windows import TokenWindows, calibration_windows, evaluation_windo
 from q2n.errors import InputError, Q2NError
 from q2n.evaluation.perplexity import PerplexityResult, perplexity
 from q2n.formats.choice import choose_format
-from q2n.formats.hf_folder import write_checkpoint
 from q2n.formats.load import load_model
 from q2n.layers import REPRESENTATIONS
 from q2n.logging import Reporter
@@ -36,7 +35,7 @@ from q2n.pipeline.store import RunStore, partial_folder
 from q2n.pipeline.whole_model import STEM as REFIT_STEM
 from q2n.pipeline.whole_model import refit_stored
 from q2n.report.card import CardFacts, Perplexity, render_card
-from q2n.report.record import RECORD_FILE, TIMINGS_FILE, build_record, build_timings
+from q2n.report.record import RECORD_FILE, TIMINGS_FILE, BlockRecord, RunRecord, timings
 from q2n.version import __version__
 
 NOT_IN_FINGERPRINT = ("model", "output", "corpus", "activations", "ppl", "ppl_windows")
@@ -123,32 +122,30 @@ class Run:
     def write(self) -> Quantized:
         """The checkpoint from the stored blocks, what was measured, and the card."""
         finished: list[Quantized] = []
-        write_checkpoint(
+        self.format.write(
             self.target,
             self.source,
             self.result.layers(),
-            self.format,
             lambda folder, size: finished.append(self._describe(folder, size)),
-            gains=self.result.gains(),
+            norm_weights=self.result.gains(),
         )
         self.store.remove()
         return finished[0]
 
     def _describe(self, folder: Path, size: int) -> Quantized:
         """Measure the checkpoint in `folder` and write its record, timings and card there."""
-        facts = self.result.finished()
+        blocks = [BlockRecord.from_facts(facts) for facts in self.result.finished()]
         perplexities = self._perplexities(folder)
         measured = {which: _without_time(result) for which, result in perplexities.items()}
         done = Quantized(
             directory=self.target,
-            record={
-                **build_record(self.fingerprint, self.labels, facts),
-                "perplexity": measured,
-            },
-            timings=build_timings(facts),
+            record=RunRecord.of(
+                self.fingerprint, self.labels, blocks, perplexity=measured
+            ).to_json(),
+            timings=timings(blocks),
             bytes_before=self.original.size_bytes(),
             bytes_after=size,
-            loading_example=self.format.loading_example(self.target),
+            loading_example=self.format.container.loading_example(self.target),
             perplexities=perplexities,
         )
         (folder / RECORD_FILE).write_text(json.dumps(done.record, indent=1) + "\n")
@@ -169,13 +166,13 @@ class Run:
         blocks = BlockwiseModel(self.source, self.device)
         for name, shape in blocks.linears():
             self.method.check(name, shape)
-            self.format.check(name, shape, self.method.storage)
+            self.format.codec.check(name, shape, self.method.storage)
         return SequentialLoop(
             blocks,
             self.method,
             self.store,
             options,
-            scale_dtype=self.format.scale_dtype(self.source.dtype),
+            scale_dtype=self.format.codec.scale_dtype(self.source.dtype),
             refit=config.build_block_refit(),
             reporter=self.reporter,
         )
@@ -271,10 +268,11 @@ class Run:
         return CardFacts(
             base_model=self.source.label,
             title=self.target.name,
-            format=self.format,
-            directory=Path(self.target.name),
+            format=self.format.name,
+            tags=list(dict.fromkeys(("quantized", "q2n", *self.format.container.tags))),
+            loading_example=self.format.container.loading_example(Path(self.target.name)),
             method=f"{self.method.title}{refit}",
-            online=self.source.online is not None,
+            runtime=self.source.online is not None,
             settings=done.record["settings"],
             bits_per_weight=done.record["bits_per_weight"],
             bytes_before=done.bytes_before,

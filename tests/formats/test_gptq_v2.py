@@ -21,7 +21,6 @@ from transformers import AutoModelForCausalLM, GPTQConfig
 
 from q2n.errors import InputError
 from q2n.formats import FORMATS
-from q2n.formats.hf_folder import write_checkpoint
 from q2n.formats.load import load_model
 from q2n.models.source import open_source
 
@@ -56,7 +55,7 @@ def test_a_plain_unpacker_reads_what_was_written(
 ) -> None:
     model = llama()
     layers = random_layers(model, bits, group_size, symmetric, torch.float16)
-    write_checkpoint(tmp_path / "out", open_source(model), layers, FORMAT)
+    FORMAT.write(tmp_path / "out", open_source(model), layers)
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     for name in ("model.layers.0.self_attn.k_proj", "model.layers.1.mlp.down_proj"):
         # Both compute one float32 product of the same two numbers.
@@ -67,7 +66,7 @@ def test_a_plain_unpacker_reads_what_was_written(
 def test_configuration(tmp_path: Path) -> None:
     model = qwen2()
     layers = random_layers(model, 4, 32, False, torch.float16)
-    write_checkpoint(tmp_path / "out", open_source(model), layers, FORMAT)
+    FORMAT.write(tmp_path / "out", open_source(model), layers)
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert config == json.loads((tmp_path / "out" / "quantize_config.json").read_text())
     assert (config["bits"], config["group_size"], config["sym"]) == (4, 32, False)
@@ -79,34 +78,42 @@ def test_configuration(tmp_path: Path) -> None:
 
 def test_a_short_last_group(tmp_path: Path) -> None:
     layer = random_layer((64, 96), 4, 64, False, torch.float16)
-    tensors = FORMAT.tensors("x", layer, torch.float32)
-    assert tensors["x.scales"].shape == (2, 64)
+    tensors = FORMAT.codec.encode("x", layer, torch.float32)
+    assert tensors["scales"].shape == (2, 64)
+    tensors = {f"x.{part}": tensor for part, tensor in tensors.items()}
     assert np.array_equal(plain_weight(tensors, "x", 4), layer.dequantize().numpy())
 
 
-def test_refusals(tmp_path: Path) -> None:
+def test_refusals() -> None:
     with pytest.raises(InputError, match="q_proj has 72 inputs, and 72 x 3 bits"):
-        FORMAT.check_grid("q_proj", (64, 72), bits=3, group_size=-1)
+        FORMAT.codec.check_grid("q_proj", (64, 72), bits=3, group_size=-1)
     with pytest.raises(InputError, match="q_proj has 36 outputs, and 36 x 2 bits"):
-        FORMAT.check_grid("q_proj", (36, 64), bits=2, group_size=-1)
+        FORMAT.codec.check_grid("q_proj", (36, 64), bits=2, group_size=-1)
     with pytest.raises(InputError, match="groups of 48"):
-        FORMAT.check_grid("q_proj", (64, 96), bits=4, group_size=48)
+        FORMAT.codec.check_grid("q_proj", (64, 96), bits=4, group_size=48)
     with pytest.raises(InputError, match="not 5"):
-        FORMAT.check_grid("q_proj", (64, 64), bits=5, group_size=-1)
+        FORMAT.codec.check_grid("q_proj", (64, 64), bits=5, group_size=-1)
     layer = random_layer((64, 64), 4, 32, False, torch.float32)
     with pytest.raises(InputError, match="leave the range of torch.float16"):
-        FORMAT.tensors("q_proj", layer.scale_rows(torch.full((64,), 1e7)), torch.bfloat16)
+        FORMAT.codec.encode("q_proj", layer.scale_rows(torch.full((64,), 1e7)), torch.bfloat16)
+
+
+def test_a_linear_left_out_is_refused_first(tmp_path: Path, monkeypatch) -> None:
     model = llama()
     layers = random_layers(model, 4, 32, True, torch.float16)
     del layers["model.layers.0.mlp.down_proj"]
-    with pytest.raises(InputError, match="layers.0.mlp.down_proj is not"):
-        write_checkpoint(tmp_path / "out", open_source(model), layers, FORMAT)
+    monkeypatch.setattr(type(FORMAT.codec), "encode", None)  # nothing is encoded
+    with pytest.raises(
+        InputError,
+        match="layers.0.mlp.down_proj is not; drop the --ignore .*--format compressed-tensors",
+    ):
+        FORMAT.write(tmp_path / "out", open_source(model), layers)
 
 
 def test_version_1_is_not_misread(tmp_path: Path) -> None:
     model = llama()
     layers = random_layers(model, 4, 32, True, torch.float16)
-    write_checkpoint(tmp_path / "out", open_source(model), layers, FORMAT)
+    FORMAT.write(tmp_path / "out", open_source(model), layers)
     file = tmp_path / "out" / "config.json"
     file.write_text(file.read_text().replace('"gptq_v2"', '"gptq"'))
     with pytest.raises(InputError, match="checkpoint_format 'gptq'"):
@@ -123,7 +130,7 @@ def test_gptqmodel_reads_what_was_written(
     pytest.importorskip("optimum")
     model = qwen2(torch.float16)
     layers = random_layers(model, bits, group_size, symmetric, torch.float16)
-    write_checkpoint(tmp_path / "out", open_source(model), layers, FORMAT)
+    FORMAT.write(tmp_path / "out", open_source(model), layers)
     # The plain torch kernel: the default would first compile C++ for this machine.
     loaded = AutoModelForCausalLM.from_pretrained(
         tmp_path / "out",

@@ -11,6 +11,7 @@ from rich.console import Console
 from q2n.api import inspect
 from q2n.cli.flags import new_parser
 from q2n.report.figures import plot_layers
+from q2n.report.record import RunRecord
 from q2n.report.tables import layer_table, settings_table
 
 
@@ -27,22 +28,21 @@ def add_inspect(commands: Any) -> Callable[[Namespace], None]:
 
 
 def run(parsed: Namespace) -> None:
-    """Print settings and one row a layer."""
-    record = inspect(parsed.directory)
+    """Print settings and one row per layer."""
+    inspected = inspect(parsed.directory)
+    record = RunRecord.from_json(inspected)
     if parsed.plot:
         plot_layers(record, Path(parsed.plot))
     if parsed.json:
-        print(json.dumps(record))
+        print(json.dumps(inspected))
         return
     console = Console()
-    if "finished_blocks" in record:
-        console.print(
-            f"[yellow]unfinished: {record['finished_blocks']} blocks are done; go on with --resume"
-        )
+    if (blocks := inspected.get("finished_blocks")) is not None:
+        console.print(f"[yellow]unfinished: {blocks} blocks are done; go on with --resume")
     console.print(settings_table(record))
     console.print(layer_table(record))
     console.print(
-        f"{record['bits_per_weight']:.3f} bits a quantized weight, all stored parts counted"
+        f"{record.bits_per_weight:.3f} bits per quantized weight, all stored parts counted"
     )
-    for name in record["left_in_full_precision"]:
+    for name in record.left_in_full_precision:
         console.print(f"left in full precision, never called: {name}")
