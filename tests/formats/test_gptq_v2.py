@@ -2,6 +2,7 @@
 reader, and by optimum + gptqmodel where they are installed."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,13 @@ from formats.tiny_models import (
     random_layers,
 )
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GPTQConfig
+from tiny import tiny_tokenizer
+from transformers import AutoModelForCausalLM, GPTQConfig, PreTrainedModel
 
 from q2n.errors import InputError
 from q2n.formats import FORMATS
 from q2n.formats.load import load_model
+from q2n.layers.uniform import UniformLinear
 from q2n.models.source import open_source
 
 FORMAT = FORMATS["gptq_v2"]
@@ -98,16 +101,28 @@ def test_refusals() -> None:
         FORMAT.codec.encode("q_proj", layer.scale_rows(torch.full((64,), 1e7)), torch.bfloat16)
 
 
-def test_a_linear_left_out_is_refused_first(tmp_path: Path, monkeypatch) -> None:
-    model = llama()
+LEFT_OUT = ("model.layers.0.mlp.down_proj", "model.layers.1.self_attn.o_proj")
+
+
+def with_linears_left_out(folder: Path) -> tuple[PreTrainedModel, dict[str, UniformLinear]]:
+    """A checkpoint whose blocks differ in what is quantized; what should be read from it."""
+    model = llama(dtype=torch.float16)
     layers = random_layers(model, 4, 32, True, torch.float16)
-    del layers["model.layers.0.mlp.down_proj"]
-    monkeypatch.setattr(type(FORMAT.codec), "encode", None)  # nothing is encoded
-    with pytest.raises(
-        InputError,
-        match="layers.0.mlp.down_proj is not; drop the --ignore .*--format compressed-tensors",
-    ):
-        FORMAT.write(tmp_path / "out", open_source(model), layers)
+    for name in LEFT_OUT:
+        del layers[name]
+    FORMAT.write(folder, open_source(model), layers)
+    return quantized_in_memory(model, layers), layers
+
+
+def test_linears_left_out_are_told_to_every_reader(tmp_path: Path) -> None:
+    expected, layers = with_linears_left_out(tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert config["modules_in_block_to_quantize"] == [list(layers)]
+    patterns = [pattern.removeprefix("-:") for pattern in config["dynamic"]]
+    names = [*layers, *LEFT_OUT, "lm_head"]
+    skipped = {name for name in names if any(re.match(p, name) for p in patterns)}
+    assert skipped == set(LEFT_OUT)
+    assert_same_model(load_model(tmp_path / "out"), expected)
 
 
 def test_version_1_is_not_misread(tmp_path: Path) -> None:
@@ -141,8 +156,34 @@ def test_gptqmodel_reads_what_was_written(
         weight = loaded.get_submodule(name).dequantize_weight().T
         assert torch.equal(weight, layer.dequantize().half()), name
     expected = quantized_in_memory(model, layers)
+    assert_close_logits(loaded, expected)
+
+
+@pytest.mark.parametrize("reader", ["transformers", "gptqmodel"])
+def test_readers_leave_unquantized_linears_alone(tmp_path: Path, reader: str) -> None:
+    gptqmodel = pytest.importorskip("gptqmodel")
+    pytest.importorskip("optimum")
+    expected, _ = with_linears_left_out(tmp_path / "out")
+    if reader == "transformers":
+        loaded = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "out",
+            dtype=torch.float16,
+            quantization_config=GPTQConfig(bits=4, backend="gptq_torch"),
+        )
+    else:
+        tiny_tokenizer().save_pretrained(tmp_path / "out")  # it asks for one
+        loaded = gptqmodel.GPTQModel.load(
+            str(tmp_path / "out"), device="cpu", dtype=torch.float16, backend="gptq_torch"
+        ).model
+    for name in LEFT_OUT:
+        weight = loaded.get_submodule(name).weight
+        assert torch.equal(weight, expected.get_submodule(name).weight), name
+    assert_close_logits(loaded, expected)
+
+
+def assert_close_logits(loaded: PreTrainedModel, expected: PreTrainedModel) -> None:
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        found, wanted = loaded(PROMPT).logits.float(), expected(PROMPT).logits.float()
+        logits, exact = loaded(PROMPT).logits.float(), expected(PROMPT).logits.float()
     # The same float16 weights, but sums in another order; 1 eps was seen.
-    tolerance = 4 * torch.finfo(torch.float16).eps * wanted.abs().max().item()
-    assert (found - wanted).abs().max().item() <= tolerance
+    tolerance = 4 * torch.finfo(torch.float16).eps * exact.abs().max().item()
+    assert (logits - exact).abs().max().item() <= tolerance

@@ -6,7 +6,7 @@ the checkpoint is complete or it is not there.
 
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,14 +30,6 @@ class Container(ABC):
     @abstractmethod
     def loading_example(self, directory: Path) -> str:
         """Python lines that load a checkpoint."""
-
-    @abstractmethod
-    def check_names(self, quantized: Collection[str], unquantized: Sequence[str]) -> None:
-        """Refuse linears that cannot stay in full precision beside the quantized ones.
-
-        Raises:
-            InputError: readers would take one for quantized; the message names it.
-        """
 
     @abstractmethod
     def write_into(self, folder: Path, model: QuantizedModel, codec: Codec) -> int:
@@ -81,7 +73,6 @@ class Container(ABC):
             InputError: the folder exists, the disk is too small, or a layer cannot be held.
                 Nothing is left behind.
         """
-        self.check_names(model.layers, model.unquantized)
         with _complete_folder(Path(directory)) as folder:
             _require_space(folder, model.size_bytes(codec))
             size = self.write_into(folder, model, codec)

@@ -10,12 +10,14 @@ For a weight [N, K] with groups of g inputs, G = ceil(K / g), and b bits:
 Version 1 of the layout stores zero - 1, which a zero of 0 wraps round; version 2 stores the
 zero itself and is what is written. Nothing is padded: whole words or a refusal.
 
-Every linear of a decoder block must be quantized. gptqmodel and vLLM skip those that
-`dynamic: {"-:regex": {}}` in config.json matches, but transformers hands the config to optimum,
-which does not read it: a skipped linear would have random weights there.
+Readers take every linear of a decoder block for quantized unless config.json says otherwise, and
+they look in different places: gptqmodel for patterns of those that are not (`dynamic`),
+transformers by way of optimum for the names of those that are (`modules_in_block_to_quantize`),
+vLLM for both.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,26 +84,16 @@ class GPTQv2(UniformCodec):
 
 
 class GPTQEntry(UniformEntry):
-    """One scheme, for every linear of the decoder blocks."""
+    """One scheme, and the linears of the decoder blocks that do without."""
 
     codec = GPTQv2
     quant_method = "gptq"
     config_copy = "quantize_config.json"
 
-    def check_names(self, quantized: Collection[str], unquantized: Sequence[str]) -> None:
-        stacks = {_stack(name) for name in quantized}
-        left_out = [name for name in unquantized if _stack(name) in stacks]
-        if left_out:
-            raise InputError(
-                f"{self.codec.name} readers expect every linear of a decoder block to be "
-                f"quantized, but {left_out[0]} is not; drop the --ignore or --only pattern that "
-                "leaves it out, or write --format compressed-tensors, native or dequantized"
-            )
-
     def quantization_config(
         self, layers: Mapping[str, StoredLayer], unquantized: Sequence[str]
     ) -> dict[str, Any]:
-        scheme = self.common_scheme(layers)
+        scheme, left_out = self.common_scheme(layers), _within_blocks(layers, unquantized)
         return {
             "quant_method": self.quant_method,
             "checkpoint_format": self.codec.name,
@@ -112,6 +104,7 @@ class GPTQEntry(UniformEntry):
             "lm_head": False,
             "pack_dtype": "int32",
             "meta": {"quantizer": ["q2n"]},
+            **(_mixture(layers, left_out) if left_out else {}),
         }
 
     def described_scheme(self, config: Mapping[str, Any]) -> Scheme:
@@ -132,6 +125,20 @@ class GPTQEntry(UniformEntry):
             f"    {str(directory)!r}, dtype=torch.float16\n"
             ")\n"
         )
+
+
+def _within_blocks(quantized: Iterable[str], unquantized: Iterable[str]) -> list[str]:
+    """The unquantized linears that lie beside quantized ones in the decoder blocks."""
+    stacks = {_stack(name) for name in quantized}
+    return [name for name in unquantized if _stack(name) in stacks]
+
+
+def _mixture(quantized: Iterable[str], left_out: Iterable[str]) -> dict[str, Any]:
+    """The entries that tell readers which linears are not quantized."""
+    return {
+        "dynamic": {f"-:^{re.escape(name)}$": {} for name in left_out},
+        "modules_in_block_to_quantize": [list(quantized)],
+    }
 
 
 def _stack(name: str) -> str:

@@ -5,7 +5,7 @@ those that are not quantized, and is all that tells a reader which tensors are p
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic
@@ -21,14 +21,6 @@ class FolderEntry(ABC):
     """What readers find in config.json; None for a plain checkpoint."""
     config_copy: ClassVar[str | None] = None
     """A second file, beside config.json, in which readers look for the quantization config."""
-
-    def check_names(self, quantized: Collection[str], unquantized: Sequence[str]) -> None:  # noqa: B027 - optional
-        """Refuse linears that stay in full precision where readers would take them for quantized;
-        any may stay unless an entry says otherwise.
-
-        Raises:
-            InputError: one cannot; the message names it and the formats in which it can.
-        """
 
     @abstractmethod
     def quantization_config(

@@ -9,7 +9,7 @@ readers of transformers, so agreement between the two says something.
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,6 @@ class HFFolder(Container):
 
     def loading_example(self, directory: Path) -> str:
         return self.entry.loading_example(directory)
-
-    def check_names(self, quantized: Collection[str], unquantized: Sequence[str]) -> None:
-        self.entry.check_names(quantized, unquantized)
 
     def write_into(self, folder: Path, model: QuantizedModel, codec: Codec) -> int:
         writer, stored = ShardWriter(folder, self.shard_bytes), {}
