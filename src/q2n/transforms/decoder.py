@@ -8,14 +8,14 @@ orthogonal.
   that read the norm, `W diag(gamma)`, and becomes 1.
 - R1: the stream carries R h. What writes to it writes R y (embeddings, o, down: `R W`, `R b`), what
   reads it undoes R (q, k, v, gate, up, head: `W diag(gamma) R^T`).
-- R2: each head's values are M v (`M W_v`, `M b_v`), and attention, linear in the values, hands on
-  M z for each head. In front of o the heads are mixed *online*: (A (x) I) (M z) = (A (x) M) z, so
-  o's weight is `R W_o (A (x) M)^T`. That holds for any orthogonal A: a number of heads without a
+- R2: each head's values are M v (`M W_v`, `M b_v`), and attention, linear in the values, passes on
+  M z for each head. In front of o the heads are mixed *at runtime*: (A (x) I) (M z) = (A (x) M) z,
+  so o's weight is `R W_o (A (x) M)^T`. That holds for any orthogonal A: a number of heads without a
   Hadamard matrix takes a Haar matrix.
-- R4: the gated product is elementwise, so its rotation D can only be made online, in front of
+- R4: the gated product is elementwise, so its rotation D can only be made at runtime, in front of
   down: `R W_down D^T`.
-- R3: after the position embedding queries and keys of each head are both multiplied by M online;
-  (M q)^T (M k) = q^T k. Of use only where keys are rounded.
+- R3: after the position embedding, queries and keys of each head are both multiplied by M at
+  runtime; (M q)^T (M k) = q^T k. Of use only where keys are rounded.
 
 The released code also subtracts the mean of each embedding: right for LayerNorm, and not function
 preserving here. Left out.
@@ -51,11 +51,11 @@ class DecoderRotation:
     head: Rotation
     """M."""
     mixing: Rotation
-    """A (x) I, online in front of o."""
+    """A (x) I, at runtime in front of o."""
     heads: Rotation
     """A (x) M, which o's weight undoes."""
     gated: Rotation
-    """D, online in front of down."""
+    """D, at runtime in front of down."""
 
     @classmethod
     def build(cls, sizes: DecoderSizes, residual: Literal["hadamard", "random"], seed: int) -> Self:
