@@ -14,15 +14,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from q2n.linalg.random_orthogonal import Rotation
+from q2n.linalg.kronecker import KroneckerMatrix
 
 
 @dataclass(frozen=True, eq=False)
 class Basis:
     """U, V and s; None stands for the identity."""
 
-    left: Rotation | None = None
-    right: Rotation | None = None
+    left: KroneckerMatrix | None = None
+    right: KroneckerMatrix | None = None
     rescale: Float[Tensor, " in"] | None = None
 
     def weight(self, w: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
