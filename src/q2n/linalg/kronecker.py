@@ -157,10 +157,10 @@ class KroneckerMatrix:
         self, weight: Float[Tensor, "out n"], column_scale: Float[Tensor, " n"] | None = None
     ) -> Float[Tensor, "out n"]:
         """`W diag(column_scale) M^T` in float64, rounded once to the weight's dtype."""
-        parts = [rows.double() for rows in weight.split(_VECTORS)]
-        if column_scale is not None:
-            parts = [rows * column_scale.double() for rows in parts]
-        return torch.cat([self.apply(rows).to(weight.dtype) for rows in parts])
+        scale = 1.0 if column_scale is None else column_scale.double()
+        return torch.cat(
+            [self.apply(rows.double() * scale).to(weight.dtype) for rows in weight.split(_VECTORS)]
+        )
 
     def apply_to_outputs_exactly(self, weight: Float[Tensor, "n in"]) -> Float[Tensor, "n in"]:
         """`M W` in float64, rounded once to the weight's dtype."""
