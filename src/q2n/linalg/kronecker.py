@@ -95,7 +95,7 @@ class Factor:
 
 @dataclass(frozen=True, eq=False)
 class _Product:
-    """How one factor meets the rows."""
+    """How the rows are multiplied by one factor."""
 
     axis: int
     blocks: Blocks
@@ -105,7 +105,7 @@ class _Product:
 
 @dataclass(frozen=True, eq=False)
 class KroneckerMatrix:
-    """M, kept as its parts. Products are computed in float32, those of float64 in float64."""
+    """M, as its parts. Products are computed in float32, those of float64 in float64."""
 
     factors: tuple[Factor, ...]
     signs: Float[Tensor, " n"] | None = None

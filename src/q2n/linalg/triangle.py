@@ -1,8 +1,8 @@
 """Symmetric matrices by their upper triangle, in panels of columns.
 
-A product of two m x m factors that is symmetric is known from its upper triangle. Rows i:j of it are
-multiplied with the columns from i on, one panel of rows after the other: with 6 panels 7/12 = 0.58
-of the work of the whole product, and each of them large enough for BLAS to run at full speed.
+A symmetric m x m product is known from its upper triangle. Its rows i:j are computed from column i
+on, one panel of rows after the other: with 6 panels 7/12 = 0.58 of the work of the whole product,
+and each panel is large enough for BLAS to run at full speed.
 """
 
 from jaxtyping import Float
