@@ -11,7 +11,7 @@ import torch
 from measuring import best_seconds, heading, inputs, matrix_product_rate
 
 from q2n.grids.uniform import UniformGrid
-from q2n.kernels.column_rounding import Affine, round_with_numba, round_with_tensors
+from q2n.kernels.column_rounding import UniformRule, round_with_numba, round_with_tensors
 from q2n.kernels.column_sweep import sweep
 from q2n.linalg.factor import feedback
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
@@ -21,7 +21,7 @@ BLOCKS = (32, 64, 128)
 KERNELS = {"numba": round_with_numba, "tensors": round_with_tensors}
 
 
-def problem(rows: int, m: int) -> tuple[torch.Tensor, torch.Tensor, Affine]:
+def problem(rows: int, m: int) -> tuple[torch.Tensor, torch.Tensor, UniformRule]:
     """Weight, feedback and grid of one layer, transposed."""
     statistics = InputStatistics(m, RequiredStatistics.GRAM)
     statistics.update(inputs(4096, m))
@@ -30,7 +30,9 @@ def problem(rows: int, m: int) -> tuple[torch.Tensor, torch.Tensor, Affine]:
     return (
         weight.T.contiguous(),
         feedback(statistics.gram, 0.01).matrix,
-        Affine(scale.T.contiguous(), zero.T.contiguous(), torch.zeros(m, dtype=torch.int64), 7),
+        UniformRule(
+            scale.T.contiguous(), zero.T.contiguous(), torch.zeros(m, dtype=torch.int64), 7
+        ),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from measuring import best_seconds, heading, matrix_product_rate
 
-from q2n.kernels.trellis_search import Trellis, round_to_trellis
+from q2n.kernels.trellis_search import TrellisRule, round_to_trellis
 from q2n.linalg import lloyd_max, trellis_code
 
 COLUMNS, ROWS = 100, 1536
@@ -55,7 +55,7 @@ def rounded(weight: torch.Tensor, values: torch.Tensor, bits: int) -> torch.Tens
     """What is left of the weight."""
     codes, left = torch.empty(weight.shape, dtype=torch.uint8), torch.empty_like(weight)
     no_feedback = torch.zeros(len(weight), len(weight))
-    round_to_trellis(weight.clone(), weight, no_feedback, Trellis(values, bits), codes, left)
+    round_to_trellis(weight.clone(), weight, no_feedback, TrellisRule(values, bits), codes, left)
     return left
 
 

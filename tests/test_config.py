@@ -3,6 +3,7 @@
 from itertools import product
 
 import pytest
+from q2n.wrappers.steps import STEP_OPTIONS, STEPS
 
 from q2n.config import QUALITIES, REFITS, QuantizeConfig, step_options
 from q2n.errors import InputError
@@ -11,7 +12,6 @@ from q2n.methods.rtn import RTN
 from q2n.wrappers.correction import InputErrorCorrection
 from q2n.wrappers.nullspace import NullSpace
 from q2n.wrappers.output_scales import OutputScales
-from q2n.wrappers.steps import STEP_OPTIONS, STEPS
 
 
 def config(**settings) -> QuantizeConfig:

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from q2n.config import QuantizeConfig
+from q2n.config.reading import read_settings
 from q2n.errors import InputError
 from q2n.evaluation.evaluate import evaluate
 from q2n.layers import REPRESENTATIONS
@@ -37,19 +37,17 @@ def quantize(
             (which is not changed; then give `tokenizer` too).
         output: folder to write. It must not exist; the run works in `output`.partial.
         resume: go on with an interrupted run of the same settings.
-        **settings: any field of `QuantizeConfig`, of the method or of the null-space step,
-            e.g. method="gptq", bits=3, group_size=-1, nullspace=True, corpus="sotu".
+        **settings: any of docs/options.md, e.g. method="gptq", bits=3, group_size=-1,
+            nullspace=True, corpus="sotu".
 
     Raises:
-        InputError: something given cannot be used; nothing is left behind.
+        InputError: something cannot be used; nothing is left behind.
         NumericalError: NaN, Inf or an indefinite Hessian, with the layer's name.
         ResumeError: the interrupted run had other settings, text, model or version.
     """
     reporter = reporter or Reporter()
-    config = QuantizeConfig.from_settings(
-        {**settings, "model": _label(model), "output": str(output)}
-    )
-    run = Run(config, model, tokenizer, reporter)
+    everything = read_settings({**settings, "model": _label(model), "output": str(output)})
+    run = Run(everything, model, tokenizer, reporter)
     run.quantize_blocks(resume)
     return run.write()
 
@@ -66,8 +64,8 @@ def inspect(directory: str | Path) -> dict[str, Any]:
     for candidate in (folder, partial_folder(folder)):
         if (candidate / RUN_FILE).exists():
             store = RunStore(candidate, REPRESENTATIONS)
-            blocks = store.finished()
-            record = build_record(blocks=blocks, **store.started_with())
+            blocks, start = store.finished(), store.started_with()
+            record = build_record(start.fingerprint, start.labels, blocks)
             return {**record, "finished_blocks": len(blocks)}
     raise InputError(f"{folder} holds neither {RECORD_FILE} nor an interrupted run")
 

@@ -1,20 +1,17 @@
-"""What a quantization method is given, and what it promises: the contract of this room."""
+"""What a quantization method receives, and what it promises."""
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from q2n.errors import InputError
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.linalg.factor import Feedback, feedback
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
-from q2n.transforms.model_changes import ModelChanges
+from q2n.option_types import Bits, check_fields
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,9 +29,16 @@ class LayerProblem:
     codes are chosen, so that what was optimised is what is stored."""
     seed: int = 0
 
+    @property
+    def measured(self) -> InputStatistics:
+        """The statistics, looked at before use.
 
-Wrap = Callable[..., "Wrapper"]
-"""Puts something around the method that it gets as `inner`."""
+        Raises:
+            NumericalError: no token reached the layer, or they are not finite.
+        """
+        assert self.statistics is not None, "the method did not say that it requires statistics"
+        self.statistics.require_finite(self.name)
+        return self.statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +46,17 @@ class Method(ABC):
     """A quantization method; its fields are its options.
 
     A subclass adds fields, a one-line docstring (`q2n methods` prints it) and
-    `quantize`. It validates its options in `__post_init__` with `InputError`.
+    `quantize`. The types of its fields say which values they take (option_types.py); options that
+    contradict each other are refused with `InputError` in `__post_init__`.
     """
 
     name: ClassVar[str]
     """Name on the command line."""
-    bits_offered: ClassVar[str]
+    bits_offered: ClassVar[str] = ", ".join(map(str, get_args(Bits)))
     """The widths that its options can ask for, in words (`q2n methods` prints it)."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def title(self) -> str:
@@ -65,11 +73,6 @@ class Method(ABC):
     def storage(self) -> StorageSpec:
         """What `quantize` returns, as far as the options tell: by it a checkpoint format says,
         before any work is done, whether it can hold the result."""
-
-    @property
-    def surroundings(self) -> ModelChanges | None:
-        """What the method wants done to the model around its layers, if anything."""
-        return None
 
     def check(self, name: str, shape: tuple[int, int]) -> None:  # noqa: B027 - optional
         """Refuse, before any work is done, a layer of `shape` (out, in) that the options do
@@ -88,11 +91,6 @@ class Method(ABC):
             NumericalError: the statistics cannot be used (not finite, not positive definite).
         """
 
-    def with_step(self, step: Wrap) -> "Method":
-        """This method with something around it: `step(inner=self)`, unless a method has a better
-        place for that than outside of all that it does."""
-        return step(inner=self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Wrapper(Method):
@@ -104,10 +102,6 @@ class Wrapper(Method):
     @property
     def storage(self) -> StorageSpec:
         return self.inner.storage
-
-    @property
-    def surroundings(self) -> ModelChanges | None:
-        return self.inner.surroundings
 
     def check(self, name: str, shape: tuple[int, int]) -> None:
         self.inner.check(name, shape)
@@ -130,18 +124,8 @@ def shared_feedback(problem: LayerProblem, damping: float, *, descending: bool) 
     Raises:
         NumericalError: the statistics are not finite, or no damping helps.
     """
-    statistics = problem.statistics
-    assert statistics is not None
-    statistics.require_finite(problem.name)
+    statistics = problem.measured
     return statistics.once(
         ("feedback", damping, descending),
         lambda: feedback(statistics.gram, damping, descending=descending, name=problem.name),
     )
-
-
-def check_feedback(damping: float, block_size: int) -> None:
-    """Refuse options of the feedback that cannot be."""
-    if not (math.isfinite(damping) and damping >= 0):
-        raise InputError(f"damping must be finite and at least 0, got {damping}")
-    if block_size < 1:
-        raise InputError(f"block_size must be at least 1, got {block_size}")

@@ -14,7 +14,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from q2n.config import QuantizeConfig
+from q2n.config.owners import (
+    build_block_refit,
+    build_changes,
+    build_method,
+    build_model_refit,
+    storage,
+)
+from q2n.config.settings import Settings
 from q2n.data.corpora import load_corpus
 from q2n.data.tokenizer import load_tokenizer
 from q2n.data.windows import TokenWindows, calibration_windows, evaluation_windows
@@ -63,16 +70,19 @@ class Quantized:
 class Run:
     """One call of `quantize`."""
 
-    def __init__(self, config: QuantizeConfig, model: Any, tokenizer: Any, reporter: Reporter):
-        self.config, self.model, self.reporter = config, model, reporter
+    def __init__(self, settings: Settings, model: Any, tokenizer: Any, reporter: Reporter):
+        self.settings, self.model, self.reporter = settings, model, reporter
+        self.config = config = settings.run
         for needed in ("model", "output"):
             if not getattr(config, needed):
                 raise InputError(f"no {needed} given")
         self.target = Path(config.output)
         if self.target.exists():
             raise InputError(f"output {self.target} exists; choose another folder or delete it")
-        self.method: Method = config.build_method()
-        self.format = choose_format(config.format, config.method, self.method.storage)
+        self.method: Method = build_method(settings)
+        self.changes = build_changes(settings)
+        self.storage = storage(self.method, self.changes)
+        self.format = choose_format(config.format, config.method, self.storage)
         self.device = parse_device(config.device)
         self.store = RunStore(partial_folder(self.target), REPRESENTATIONS)
         self.original = open_source(
@@ -81,11 +91,10 @@ class Run:
             trust_remote_code=config.trust_remote_code,
             revision=config.revision,
         )
-        wanted = self.method.surroundings
-        self.source = surrounded(self.original, wanted, config.seed) if wanted else self.original
+        self.source = surrounded(self.original, self.changes, config.seed)
         self.loop = self._loop()
         self.tokenizer = tokenizer
-        self.model_refit = config.build_model_refit()
+        self.model_refit = build_model_refit(settings)
         reads_text = self.method.required_statistics or config.refit != "off"
         self.windows = self._calibration() if reads_text else None
         self.measured_on = self._evaluation() if config.ppl else None
@@ -129,7 +138,7 @@ class Run:
             self.result.layers(),
             self.format,
             lambda folder, size: finished.append(self._describe(folder, size)),
-            gains=self.result.gains(),
+            gains=self.result.norm_weights(),
         )
         self.store.remove()
         return finished[0]
@@ -169,14 +178,14 @@ class Run:
         blocks = BlockwiseModel(self.source, self.device)
         for name, shape in blocks.linears():
             self.method.check(name, shape)
-            self.format.check(name, shape, self.method.storage)
+            self.format.check(name, shape, self.storage)
         return SequentialLoop(
             blocks,
             self.method,
             self.store,
             options,
             scale_dtype=self.format.scale_dtype(self.source.dtype),
-            refit=config.build_block_refit(),
+            refit=build_block_refit(self.settings),
             reporter=self.reporter,
         )
 
@@ -213,7 +222,7 @@ class Run:
 
     def _fingerprint(self) -> dict[str, Any]:
         """Everything that the bytes of the result depend on."""
-        settings = self.config.settings()
+        settings = self.settings.flat()
         kept = {key: value for key, value in settings.items() if key not in NOT_IN_FINGERPRINT}
         return {
             "q2n_version": __version__,
@@ -268,12 +277,13 @@ class Run:
 
     def _card(self, done: Quantized) -> CardFacts:
         refit = "" if self.config.refit == "off" else f", then refit ({self.config.refit})"
+        changes = f"; {self.changes.title}" if self.changes.title else ""
         return CardFacts(
             base_model=self.source.label,
             title=self.target.name,
             format=self.format,
             directory=Path(self.target.name),
-            method=f"{self.method.title}{refit}",
+            method=f"{self.method.title}{refit}{changes}",
             online=self.source.online is not None,
             settings=done.record["settings"],
             bits_per_weight=done.record["bits_per_weight"],

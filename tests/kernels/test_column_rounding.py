@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from q2n.kernels.column_rounding import Codebook, Split, round_with_tensors
+from q2n.kernels.column_rounding import CodebookRule, SplitRule, round_with_tensors
 from q2n.kernels.column_sweep import sweep
 from q2n.linalg.factor import feedback
 
@@ -16,14 +16,14 @@ MATRIX = feedback(X.T @ X, 0.01).matrix
 
 def codebook():
     entries = torch.randn(6, ROWS, generator=GENERATOR, dtype=torch.float64)
-    return Codebook(entries.sort(0).values)
+    return CodebookRule(entries.sort(0).values)
 
 
 def split():
     def rand(rows):
         return torch.rand(rows, ROWS, generator=GENERATOR, dtype=torch.float64)
 
-    return Split(
+    return SplitRule(
         rand(COLUMNS) < 0.8,
         torch.arange(COLUMNS) // 8,
         -rand(5),
@@ -37,7 +37,7 @@ def split():
 
 def points(rule):
     """All grid points of every weight, by code; infinite where there is no such code."""
-    if isinstance(rule, Codebook):
+    if isinstance(rule, CodebookRule):
         return rule.entries[:, None, :].expand(-1, COLUMNS, -1)
     code = torch.arange(256.0)[:, None, None]
     low = rule.low_base[rule.group] + rule.low_step[rule.group] * code

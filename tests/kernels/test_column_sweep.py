@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from q2n.kernels import column_sweep as room
-from q2n.kernels.column_rounding import Affine
+from q2n.kernels.column_rounding import UniformRule
 from q2n.linalg.factor import feedback
 
 
@@ -18,7 +18,9 @@ def problem(rows=37, columns=40, dtype=torch.float64):
 
 def run(block_size=16, dtype=torch.float64, **options):
     weight, matrix, *parameters = problem(dtype=dtype)
-    return room.sweep(weight, matrix, Affine(*parameters, 15), block_size=block_size, **options)
+    return room.sweep(
+        weight, matrix, UniformRule(*parameters, 15), block_size=block_size, **options
+    )
 
 
 def test_each_column_is_rounded_from_its_updated_value():
@@ -53,7 +55,7 @@ def test_halves_go_to_the_even_neighbour():
     found = room.sweep(
         weight,
         torch.zeros(1, 1),
-        Affine(
+        UniformRule(
             torch.ones(1, 5),
             torch.full((1, 5), 4, dtype=torch.uint8),
             torch.zeros(1, dtype=torch.int64),

@@ -5,7 +5,7 @@ from oracles import trellis as oracle
 
 from q2n.kernels.column_rounding import round_with_tensors
 from q2n.kernels.column_sweep import sweep
-from q2n.kernels.trellis_search import Trellis, round_to_trellis
+from q2n.kernels.trellis_search import TrellisRule, round_to_trellis
 from q2n.linalg import trellis_code
 from q2n.linalg.factor import feedback
 
@@ -17,7 +17,7 @@ WIDTHS = pytest.mark.parametrize("bits", [2, 3, 4])
 
 
 def rule(bits):
-    return Trellis(trellis_code.values(bits).double(), bits)
+    return TrellisRule(trellis_code.values(bits).double(), bits)
 
 
 def gaussian(*shape):

@@ -13,7 +13,7 @@ def test_every_level_is_the_mean_of_what_is_rounded_to_it(bits):
     levels = lloyd_max.levels(bits).numpy()
     error, means = oracle.level_error(levels)
     np.testing.assert_allclose(means, levels, atol=4e-5)  # a step of the integral
-    assert error < oracle.gaussian_error(bits, gaussian_range.GAUSSIAN_SPREAD[bits])
+    assert error < oracle.gaussian_error(bits, gaussian_range.BEST_CLIP_SIGMA[bits])
     if bits < 8:  # Max 1960, table I
         assert error == pytest.approx({2: 0.1175, 3: 0.03454, 4: 0.009497}[bits], rel=1e-3)
 

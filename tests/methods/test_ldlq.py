@@ -65,7 +65,7 @@ def test_uneven_levels_are_rounded_to_the_nearest(bits):
     given = problem()
     layer = LDLQ(bits=bits, grid="lloyd-max", damping=DAMPING, greedy_passes=0).quantize(given)
     rms = given.weight.square().mean().sqrt()
-    assert float(layer.scale) == pytest.approx(float(rms) * lloyd_max.spread(bits))
+    assert float(layer.scale) == pytest.approx(float(rms) * lloyd_max.outermost(bits))
     levels = layer.levels.double().numpy() * float(layer.scale)
     codes = oracle.ldlq_levels(given.weight.numpy(), damped(given), levels)
     np.testing.assert_array_equal(layer.codes, codes)

@@ -6,6 +6,7 @@ import oracles
 import pytest
 import torch
 from oracles import quip as oracle
+from q2n.methods.quip import QuIP, Rotated
 
 from q2n.config import QuantizeConfig
 from q2n.errors import InputError
@@ -17,7 +18,6 @@ from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 from q2n.method import LayerProblem, Method
 from q2n.methods import METHODS
 from q2n.methods.gptq import GPTQ
-from q2n.methods.quip import QuIP, Rotated
 from q2n.methods.rtn import RTN
 from q2n.wrappers.correction import InputErrorCorrection
 from q2n.wrappers.incoherence import Incoherence
@@ -87,7 +87,7 @@ def test_quip_is_its_definition(projection):
     )
     scale = float(layer.inner.scale)
     assert scale == pytest.approx(
-        oracle.centred_scale(turned, gaussian_range.GAUSSIAN_SPREAD[3]), rel=1e-6
+        oracle.centred_scale(turned, gaussian_range.BEST_CLIP_SIGMA[3]), rel=1e-6
     )
     codes, v = oracle.ldlq_centred(turned, hessian, 3, scale, clamp_first=False)
     codes = oracle.greedy_pass(v, codes, hessian, 7)
@@ -173,7 +173,7 @@ def test_the_papers_alpha_in_either_space(space, grid):
         half = before.basis.inputs(gram)
         gram = before.basis.inputs(half.T)
         dequantized = [layer.inner.dequantize() for layer in (before, after)]
-        assert after.gain is None
+        assert after.output_scale is None
     else:
         assert torch.equal(after.inner.scale, before.inner.scale)
     values = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).tolist()
@@ -241,7 +241,7 @@ def test_the_configuration_puts_everything_in_the_space_that_was_asked_for(space
     assert again.build_method() == config.build_method()
     assert config.build_method().required_statistics == NEEDS
     layer = config.build_method().quantize(problem()[0])
-    assert isinstance(layer, RotatedLinear) and (layer.gain is None) == (space == "rotated")
+    assert isinstance(layer, RotatedLinear) and (layer.output_scale is None) == (space == "rotated")
     assert {"correction", "alpha_mean", "damping"} <= layer.record.keys()  # all of it was done
 
 

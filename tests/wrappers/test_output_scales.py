@@ -4,6 +4,7 @@ import dataclasses
 import oracles
 import pytest
 import torch
+from q2n.wrappers.steps import STEP_OPTIONS, STEPS
 from transformers import AutoModelForCausalLM
 
 from q2n.data.corpora import load_corpus
@@ -17,7 +18,6 @@ from q2n.methods.rtn import RTN
 from q2n.wrappers.correction import InputErrorCorrection
 from q2n.wrappers.nullspace import NullSpace
 from q2n.wrappers.output_scales import THRESHOLDS, OutputScales
-from q2n.wrappers.steps import STEP_OPTIONS, STEPS
 
 ROWS, COLUMNS, TOKENS = 12, 32, 240
 # float32 moments of 240 tokens against float64 tokens

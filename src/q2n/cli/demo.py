@@ -1,53 +1,54 @@
-"""`q2n demo`: a real model, real text, three bits, with and without the null-space step."""
+"""`q2n demo`: a real model and real text, quantized to 3 bits in three ways."""
+
+from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jsonargparse import Namespace
-from rich.console import Console
-from rich.table import Table
-
-from q2n.api import evaluate, quantize
-from q2n.cli.flags import add_output_flags, new_parser, reporter
+from q2n.cli.flags import add_output_flags, reporter
 from q2n.errors import InputError
-from q2n.logging import Reporter
-from q2n.report.tables import with_error
+
+if TYPE_CHECKING:
+    from q2n.logging import Reporter
 
 MODEL, CORPUS = "smollm2-135m", "sotu"
-CALIBRATION_WINDOWS, EVALUATION_WINDOWS, LENGTH = 16, 12, 1024
+CALIBRATION_WINDOWS, EVALUATION_WINDOWS, LENGTH = 8, 8, 1024
 PROMPT = "The capital of France is"
 
-
-VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("GPTQ", "gptq", {}),
-    ("GPTQ + Q2N (paper)", "gptq-q2n", {"nullspace": "paper"}),
-    ("GPTQ, --quality good", "gptq-good", {"quality": "good"}),
+VARIANTS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+    ("GPTQ, --quality good", "good", "what q2n recommends: closed forms", {"quality": "good"}),
+    ("GPTQ, --nullspace", "q2n", "GPTQ, then Q2N as in the paper", {"nullspace": "paper"}),
+    ("GPTQ", "gptq", "the usual method, for comparison", {}),
 )
-"""Title, folder and settings of what is compared."""
+"""Flags, folder, explanation and settings of what is compared; the best first."""
 
 
-def add_demo(commands: Any) -> Callable[[Namespace], None]:
-    parser = new_parser(
-        "demo [--output DIR]",
-        "Quantize SmolLM2-135M to 3 bits with GPTQ, with Q2N after it, and with all closed forms.",
+def add_demo(commands: Any) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="quantize a small real model and compare",
+        usage="q2n demo [--output DIR]",
+        description="Quantize SmolLM2-135M to 3 bits: with what q2n recommends, with Q2N as in the "
+        "paper, and with GPTQ alone.",
     )
-    parser.add_argument(
-        "--output", type=str, default="q2n-demo", help="Folder for the checkpoints."
-    )
+    parser.add_argument("--output", default="q2n-demo", help="Folder for the checkpoints.")
     add_output_flags(parser)
-    commands.add_subcommand("demo", parser, help="quantize a small real model and compare")
-    return run
+    parser.set_defaults(run=run)
 
 
 def run(parsed: Namespace) -> None:
     """Quantize, evaluate, print one table and a generated text."""
-    output, reporting = Path(parsed.output), reporter(parsed)
+    output = Path(parsed.output)
     if output.exists():
         raise InputError(f"{output} exists; delete it or choose another folder with --output")
-    rows = [_evaluated("original (Q4_1 weights)", MODEL, reporting)]
-    for title, name, settings in VARIANTS:
+
+    from q2n.api import quantize
+
+    reporting = reporter(parsed)
+    rows = [_evaluated("original", "its weights are 4-bit already (Q4_1)", MODEL, reporting)]
+    for title, name, explanation, settings in VARIANTS:
         done = quantize(
             MODEL,
             output / name,
@@ -59,15 +60,19 @@ def run(parsed: Namespace) -> None:
             length=LENGTH,
             **settings,
         )
-        row = _evaluated(title, done.directory, reporting)
+        row = _evaluated(title, explanation, done.directory, reporting)
         rows.append({**row, "bits": done.record["bits_per_weight"], "bytes": done.bytes_after})
-    text = _continue(output / VARIANTS[-1][1])
+    text = _continue(output / VARIANTS[0][1])
     reporting.event("demo", rows=rows, text=text)
     if reporting.mode == "bars":
         _print(rows, text, output)
 
 
-def _evaluated(title: str, model: str | Path, reporting: Reporter) -> dict[str, Any]:
+def _evaluated(
+    title: str, explanation: str, model: str | Path, reporting: Reporter
+) -> dict[str, Any]:
+    from q2n.api import evaluate
+
     result = evaluate(
         model,
         ppl=CORPUS,
@@ -78,6 +83,7 @@ def _evaluated(title: str, model: str | Path, reporting: Reporter) -> dict[str, 
     )
     return {
         "model": title,
+        "explanation": explanation,
         "perplexity": result.perplexity,
         "standard_error": result.standard_error,
     }
@@ -99,14 +105,21 @@ def _continue(folder: Path) -> str:
 
 
 def _print(rows: list[dict[str, Any]], text: str, output: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from q2n.report.tables import with_error
+
     title = f"SmolLM2-135M, {CORPUS}: perplexity on {EVALUATION_WINDOWS} windows of {LENGTH} tokens"
     table = Table(title=title)
-    table.add_column("weights")
-    for name in ("bits/weight", "checkpoint", "perplexity"):
+    table.add_column("3 bits per channel")
+    table.add_column("what it is")
+    for name in ("bits per weight", "checkpoint", "perplexity"):
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
             row["model"],
+            row["explanation"],
             f"{row['bits']:.2f}" if "bits" in row else "-",
             f"{row['bytes'] / 1e6:.0f} MB" if "bytes" in row else "-",
             with_error(row["perplexity"], row["standard_error"]),
@@ -115,7 +128,7 @@ def _print(rows: list[dict[str, Any]], text: str, output: Path) -> None:
     console.print(table)
     console.print(
         "One seed: differences of a few percent between two quantized models are noise.\n"
-        f"Checkpoints: {', '.join(str(output / name) for _, name, _ in VARIANTS)}. The last one, "
+        f"Checkpoints: {', '.join(str(output / name) for _, name, *_ in VARIANTS)}. The first one, "
         f"read by transformers, says:\n  {text!r}",
         markup=False,
     )

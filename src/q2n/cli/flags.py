@@ -1,71 +1,77 @@
-"""Flags from options: `Option`s of the configuration become command-line arguments."""
+"""What the commands share: a parser that fails in one line, flags from the table of options."""
 
-from argparse import Action
+from __future__ import annotations
+
+import argparse
 from collections.abc import Iterable
-from typing import Any, get_origin
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from q2n.config.options import Flag
+from q2n.config.presets import ALIASES, WHEN_ALONE
+from q2n.errors import InputError
 
-from q2n.config import Option
-from q2n.logging import Reporter
-
-ALIASES = {"ridge": "--lambda"}
-"""The paper's name for an option where it is a Python keyword."""
+if TYPE_CHECKING:
+    from q2n.logging import Reporter
 
 
-class PlainHelp(DefaultHelpFormatter):
-    """Help as it was written, line by line: our texts name defaults that the parser does not
-    know."""
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises, and that shows help as it was written."""
 
-    def _get_help_string(self, action: Action) -> str:
-        return action.help or ""
+    def __init__(self, *args: Any, **kwargs: Any):
+        kwargs |= {"allow_abbrev": False, "formatter_class": PlainHelp}
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """
+        Raises:
+            InputError: always, with the nearest flags that exist.
+        """
+        unknown = message.removeprefix("unrecognized arguments: ").split()
+        if unknown and message.startswith("unrecognized"):
+            close = get_close_matches(unknown[0], self._all_flags(), 1)
+            message += f"; did you mean {close[0]}?" if close else f"; see {self.prog} --help"
+        raise InputError(message)
+
+    def _all_flags(self) -> list[str]:
+        """Its own flags and those of its commands."""
+        commands = [a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+        parsers = [self, *(parser for choices in commands for parser in choices.values())]
+        return [flag for parser in parsers for flag in parser._option_string_actions]
+
+
+class PlainHelp(argparse.HelpFormatter):
+    """Help line by line: our texts name the defaults of other owners too."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=30)
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         wrap = super()._split_lines
         return [part for line in text.splitlines() for part in wrap(line, width)]
 
 
-MEANS_WHEN_ALONE = {"nullspace": "cross"}
-"""What an option that takes a word means without one."""
-
-
-def new_parser(usage: str, description: str, *, config_file: bool = False) -> ArgumentParser:
-    """A parser for one command; `config_file` gives it --config and --print-config."""
-    parser = ArgumentParser(
-        usage=f"q2n {usage}",
-        description=description,
-        formatter_class=PlainHelp,
-        print_config=None,
-        exit_on_error=False,
-    )
-    if config_file:
-        parser.add_argument(
-            "--config", action="config", help="YAML file of settings; flags after it win."
-        )
-        parser.add_argument(
-            "--print-config", action="store_true", help="Print all settings as YAML and stop."
-        )
-    return parser
-
-
-def add_options(parser: ArgumentParser, title: str, options: Iterable[Option]) -> None:
-    """One flag an option; an option not given is None, so that its owner's default holds."""
+def add_options(parser: argparse.ArgumentParser, title: str, options: Iterable[Flag]) -> None:
+    """One flag an option; an option that is not set is None, so that its owner's default holds."""
     group = parser.add_argument_group(title)
+    others = {name: alias for alias, name in ALIASES.items()}
     for option in options:
-        flags = [f"--{option.name.replace('_', '-')}"]
-        if option.name in ALIASES:
-            flags.append(ALIASES[option.name])
-        kind: dict[str, Any] = {"type": option.type, "metavar": option.name.upper()}
-        if option.type is bool:
+        names = [f"--{option.name.replace('_', '-')}"]
+        if option.name in others:
+            names.append(f"--{others[option.name]}")
+        (first, *_) = option.kinds
+        kind: dict[str, Any] = {"type": option.parse, "metavar": option.name.upper()}
+        if first.type == "bool":
             kind |= {"nargs": "?", "const": True, "metavar": "BOOL"}
-        elif option.name in MEANS_WHEN_ALONE:
-            kind |= {"nargs": "?", "const": MEANS_WHEN_ALONE[option.name]}
-        elif get_origin(option.type) is tuple:
+        elif option.name in WHEN_ALONE:
+            kind |= {"nargs": "?", "const": True}
+        elif first.type == "list":
             kind |= {"type": str, "nargs": "+"}
-        group.add_argument(*flags, default=None, help=option.help, **kind)
+        help_text = option.help.replace("%", "%%")
+        group.add_argument(*names, dest=option.name, default=None, help=help_text, **kind)
 
 
-def add_output_flags(parser: ArgumentParser) -> None:
+def add_output_flags(parser: argparse.ArgumentParser) -> None:
     """--quiet and --json, the same on every command that takes a while."""
     parser.add_argument("--quiet", action="store_true", help="Print nothing but errors.")
     parser.add_argument(
@@ -73,8 +79,10 @@ def add_output_flags(parser: ArgumentParser) -> None:
     )
 
 
-def reporter(parsed: Namespace) -> Reporter:
+def reporter(parsed: argparse.Namespace) -> Reporter:
     """The reporter that the flags ask for."""
+    from q2n.logging import Reporter
+
     if parsed.json:
         return Reporter("json")
     return Reporter("quiet" if parsed.quiet else "bars")

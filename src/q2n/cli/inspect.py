@@ -1,39 +1,45 @@
 """`q2n inspect DIR`: what was quantized, how, and what it did to each layer."""
 
-import json
-from collections.abc import Callable
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
-from rich.console import Console
 
-from q2n.api import inspect
-from q2n.cli.flags import new_parser
-from q2n.report.figures import plot_layers
-from q2n.report.tables import layer_table, settings_table
-
-
-def add_inspect(commands: Any) -> Callable[[Namespace], None]:
-    parser = new_parser(
-        "inspect DIR [--json] [--plot FILE]",
-        "Show the record of a finished or interrupted quantization.",
+def add_inspect(commands: Any) -> None:
+    parser = commands.add_parser(
+        "inspect",
+        help="show what was quantized, and how",
+        usage="q2n inspect DIR [--json] [--plot FILE]",
+        description="Show the record of a finished or interrupted quantization.",
     )
     parser.add_argument("directory", help="Checkpoint folder, or the --output of a run.")
     parser.add_argument("--json", action="store_true", help="Print the record as JSON.")
-    parser.add_argument("--plot", type=str, help="Draw errors and alpha by layer (.png, .svg).")
-    commands.add_subcommand("inspect", parser, help="show what was quantized, and how")
-    return run
+    parser.add_argument("--plot", help="Draw errors and alpha by layer (.png, .svg).")
+    parser.set_defaults(run=run)
 
 
 def run(parsed: Namespace) -> None:
     """Print settings and one row a layer."""
+    import json
+
+    from q2n.api import inspect
+
     record = inspect(parsed.directory)
     if parsed.plot:
+        from q2n.report.figures import plot_layers
+
         plot_layers(record, Path(parsed.plot))
     if parsed.json:
         print(json.dumps(record))
-        return
+    else:
+        _print(record)
+
+
+def _print(record: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from q2n.report.tables import layer_table, settings_table
+
     console = Console()
     if "finished_blocks" in record:
         console.print(
@@ -42,7 +48,7 @@ def run(parsed: Namespace) -> None:
     console.print(settings_table(record))
     console.print(layer_table(record))
     console.print(
-        f"{record['bits_per_weight']:.3f} bits a quantized weight, all stored parts counted"
+        f"{record['bits_per_weight']:.3f} bits per quantized weight, all stored parts counted"
     )
     for name in record["left_in_full_precision"]:
         console.print(f"left in full precision, never called: {name}")

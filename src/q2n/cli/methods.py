@@ -1,45 +1,31 @@
 """`q2n methods`: what there is to choose from."""
 
-from collections.abc import Callable
+from argparse import Namespace
 from typing import Any
 
-from jsonargparse import Namespace
-from rich.console import Console
-from rich.table import Table
-
-from q2n.cli.flags import new_parser
-from q2n.config import summary
-from q2n.formats.choice import formats_for
-from q2n.layers import REPRESENTATIONS
-from q2n.layers.quantized import StorageSpec
-from q2n.methods import METHODS
+from q2n.config.options import table
 
 
-def add_methods(commands: Any) -> Callable[[Namespace], None]:
-    commands.add_subcommand(
+def add_methods(commands: Any) -> None:
+    parser = commands.add_parser(
         "methods",
-        new_parser("methods", "List the quantization methods, what they store and where."),
         help="list the methods",
+        description="List the quantization methods, what they store and where.",
     )
-    return run
+    parser.set_defaults(run=run)
 
 
 def run(parsed: Namespace) -> None:
-    """One line a method; below, for what they store (with default options), who can hold it."""
+    """One line per method; below, for what they store (with default options), who can hold it."""
+    from rich.console import Console
+    from rich.table import Table
+
     methods = Table("method", "bits", "stores", "", box=None)
     formats = Table("stored", "formats that can hold it", "", box=None)
-    forms: dict[str, StorageSpec] = {}
-    for name, method in METHODS.items():
-        storage = method().storage
-        stored = f"{storage.kind}, online" if storage.online else storage.kind
-        forms.setdefault(stored, storage)
-        methods.add_row(f"[bold]{name}", method.bits_offered, stored, summary(method))
-    for stored, storage in forms.items():
-        formats.add_row(stored, ", ".join(formats_for(storage)), _stored(storage))
+    holders = {}
+    for name, entry in table().methods.items():
+        methods.add_row(f"[bold]{name}", entry.bits, entry.storage, entry.summary)
+        holders[entry.storage] = ", ".join(entry.formats)
+    for storage, text in table().storages.items():
+        formats.add_row(storage, holders[storage], text)
     Console().print(methods, "", formats)
-
-
-def _stored(storage: StorageSpec) -> str:
-    """What a representation stores, in words."""
-    besides = " Rotations and rounding while the model runs." if storage.online else ""
-    return summary(REPRESENTATIONS[storage.kind]) + besides

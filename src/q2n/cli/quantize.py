@@ -1,26 +1,31 @@
 """`q2n quantize MODEL --output DIR`: from a model to a quantized checkpoint."""
 
-from collections.abc import Callable
-from typing import Any
+from __future__ import annotations
 
-import yaml
-from jsonargparse import Namespace
-from rich.console import Console
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from q2n.api import Quantized, quantize
-from q2n.cli.flags import add_options, add_output_flags, new_parser, reporter
-from q2n.config import QuantizeConfig, method_options, run_options, step_options
-from q2n.report.tables import with_error
+from q2n.cli.flags import add_options, add_output_flags, reporter
+from q2n.config.options import CHANGES, RUN, SWITCHES, table
+from q2n.config.options import flags as flags_of
+from q2n.config.reading import read_settings
+from q2n.errors import InputError
 
-RUNTIME = ("checkpoint", "config", "print_config", "resume", "quiet", "json")
-"""Flags of a call, which are not settings of the result."""
+if TYPE_CHECKING:
+    from q2n.api import Quantized
+
+NOT_SETTINGS = ("command", "run", "checkpoint", "config", "print_config", "resume", "quiet", "json")
+"""What the parser knows of a call besides settings."""
 
 
-def add_quantize(commands: Any) -> Callable[[Namespace], None]:
-    parser = new_parser(
-        "quantize MODEL --output DIR [options]",
-        "Quantize a causal language model.",
-        config_file=True,
+def add_quantize(commands: Any) -> None:
+    parser = commands.add_parser(
+        "quantize",
+        help="quantize a model",
+        usage="q2n quantize MODEL --output DIR [options]",
+        description="Quantize a causal language model.",
+        epilog="Methods:\n" + _methods(),
     )
     parser.add_argument(
         "checkpoint",
@@ -28,35 +33,36 @@ def add_quantize(commands: Any) -> Callable[[Namespace], None]:
         metavar="MODEL",
         help="Checkpoint folder, hub name or packaged model.",
     )
-    add_options(parser, "run", run_options())
-    add_options(parser, "method (each has its own defaults)", method_options())
-    add_options(parser, "correction and step", step_options())
+    parser.add_argument("--config", help="YAML file of settings; flags beside it win.")
+    parser.add_argument(
+        "--print-config", action="store_true", help="Print all settings as YAML and stop."
+    )
     parser.add_argument("--resume", action="store_true", help="Go on with an interrupted run.")
     add_output_flags(parser)
-    commands.add_subcommand("quantize", parser, help="quantize a model")
-    return run
+    methods = [owner for owner in table().owners if owner in table().methods]
+    add_options(parser, "run", flags_of([RUN]))
+    add_options(parser, "method (each has its own defaults)", flags_of(methods))
+    add_options(parser, "around the method", flags_of(list(SWITCHES)))
+    add_options(parser, CHANGES, flags_of([CHANGES]))
+    parser.set_defaults(run=run)
 
 
 def run(parsed: Namespace) -> None:
     """Quantize, then say what it cost and how to load the result."""
-    settings = {
-        key: value
-        for key, value in parsed.as_dict().items()
-        if key not in RUNTIME and value is not None
-    }
-    if parsed.checkpoint:
-        settings["model"] = parsed.checkpoint
+    settings = _settings(parsed)
+    read = read_settings(settings)  # refuses what it can before torch is loaded
     if parsed.print_config:
-        _print_config(QuantizeConfig.from_settings(settings))
+        _print_config(read.flat())
         return
+    output = Path(_required(settings, "output"))
+    model = _required(settings, "model")
+    if output.exists():
+        raise InputError(f"output {output} exists; choose another folder or delete it")
+
+    from q2n.api import quantize
+
     reporting = reporter(parsed)
-    done = quantize(
-        settings.pop("model", ""),
-        settings.pop("output", ""),
-        resume=parsed.resume,
-        reporter=reporting,
-        **settings,
-    )
+    done = quantize(model, output, resume=parsed.resume, reporter=reporting, **settings)
     facts = {
         "output": str(done.directory),
         "bytes_before": done.bytes_before,
@@ -69,21 +75,58 @@ def run(parsed: Namespace) -> None:
         _print(done, facts)
 
 
-def _print_config(config: QuantizeConfig) -> None:
-    given = {key: value for key, value in config.settings().items() if value not in ("", None)}
+def _settings(parsed: Namespace) -> dict[str, Any]:
+    """What was set: in the file, and over it by flags."""
+    flags = {key: x for key, x in vars(parsed).items() if x is not None and key not in NOT_SETTINGS}
+    if parsed.checkpoint:
+        flags["model"] = parsed.checkpoint
+    return {**(_read_yaml(Path(parsed.config)) if parsed.config else {}), **flags}
+
+
+def _required(settings: dict[str, Any], name: str) -> str:
+    if not settings.get(name):
+        raise InputError(f"no {name} set; usage: q2n quantize MODEL --output DIR [options]")
+    return str(settings.pop(name))
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(file.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as cause:
+        raise InputError(f"--config {file} cannot be read as YAML: {cause}") from cause
+    if not isinstance(values, dict):
+        raise InputError(f"--config {file} holds no settings: lines of `name: value`")
+    return values
+
+
+def _methods() -> str:
+    return "\n".join(f"{name}: {entry.summary}" for name, entry in table().methods.items())
+
+
+def _print_config(flat: dict[str, Any]) -> None:
+    import yaml
+
     listed = {
-        key: list(value) if isinstance(value, tuple) else value for key, value in given.items()
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in flat.items()
+        if value not in ("", None)
     }
     print(yaml.safe_dump(listed, sort_keys=False), end="")
 
 
 def _print(done: Quantized, facts: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from q2n.report.tables import with_error
+
     console = Console(highlight=False)
     console.print(
         f"\nWrote {done.directory} in {facts['seconds']:.0f} s: "
         f"{done.bytes_before / 1e6:.1f} MB -> {done.bytes_after / 1e6:.1f} MB "
         f"({done.bytes_before / done.bytes_after:.2f} times smaller), "
-        f"{facts['bits_per_weight']:.3f} bits a quantized weight.",
+        f"{facts['bits_per_weight']:.3f} bits per quantized weight.",
         soft_wrap=True,
         markup=False,
     )

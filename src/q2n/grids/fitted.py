@@ -6,20 +6,20 @@ from functools import partial
 from typing import Literal
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from q2n.grids import gaussian_range
 from q2n.grids.uniform import UniformGrid
-from q2n.kernels.column_rounding import Affine, Codebook, RoundBlock, Rule
-from q2n.kernels.trellis_search import Trellis, round_to_trellis
+from q2n.kernels.column_rounding import CodebookRule, RoundBlock, Rule, UniformRule
+from q2n.kernels.trellis_search import TrellisRule, round_to_trellis
 from q2n.layers.centred import CentredLinear
 from q2n.layers.levels import LloydMaxLinear, TrellisLinear
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.layers.uniform import UniformLinear, UniformStorage
 from q2n.linalg import lloyd_max, trellis_code
 
-GridName = Literal["b", "lloyd-max", "trellis", "minmax"]
+GridName = Literal["uniform", "lloyd-max", "trellis", "minmax"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +35,11 @@ class FittedGrid:
     """What rounds to this rule; None: what rounds one weight by itself."""
 
 
-def form(grid: GridName, bits: int) -> StorageSpec:
+def storage(grid: GridName, bits: int) -> StorageSpec:
     """What is stored."""
     if grid == "minmax":
         return UniformStorage(bits=bits, group_size=-1)
-    if grid == "b":
+    if grid == "uniform":
         return StorageSpec(kind=CentredLinear.kind)
     return StorageSpec(kind=(TrellisLinear if _has_trellis(grid, bits) else LloydMaxLinear).kind)
 
@@ -47,7 +47,7 @@ def form(grid: GridName, bits: int) -> StorageSpec:
 def fit(
     grid: GridName, weight: Float[Tensor, "out in"], bits: int, dtype: torch.dtype, name: str
 ) -> FittedGrid:
-    """Any but `b`, to the weight of the layer `name`, with scales of `dtype`."""
+    """Any but `uniform`, to the weight of the layer `name`, with scales of `dtype`."""
     if grid == "minmax":
         return _minmax(weight, bits, dtype, name)
     fitted = _trellis if _has_trellis(grid, bits) else _lloyd_max
@@ -60,20 +60,20 @@ def fit_even(
     dtype: torch.dtype,
     name: str,
     *,
-    spread: float | None,
+    clip_sigma: float | None,
     clamp_first: bool,
 ) -> FittedGrid:
-    """The `b` grid: the levels over [-S, S], moved up by S. Then code 0 is 0."""
-    best = gaussian_range.GAUSSIAN_SPREAD[bits]
-    scale = gaussian_range.fit(weight, best if spread is None else spread, dtype, name)
+    """The `uniform` grid: the levels over [-S, S], moved up by S. Then code 0 is 0."""
+    best = gaussian_range.BEST_CLIP_SIGMA[bits]
+    scale = gaussian_range.fit(weight, best if clip_sigma is None else clip_sigma, dtype, name)
     end = scale.to(weight)
     if clamp_first:
         weight = weight.clamp(-end, end)
-    step = (2 * end / (2**bits - 1)).expand(1, len(weight)).contiguous()
+    step = (2 * end / (2**bits - 1)).expand(len(weight), 1)
     zero = torch.zeros_like(step, dtype=torch.uint8)
     return FittedGrid(
         weight + end,
-        _one_group(step, zero, weight.shape[1], bits),
+        _one_group(step, zero, weight, bits),
         lambda codes: CentredLinear(codes=codes, scale=scale, bits=bits),
     )
 
@@ -86,13 +86,13 @@ def _has_trellis(grid: GridName, bits: int) -> bool:
 def _lloyd_max(
     weight: Float[Tensor, "out in"], bits: int, dtype: torch.dtype, name: str
 ) -> FittedGrid:
-    scale = gaussian_range.fit(weight, lloyd_max.spread(bits), dtype, name)
+    scale = gaussian_range.fit(weight, lloyd_max.outermost(bits), dtype, name)
     stored = partial(LloydMaxLinear, scale=scale, bits=bits)
     every = torch.arange(2**bits, dtype=torch.uint8, device=weight.device).unsqueeze(0)
     entries = stored(codes=every).dequantize().T.to(weight)
     return FittedGrid(
         weight,
-        Codebook(entries.expand(-1, len(weight)).contiguous()),
+        CodebookRule(entries.expand(-1, len(weight)).contiguous()),
         lambda codes: stored(codes=codes),
     )
 
@@ -103,7 +103,7 @@ def _trellis(
     scale = gaussian_range.fit(weight, 1.0, dtype, name)
     return FittedGrid(
         weight,
-        Trellis(trellis_code.values(bits).to(weight) * scale.to(weight), bits),
+        TrellisRule(trellis_code.values(bits).to(weight) * scale.to(weight), bits),
         lambda codes: TrellisLinear(codes=codes, scale=scale, bits=bits),
         round_to_trellis,
     )
@@ -115,7 +115,7 @@ def _minmax(
     scale, zero = UniformGrid(bits=bits).fit(weight, dtype, name)
     return FittedGrid(
         weight,
-        _one_group(scale.T.to(weight).contiguous(), zero.T.contiguous(), weight.shape[1], bits),
+        _one_group(scale, zero, weight, bits),
         lambda codes: UniformLinear(
             codes=codes,
             scale=scale,
@@ -128,7 +128,22 @@ def _minmax(
 
 
 def _one_group(
-    scale: Float[Tensor, "1 out"], zero: UInt8[Tensor, "1 out"], columns: int, bits: int
-) -> Affine:
-    group = torch.zeros(columns, dtype=torch.int64, device=scale.device)
-    return Affine(scale, zero, group, 2**bits - 1)
+    scale: Float[Tensor, "out 1"],
+    zero: UInt8[Tensor, "out 1"],
+    weight: Float[Tensor, "out in"],
+    bits: int,
+) -> UniformRule:
+    group = torch.zeros(weight.shape[1], dtype=torch.int64, device=scale.device)
+    return uniform_rule(scale, zero, group, bits, weight.dtype)
+
+
+def uniform_rule(
+    scale: Float[Tensor, "out groups"],
+    zero: UInt8[Tensor, "out groups"],
+    group: Int[Tensor, " visited"],
+    bits: int,
+    dtype: torch.dtype,
+) -> UniformRule:
+    """A uniform grid in the form that the sweep takes: transposed, scales in the dtype of the
+    weight; `group` is the group of each column in visiting order."""
+    return UniformRule(scale.T.to(dtype).contiguous(), zero.T.contiguous(), group, 2**bits - 1)

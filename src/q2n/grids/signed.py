@@ -30,7 +30,7 @@ class SignedGrid(UniformGrid):
         """Scale and zero point of every group of values (the last axis). Raises as `fit`."""
         lo, hi = self.range_of(values)
         widest, zero = self.parameters(lo, hi, dtype, name)
-        if self.clip == "none":
+        if self.clip == "minmax":
             return widest, zero
         tried = [self.parameters(p * lo, p * hi, dtype, name)[0] for p in reversed(clip_ranges())]
         middle = torch.tensor([2 ** (self.bits - 1)], device=values.device)

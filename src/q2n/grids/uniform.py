@@ -31,12 +31,12 @@ _CLIP_STEPS, _CLIP_RANGE, _CLIP_POWER = 100, 0.8, 2.4
 
 @dataclass(frozen=True, kw_only=True)
 class UniformGrid:
-    """A family of uniform grids; `fit` picks one a group of weights."""
+    """A family of uniform grids; `fit` picks one per group of weights."""
 
     bits: int = 4
     symmetric: bool = False
     granularity: Granularity = PerChannel()
-    clip: Literal["none", "mse"] = "none"
+    clip: Literal["minmax", "mse"] = "minmax"
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
@@ -67,7 +67,7 @@ class UniformGrid:
         """Scale and zero point of every group of values (the last axis). Raises as `fit`."""
         lo, hi = self.range_of(values)
         scale, zero = self.parameters(lo, hi, dtype, name)
-        if self.clip == "none":
+        if self.clip == "minmax":
             return scale, zero
         least = self._clip_error(values, scale, zero)
         for shrink in clip_ranges()[1:]:

@@ -34,7 +34,7 @@ class Rule(Protocol):
         """Codes of the grid points nearest to `target` [columns, out], and these points."""
 
 
-class Affine(NamedTuple):
+class UniformRule(NamedTuple):
     """`scale * (code - zero)`, codes 0..top."""
 
     scale: Tensor
@@ -45,7 +45,7 @@ class Affine(NamedTuple):
     """Group of each visited column."""
     top: int
 
-    def columns(self, a: int, b: int) -> "Affine":
+    def columns(self, a: int, b: int) -> "UniformRule":
         return self._replace(group=self.group[a:b])
 
     def nearest(self, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,13 +54,13 @@ class Affine(NamedTuple):
         return code, scale * (code - zero)
 
 
-class Codebook(NamedTuple):
+class CodebookRule(NamedTuple):
     """The entries of the row's codebook."""
 
     entries: Tensor
     """[entries, out], ascending, in the dtype of the weight."""
 
-    def columns(self, a: int, b: int) -> "Codebook":
+    def columns(self, a: int, b: int) -> "CodebookRule":
         return self
 
     def nearest(self, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ class Codebook(NamedTuple):
         return code, self.entries.gather(0, code)
 
 
-class Split(NamedTuple):
+class SplitRule(NamedTuple):
     """One of two uniform grids, `base + step * code`, by a mask."""
 
     low: Tensor
@@ -88,7 +88,7 @@ class Split(NamedTuple):
     """[1, out]"""
     high_top: int
 
-    def columns(self, a: int, b: int) -> "Split":
+    def columns(self, a: int, b: int) -> "SplitRule":
         return self._replace(low=self.low[a:b], group=self.group[a:b])
 
     def nearest(self, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,7 +157,7 @@ def _round_column(rule, j, low, high, target, weight, codes, error):
 @overload(_round_column, inline="always")
 @no_type_check
 def _compiled_round_column(rule, j, low, high, target, weight, codes, error):
-    forms = {Affine: _round_affine, Codebook: _round_codebook, Split: _round_split}
+    forms = {UniformRule: _round_affine, CodebookRule: _round_codebook, SplitRule: _round_split}
     return forms[rule.instance_class]
 
 

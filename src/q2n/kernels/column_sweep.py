@@ -39,6 +39,13 @@ class Sweep:
     error: Float[Tensor, "in out"]
     """W - Q."""
 
+    def layer_codes(self, order: Int[Tensor, " visited"], columns: int) -> UInt8[Tensor, "out in"]:
+        """The codes in the layer's own order of its `columns`; `order` is that of the visits. A
+        column that was not visited has code 0."""
+        codes = self.codes.new_zeros(self.codes.shape[1], columns)
+        codes[:, order] = self.codes.T
+        return codes
+
 
 def sweep(
     weight: Float[Tensor, "in out"],

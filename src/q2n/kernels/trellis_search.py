@@ -35,14 +35,14 @@ _OVERLAP = 8
 as many lower the error by 0.5 %, half as many raise it by 1 % (2 bits)."""
 
 
-class Trellis(NamedTuple):
+class TrellisRule(NamedTuple):
     """The trellis of a width, times a scale."""
 
     values: Tensor
     """[states], in the dtype of the weight."""
     bits: int
 
-    def columns(self, a: int, b: int) -> "Trellis":
+    def columns(self, a: int, b: int) -> "TrellisRule":
         return self
 
     def nearest(self, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +92,7 @@ class Trellis(NamedTuple):
 
 
 def round_to_trellis(
-    target: Tensor, weight: Tensor, matrix: Tensor, rule: Trellis, codes: Tensor, error: Tensor
+    target: Tensor, weight: Tensor, matrix: Tensor, rule: TrellisRule, codes: Tensor, error: Tensor
 ) -> None:
     """The columns of a block in turn, as every `RoundBlock`."""
     if target.device.type != "cpu":

@@ -40,6 +40,6 @@ def levels(bits: int) -> Float[Tensor, " entries"]:
     return torch.cat([-above.flip(0), above])
 
 
-def spread(bits: int) -> float:
+def outermost(bits: int) -> float:
     """The largest level, in units of the weights' root mean square."""
     return float(levels(bits)[-1])

@@ -2,14 +2,13 @@
 
 from q2n.method import Method
 from q2n.methods.gptq import GPTQ
+from q2n.methods.ldlq import LDLQ
 from q2n.methods.leanquant import LeanQuant
 from q2n.methods.owq import OWQ
 from q2n.methods.pbllm import PBLLM
-from q2n.methods.quarot import QuaRot
-from q2n.methods.quip import QuIP
 from q2n.methods.rtn import RTN
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (RTN, GPTQ, QuIP, PBLLM, LeanQuant, OWQ, QuaRot)
+    method.name: method for method in (RTN, GPTQ, LDLQ, PBLLM, LeanQuant, OWQ)
 }
-"""Every method by its name on the command line. `NullSpace` wraps any of them."""
+"""Every method by its name on the command line."""

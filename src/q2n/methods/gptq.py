@@ -21,14 +21,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from q2n.errors import InputError
-from q2n.kernels.column_rounding import Affine
+from q2n.grids.fitted import uniform_rule
+from q2n.kernels.column_rounding import UniformRule
 from q2n.kernels.column_sweep import Refit, Sweep, sweep
 from q2n.layers.uniform import UniformLinear
 from q2n.linalg.factor import Feedback, working_copy
 from q2n.linalg.groups import group_of_column
 from q2n.linalg.statistics import RequiredStatistics
-from q2n.method import LayerProblem, check_feedback, shared_feedback
+from q2n.method import LayerProblem, shared_feedback
 from q2n.methods.uniform import UniformMethod
+from q2n.option_types import Count, NonNegative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +43,14 @@ class GPTQ(UniformMethod):
     """Visit the columns with the largest input first."""
     static_groups: bool = True
     """Fit all groups before the sweep; False only without act_order."""
-    damping: float = 0.01
+    damping: NonNegative = 0.01
     """Added to the Gram matrix's diagonal, as a share of its mean."""
-    block_size: int = 128
+    block_size: Count = 128
     """Columns between two matrix products. Changes speed and rounding noise alone, and the
     borders at which the compensated weight is taken (every 128 in the released code)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_feedback(self.damping, self.block_size)
         if self.act_order and not self.static_groups and self.group_size != -1:
             raise InputError(
                 "act_order visits the columns of a group at different times: "
@@ -68,10 +69,10 @@ class GPTQ(UniformMethod):
     ) -> tuple[UniformLinear, Float[Tensor, "out in"]]:
         """The layer, and the weight from which it was rounded: W updated at the border of
         each block for the columns of all earlier blocks, not for those of the same block."""
-        layer, found, back = self._run(problem)
+        layer, rounded, back = self._run(problem)
         ordered = problem.weight.masked_fill(back.dead, 0).T[back.order]
         compensated = torch.empty_like(problem.weight)
-        copy = working_copy(ordered, found.error, back.matrix, self.block_size)
+        copy = working_copy(ordered, rounded.error, back.matrix, self.block_size)
         compensated[:, back.order] = copy.T
         return layer, compensated
 
@@ -80,29 +81,26 @@ class GPTQ(UniformMethod):
         weight = problem.weight.masked_fill(back.dead, 0)
         size = self.granularity.group_size(weight.shape[1], problem.name)
         group = group_of_column(weight.shape[1], size, weight.device)[back.order]
-        scale, zero = self.grid.fit(weight, problem.scale_dtype, problem.name)
-        rule = Affine(
-            scale.T.to(weight.dtype).contiguous(), zero.T.contiguous(), group, self.grid.top
-        )
-        found = sweep(
+        scale, zero = self.fitted_grid.fit(weight, problem.scale_dtype, problem.name)
+        rule = uniform_rule(scale, zero, group, self.bits, weight.dtype)
+        rounded = sweep(
             weight.T[back.order],
             back.matrix,
             rule,
             block_size=self.block_size,
             refit=self._refit(problem, rule),
         )
-        codes = torch.empty_like(weight, dtype=torch.uint8)
-        codes[:, back.order] = found.codes.T
+        codes = rounded.layer_codes(back.order, weight.shape[1])
         layer = self.stored(problem, codes, rule.scale.T.to(problem.scale_dtype), rule.zero.T)
         layer = layer.with_record(damping=back.damping, dead_columns=int(back.dead.sum()))
-        return layer, found, back
+        return layer, rounded, back
 
-    def _refit(self, problem: LayerProblem, rule: Affine) -> Refit | None:
+    def _refit(self, problem: LayerProblem, rule: UniformRule) -> Refit | None:
         if self.static_groups or self.group_size == -1:
             return None
 
         def write(group: int, columns: Float[Tensor, "size out"]) -> None:
-            rule.scale[group], rule.zero[group] = self.grid.fit_groups(
+            rule.scale[group], rule.zero[group] = self.fitted_grid.fit_groups(
                 columns.T, problem.scale_dtype, problem.name
             )
 

@@ -11,22 +11,21 @@ With the columns in reverse, `L + I` is the unit upper factor `R / diag(R)` of `
 first. Factor and sweep are GPTQ's. *Sorted* (QuIP's `ldlqRG`): the columns are first put in
 ascending order of H_jj, so that those with the largest input are rounded first: act-order.
 
-Greedy passes may follow (descent.py).
+Coordinate descent may follow (kernels/coordinate_descent.py).
 
 Unbiased rounding goes up with the probability of the fractional part, by noise added before
 rounding to nearest. The feedback is linear, so the error has mean 0 where nothing is clamped.
 
-Grids (grids/fitted.py): `b`, layers/centred.py; `lloyd-max`, linalg/lloyd_max.py; `trellis`,
+Grids (grids/fitted.py): `uniform`, layers/centred.py; `lloyd-max`, linalg/lloyd_max.py; `trellis`,
 linalg/trellis_code.py, which makes this QTIP (Tseng et al. 2024); `minmax`, grids/uniform.py, with
-one scale a row. Dead columns (input always 0) are rounded from 0.
+one scale per row. Dead columns (input always 0) are rounded from 0.
 
-The `b` grid cuts off weights beyond its spread. The released code clamps them before it rounds, so
-that what was cut off is in no E and the columns that follow cannot make up for it: from 3 bits on
+The uniform grid cuts off weights beyond its range. The released code clamps them before it rounds:
+what was cut off is then in no E, and the columns that follow cannot make up for it. From 3 bits on
 that was up to half of the error (docs/mathematics.md). Here E is the error to W; `clamp_first` is
 the released code's way.
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -35,9 +34,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from q2n.errors import InputError
-from q2n.grids.fitted import FittedGrid, GridName, fit, fit_even, form
-from q2n.grids.uniform import BITS, UniformGrid
-from q2n.kernels.column_rounding import Affine
+from q2n.grids.fitted import FittedGrid, GridName, fit, fit_even, storage
+from q2n.kernels.column_rounding import UniformRule
 from q2n.kernels.column_sweep import Sweep, sweep
 from q2n.kernels.coordinate_descent import descend
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
@@ -45,72 +43,59 @@ from q2n.linalg import trellis_code
 from q2n.linalg.factor import Feedback, feedback
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import LayerProblem, Method
+from q2n.option_types import Bits, CountOrZero, NonNegative, Positive
 
 _BLOCK = 128
 """Columns between two matrix products."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LDLQOptions(Method):
-    """The options of LDLQ, for itself and for what is made of it."""
+class LDLQ(Method):
+    """Rounding with feedback from the LDL factor of the input's second moments."""
 
-    bits_offered: ClassVar[str] = ", ".join(map(str, BITS))
+    name: ClassVar[str] = "ldlq"
 
-    bits: int = 4
-    """2, 3, 4 or 8."""
-    grid: GridName = "b"
-    """b: levels spread evenly around 0, one scale a matrix; lloyd-max: the same with levels closer
-    where Gaussian weights are likelier; trellis: codes along a column that together choose among
-    many more levels (at 8 bits: lloyd-max); minmax: evenly over each row's range."""
-    spread: float | None = None
-    """How far the b grid reaches, in root mean squares of the matrix (QuIP as published: 2.4). By
-    default what serves Gaussian weights best: 1.49, 2.05, 2.51, 3.92 at 2, 3, 4, 8 bits."""
-    damping: float = 0.01
+    bits: Bits = 4
+    """Bits per weight: 2, 3, 4 or 8."""
+    grid: GridName = "uniform"
+    """uniform: levels spread evenly around 0, one scale per matrix; lloyd-max: the same with levels
+    closer where Gaussian weights are likelier; trellis: codes along a column that together choose
+    among many more levels (at 8 bits: lloyd-max); minmax: evenly over each row's range."""
+    clip_sigma: Positive | None = None
+    """How far the uniform grid reaches, in root mean squares of the matrix (QuIP as published:
+    2.4). By default what suits Gaussian weights best: 1.49, 2.05, 2.51, 3.92 at 2, 3, 4, 8 bits."""
+    damping: NonNegative = 0.01
     """Added to the Gram matrix's diagonal, as a share of its mean."""
     order: Literal["natural", "sorted"] = "natural"
     """Columns from the last to the first, or from the largest input to the smallest."""
-    greedy_passes: int = 1
-    """Passes of descent on the loss after the rounding, at most."""
+    descent_passes: CountOrZero = 1
+    """Passes of coordinate descent on the loss after the rounding, at most."""
     unbiased: bool = False
     """Round up with the probability of the fractional part."""
     clamp_first: bool = False
-    """Clamp the weights to the b grid's range beforehand, as the released code does. Otherwise
-    what the range cuts off is fed back like any other error."""
+    """Clamp the weights to the uniform grid's range beforehand, as the released code of QuIP does.
+    Otherwise what the range cuts off is fed back like any other error."""
 
     def __post_init__(self) -> None:
-        UniformGrid(bits=self.bits)  # refuses other widths
-        if not (math.isfinite(self.damping) and self.damping >= 0):
-            raise InputError(f"damping must be finite and at least 0, got {self.damping}")
-        if self.spread is not None and not (math.isfinite(self.spread) and self.spread > 0):
-            raise InputError(f"spread must be finite and above 0, got {self.spread}")
-        if self.spread is not None and self.grid != "b":
-            raise InputError("spread belongs to the b grid: use grid='b', or leave it out")
-        if self.clamp_first and self.grid != "b":
-            raise InputError("clamp_first belongs to the b grid: use grid='b', or leave it out")
+        super().__post_init__()
+        for name, value in (("clip_sigma", self.clip_sigma), ("clamp_first", self.clamp_first)):
+            if value and self.grid != "uniform":
+                raise InputError(f"{name} belongs to grid='uniform': use that, or leave {name} out")
         if self.grid in ("lloyd-max", "trellis") and self.unbiased:
-            raise InputError("unbiased rounding needs even levels: use grid='b' or 'minmax'")
-        if self.greedy_passes < 0:
-            raise InputError(f"greedy_passes must be at least 0, got {self.greedy_passes}")
-        if self.unbiased and self.greedy_passes:
+            raise InputError("unbiased rounding needs even levels: use grid='uniform' or 'minmax'")
+        if self.unbiased and self.descent_passes:
             raise InputError(
-                "greedy passes round to nearest, which undoes unbiased rounding: "
-                "with unbiased use greedy_passes=0"
+                "coordinate descent rounds to nearest, which undoes unbiased rounding: "
+                "with unbiased use descent_passes=0"
             )
 
     @property
     def required_statistics(self) -> RequiredStatistics:
         return RequiredStatistics.GRAM
 
-
-@dataclass(frozen=True, kw_only=True)
-class LDLQ(LDLQOptions):
-    """Rounding with feedback from the LDL factor of the input's second moments."""
-
-    name: ClassVar[str] = "ldlq"
-
     @property
     def storage(self) -> StorageSpec:
-        return form(self.grid, self.bits)
+        return storage(self.grid, self.bits)
 
     def check(self, name: str, shape: tuple[int, int]) -> None:
         least = trellis_code.DIGITS.get(self.bits, 1) if self.grid == "trellis" else 1
@@ -121,9 +106,7 @@ class LDLQ(LDLQOptions):
             )
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
-        statistics = problem.statistics
-        assert statistics is not None
-        statistics.require_finite(problem.name)
+        statistics = problem.measured
         gram = statistics.gram
         visit, back = statistics.once(
             ("ldlq", self.damping, self.order), lambda: self._factor(gram, problem.name)
@@ -143,13 +126,12 @@ class LDLQ(LDLQOptions):
             )
 
         first = rounded(back.matrix, self._noise(grid, problem))
-        found = descend(first, _damped(gram, visit, back), self.greedy_passes, rounded)
-        codes = torch.empty_like(problem.weight, dtype=torch.uint8)
-        codes[:, visit] = found.codes.T
+        final = descend(first, _damped(gram, visit, back), self.descent_passes, rounded)
+        codes = final.layer_codes(visit, problem.weight.shape[1])
         return grid.stored(codes).with_record(
             damping=back.damping,
             dead_columns=int(dead.sum()),
-            greedy_changes=int((found.codes != first.codes).sum()),
+            descent_changes=int((final.codes != first.codes).sum()),
         )
 
     def _factor(
@@ -162,17 +144,17 @@ class LDLQ(LDLQOptions):
         return visit, feedback(gram[visit][:, visit], self.damping, name=name)
 
     def _fitted(self, problem: LayerProblem, weight: Float[Tensor, "out in"]) -> FittedGrid:
-        given = (weight, self.bits, problem.scale_dtype, problem.name)
-        if self.grid == "b":
-            return fit_even(*given, spread=self.spread, clamp_first=self.clamp_first)
-        return fit(self.grid, *given)
+        arguments = (weight, self.bits, problem.scale_dtype, problem.name)
+        if self.grid == "uniform":
+            return fit_even(*arguments, clip_sigma=self.clip_sigma, clamp_first=self.clamp_first)
+        return fit(self.grid, *arguments)
 
     def _noise(self, grid: FittedGrid, problem: LayerProblem) -> Float[Tensor, "in out"] | None:
         """Uniform over one step: rounding to nearest then rounds up with the probability of
         the fractional part."""
         if not self.unbiased:
             return None
-        assert isinstance(grid.rule, Affine)
+        assert isinstance(grid.rule, UniformRule)
         generator = torch.Generator().manual_seed(problem.seed)
         uniform = torch.rand(problem.weight.T.shape, generator=generator)
         return (uniform.to(problem.weight) - 0.5) * grid.rule.scale

@@ -6,13 +6,12 @@ is the one with little `sum_j omega_j (w_j - q_j)^2`, `omega_j = U_jj^-p`: p = 2
 price, larger exponents p spare the dearest columns more. It is found on the original weights
 and frozen; then the sweep rounds as in GPTQ.
 
-- `codebook`: any `2^b` values a row, by weighted k-means (linalg/kmeans.py);
-- `affine`: a uniform grid a row or group, by a search of its range (grids/weighted_range.py).
+- `codebook`: any `2^b` values per row, by weighted k-means (linalg/kmeans.py);
+- `uniform`: a uniform grid a row or group, by a search of its range (grids/weighted_range.py).
 
 Dead columns (input always 0) weigh nothing.
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -21,10 +20,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from q2n.errors import InputError
+from q2n.grids.fitted import uniform_rule
 from q2n.grids.granularity import PerChannel, PerGroup
-from q2n.grids.uniform import BITS, UniformGrid
+from q2n.grids.uniform import UniformGrid
 from q2n.grids.weighted_range import fit_weighted
-from q2n.kernels.column_rounding import Affine, Codebook, Rule
+from q2n.kernels.column_rounding import CodebookRule, Rule
 from q2n.kernels.column_sweep import sweep
 from q2n.layers.codebook import CodebookLinear
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
@@ -33,7 +33,8 @@ from q2n.linalg.factor import Feedback
 from q2n.linalg.groups import group_of_column
 from q2n.linalg.kmeans import row_kmeans
 from q2n.linalg.statistics import RequiredStatistics
-from q2n.method import LayerProblem, Method, check_feedback, shared_feedback
+from q2n.method import LayerProblem, Method, shared_feedback
+from q2n.option_types import Bits, Count, GroupSize, NonNegative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,33 +43,28 @@ class LeanQuant(Method):
 
     name: ClassVar[str] = "leanquant"
 
-    bits_offered: ClassVar[str] = ", ".join(map(str, BITS))
-
-    bits: int = 4
-    """2, 3, 4 or 8."""
-    levels: Literal["codebook", "affine"] = "codebook"
-    """What is stored: 2^bits free values a row, or a uniform grid."""
-    group_size: int = -1
-    """Columns that share a scale; -1: one scale a row."""
-    exponent: float = 4.0
+    bits: Bits = 4
+    """Bits per weight: 2, 3, 4 or 8."""
+    levels: Literal["codebook", "uniform"] = "codebook"
+    """What is stored: 2^bits free values per row, or a uniform grid."""
+    group_size: GroupSize = -1
+    """Columns that share a scale; -1: one scale per row."""
+    exponent: NonNegative = 4.0
     """p of the weight U_jj^-p that a column has in the choice of the grid."""
     act_order: bool = True
     """Visit the columns with the largest input first."""
-    damping: float = 0.1
+    damping: NonNegative = 0.1
     """Added to the Gram matrix's diagonal, as a share of its mean."""
-    block_size: int = 128
+    block_size: Count = 128
     """Columns between two matrix products. Changes speed and rounding noise alone."""
 
     def __post_init__(self) -> None:
-        check_feedback(self.damping, self.block_size)
-        if not (math.isfinite(self.exponent) and self.exponent >= 0):
-            raise InputError(f"exponent must be finite and at least 0, got {self.exponent}")
+        super().__post_init__()
         if self.levels == "codebook" and self.group_size != -1:
             raise InputError(
-                f"group_size {self.group_size} is for the affine grid: a codebook belongs to a "
-                "whole row; use levels='affine', or group_size=-1"
+                f"group_size {self.group_size} is for the uniform grid: a codebook belongs to a "
+                "whole row; use levels='uniform', or group_size=-1"
             )
-        self._affine_grid()  # refuses other widths
 
     @property
     def required_statistics(self) -> RequiredStatistics:
@@ -76,18 +72,18 @@ class LeanQuant(Method):
 
     @property
     def storage(self) -> StorageSpec:
-        if self.levels == "affine":
+        if self.levels == "uniform":
             return UniformStorage(bits=self.bits, group_size=self.group_size)
         return StorageSpec(kind=CodebookLinear.kind)
 
     def check(self, name: str, shape: tuple[int, int]) -> None:
-        self._affine_grid().granularity.group_size(shape[1], name)
+        self._uniform_grid().granularity.group_size(shape[1], name)
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         back = shared_feedback(problem, self.damping, descending=self.act_order)
         weight = problem.weight.masked_fill(back.dead, 0)
         importance = self._importance(back)
-        fit = self._affine if self.levels == "affine" else self._codebook
+        fit = self._uniform if self.levels == "uniform" else self._codebook
         layer = fit(problem, weight, importance, back)
         return layer.with_record(damping=back.damping, dead_columns=int(back.dead.sum()))
 
@@ -106,22 +102,22 @@ class LeanQuant(Method):
     ) -> CodebookLinear:
         centroids = row_kmeans(weight, importance, 2**self.bits, problem.seed)
         codebook = centroids.to(problem.scale_dtype)
-        rule = Codebook(codebook.T.to(weight.dtype).contiguous())
+        rule = CodebookRule(codebook.T.to(weight.dtype).contiguous())
         codes = self._codes(weight, rule, back)
         return CodebookLinear(codes=codes, codebook=codebook, bits=self.bits)
 
-    def _affine(
+    def _uniform(
         self,
         problem: LayerProblem,
         weight: Float[Tensor, "out in"],
         importance: Float[Tensor, " in"],
         back: Feedback,
     ) -> UniformLinear:
-        grid, m = self._affine_grid(), weight.shape[1]
+        grid, m = self._uniform_grid(), weight.shape[1]
         scale, zero = fit_weighted(grid, weight, importance, problem.scale_dtype, problem.name)
         size = grid.granularity.group_size(m, problem.name)
         group = group_of_column(m, size, weight.device)[back.order]
-        rule = Affine(scale.T.to(weight.dtype).contiguous(), zero.T.contiguous(), group, grid.top)
+        rule = uniform_rule(scale, zero, group, self.bits, weight.dtype)
         return UniformLinear(
             codes=self._codes(weight, rule, back),
             scale=scale,
@@ -132,12 +128,10 @@ class LeanQuant(Method):
         )
 
     def _codes(self, weight: Float[Tensor, "out in"], rule: Rule, back: Feedback) -> Tensor:
-        found = sweep(weight.T[back.order], back.matrix, rule, block_size=self.block_size)
-        codes = torch.empty_like(weight, dtype=torch.uint8)
-        codes[:, back.order] = found.codes.T
-        return codes
+        rounded = sweep(weight.T[back.order], back.matrix, rule, block_size=self.block_size)
+        return rounded.layer_codes(back.order, weight.shape[1])
 
-    def _affine_grid(self) -> UniformGrid:
+    def _uniform_grid(self) -> UniformGrid:
         whole = self.group_size == -1
         granularity = PerChannel() if whole else PerGroup(self.group_size)
         return UniformGrid(bits=self.bits, granularity=granularity)

@@ -8,7 +8,7 @@ r"""OWQ (Lee et al. 2024): a few weak columns stay in 16 bits, GPTQ rounds the o
   rounding of all others did to the output, and are stored as it left them: the least
   squares solution, given the others.
 
-How many. A weak column costs 16 - b bits a weight instead of b. To spend `t - b` bits a weight
+How many. A weak column costs 16 - b bits more per weight. To spend `t - b` bits per weight
 (`target_bits` t), with `u = (t - b) / (16 - b)`:
 
 - `split="layer"`: `m u` of the m columns, in every layer;
@@ -31,17 +31,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from q2n.errors import InputError, NumericalError
+from q2n.grids.fitted import uniform_rule
 from q2n.grids.granularity import PerChannel
 from q2n.grids.scale_zero_search import GROUP_STEPS
-from q2n.kernels.column_rounding import Affine
 from q2n.kernels.column_sweep import Sweep, sweep
 from q2n.layers.outliers import OutlierLinear
 from q2n.layers.quantized import StorageSpec, without_columns
 from q2n.linalg.factor import Feedback, feedback, pending, working_copy
 from q2n.linalg.groups import group_of_column
 from q2n.linalg.statistics import RequiredStatistics
-from q2n.method import LayerProblem, check_feedback
+from q2n.method import LayerProblem
 from q2n.methods.uniform import UniformMethod
+from q2n.option_types import Count, CountOrZero, NonNegative, Patterns, ShareAboveZero
 
 _PUBLISHED_WEIGHTS = 12
 """Weights of a block, in d^2."""
@@ -53,30 +54,30 @@ class OWQ(UniformMethod):
 
     name: ClassVar[str] = "owq"
 
-    search: Literal["none", "range", "tuned"] = "tuned"
+    clip: Literal["minmax", "mse", "scale_zero"] = "scale_zero"
     target_bits: float | None = None
-    """Bits a weight to spend, outliers included, scales not: 3.01 with 3 bits. Without target_bits
-    and target_rank there are no outliers."""
-    target_rank: int | None = None
+    """Bits per weight to spend, outliers included, scales not: 3.01 with 3 bits. Without
+    target_bits and target_rank there are no outliers."""
+    target_rank: CountOrZero | None = None
     """Columns of each layer to keep in 16 bits."""
     split: Literal["published", "layer"] = "published"
     """How layers share target_bits: OWQ's formula, or each layer by itself."""
-    layers_per_block: int = 7
+    layers_per_block: Count = 7
     """Layers among which OWQ's formula shares the extra bits of a block."""
-    narrow_layers: tuple[str, ...] = ("*.mlp.*",)
+    narrow_layers: Patterns = ("*.mlp.*",)
     """Patterns of names of layers that receive narrow_ratio of what the others do in OWQ's
     formula."""
-    narrow_ratio: float = 0.375
+    narrow_ratio: ShareAboveZero = 0.375
     """Width of the model over that of its MLP: 0.375 for LLaMA, 0.25 for OPT."""
-    outlier_layers: tuple[str, ...] = ("*",)
+    outlier_layers: Patterns = ("*",)
     """Patterns of names of layers that have outliers."""
     sensitivity: Literal["error", "input"] = "error"
     """Which columns are weak: by input energy times rounding error, or by input energy alone."""
     act_order: bool = True
     """Visit the most sensitive of the other columns first; the released code does on request."""
-    damping: float = 0.01
+    damping: NonNegative = 0.01
     """Added to the Gram matrix's diagonal, as a share of its mean."""
-    block_size: int = 128
+    block_size: Count = 128
     """Columns between two matrix products."""
 
     def __post_init__(self) -> None:
@@ -88,13 +89,6 @@ class OWQ(UniformMethod):
                 f"target_bits must be at least bits ({self.bits}) and below 16, got "
                 f"{self.target_bits}; lower bits or raise target_bits"
             )
-        if self.target_rank is not None and self.target_rank < 0:
-            raise InputError(f"target_rank must be at least 0, got {self.target_rank}")
-        if self.layers_per_block < 1:
-            raise InputError(f"layers_per_block must be at least 1, got {self.layers_per_block}")
-        if not 0 < self.narrow_ratio <= 1:
-            raise InputError(f"narrow_ratio must lie in (0, 1], got {self.narrow_ratio}")
-        check_feedback(self.damping, self.block_size)
 
     @property
     def required_statistics(self) -> RequiredStatistics:
@@ -130,9 +124,11 @@ class OWQ(UniformMethod):
     ) -> tuple[OutlierLinear, Float[Tensor, "out in"]]:
         """The layer, and the weight from which it was rounded: as GPTQ's, and what is stored
         in the weak columns."""
-        layer, found, back, ordered = self._run(problem)
-        last = len(found.error)
-        copy = working_copy(ordered[:last], found.error, back.matrix[:last, :last], self.block_size)
+        layer, rounded, back, ordered = self._run(problem)
+        last = len(rounded.error)
+        copy = working_copy(
+            ordered[:last], rounded.error, back.matrix[:last, :last], self.block_size
+        )
         compensated = layer.dequantize().to(problem.weight)
         compensated[:, back.order[:last]] = copy.T
         return layer, compensated
@@ -140,27 +136,22 @@ class OWQ(UniformMethod):
     def _run(
         self, problem: LayerProblem
     ) -> tuple[OutlierLinear, Sweep, Feedback, Float[Tensor, "in out"]]:
-        assert problem.statistics is not None
-        problem.statistics.require_finite(problem.name)
-        gram = problem.statistics.gram
+        gram = problem.measured.gram
         weight = problem.weight.masked_fill(gram.diagonal() == 0, 0)
         rows, m = weight.shape
         weak, others = self._columns(problem, weight)
         order = torch.cat([others, weak])
         back = feedback(gram, self.damping, order=order, name=problem.name)
-        scale, zero = self.grid.fit(
+        scale, zero = self.fitted_grid.fit(
             without_columns(weight, weak), problem.scale_dtype, problem.name
         )
         size = self.granularity.group_size(m, problem.name)
         ordered, last = weight.T[order], len(others)
         group = group_of_column(m, size, weight.device)[others]
-        rule = Affine(
-            scale.T.to(weight.dtype).contiguous(), zero.T.contiguous(), group, self.grid.top
-        )
-        found = sweep(ordered[:last], back.matrix[:last, :last], rule, block_size=self.block_size)
-        codes = torch.zeros_like(weight, dtype=torch.uint8)
-        codes[:, others] = found.codes.T
-        values = pending(ordered, found.error, back.matrix, last, m).T
+        rule = uniform_rule(scale, zero, group, self.bits, weight.dtype)
+        rounded = sweep(ordered[:last], back.matrix[:last, :last], rule, block_size=self.block_size)
+        codes = rounded.layer_codes(others, m)
+        values = pending(ordered, rounded.error, back.matrix, last, m).T
         grid = self.stored(problem, codes, scale, zero)
         layer = OutlierLinear.of(grid, weak, values).with_record(
             damping=back.damping,
@@ -173,7 +164,7 @@ class OWQ(UniformMethod):
                 f"{problem.name}: a weight of {float(values.abs().max()):.3g} in a weak column "
                 f"overflows {layer.values.dtype}; store the checkpoint in bfloat16"
             )
-        return layer, found, back, ordered
+        return layer, rounded, back, ordered
 
     def _columns(
         self, problem: LayerProblem, weight: Float[Tensor, "out in"]
@@ -187,11 +178,10 @@ class OWQ(UniformMethod):
     def _sensitivities(
         self, problem: LayerProblem, weight: Float[Tensor, "out in"]
     ) -> Float[Tensor, " in"]:
-        assert problem.statistics is not None
-        energy = problem.statistics.gram.diagonal()
+        energy = problem.measured.gram.diagonal()
         if self.sensitivity == "input":
             return energy
-        grid = self._searched(PerChannel(), GROUP_STEPS)  # a coarse search does for a ranking
+        grid = self.grid_with(PerChannel(), GROUP_STEPS)  # a coarse search does for a ranking
         scale, zero = grid.fit(weight, problem.scale_dtype, problem.name)
         codes = grid.encode(weight, scale, zero)
         rounded = scale.to(weight.dtype) * (codes.to(weight.dtype) - zero)

@@ -27,17 +27,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from q2n.errors import InputError
 from q2n.grids.granularity import Granularity, PerChannel, PerGroup
 from q2n.grids.uniform import UniformGrid
-from q2n.kernels.column_rounding import Split
+from q2n.kernels.column_rounding import SplitRule
 from q2n.kernels.column_sweep import sweep
 from q2n.layers.partly_binary import PartlyBinaryLinear
 from q2n.layers.quantized import StorageSpec
 from q2n.linalg.factor import Feedback
 from q2n.linalg.groups import group_of_column
 from q2n.linalg.statistics import RequiredStatistics
-from q2n.method import LayerProblem, Method, check_feedback, shared_feedback
+from q2n.method import LayerProblem, Method, shared_feedback
+from q2n.option_types import Bits, Count, GroupSize, NonNegative, ShareInside
 
 _LOW_BITS = {"xnor": 1, "sign": 1, "2bit": 2, "4bit": 4, "prune": 0}
 
@@ -56,33 +56,24 @@ class PBLLM(Method):
     """Most weights at 1 bit (or 0, 2, 4), the salient ones at 8, with error feedback."""
 
     name: ClassVar[str] = "pbllm"
-
     bits_offered: ClassVar[str] = "1, 2, 4 and 8 in one layer"
 
-    low_fraction: float = 0.9
+    low_fraction: ShareInside = 0.9
     """Share of the weights with few levels."""
     low: Literal["xnor", "sign", "2bit", "4bit", "prune"] = "xnor"
     """Levels of these: mean +- magnitude, +- magnitude, 4, 16, or 0 alone."""
-    high_bits: int = 8
+    high_bits: Bits = 8
     """Bits of the salient weights: 2, 3, 4 or 8."""
     saliency: Literal["hessian", "magnitude"] = "hessian"
     """Which weights are salient: by what setting them to 0 costs, or by their size."""
-    group_size: int = -1
+    group_size: GroupSize = -1
     """Columns among which the salient weights are chosen and that share the low levels; -1: all."""
     feedback: bool = True
     """Make up for the error of each column in the later ones."""
-    damping: float = 0.01
+    damping: NonNegative = 0.01
     """Added to the Gram matrix's diagonal, as a share of its mean."""
-    block_size: int = 128
+    block_size: Count = 128
     """Columns between two matrix products. Changes speed and rounding noise alone."""
-
-    def __post_init__(self) -> None:
-        check_feedback(self.damping, self.block_size)
-        UniformGrid(bits=self.high_bits)  # refuses other widths
-        if not 0 < self.low_fraction < 1:
-            raise InputError(f"low_fraction must lie between 0 and 1, got {self.low_fraction}")
-        if self.group_size != -1 and self.group_size < 1:
-            raise InputError(f"group_size must be -1 or at least 1, got {self.group_size}")
 
     @property
     def required_statistics(self) -> RequiredStatistics:
@@ -162,7 +153,7 @@ class PBLLM(Method):
         scale: Float[Tensor, "out 1"],
         zero: Tensor,
         size: int,
-    ) -> Split:
+    ) -> SplitRule:
         """Both grids as `base + step * code`; `scale` in the dtype of the weight."""
         rows, m = low.shape
         low_top, high_top = 2 ** _LOW_BITS[self.low] - 1, 2**self.high_bits - 1
@@ -173,7 +164,7 @@ class PBLLM(Method):
             low_base = -half if levels.mean is None else levels.mean.to(scale.dtype) - half
             low_step = half * (2 / low_top)
         low_step = low_step.where(low_step > 0, 1)  # a single level: any step will do
-        return Split(
+        return SplitRule(
             low.T.contiguous(),
             group_of_column(m, size, low.device),
             low_base.T.contiguous(),
@@ -184,7 +175,9 @@ class PBLLM(Method):
             high_top,
         )
 
-    def _codes(self, weight: Float[Tensor, "out in"], rule: Split, back: Feedback | None) -> Tensor:
+    def _codes(
+        self, weight: Float[Tensor, "out in"], rule: SplitRule, back: Feedback | None
+    ) -> Tensor:
         """Columns as rows."""
         columns = weight.T.contiguous()
         if self.feedback and back is not None:

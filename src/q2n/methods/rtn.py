@@ -25,8 +25,8 @@ class RTN(UniformMethod):
 
     def quantize(self, problem: LayerProblem) -> UniformLinear:
         weight = problem.weight
-        scale, zero = self.grid.fit(weight, problem.scale_dtype, problem.name)
+        scale, zero = self.fitted_grid.fit(weight, problem.scale_dtype, problem.name)
         size = self.granularity.group_size(weight.shape[1], problem.name)
         group = group_of_column(weight.shape[1], size, weight.device)
-        codes = self.grid.encode(weight, scale[:, group], zero[:, group])
+        codes = self.fitted_grid.encode(weight, scale[:, group], zero[:, group])
         return self.stored(problem, codes, scale, zero)

@@ -32,29 +32,29 @@ from q2n.transforms.model_changes import ModelChanges
 from q2n.transforms.runtime import RuntimeParts, attach_rotations
 
 
-def surrounded(source: ModelSource, wanted: ModelChanges, seed: int) -> ModelSource:
-    """The source with what a method wants of the model; the same source if that is nothing.
+def surrounded(source: ModelSource, changes: ModelChanges, seed: int) -> ModelSource:
+    """The source of the changed model; the same source if nothing changes.
 
     Raises:
         InputError: the model is of a kind that cannot be rotated, or groups do not divide it.
     """
-    if wanted == ModelChanges():
+    if changes.none:
         return source
     layout = find_layout(source.skeleton())
     sizes = layout.sizes
-    if wanted.activations is not None:
+    if changes.activations is not None:
         for width in (sizes.hidden, sizes.heads * sizes.head_dim, sizes.intermediate):
-            wanted.activations.check(width, f"an input of {source.label}'s linears")
-    if wanted.cache is not None:
-        wanted.cache.check(sizes.head_dim, f"a head of {source.label}")
-    if wanted.rotation == "none":
-        return RuntimeSource(source, _online(layout, wanted, None))
-    rotation = DecoderRotation.build(sizes, wanted.rotation, seed)
-    return RotatedSource(source, _online(layout, wanted, rotation), layout, rotation)
+            changes.activations.check(width, f"an input of {source.label}'s linears")
+    if changes.cache is not None:
+        changes.cache.check(sizes.head_dim, f"a head of {source.label}")
+    if changes.rotate == "none":
+        return RuntimeSource(source, _online(layout, changes, None))
+    rotation = DecoderRotation.build(sizes, changes.rotate, seed)
+    return RotatedSource(source, _online(layout, changes, rotation), layout, rotation)
 
 
 def _online(
-    layout: DecoderLayout, wanted: ModelChanges, rotation: DecoderRotation | None
+    layout: DecoderLayout, changes: ModelChanges, rotation: DecoderRotation | None
 ) -> RuntimeParts:
     rotated = {}
     if rotation is not None:
@@ -65,10 +65,10 @@ def _online(
     return RuntimeParts(
         rotated=rotated,
         rounded=layout.linears,
-        activations=wanted.activations,
+        activations=changes.activations,
         attention=layout.everywhere(ATTENTION),
-        keys=rotation.head if rotation is not None and wanted.cache is not None else None,
-        cache=wanted.cache,
+        keys=rotation.head if rotation is not None and changes.cache is not None else None,
+        cache=changes.cache,
     )
 
 
@@ -123,9 +123,9 @@ class RotatedSource(RuntimeSource):
         model = self.inner.skeleton()
         _untie(model.config)
         head = model.get_submodule(self.layout.head)
-        assert isinstance(head, nn.Linear)
         if self._tied:
-            head.weight = nn.Parameter(head.weight.detach(), requires_grad=False)
+            weight = head.get_parameter("weight").detach()
+            head.weight = nn.Parameter(weight, requires_grad=False)
         assert self.online is not None
         attach_rotations(model, self.online)
         return model

@@ -1,18 +1,79 @@
-"""What a method wants of the model around its layers: plain values that the run carries out."""
+"""What a run changes in the model around its layers, whatever method quantizes them.
+
+A rotation leaves the function as it is and spreads outlying channels over all of them
+(transforms/decoder.py); the inputs of the quantized linears and the cache may be rounded to few
+bits, which weights alone cannot hold: such a checkpoint has runtime parts (transforms/runtime.py).
+"""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from q2n.grids.per_token import TokenGrid
+from q2n.option_types import GroupSize, ShareAboveZero, check_fields
+
+TokenBits = Literal[2, 3, 4, 5, 6, 7, 8, 16]
+OFF: Final = 16
+"""A width that means: not rounded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelChanges:
     """A rotation of the model, rounded inputs of its linears, a rounded cache."""
 
-    rotation: Literal["hadamard", "random", "none"] = "none"
-    """Of the residual stream; the online rotations are Hadamard matrices where there are any."""
-    activations: TokenGrid | None = None
-    """How the input of every quantized linear is rounded; None: not at all."""
-    cache: TokenGrid | None = None
-    """How keys and values are rounded, head by head; None: not at all."""
+    rotate: Literal["none", "hadamard", "random"] = "none"
+    """Rotate the residual stream, heads and gated products (QuaRot): hadamard, with random signs;
+    random, the residual stream by any orthogonal matrix."""
+    activation_bits: TokenBits = OFF
+    """Bits of the inputs of the quantized linears, 2 to 8; 16: not rounded."""
+    activation_symmetric: bool = True
+    """Zero in the middle of each token's range."""
+    activation_group_size: GroupSize = -1
+    """Channels of a token that share a scale; -1: all."""
+    activation_clip_ratio: ShareAboveZero = 0.9
+    """Share of a token's range that is represented."""
+    kv_bits: TokenBits = OFF
+    """Bits of keys and values, 2 to 8, with a zero point; 16: not rounded."""
+    kv_group_size: GroupSize = -1
+    """Channels of a head that share a scale; -1: all."""
+    kv_clip_ratio: ShareAboveZero = 0.95
+    """Share of the range of keys and values that is represented."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def none(self) -> bool:
+        """Whether the model stays as it is."""
+        return self.rotate == "none" and self.activations is None and self.cache is None
+
+    @property
+    def activations(self) -> TokenGrid | None:
+        """How the input of every quantized linear is rounded; None: not at all."""
+        if self.activation_bits == OFF:
+            return None
+        return TokenGrid(
+            bits=self.activation_bits,
+            symmetric=self.activation_symmetric,
+            group_size=self.activation_group_size,
+            clip=self.activation_clip_ratio,
+        )
+
+    @property
+    def cache(self) -> TokenGrid | None:
+        """How keys and values are rounded, head by head; None: not at all."""
+        if self.kv_bits == OFF:
+            return None
+        return TokenGrid(
+            bits=self.kv_bits,
+            symmetric=False,
+            group_size=self.kv_group_size,
+            clip=self.kv_clip_ratio,
+        )
+
+    @property
+    def title(self) -> str:
+        """In words, for a model card; empty where nothing changes."""
+        parts = [f"rotated ({self.rotate})"] if self.rotate != "none" else []
+        parts += [f"activations in {self.activation_bits} bits"] if self.activations else []
+        parts += [f"keys and values in {self.kv_bits} bits"] if self.cache else []
+        return ", ".join(parts)

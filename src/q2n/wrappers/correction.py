@@ -6,36 +6,29 @@ quantizes that weight. The closed form and its ridge: linalg/correction.py. It c
 stream and one product of the width of the input, and stores nothing.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from q2n.errors import InputError
 from q2n.layers.quantized import QuantizedLinear
 from q2n.linalg.correction import corrector
 from q2n.linalg.held_out import correction_ridge
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import LayerProblem, Wrapper
+from q2n.option_types import NonNegative
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputErrorCorrection(Wrapper):
     """A method on weights that make up for the error of the layers below."""
 
-    name: ClassVar[str] = "corrected"
+    name: ClassVar[str] = "correction"
 
-    correction_ridge: float = 0.5
+    correction_ridge: NonNegative = 0.5
     """Holds the corrected weight near the original one; as a share of the Gram matrix's mean
     diagonal."""
     correction_held_out: bool = False
     """Choose the ridges layer by layer by the error on held-out calibration windows;
     `correction_ridge` is for layers with too little text for that."""
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.correction_ridge) and self.correction_ridge >= 0):
-            raise InputError(
-                f"correction_ridge must be finite and at least 0, got {self.correction_ridge}"
-            )
 
     @property
     def title(self) -> str:
@@ -52,9 +45,7 @@ class InputErrorCorrection(Wrapper):
         )
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
-        statistics = problem.statistics
-        assert statistics is not None
-        statistics.require_finite(problem.name)
+        statistics = problem.measured
         ridge = self.correction_ridge
         if self.correction_held_out and statistics.folds:
             ridge = correction_ridge(problem.weight, statistics)

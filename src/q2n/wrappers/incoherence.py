@@ -33,12 +33,16 @@ _LARGEST_FACTOR = 4096
 class Incoherence(Wrapper):
     """A method in a random basis."""
 
-    name: ClassVar[str] = "incoherent"
+    name: ClassVar[str] = "incoherence"
 
-    rescale: bool = False
+    incoherence_rescale: bool = False
     """Balance the energies of weight and input, channel by channel."""
     projection: Projection = "kronecker"
     """How the random rotations are made (linalg/random_orthogonal.py)."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.inner.title} in a random basis ({self.projection})"
 
     @property
     def required_statistics(self) -> RequiredStatistics:
@@ -54,17 +58,16 @@ class Incoherence(Wrapper):
             if max(p, q) > _LARGEST_FACTOR:
                 raise InputError(
                     f"{name}: its width {width} = {p} x {q} has no useful factorisation, a random "
-                    f"rotation would need a dense block of {max(p, q)}; use projection='off'"
+                    f"rotation would need a dense block of {max(p, q)}; leave the layer out with "
+                    "--ignore, or use incoherence='off'"
                 )
         super().check(name, shape)
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
-        statistics = problem.statistics
-        assert statistics is not None
-        statistics.require_finite(problem.name)
+        statistics = problem.measured
         rows, columns = problem.weight.shape
         rescale = None
-        if self.rescale:
+        if self.incoherence_rescale:
             rescale = balancing(problem.weight, statistics.gram).to(RESCALE_DTYPE)
         basis = basis_of((rows, columns), self.projection, problem.seed, rescale)
         moved = replace(

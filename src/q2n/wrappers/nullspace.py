@@ -1,4 +1,4 @@
-"""The null-space step (Q2N) as a plug-in: any method, then one factor alpha a row.
+"""The null-space step (Q2N) as a plug-in: any method, then one factor alpha per row.
 
 The error `W - Q` of a quantized layer is projected on the null space of its input (where
 it does no harm) and each row of Q is scaled so as to come closest to W less that
@@ -7,14 +7,14 @@ linalg/alpha.py. The layer absorbs alpha in what it already stores (`scale_rows`
 it keeps outside (`fixed_columns`, outliers in 16 bits) count as exact: their error is 0, and Q
 stands for the others alone.
 
-The defaults are the paper's. `released` gives what the released code does where that
-differs, without its mistakes in column order.
+The defaults are the paper's. The preset `released` (config/presets.py) gives what the released
+code does where that differs, without its mistakes in column order.
 """
 
 import time
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -28,7 +28,8 @@ from q2n.linalg import spectrum as rules
 from q2n.linalg.output_error import OutputError
 from q2n.linalg.spectrum import Decomposition, Index, Spectrum
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
-from q2n.method import Compensating, LayerProblem, Method, Wrapper
+from q2n.method import Compensating, LayerProblem, Wrapper
+from q2n.option_types import NonNegative, Patterns, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +38,9 @@ class NullSpace(Wrapper):
 
     name: ClassVar[str] = "nullspace"
 
-    threshold: float = 0.1
+    threshold: Positive = 0.1
     """The paper's t: energy outside over energy inside the principal directions."""
-    ridge: float = 0.2
+    ridge: NonNegative = 0.2
     """The paper's lambda, in units of weight squared: holds alpha near 1."""
     relative_ridge: bool = False
     """Take the ridge in units of each row's |q|^2 instead."""
@@ -53,36 +54,16 @@ class NullSpace(Wrapper):
     """Whose eigenvectors: of sum x x^T, or of the mean activation at each position."""
     reference: Literal["original", "compensated"] = "original"
     """The W of the step: the layer's, or as the inner method's error feedback left it."""
-    skip_layers: tuple[str, ...] = ()
+    skip_layers: Patterns = ()
     """Patterns (`*down_proj`) of names of layers that are left as they are."""
 
     def __post_init__(self) -> None:
-        if not self.threshold > 0:
-            raise InputError(f"threshold must be above 0, got {self.threshold}")
-        if not self.ridge >= 0:
-            raise InputError(f"ridge must be at least 0, got {self.ridge}")
+        super().__post_init__()
         if self.reference == "compensated" and not isinstance(self.inner, Compensating):
             raise InputError(
                 f"reference='compensated' needs a method with error feedback, and "
                 f"{self.inner.name} has none; use reference='original'"
             )
-
-    @classmethod
-    def paper(cls, inner: Method, **options: Any) -> Self:
-        """The settings of the paper; `options` override them."""
-        return cls(inner=inner, **options)
-
-    @classmethod
-    def released(cls, inner: Method, **options: Any) -> Self:
-        """The settings of the released code for GPTQ; `options` override them."""
-        preset: dict[str, Any] = {
-            "index": "released",
-            "solver": "adam",
-            "gram": "mean_activation",
-            "reference": "compensated",
-            "skip_layers": ("*down_proj",),
-        }
-        return cls(inner=inner, **(preset | options))
 
     @property
     def title(self) -> str:
@@ -103,9 +84,9 @@ class NullSpace(Wrapper):
             return layer.with_record(nullspace_note="layer skipped by its name")
         layer, reference = self._quantize_inner(problem)
         start_time = time.perf_counter()
-        stepped, found = self._step(problem, layer, reference)
+        stepped, record = self._step(problem, layer, reference)
         seconds = time.perf_counter() - start_time
-        return stepped.with_record(**found, nullspace_seconds=round(seconds, 6))
+        return stepped.with_record(**record, nullspace_seconds=round(seconds, 6))
 
     def _quantize_inner(
         self, problem: LayerProblem
@@ -118,9 +99,7 @@ class NullSpace(Wrapper):
     def _step(
         self, problem: LayerProblem, layer: QuantizedLinear, reference: Float[Tensor, "out in"]
     ) -> tuple[QuantizedLinear, dict[str, Any]]:
-        statistics = problem.statistics
-        assert statistics is not None
-        statistics.require_finite(problem.name)
+        statistics = problem.measured
         spectrum = self._spectrum(statistics, problem.name)
         start = self._start(spectrum.values)
         quantized, fixed = layer.dequantize(), layer.fixed_columns
@@ -134,7 +113,7 @@ class NullSpace(Wrapper):
             after = OutputError.of(problem.weight, stepped.dequantize(), statistics.gram).relative()
         else:
             after = before.relative(stored)
-        found = {
+        record = {
             "kept_rank": start,
             "nullspace_energy": spectrum.tail_energy(start),
             **solvers.alpha_summary(alpha),
@@ -142,7 +121,7 @@ class NullSpace(Wrapper):
             "output_error": after,
         }
         note = self._note(start, alpha, stored)
-        return stepped, found | ({"nullspace_note": note} if note else {})
+        return stepped, record | ({"nullspace_note": note} if note else {})
 
     def _spectrum(self, statistics: InputStatistics, name: str) -> Spectrum:
         """One decomposition an input site, shared by its linears."""
@@ -165,7 +144,7 @@ class NullSpace(Wrapper):
         self,
         error: Float[Tensor, "out in"],
         scaled: Float[Tensor, "out in"],
-        principal: Float[Tensor, "in kept"],
+        principal: Float[Tensor, "in principal"],
     ) -> Float[Tensor, " out"]:
         overlap = vecdot(error @ principal, scaled @ principal)
         norm = vecdot(scaled, scaled)

@@ -1,0 +1,80 @@
+"""Presets: names for explicit settings, written out for each method.
+
+What a user sets beside a preset wins over it; a quality wins over the preset of the method.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+Values = Mapping[str, Any]
+
+METHOD_PRESETS: dict[str, dict[str, Any]] = {
+    "quip": {
+        "method": "ldlq",
+        "incoherence": "kronecker",
+        # QuIP damps before and after its rotation, by 0.01 each. The rotation is orthogonal, so
+        # that both add a multiple of the identity: one damping by 1.01^2 - 1 is the same.
+        "damping": 0.0201,
+    },
+    "quarot": {
+        "method": "gptq",
+        "grid": "signed",
+        "symmetric": True,
+        "clip": "mse",
+        "act_order": False,
+        "rotate": "hadamard",
+        "activation_bits": 4,
+    },
+}
+"""`--method NAME` of a published method that is another one with these settings."""
+
+PRESET_SUMMARIES = {
+    "quip": "LDLQ in a random basis, in which no weight and no input direction stands out.",
+    "quarot": "GPTQ on a signed grid after Hadamard rotations, activations in 4 bits.",
+}
+
+_CLOSED_FORMS = {"correct": True, "output_scales": "full_precision"}
+_GOOD: dict[str, dict[str, Any]] = {
+    "rtn": {**_CLOSED_FORMS, "clip": "scale_zero"},
+    "gptq": {**_CLOSED_FORMS, "clip": "scale_zero"},
+    "ldlq": {**_CLOSED_FORMS, "grid": "trellis"},
+    "quip": {**_CLOSED_FORMS, "grid": "trellis"},
+    "pbllm": _CLOSED_FORMS,
+    "leanquant": _CLOSED_FORMS,
+    "owq": {**_CLOSED_FORMS, "clip": "scale_zero"},
+    "quarot": _CLOSED_FORMS,
+}
+QUALITIES: dict[str, dict[str, dict[str, Any]]] = {
+    "good": _GOOD,
+    "best": {method: {**settings, "refit": "model"} for method, settings in _GOOD.items()},
+}
+"""`--quality NAME`, by method."""
+
+NULLSPACE_PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "released": {
+        "index": "released",
+        "solver": "adam",
+        "gram": "mean_activation",
+        "reference": "compensated",
+        "skip_layers": ("*down_proj",),
+    },
+}
+"""`--nullspace NAME`: the paper's settings are the defaults; the released code's for GPTQ."""
+
+WHEN_ALONE = {
+    "nullspace": ("paper", "off"),
+    "output_scales": ("full_precision", "off"),
+    "incoherence": ("kronecker", "off"),
+    "rotate": ("hadamard", "none"),
+}
+"""What True, or the flag without a word, and False mean for settings that take a word."""
+
+ALIASES = {
+    "nsamples": "windows",
+    "seqlen": "length",
+    "wbits": "bits",
+    "groupsize": "group_size",
+    "lambda": "ridge",
+}
+"""Other names of settings: those of the field's scripts, and the paper's."""

