@@ -27,10 +27,10 @@ from q2n.formats.uniform import (
     Scheme,
     UniformCodec,
     UniformEntry,
-    expand_groups,
     stored_scale,
 )
 from q2n.layers.quantized import QuantizedLinear
+from q2n.linalg.groups import by_column
 
 LAYOUT_VERSION = "0.20.0"
 """The compressed-tensors release against which the layout is tested; written into the file."""
@@ -80,8 +80,8 @@ class CompressedTensors(UniformCodec):
             packed = parts["weight_zero_point"].T.contiguous()
             zero = unpack(packed, bits, rows).T.float()
         group_size = columns // scale.shape[1]
-        centred = codes.float() - expand_groups(zero, codes, group_size)
-        return expand_groups(scale, codes, group_size) * centred
+        centred = codes.float() - by_column(zero, group_size, columns)
+        return by_column(scale, group_size, columns) * centred
 
 
 class CompressedTensorsEntry(UniformEntry):

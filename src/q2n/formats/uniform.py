@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from q2n.errors import InputError
@@ -130,10 +130,3 @@ def stored_scale(
             "this format stores them; use compressed-tensors with a wider --dtype"
         )
     return stored
-
-
-def expand_groups(
-    values: Float[Tensor, "out groups"], codes: UInt8[Tensor, "out in"], group_size: int
-) -> Float[Tensor, "out in"]:
-    """One value per group -> one value per weight; the last group may be short."""
-    return values.repeat_interleave(group_size, dim=1)[:, : codes.shape[1]]
