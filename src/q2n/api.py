@@ -14,8 +14,9 @@ from q2n.errors import InputError
 from q2n.evaluation.evaluate import evaluate
 from q2n.logging import Reporter
 from q2n.pipeline.store import RUN_FILE, RunStore, partial_folder
+from q2n.report.checkpoint import Quantized
 from q2n.report.record import RECORD_FILE, BlockRecord, RunRecord
-from q2n.run import Quantized, Run
+from q2n.run import Run
 
 __all__ = ["Quantized", "evaluate", "inspect", "quantize"]
 
@@ -45,8 +46,9 @@ def quantize(
         ResumeError: the interrupted run had other settings, text, model or version.
     """
     reporter = reporter or Reporter()
-    everything = read_settings({**settings, "model": _label(model), "output": str(output)})
-    run = Run(everything, model, tokenizer, reporter)
+    label = model if isinstance(model, str | Path) else model.config.name_or_path
+    named = {"model": str(label or type(model).__name__), "output": str(output)}
+    run = Run(read_settings({**settings, **named}), model, tokenizer, reporter)
     run.quantize_blocks(resume)
     return run.write()
 
@@ -69,9 +71,3 @@ def inspect(directory: str | Path) -> dict[str, Any]:
                 start.fingerprint, start.labels, blocks, finished_blocks=len(blocks)
             ).to_json()
     raise InputError(f"{folder} holds neither {RECORD_FILE} nor an interrupted run")
-
-
-def _label(model: str | Path | PreTrainedModel) -> str:
-    if isinstance(model, str | Path):
-        return str(model)
-    return model.config.name_or_path or type(model).__name__
