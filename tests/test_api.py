@@ -161,7 +161,7 @@ def test_the_best_quality_writes_its_gains_into_every_format(place, monkeypatch,
     stored = {}
 
     def keep(self):
-        stored.update(self.another("refit").gains())
+        stored.update(self.another("refit").norm_weights())
         rmtree(self.folder)
 
     monkeypatch.setattr("q2n.pipeline.store.RunStore.remove", keep)

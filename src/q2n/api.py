@@ -41,7 +41,7 @@ def quantize(
             nullspace=True, corpus="sotu".
 
     Raises:
-        InputError: something given cannot be used; nothing is left behind.
+        InputError: something cannot be used; nothing is left behind.
         NumericalError: NaN, Inf or an indefinite Hessian, with the layer's name.
         ResumeError: the interrupted run had other settings, text, model or version.
     """
@@ -64,8 +64,8 @@ def inspect(directory: str | Path) -> dict[str, Any]:
     for candidate in (folder, partial_folder(folder)):
         if (candidate / RUN_FILE).exists():
             store = RunStore(candidate, REPRESENTATIONS)
-            blocks = store.finished()
-            record = build_record(blocks=blocks, **store.started_with())
+            blocks, start = store.finished(), store.started_with()
+            record = build_record(start.fingerprint, start.labels, blocks)
             return {**record, "finished_blocks": len(blocks)}
     raise InputError(f"{folder} holds neither {RECORD_FILE} nor an interrupted run")
 

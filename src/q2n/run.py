@@ -138,7 +138,7 @@ class Run:
             self.result.layers(),
             self.format,
             lambda folder, size: finished.append(self._describe(folder, size)),
-            gains=self.result.gains(),
+            gains=self.result.norm_weights(),
         )
         self.store.remove()
         return finished[0]

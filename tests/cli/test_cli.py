@@ -226,7 +226,7 @@ def test_methods_are_listed_with_what_they_store_and_who_holds_it(capsys, monkey
     for name, method in METHODS.items():
         (line,) = [line for line in lines if line.split()[:1] == [name]]
         assert method.bits_offered in line and method().storage.kind in line
-    (line,) = [line for line in lines if line.split()[:1] == ["affine"]]
+    (line,) = [line for line in lines if line.split()[:1] == ["uniform"]]
     assert ", ".join(FORMATS) in line
 
 
@@ -244,7 +244,7 @@ def test_the_default_format_names_those_that_hold_each_method(quantize, capsys, 
     code, out = quantize("--method", method)
     line = one_line(capsys)
     assert code == 2 and f"compressed-tensors cannot hold what {method} stores" in line
-    formats = "native" if METHODS[method]().storage.online else "native, dequantized"
+    formats = "native" if METHODS[method]().storage.runtime else "native, dequantized"
     assert line.rstrip().endswith(f"formats that can: {formats}")
     assert not out.exists() and not out.with_name("out.partial").exists()
 

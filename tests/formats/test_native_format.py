@@ -263,13 +263,13 @@ WIDE = {"shape": [64, 64], "dtype": "uint8", "bits": 9}
 def test_an_unknown_or_damaged_config_gets_one_line(out: Path) -> None:
     groups = quantization_config(out)["layer_groups"]
     for changes, words in [
-        ({"version": 2}, "version 2 of the native layout"),
+        ({"version": 1}, "version 1 of the native layout"),
         ({"layer_groups": [{"layers": ["x"]}]}, "damaged.*shape"),
         ({"layer_groups": [{**groups[0], "tensors": {"codes": WIDE}}]}, "damaged.*9 bits"),
-        ({"layer_groups": [{**groups[0], "kind": "magic"}]}, "'magic' are not known.*affine"),
+        ({"layer_groups": [{**groups[0], "kind": "magic"}]}, "'magic' are not known.*uniform"),
         ({"online": {"hum": 1}}, "needs 'hum' while it runs"),
     ]:
-        change_config(out, **{"version": 1, "layer_groups": groups, **changes})
+        change_config(out, **{"version": 2, "layer_groups": groups, **changes})
         for read in (AutoModelForCausalLM.from_pretrained, load_model):
             with pytest.raises(InputError, match=words) as caught:
                 read(out)

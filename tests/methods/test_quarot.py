@@ -7,6 +7,7 @@ import pytest
 import torch
 from oracles import projected_alpha
 from oracles.quarot import signed_range
+from q2n.methods.quarot import QuaRot
 from tiny import save_tiny, tiny_model, tiny_text
 from transformers import AutoModelForCausalLM
 
@@ -20,7 +21,6 @@ from q2n.grids.per_token import TokenGrid
 from q2n.layers.uniform import UniformLinear
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 from q2n.method import LayerProblem
-from q2n.methods.quarot import QuaRot
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.rotated_source import surrounded
 from q2n.models.source import assemble, open_source
@@ -110,7 +110,7 @@ def _model():
 def _quantized(method, folder):
     """The model as it runs, and its store."""
     source = surrounded(open_source(_model()), method.surroundings, 0)
-    store = RunStore(folder, {"affine": UniformLinear})
+    store = RunStore(folder, {"uniform": UniformLinear})
     store.start({}, {}, resume=False)
     SequentialLoop(BlockwiseModel(source), method, store, LoopOptions()).run(_windows())
     weights = {f"{name}.weight": layer.dequantize() for name, layer in store.layers().items()}
@@ -206,14 +206,14 @@ def test_a_resumed_run_is_the_same(tmp_path):
     folders, method = [tmp_path / "whole", tmp_path / "resumed"], QuaRot(bits=3, clip=False)
     source = surrounded(open_source(_model()), method.surroundings, 0)
     for folder in folders:
-        store = RunStore(folder, {"affine": UniformLinear})
+        store = RunStore(folder, {"uniform": UniformLinear})
         store.start({}, {}, resume=False)
         loop = SequentialLoop(BlockwiseModel(source), method, store, LoopOptions())
         loop.run(_windows())
     for file in folders[1].glob("block-00001.*"):
         file.unlink()
     loop.run(_windows(), finished=1)
-    whole, resumed = (RunStore(folder, {"affine": UniformLinear}).layers() for folder in folders)
+    whole, resumed = (RunStore(folder, {"uniform": UniformLinear}).layers() for folder in folders)
     for name, layer in whole.items():
         assert torch.equal(layer.dequantize(), resumed[name].dequantize())
     other = surrounded(open_source(_model()), method.surroundings, 1)
@@ -239,7 +239,7 @@ def test_alpha_of_real_layers_is_that_of_the_rotated_weight_and_input(
     quarot = QuaRot(bits=3, clip=False, weights="rtn")
     method = NullSpace.paper(quarot, skip_layers=("model.layers.0.*",))
     source = surrounded(open_source(smollm2_head, dtype="float32"), method.surroundings, 0)
-    store = RunStore(tmp_path / "run", {"affine": UniformLinear})
+    store = RunStore(tmp_path / "run", {"uniform": UniformLinear})
     store.start({}, {}, resume=False)
     SequentialLoop(BlockwiseModel(source), method, store, LoopOptions()).run(windows)
     stepped = {n: x for n, x in store.layers().items() if n.startswith("model.layers.1.")}

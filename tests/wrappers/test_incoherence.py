@@ -175,7 +175,7 @@ def test_the_papers_alpha_in_either_space(space, grid):
         half = before.basis.inputs(gram)
         gram = before.basis.inputs(half.T)
         dequantized = [layer.inner.dequantize() for layer in (before, after)]
-        assert after.gain is None
+        assert after.output_scale is None
     else:
         assert torch.equal(after.inner.scale, before.inner.scale)
     values = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).tolist()
@@ -254,7 +254,7 @@ def test_the_settings_say_what_the_basis_goes_around(around, order):
     assert build_method(read_settings(settings.flat())) == method
     assert method.required_statistics == NEEDS
     layer = method.quantize(problem()[0])
-    assert isinstance(layer, RotatedLinear) and (layer.gain is None) == (around == "wrappers")
+    assert isinstance(layer, RotatedLinear) and (layer.output_scale is None) == (around == "wrappers")
     assert {"correction", "alpha_mean", "damping"} <= layer.record.keys()  # all of it was done
 
 

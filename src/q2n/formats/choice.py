@@ -21,9 +21,9 @@ def choose_format(name: str, method: str, storage: StorageSpec) -> Format:
     if name not in FORMATS:
         raise InputError(f"unknown format {name!r}; there are: {', '.join(FORMATS)}")
     if not FORMATS[name].holds(storage):
-        online = ", and work to do while the model runs" if storage.runtime else ""
+        runtime = ", and work to do while the model runs" if storage.runtime else ""
         raise InputError(
-            f"{name} cannot hold what {method} stores ({storage.kind} layers{online}); "
+            f"{name} cannot hold what {method} stores ({storage.kind} layers{runtime}); "
             f"formats that can: {', '.join(formats_for(storage))}"
         )
     return FORMATS[name]

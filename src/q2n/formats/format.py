@@ -74,7 +74,7 @@ class Format(ABC):
 
     def holds(self, storage: StorageSpec) -> bool:
         """Whether it has a place for the representation at all. A format says otherwise if it
-        has none for some kinds, or one for what a model does online."""
+        has none for some kinds, or one for what a model does at runtime."""
         return not storage.runtime
 
     def check(self, name: str, shape: tuple[int, int], storage: StorageSpec) -> None:  # noqa: B027 - optional

@@ -24,7 +24,7 @@ from q2n.formats.packing import pack_all, unpack_all, word_count
 from q2n.layers import REPRESENTATIONS
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 
-VERSION = 1
+VERSION = 2
 """Of the layout. A reader refuses any other."""
 
 

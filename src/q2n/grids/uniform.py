@@ -30,7 +30,7 @@ _CLIP_STEPS, _CLIP_RANGE, _CLIP_POWER = 100, 0.8, 2.4
 
 @dataclass(frozen=True, kw_only=True)
 class UniformGrid:
-    """A family of uniform grids; `fit` picks one a group of weights."""
+    """A family of uniform grids; `fit` picks one per group of weights."""
 
     bits: int = 4
     symmetric: bool = False

@@ -123,9 +123,9 @@ class RotatedSource(RuntimeSource):
         model = self.inner.skeleton()
         _untie(model.config)
         head = model.get_submodule(self.layout.head)
-        assert isinstance(head, nn.Linear)
         if self._tied:
-            head.weight = nn.Parameter(head.weight.detach(), requires_grad=False)
+            weight = head.get_parameter("weight").detach()
+            head.weight = nn.Parameter(weight, requires_grad=False)
         assert self.online is not None
         attach_rotations(model, self.online)
         return model

@@ -113,10 +113,10 @@ class _RoundInput:
 
 
 def _matching(model: nn.Module, pattern: str) -> Iterator[nn.Module]:
-    found = [module for name, module in model.named_modules() if fnmatchcase(name, pattern)]
-    if not found:
+    modules = [module for name, module in model.named_modules() if fnmatchcase(name, pattern)]
+    if not modules:
         raise InputError(f"{type(model).__name__} has no module {pattern!r} to attach to")
-    yield from found
+    yield from modules
 
 
 def _factors(rotation: Rotation) -> list[dict[str, Any]]:

@@ -80,10 +80,10 @@ class OutputScales(Wrapper):
         filtered = self.scales_directions != "all"
         gram, goal = self._products(problem, fixed, statistics, threshold if filtered else None)
         alpha = per_group(scaled, gram, goal, ridge, size)
-        found = factor_spread(alpha) | {"alpha_ridge": ridge}
+        record = factor_spread(alpha) | {"alpha_ridge": ridge}
         if filtered:
-            found["alpha_threshold"] = threshold
-        return layer.scale_groups(alpha).with_record(**found)
+            record["alpha_threshold"] = threshold
+        return layer.scale_groups(alpha).with_record(**record)
 
     def _strength(
         self,
@@ -136,14 +136,14 @@ class OutputScales(Wrapper):
     def _new_filter(
         self, statistics: InputStatistics, threshold: float, name: str
     ) -> Float[Tensor, "in in"]:
-        found: Spectrum = statistics.once(
+        spectrum: Spectrum = statistics.once(
             ("spectrum", "second_moment", "eigh"),
             lambda: rules.decompose(statistics.gram, "eigh", name=name),
         )
-        start = rules.ratio(found.values, threshold)
+        start = rules.ratio(spectrum.values, threshold)
         if self.scales_directions == "principal":
-            kept = found.vectors[:, :start]
-            return kept @ kept.T
-        cut = found.values[max(start - 1, 0)].clamp(min=torch.finfo(torch.float32).tiny)
-        root = (found.values / (found.values + cut)).sqrt()
-        return (found.vectors * root) @ found.vectors.T
+            principal = spectrum.vectors[:, :start]
+            return principal @ principal.T
+        cut = spectrum.values[max(start - 1, 0)].clamp(min=torch.finfo(torch.float32).tiny)
+        root = (spectrum.values / (spectrum.values + cut)).sqrt()
+        return (spectrum.vectors * root) @ spectrum.vectors.T
