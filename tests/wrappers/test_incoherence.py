@@ -254,7 +254,9 @@ def test_the_settings_say_what_the_basis_goes_around(around, order):
     assert build_method(read_settings(settings.flat())) == method
     assert method.required_statistics == NEEDS
     layer = method.quantize(problem()[0])
-    assert isinstance(layer, RotatedLinear) and (layer.output_scale is None) == (around == "wrappers")
+    assert isinstance(layer, RotatedLinear) and (layer.output_scale is None) == (
+        around == "wrappers"
+    )
     assert {"correction", "alpha_mean", "damping"} <= layer.record.keys()  # all of it was done
 
 
