@@ -4,7 +4,6 @@ import torch
 from oracles import owq as oracle
 
 from q2n.errors import NumericalError
-from q2n.grids import scale_zero_search as room
 from q2n.grids.granularity import PerGroup
 from q2n.grids.scale_zero_search import ScaleZeroGrid
 from q2n.grids.uniform import UniformGrid
@@ -54,15 +53,6 @@ def test_groups_are_searched_by_themselves():
     for g, columns in enumerate((slice(0, 16), slice(16, 32), slice(32, 40))):
         alone = ScaleZeroGrid(bits=3, steps=40).fit(weight[:, columns], torch.float32, "layer")
         assert torch.equal(scale[:, [g]], alone[0]) and torch.equal(zero[:, [g]], alone[1])
-
-
-@pytest.mark.parametrize("zeros", [torch.arange(8), torch.tensor([4])])
-def test_the_tensor_fallback_agrees_with_the_kernel(zeros):
-    values = weights() / 0.01
-    scales = (torch.rand(6, 1) + 1) * torch.arange(1, 41) / 40
-    kernel = room.search(values, scales, zeros, 7)
-    tensors = room.search(values, scales, zeros, 7, room.search_with_tensors)
-    assert torch.equal(kernel[0], tensors[0]) and torch.equal(kernel[1], tensors[1])
 
 
 def test_units_do_not_matter():

@@ -70,17 +70,6 @@ def test_portions_change_nothing(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
 
 
-def test_the_tensor_fallback_agrees_with_the_kernel():
-    weight, importance = given()
-    grid = UniformGrid(bits=3, granularity=PerGroup(SIZE))
-    scale, zero = grid.fit(weight, torch.float32, "l")
-    groups = (weight.unflatten(1, (-1, SIZE)), importance.view(-1, SIZE), scale)
-    kernel = room._error(grid, *groups, zero)
-    tensors = room.error_with_tensors(*groups, zero.float(), grid.top)
-    # sums of 32 products in another order, half-way cases by the reciprocal of the scale
-    torch.testing.assert_close(kernel, tensors, rtol=1e-4, atol=0)
-
-
 def test_groups_that_do_not_divide_name_the_layer():
     weight, importance = given()
     grid = UniformGrid(bits=3, granularity=PerGroup(48))

@@ -1,9 +1,9 @@
-"""The grids of the sweep but the uniform one, whose tests are test_sweep.py and test_gptq.py."""
+"""The rules but the uniform one, whose tests are test_column_sweep.py and test_gptq.py."""
 
 import pytest
 import torch
 
-from q2n.kernels.column_rounding import CodebookRule, SplitRule, round_with_tensors
+from q2n.kernels.column_rounding import CodebookRule, SplitRule
 from q2n.kernels.column_sweep import sweep
 from q2n.linalg.factor import feedback
 
@@ -47,18 +47,10 @@ def points(rule):
 
 
 @pytest.mark.parametrize("rule", [codebook(), split()])
-def test_each_weight_goes_to_its_nearest_point_from_its_updated_value(rule):
+def test_updated_values_round_to_the_nearest_point(rule):
     found = sweep(WEIGHT, MATRIX, rule, block_size=16)
     updated = WEIGHT + MATRIX.T @ found.error
     grid = points(rule)
     codes = (grid - updated).abs().argmin(0)
     assert torch.equal(found.codes, codes.to(torch.uint8))
     torch.testing.assert_close(WEIGHT - found.error, grid.gather(0, codes[None])[0])
-
-
-@pytest.mark.parametrize("rule", [codebook(), split()])
-def test_the_tensor_fallback_agrees_with_the_kernel(rule):
-    kernel = sweep(WEIGHT, MATRIX, rule, block_size=16)
-    tensors = sweep(WEIGHT, MATRIX, rule, block_size=16, round_block=round_with_tensors)
-    assert torch.equal(tensors.codes, kernel.codes)
-    torch.testing.assert_close(tensors.error, kernel.error)

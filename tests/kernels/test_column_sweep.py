@@ -38,12 +38,6 @@ def test_blocks_change_nothing_but_rounding_noise(block_size):
     assert torch.equal(run(block_size).codes, run(16).codes)
 
 
-def test_the_tensor_fallback_agrees_with_the_kernel():
-    kernel, tensors = run(), run(round_block=room.round_with_tensors)
-    assert torch.equal(tensors.codes, kernel.codes)
-    torch.testing.assert_close(tensors.error, kernel.error)
-
-
 def test_two_runs_give_the_same_bytes():
     first, second = run(dtype=torch.float32), run(dtype=torch.float32)
     assert torch.equal(first.codes, second.codes)

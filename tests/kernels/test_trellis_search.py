@@ -3,9 +3,8 @@ import pytest
 import torch
 from oracles import trellis as oracle
 
-from q2n.kernels.column_rounding import round_with_tensors
 from q2n.kernels.column_sweep import sweep
-from q2n.kernels.trellis_search import TrellisRule, round_to_trellis
+from q2n.kernels.trellis_search import TrellisRule
 from q2n.linalg import trellis_code
 from q2n.linalg.factor import feedback
 
@@ -24,8 +23,8 @@ def gaussian(*shape):
     return torch.randn(shape, generator=GENERATOR, dtype=torch.float64)
 
 
-def rounded(weight, bits, matrix=MATRIX, round_block=round_to_trellis):
-    return sweep(weight, matrix, rule(bits), block_size=16, round_block=round_block)
+def rounded(weight, bits, matrix=MATRIX):
+    return sweep(weight, matrix, rule(bits), block_size=16)
 
 
 @pytest.mark.parametrize(("bits", "rows"), [(2, 6), (3, 4), (4, 3)])
@@ -50,7 +49,7 @@ def test_the_state_at_the_border_is_nearly_the_best(bits):
     every = torch.arange(len(trellis_rule.values))
     least = 0.0
     for column in weight:
-        states = trellis_rule._way(column.expand(len(every), -1), every)
+        states = trellis_rule.nearest_states(column.expand(len(every), -1), every)
         away = (trellis_rule.values[states] - column).square().sum(1)
         least += float(away.min())
     found = trellis_rule.nearest(weight)[1]
@@ -66,15 +65,6 @@ def test_each_column_is_rounded_from_its_updated_value(bits, rows):
     codes, points = rule(bits).nearest(updated)
     assert torch.equal(found.codes, codes.to(torch.uint8))
     torch.testing.assert_close(weight - found.error, points)
-
-
-@WIDTHS
-def test_the_tensor_form_agrees_with_the_kernel(bits):
-    weight = gaussian(COLUMNS, 200)
-    kernel = rounded(weight, bits)
-    tensors = rounded(weight, bits, round_block=round_with_tensors)
-    assert torch.equal(kernel.codes, tensors.codes)
-    torch.testing.assert_close(kernel.error, tensors.error)
 
 
 def test_segments_know_nothing_of_each_other():

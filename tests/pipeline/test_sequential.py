@@ -8,7 +8,6 @@ from transformers.pytorch_utils import Conv1D
 
 from q2n.data.windows import TokenWindows
 from q2n.errors import InputError, NumericalError
-from q2n.layers.uniform import UniformLinear
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 from q2n.method import LayerProblem
 from q2n.methods.gptq import GPTQ
@@ -32,7 +31,7 @@ def token_windows(count: int = 6, length: int = 16) -> TokenWindows:
 
 
 def run_loop(model, method, folder, *, finished=0, windows=None, refit=None, **options):
-    store = RunStore(folder, {"uniform": UniformLinear})
+    store = RunStore(folder)
     if not finished:
         store.start({}, {}, resume=False)
     blocks = BlockwiseModel(open_source(model))
@@ -147,7 +146,7 @@ def test_every_architecture_is_quantized_completely(architecture, tmp_path):
 
 
 def test_rtn_needs_no_text(tmp_path):
-    store = RunStore(tmp_path, {"uniform": UniformLinear})
+    store = RunStore(tmp_path)
     store.start({}, {}, resume=False)
     model = tiny_model()
     SequentialLoop(BlockwiseModel(open_source(model)), RTN(bits=4), store, LoopOptions()).run(None)
@@ -159,7 +158,7 @@ def test_rtn_needs_no_text(tmp_path):
 
 
 def test_gptq_without_text_is_refused(tmp_path):
-    store = RunStore(tmp_path, {"uniform": UniformLinear})
+    store = RunStore(tmp_path)
     loop = SequentialLoop(
         BlockwiseModel(open_source(tiny_model())), GPTQ(bits=4), store, LoopOptions()
     )
@@ -250,7 +249,7 @@ def _input_of(model, name):
 
 def as_stored(model, folder):
     """The model with the stored layers and norms in their places."""
-    store = RunStore(folder, {"uniform": UniformLinear})
+    store = RunStore(folder)
     for name, layer in store.layers().items():
         stored_weight(model, name).copy_(layer.dequantize())
     for name, norm in store.norm_weights().items():
@@ -269,7 +268,7 @@ def test_resuming_after_a_refit_gives_the_same_bytes(tmp_path, done, method):
             name = f"block-{index:05d}{suffix}"
             (broken / name).write_bytes((whole / name).read_bytes())
     run_loop(tiny_model(), method, broken, finished=done, refit=REFIT)
-    stores = [RunStore(folder, {"uniform": UniformLinear}) for folder in (whole, broken)]
+    stores = [RunStore(folder) for folder in (whole, broken)]
     assert len(stores[0].norm_weights()) == 6
     for index in range(3):
         name = f"block-{index:05d}.safetensors"
@@ -338,7 +337,7 @@ def test_later_blocks_see_what_the_refit_left(tmp_path, finished):
 
 
 def test_a_refit_without_text_is_refused(tmp_path):
-    store = RunStore(tmp_path, {"uniform": UniformLinear})
+    store = RunStore(tmp_path)
     blocks = BlockwiseModel(open_source(tiny_model()))
     loop = SequentialLoop(blocks, RTN(bits=4), store, LoopOptions(), refit=REFIT)
     with pytest.raises(InputError, match="--corpus"):

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from q2n.errors import InputError, ResumeError
-from q2n.layers.uniform import UniformLinear
 from q2n.method import LayerProblem
 from q2n.methods.rtn import RTN
 from q2n.pipeline.facts import BlockFacts
@@ -12,7 +11,7 @@ from q2n.pipeline.store import RunStore
 
 
 def store_in(folder) -> RunStore:
-    return RunStore(folder, {"uniform": UniformLinear})
+    return RunStore(folder)
 
 
 def some_layers(seed: int = 0):

@@ -5,7 +5,6 @@ import torch
 from tiny import tiny_model
 
 from q2n.data.windows import TokenWindows
-from q2n.layers.uniform import UniformLinear
 from q2n.logging import Reporter
 from q2n.methods.rtn import RTN
 from q2n.models.blocks import BlockwiseModel
@@ -28,7 +27,7 @@ def windows() -> TokenWindows:
 
 def quantized(folder, architecture="llama", refit=None) -> RunStore:
     """A store with the finished blocks of a tiny model."""
-    store = RunStore(folder, {"uniform": UniformLinear})
+    store = RunStore(folder)
     store.start({}, {}, resume=False)
     blocks = BlockwiseModel(open_source(tiny_model(architecture, layers=2)))
     loop = SequentialLoop(blocks, RTN(bits=2), store, LoopOptions(), refit=refit)
@@ -93,7 +92,7 @@ def test_norm_weights_lie_with_their_block(tmp_path, architecture, last):
 
 def test_ten_blocks_and_more_keep_their_own(tmp_path):
     """Block 1's name begins that of block 10."""
-    store = RunStore(tmp_path, {"uniform": UniformLinear})
+    store = RunStore(tmp_path)
     store.start({}, {}, resume=False)
     blocks = BlockwiseModel(open_source(tiny_model(layers=11)))
     SequentialLoop(blocks, RTN(bits=2), store, LoopOptions()).run(None)

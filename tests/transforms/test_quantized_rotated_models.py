@@ -16,7 +16,6 @@ from q2n.data.tokenizer import load_tokenizer
 from q2n.data.windows import TokenWindows, calibration_windows
 from q2n.errors import InputError
 from q2n.formats.load import load_model
-from q2n.layers.uniform import UniformLinear
 from q2n.methods.gptq import GPTQ
 from q2n.methods.rtn import RTN
 from q2n.models.blocks import BlockwiseModel
@@ -52,12 +51,12 @@ def _model():
 def _quantized(method, changes, folder):
     """The model as it runs."""
     source = surrounded(open_source(_model()), changes, 0)
-    store = RunStore(folder, {"uniform": UniformLinear})
+    store = RunStore(folder)
     store.start({}, {}, resume=False)
     SequentialLoop(BlockwiseModel(source), method, store, LoopOptions()).run(_windows())
     weights = {f"{name}.weight": layer.dequantize() for name, layer in store.layers().items()}
     model = assemble(source, weights)
-    attach_quantizers(model, source.online)
+    attach_quantizers(model, source.runtime)
     return model
 
 
@@ -151,14 +150,14 @@ def test_a_resumed_run_is_the_same(tmp_path):
     method, changes = quarot(bits=3)
     source = surrounded(open_source(_model()), changes, 0)
     for folder in folders:
-        store = RunStore(folder, {"uniform": UniformLinear})
+        store = RunStore(folder)
         store.start({}, {}, resume=False)
         loop = SequentialLoop(BlockwiseModel(source), method, store, LoopOptions())
         loop.run(_windows())
     for file in folders[1].glob("block-00001.*"):
         file.unlink()
     loop.run(_windows(), finished=1)
-    whole, resumed = (RunStore(folder, {"uniform": UniformLinear}).layers() for folder in folders)
+    whole, resumed = (RunStore(folder).layers() for folder in folders)
     for name, layer in whole.items():
         assert torch.equal(layer.dequantize(), resumed[name].dequantize())
     other = surrounded(open_source(_model()), changes, 1)
@@ -185,7 +184,7 @@ def test_alpha_of_real_layers_is_that_of_the_rotated_weight_and_input(
     method = NullSpace(inner=inner, skip_layers=("model.layers.0.*",))
     _, changes = quarot()
     source = surrounded(open_source(smollm2_head, dtype="float32"), changes, 0)
-    store = RunStore(tmp_path / "run", {"uniform": UniformLinear})
+    store = RunStore(tmp_path / "run")
     store.start({}, {}, resume=False)
     SequentialLoop(BlockwiseModel(source), method, store, LoopOptions()).run(windows)
     stepped = {n: x for n, x in store.layers().items() if n.startswith("model.layers.1.")}

@@ -59,7 +59,7 @@ def test_the_rotated_model_gives_the_same_logits(name, rotation, monkeypatch):
     torch.testing.assert_close(rotated(_tokens()).logits, expected, rtol=0, atol=2e-5)
     # with R3, but nothing rounded
     monkeypatch.setattr(TokenGrid, "quantize", lambda self, x: x)
-    attach_quantizers(rotated, source.online)
+    attach_quantizers(rotated, source.runtime)
     torch.testing.assert_close(rotated(_tokens()).logits, expected, rtol=0, atol=2e-5)
     torch.testing.assert_close(model(_tokens()).logits, expected, rtol=0, atol=0)  # untouched
 
@@ -104,8 +104,8 @@ def test_runtime_parts_survive_json():
         0,
     )
     one, other = assemble(source), assemble(source)
-    attach_quantizers(one, source.online)
-    parts = RuntimeParts.from_json(json.loads(json.dumps(source.online.to_json())))
+    attach_quantizers(one, source.runtime)
+    parts = RuntimeParts.from_json(json.loads(json.dumps(source.runtime.to_json())))
     attach_quantizers(other, parts)
     logits = one(_tokens()).logits
     assert torch.equal(other(_tokens()).logits, logits)
@@ -121,7 +121,7 @@ def test_every_linear_of_the_blocks_reads_rounded_inputs_and_the_head_does_not()
     parts = ModelChanges(activation_bits=3, activation_clip_ratio=1.0)
     source = surrounded(open_source(_model()), parts, 0)
     model = assemble(source)
-    attach_quantizers(model, source.online)
+    attach_quantizers(model, source.runtime)
     levels = {}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
@@ -139,7 +139,7 @@ def test_the_cache_is_rounded_alike_in_one_go_and_token_by_token():
     source = surrounded(open_source(_model()), ModelChanges(rotate="hadamard", **CACHE), 0)
     model = assemble(source)
     exact = model(_tokens()).logits
-    attach_quantizers(model, source.online)
+    attach_quantizers(model, source.runtime)
     rounded = model(_tokens()).logits
     assert (rounded - exact).abs().max() > 0.01
     tokens, past, stepwise = _tokens(), None, []
@@ -170,7 +170,7 @@ def test_what_cannot_be_rotated_is_refused():
             surrounded(source, ModelChanges(**changes), 0)
     source = surrounded(source, ModelChanges(rotate="hadamard"), 0)
     with pytest.raises(InputError, match="no module 'model.layers"):
-        attach(torch.nn.Linear(2, 2), source.online)
+        attach(torch.nn.Linear(2, 2), source.runtime)
 
 
 def test_an_attention_that_cannot_be_wrapped_is_refused():
@@ -178,6 +178,6 @@ def test_an_attention_that_cannot_be_wrapped_is_refused():
     model = assemble(source)
     model.config._attn_implementation_internal = "unheard"
     with pytest.raises(InputError, match="attention 'unheard'"):
-        attach_quantizers(model, source.online)
+        attach_quantizers(model, source.runtime)
     with pytest.raises(InputError, match="whole transformers model"):
         round_cache(model.model.layers[0], [], TokenGrid(), None)

@@ -55,8 +55,10 @@ def output_error(given, layer):
 
 
 def dense(rotation):
-    parts = (rotation.first, rotation.second, rotation.into, rotation.out)
-    return oracle.kronecker(*(part.numpy() for part in parts))
+    first, second = (factor.blocks.numpy() for factor in rotation.factors)
+    natural = torch.arange(rotation.size)
+    orders = (natural if order is None else order for order in (rotation.into, rotation.out))
+    return oracle.kronecker(first, second, *(order.numpy() for order in orders))
 
 
 def quip(*, rescale=False, projection="kronecker", damping=DAMPING, **options):

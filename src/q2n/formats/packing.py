@@ -46,22 +46,9 @@ def unpack(
     words: Int32[Tensor, "*rows words"], bits: int, count: int
 ) -> UInt8[Tensor, "*rows count"]:
     """Exact inverse of `pack` for rows of `count` elements."""
-    fields, period_words = _period(bits)
-    periods = -(-count // fields)
-    source = pad(words, (0, periods * period_words - words.shape[-1]))
-    source = source.unflatten(-1, (periods, period_words))
-    shape = (*words.shape[:-1], periods, fields)
-    codes = torch.empty(shape, dtype=torch.uint8, device=words.device)
-    mask = (1 << bits) - 1
-    for field in range(fields):
-        word, shift = divmod(field * bits, WORD)
-        value = source[..., word] >> shift
-        if shift + bits > WORD:
-            # The shift copied the sign bit downwards: keep the field's own low part.
-            low = WORD - shift
-            value = (value & ((1 << low) - 1)) | (source[..., word + 1] << low)
-        codes[..., field] = (value & mask).to(torch.uint8)
-    return codes.flatten(-2)[..., :count].contiguous()
+    from q2n.kernels import dispatch  # numba is loaded when codes are unpacked, not before
+
+    return dispatch.unpack(words, bits, count)
 
 
 def pack_all(codes: UInt8[Tensor, "..."], bits: int) -> Int32[Tensor, " words"]:
@@ -79,13 +66,7 @@ def unpack_all(
     words: Int32[Tensor, " words"], bits: int, shape: tuple[int, ...]
 ) -> UInt8[Tensor, "..."]:
     """Exact inverse of `pack_all`: what every call of a packed layer begins with."""
-    if words.device.type != "cpu":
-        return unpack(words, bits, prod(shape)).reshape(shape)
-    from q2n.kernels.unpack import unpack_stream
-
-    codes = torch.empty(shape, dtype=torch.uint8)
-    unpack_stream(words.detach().numpy().view("uint32"), bits, codes.view(-1).numpy())
-    return codes
+    return unpack(words, bits, prod(shape)).reshape(shape)
 
 
 def word_count(count: int, bits: int) -> int:

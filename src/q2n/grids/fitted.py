@@ -1,4 +1,4 @@
-"""The grids of LDLQ, each fitted to a weight and in the form that the sweep takes."""
+"""The grids of LDLQ, each fitted to one weight and turned into the rule that the sweep takes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from q2n.grids import gaussian_range
 from q2n.grids.uniform import UniformGrid
-from q2n.kernels.column_rounding import CodebookRule, RoundBlock, Rule, UniformRule
-from q2n.kernels.trellis_search import TrellisRule, round_to_trellis
+from q2n.kernels.column_rounding import CodebookRule, Rule, UniformRule
+from q2n.kernels.trellis_search import TrellisRule
 from q2n.layers.centred import CentredLinear
 from q2n.layers.levels import LloydMaxLinear, TrellisLinear
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
@@ -24,19 +24,17 @@ GridName = Literal["uniform", "lloyd-max", "trellis", "minmax"]
 
 @dataclass(frozen=True, eq=False)
 class FittedGrid:
-    """A grid for one weight."""
+    """A grid fitted to one weight."""
 
     weight: Float[Tensor, "out in"]
     """The weight in the coordinates of the rule."""
     rule: Rule
     stored: Callable[[UInt8[Tensor, "out in"]], QuantizedLinear]
-    """The layer with these codes."""
-    round_block: RoundBlock | None = None
-    """What rounds to this rule; None: what rounds one weight by itself."""
+    """Makes the layer that has these codes."""
 
 
 def storage(grid: GridName, bits: int) -> StorageSpec:
-    """What is stored."""
+    """What a layer with this grid stores."""
     if grid == "minmax":
         return UniformStorage(bits=bits, group_size=-1)
     if grid == "uniform":
@@ -47,7 +45,11 @@ def storage(grid: GridName, bits: int) -> StorageSpec:
 def fit(
     grid: GridName, weight: Float[Tensor, "out in"], bits: int, dtype: torch.dtype, name: str
 ) -> FittedGrid:
-    """Any but `uniform`, to the weight of the layer `name`, with scales of `dtype`."""
+    """Any grid but `uniform`, fitted to the weight of the layer `name`, with scales of `dtype`.
+
+    Raises:
+        NumericalError: weights that are not finite, or a scale that overflows `dtype`.
+    """
     if grid == "minmax":
         return _minmax(weight, bits, dtype, name)
     fitted = _trellis if _has_trellis(grid, bits) else _lloyd_max
@@ -63,7 +65,9 @@ def fit_even(
     clip_sigma: float | None,
     clamp_first: bool,
 ) -> FittedGrid:
-    """The `uniform` grid: the levels over [-S, S], moved up by S. Then code 0 is 0."""
+    """The `uniform` grid: evenly spaced levels over [-S, S], where S is `clip_sigma` root mean
+    squares (None: the best for Gaussian weights). The weight is moved up by S, so that code 0 means
+    0; `clamp_first` clamps it to [-S, S] before. Raises as `fit`."""
     best = gaussian_range.BEST_CLIP_SIGMA[bits]
     scale = gaussian_range.fit(weight, best if clip_sigma is None else clip_sigma, dtype, name)
     end = scale.to(weight)
@@ -79,7 +83,7 @@ def fit_even(
 
 
 def _has_trellis(grid: GridName, bits: int) -> bool:
-    """At 8 bits a weight's own levels are as good."""
+    """At 8 bits there is no trellis code: Lloyd-Max levels are as good."""
     return grid == "trellis" and bits in trellis_code.DIGITS
 
 
@@ -105,7 +109,6 @@ def _trellis(
         weight,
         TrellisRule(trellis_code.values(bits).to(weight) * scale.to(weight), bits),
         lambda codes: TrellisLinear(codes=codes, scale=scale, bits=bits),
-        round_to_trellis,
     )
 
 
@@ -144,6 +147,6 @@ def uniform_rule(
     bits: int,
     dtype: torch.dtype,
 ) -> UniformRule:
-    """A uniform grid in the form that the sweep takes: transposed, scales in the dtype of the
-    weight; `group` is the group of each column in visiting order."""
+    """The rule of a uniform grid: transposed, with scales in the dtype of the weight. `group` is
+    the group of each column in visiting order."""
     return UniformRule(scale.T.to(dtype).contiguous(), zero.T.contiguous(), group, 2**bits - 1)

@@ -1,12 +1,12 @@
 r"""The uniform grid whose scale and zero point are both searched (OWQ, Lee et al. 2024).
 
-Letters as in affine.py. `lo`, `hi` is the min-max range of a group of weights, `s_0` its
+Letters as in uniform.py. `lo`, `hi` is the min-max range of a group of weights, `s_0` its
 min-max scale. Candidates are the scales `s_0 i / n`, i = 1 .. n, each with every zero point
 0 .. 2^b - 1 (symmetric: the middle one alone); the pair with the least
-`sum |w - quantized|^2.4` is kept. Min-max is among them (i = n), so it is never worse.
+`sum |w - quantized|^2.4` is kept. Min-max is among them (i = n), so the result is never worse.
 
-The clip search of affine.py moves both ends of the range together, 80 candidates; this one
-moves them apart, n 2^b candidates (kernels/scale_zero_search.py).
+The clip search of uniform.py moves both ends of the range together, 80 candidates; this search
+moves them independently, n 2^b candidates (kernels/scale_zero_search.py).
 """
 
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from q2n.grids.uniform import UniformGrid
-from q2n.kernels.scale_zero_search import search
+from q2n.kernels import dispatch
 
 ROW_STEPS, GROUP_STEPS = 100, 40
-"""Scales that OWQ tries for a whole row, and for a group."""
+"""Number of scales that OWQ tries per row, and per group."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleZeroGrid(UniformGrid):
-    """A family of uniform grids; `fit` searches scale and zero point of every group."""
+    """Uniform grids whose `fit` searches scale and zero point of every group."""
 
     steps: int = ROW_STEPS
-    """n: scales that are tried."""
+    """n: number of scales that are tried."""
 
     def fit_groups(
         self, values: Float[Tensor, "*groups size"], dtype: torch.dtype, name: str
@@ -52,9 +52,10 @@ def best_pair(
     zeros: Int[Tensor, " zeros"],
     top: int,
 ) -> tuple[Float[Tensor, "*groups"], UInt8[Tensor, "*groups"]]:
-    """Of each group's `scales`, in ascending order, and of `zeros` those that serve its values
-    best. The search is in units of `unit`, so that it sees numbers of one magnitude."""
-    best, zero = search(
+    """The scale and zero point with the least error in each group, for codes 0..top, among the
+    group's `scales` (in ascending order) and `zeros`. Values and scales are divided by `unit` for
+    the search, so that all groups have numbers of the same magnitude."""
+    best, zero = dispatch.scale_zero_search(
         (values / unit).float().flatten(0, -2), (scales / unit).float().flatten(0, -2), zeros, top
     )
     best, zero = best.view(unit.shape), zero.view(unit.shape[:-1])

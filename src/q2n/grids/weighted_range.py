@@ -1,9 +1,10 @@
-"""The uniform grid whose range does the least weighted harm (LeanQuant's affine grid).
+"""The uniform grid whose range has the least weighted error (LeanQuant's affine grid).
 
 Both ends of a group's range are shrunk, each by its own factor, and the pair with the least
-`sum_j omega_j (w_j - q_j)^2` is kept. LeanQuant (Zhang and Shrivastava 2024) tries every pair of a
-fine grid of factors; here 36 pairs of a coarse one, then three times the neighbours of the best
-so far at half the distance. The first pair is the whole range, so min-max is never better.
+`sum_j omega_j (w_j - q_j)^2` is kept (kernels/weighted_error.py). LeanQuant (Zhang and Shrivastava
+2024) tries every pair of a fine grid of factors. Here 36 pairs of a coarse grid are tried, then
+three times the neighbours of the best pair so far, each time at half the distance. The first pair
+is the whole range, so min-max is never better.
 """
 
 import itertools
@@ -13,15 +14,16 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from q2n.grids.uniform import UniformGrid
-from q2n.kernels import weighted_error
+from q2n.kernels import dispatch
+from q2n.linalg.groups import in_groups
 
 _ROUNDS = (
     tuple(itertools.product((0, -0.15, -0.3, -0.45, -0.6, -0.75), repeat=2)),
     *(tuple(itertools.product((-d, 0, d), repeat=2)) for d in (0.075, 0.0375, 0.01875)),
 )
-"""What to add to both factors, which start at 1; each round starts from the best so far."""
+"""Offsets of both factors, which start at 1; each round starts from the best pair so far."""
 _ENTRIES_AT_ONCE = 2**20
-"""Rows go in portions of about so many entries, which bounds the memory."""
+"""Rows are fitted in portions of about this many entries, which bounds memory."""
 
 
 def fit_weighted(
@@ -31,12 +33,13 @@ def fit_weighted(
     dtype: torch.dtype,
     name: str,
 ) -> tuple[Float[Tensor, "out groups"], UInt8[Tensor, "out groups"]]:
-    """As `UniformGrid.fit` with the search in place of `grid.clip`; groups divide the columns."""
+    """As `UniformGrid.fit`, with this search in place of `grid.clip`. `importance` is omega of
+    every column. Raises as `UniformGrid.fit`; groups must divide the columns."""
     size = grid.granularity.group_size(weight.shape[1], name)
     omega = importance.view(-1, size)
     portion = max(1, _ENTRIES_AT_ONCE // weight.shape[1])
     fitted = [
-        _fit_portion(grid, part.unflatten(1, (-1, size)), omega, dtype, name)
+        _fit_portion(grid, in_groups(part, size), omega, dtype, name)
         for part in weight.split(portion)
     ]
     return torch.cat([s for s, _ in fitted]), torch.cat([z for _, z in fitted])
@@ -72,9 +75,5 @@ def _error(
     scale: Float[Tensor, "rows groups"],
     zero: UInt8[Tensor, "rows groups"],
 ) -> Float[Tensor, "rows groups"]:
-    given = (values, omega.contiguous(), scale.to(values.dtype), zero.to(values.dtype))
-    if values.device.type != "cpu":
-        return weighted_error.error_with_tensors(*given, grid.top)
-    found = torch.empty_like(given[2])
-    weighted_error._kernel(*(part.numpy() for part in given), grid.top, found.numpy())
-    return found
+    scale, zero = scale.to(values.dtype), zero.to(values.dtype)
+    return dispatch.weighted_error(values, omega, scale, zero, grid.top)

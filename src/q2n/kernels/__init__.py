@@ -1,1 +1,1 @@
-"""The inner loops: one operation a file, for CPUs and for other devices."""
+"""The inner loops, one operation a file: plain torch, and faster code by device (dispatch.py)."""

@@ -1,69 +1,84 @@
-"""How the columns of a block are rounded: one loop over columns, and the grids it can round to.
+"""Rounding the columns of a block in turn: the rules that say to which grid, and the loop.
 
-A *rule* holds the parameters of a grid, an output row in each position of the last axis, and is
-a `NamedTuple` of tensors. For numba its type chooses the compiled code (`_round_column`), so that
-one kernel serves all grids and stays in numba's cache; all of that is in this file because numba
-renews its cache when the file of a kernel changes. Each rule says the same in tensor operations
-(`nearest`), for devices that numba does not reach.
+A *rule* is the grid of a layer in the form that the column sweep takes: a `NamedTuple` of tensors
+with output rows along the last axis. `nearest` rounds to it in plain torch. Rounding a block goes
+column by column: round column j to `q_j`, then feed its error into the later columns,
 
-The kernel works on tiles: a fixed number of neighbouring output rows of a column at once, by
-vector instructions, and tiles in parallel. Once a column is rounded, its error goes into the
-later columns of the block (kernels/column_sweep.py).
+    e_j = w_j - q_j,     target_k += M_jk e_j   (k > j).
+
+Everything is transposed: a column of the layer is a row in memory.
+
+The numba kernel serves the rules whose weights are rounded one by one. It takes tiles: a fixed
+number of neighbouring output rows, which go through all columns of the block in vector
+instructions; tiles run in parallel. The type of the rule chooses the compiled code of one column
+(`_round_column`), so that a single kernel serves all these rules.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, Self, no_type_check, runtime_checkable
 
 import numba
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from numba.extending import overload
 from torch import Tensor
+
+from q2n.kernels.compiled import compiled
 
 _TILE = 64
 
 
 @runtime_checkable
 class Rule(Protocol):
-    """A grid for every weight of a layer: columns as rows, in visiting order."""
+    """The grid of every weight of a layer: columns as rows, in visiting order."""
 
     def columns(self, a: int, b: int) -> Self:
         """The rule of the visited columns a:b."""
 
-    def nearest(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes of the grid points nearest to `target` [columns, out], and these points."""
+    def nearest(
+        self, target: Float[Tensor, "columns out"]
+    ) -> tuple[Shaped[Tensor, "columns out"], Float[Tensor, "columns out"]]:
+        """Codes (whole numbers of any dtype) of the grid points nearest to `target`, and these
+        points."""
 
 
 class UniformRule(NamedTuple):
     """`scale * (code - zero)`, codes 0..top."""
 
-    scale: Tensor
-    """[groups, out], in the dtype of the weight."""
-    zero: Tensor
-    """[groups, out]"""
-    group: Tensor
+    scale: Float[Tensor, "groups out"]
+    """In the dtype of the weight."""
+    zero: UInt8[Tensor, "groups out"]
+    group: Int[Tensor, " columns"]
     """Group of each visited column."""
     top: int
 
     def columns(self, a: int, b: int) -> "UniformRule":
+        """The rule of the visited columns a:b."""
         return self._replace(group=self.group[a:b])
 
-    def nearest(self, target: Tensor) -> tuple[Tensor, Tensor]:
+    def nearest(
+        self, target: Float[Tensor, "columns out"]
+    ) -> tuple[Shaped[Tensor, "columns out"], Float[Tensor, "columns out"]]:
+        """As `Rule.nearest`."""
         scale, zero = self.scale[self.group], self.zero[self.group].to(target.dtype)
         code = (torch.round(target / scale) + zero).clamp_(0, self.top)
         return code, scale * (code - zero)
 
 
 class CodebookRule(NamedTuple):
-    """The entries of the row's codebook."""
+    """The nearest entry of the output row's codebook."""
 
-    entries: Tensor
-    """[entries, out], ascending, in the dtype of the weight."""
+    entries: Float[Tensor, "entries out"]
+    """Ascending, in the dtype of the weight."""
 
     def columns(self, a: int, b: int) -> "CodebookRule":
+        """The rule itself: columns share the codebook."""
         return self
 
-    def nearest(self, target: Tensor) -> tuple[Tensor, Tensor]:
+    def nearest(
+        self, target: Float[Tensor, "columns out"]
+    ) -> tuple[Shaped[Tensor, "columns out"], Float[Tensor, "columns out"]]:
+        """As `Rule.nearest`."""
         code = torch.zeros_like(target, dtype=torch.int64)
         for lower, upper in zip(self.entries, self.entries[1:], strict=False):
             code += target + target > lower + upper
@@ -71,27 +86,27 @@ class CodebookRule(NamedTuple):
 
 
 class SplitRule(NamedTuple):
-    """One of two uniform grids, `base + step * code`, by a mask."""
+    """One of two uniform grids, `base + step * code`, chosen by a mask."""
 
-    low: Tensor
-    """[columns, out]: whether a weight is on the low grid."""
-    group: Tensor
+    low: Bool[Tensor, "columns out"]
+    """Whether a weight is on the low grid."""
+    group: Int[Tensor, " columns"]
     """Group of each visited column, for the low grid."""
-    low_base: Tensor
-    """[groups, out]"""
-    low_step: Tensor
-    """[groups, out]"""
+    low_base: Float[Tensor, "groups out"]
+    low_step: Float[Tensor, "groups out"]
     low_top: int
-    high_base: Tensor
-    """[1, out]"""
-    high_step: Tensor
-    """[1, out]"""
+    high_base: Float[Tensor, "1 out"]
+    high_step: Float[Tensor, "1 out"]
     high_top: int
 
     def columns(self, a: int, b: int) -> "SplitRule":
+        """The rule of the visited columns a:b."""
         return self._replace(low=self.low[a:b], group=self.group[a:b])
 
-    def nearest(self, target: Tensor) -> tuple[Tensor, Tensor]:
+    def nearest(
+        self, target: Float[Tensor, "columns out"]
+    ) -> tuple[Shaped[Tensor, "columns out"], Float[Tensor, "columns out"]]:
+        """As `Rule.nearest`."""
         base = torch.where(self.low, self.low_base[self.group], self.high_base)
         step = torch.where(self.low, self.low_step[self.group], self.high_step)
         top = torch.where(self.low, self.low_top, self.high_top)
@@ -99,40 +114,56 @@ class SplitRule(NamedTuple):
         return code, base + step * code
 
 
-RoundBlock = Callable[[Tensor, Tensor, Tensor, Any, Tensor, Tensor], None]
-"""Round the columns of a block in turn: (target, weight, matrix, rule) are read (target is used
-up), (codes, error) are written."""
+def round_columns_reference(
+    target: Float[Tensor, "columns out"],
+    weight: Float[Tensor, "columns out"],
+    matrix: Float[Tensor, "columns columns"],
+    rule: Rule,
+) -> tuple[UInt8[Tensor, "columns out"], Float[Tensor, "columns out"]]:
+    """Codes of the columns of a block, and their errors `weight - rounded`.
 
-
-def round_with_tensors(
-    target: Tensor, weight: Tensor, matrix: Tensor, rule: Rule, codes: Tensor, error: Tensor
-) -> None:
-    """The same arithmetic as the kernel's in tensor operations."""
+    `target` holds the values to round before any feedback within the block, `matrix` the feedback M
+    of these columns (its upper triangle is read). Serves every rule, on any device."""
+    target = target.clone()
+    codes, error = torch.empty_like(target, dtype=torch.uint8), torch.empty_like(target)
     for j in range(len(target)):
         code, value = rule.columns(j, j + 1).nearest(target[j : j + 1])
         codes[j] = code[0]
         error[j] = weight[j] - value[0]
         target[j + 1 :] += matrix[j, j + 1 :, None] * error[j]
+    return codes, error
 
 
-def round_with_numba(
-    target: Tensor, weight: Tensor, matrix: Tensor, rule: Any, codes: Tensor, error: Tensor
-) -> None:
-    """Tiles of rows in parallel, on a CPU."""
-    arrays = (part.numpy() if isinstance(part, Tensor) else part for part in rule)
+def round_columns_numba(
+    target: Float[Tensor, "columns out"],
+    weight: Float[Tensor, "columns out"],
+    matrix: Float[Tensor, "columns columns"],
+    rule: UniformRule | CodebookRule | SplitRule,
+) -> tuple[UInt8[Tensor, "columns out"], Float[Tensor, "columns out"]]:
+    """The same on a CPU, tiles of output rows in parallel."""
+    target = target.clone(memory_format=torch.contiguous_format)
+    codes, error = torch.empty_like(target, dtype=torch.uint8), torch.empty_like(target)
     _kernel(
         target.numpy(),
-        weight.numpy(),
+        weight.contiguous().numpy(),
         matrix.contiguous().numpy(),
-        type(rule)(*arrays),
+        _with_arrays(rule),
         codes.numpy(),
         error.numpy(),
     )
+    return codes, error
 
 
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+def _with_arrays(rule: Any) -> Any:
+    """The rule with numpy arrays for its tensors."""
+    parts = (part.contiguous().numpy() if isinstance(part, Tensor) else part for part in rule)
+    return type(rule)(*parts)
+
+
+@compiled(parallel=True)
 @no_type_check
 def _kernel(target, weight, matrix, rule, codes, error):
+    """Fill `codes` and `error`; `target` is used up."""
     columns, rows = target.shape
     for tile in numba.prange((rows + _TILE - 1) // _TILE):
         low = tile * _TILE
@@ -157,12 +188,12 @@ def _round_column(rule, j, low, high, target, weight, codes, error):
 @overload(_round_column, inline="always")
 @no_type_check
 def _compiled_round_column(rule, j, low, high, target, weight, codes, error):
-    forms = {UniformRule: _round_affine, CodebookRule: _round_codebook, SplitRule: _round_split}
+    forms = {UniformRule: _round_uniform, CodebookRule: _round_codebook, SplitRule: _round_split}
     return forms[rule.instance_class]
 
 
 @no_type_check
-def _round_affine(rule, j, low, high, target, weight, codes, error):
+def _round_uniform(rule, j, low, high, target, weight, codes, error):
     scale = rule.scale[rule.group[j], low:high]
     zero = rule.zero[rule.group[j], low:high]
     top = target.dtype.type(rule.top)

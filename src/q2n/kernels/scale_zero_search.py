@@ -1,60 +1,72 @@
-r"""Scale and zero point of each group with the least `sum |w - quantized|^2.4`, by brute force.
+r"""Exhaustive search for scale and zero point of a group: least `sum |w - quantized|^2.4`.
 
-What makes it affordable, on a CPU:
+A candidate is one of the group's scales with one of the zero points z; then
+`quantized = s clamp(round(w / s), -z, top - z)`. grids/scale_zero_search.py says which candidates.
 
-- a sum stops as soon as it exceeds the least one, which most candidates do early;
-- `v = |d|^2` gives `|d|^2.4 = v^1.2 = (v y^2)^2` with `y = v^(-1/5)`, and y comes from Newton's
-  iteration for `y^-5 = v`, `y <- y (6 - v y^5) / 5`: products only, in vector instructions. A
-  number's bits, read as an integer, are about its logarithm; that gives the first guess.
+The numba kernel makes this affordable on a CPU:
+
+- a sum ends as soon as it exceeds the least one so far, which most candidates do early;
+- `v = |d|^2` gives `|d|^2.4 = v^1.2 = (v y^2)^2` with `y = v^(-1/5)`. Newton's iteration for
+  `y^-5 = v`, `y <- y (6 - v y^5) / 5`, gives y by multiplications and subtractions alone, in vector
+  instructions. The bits of a number, read as an integer, approximate its logarithm: that gives the
+  first value of y.
 """
 
-from collections.abc import Callable
 from typing import no_type_check
 
 import numba
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-Search = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
-"""(values [n, size], scales [n, steps], zeros, top) -> index of the best scale and the best
-zero point, [n] each."""
-
+from q2n.kernels.compiled import compiled
 
 _POWER = 2.4
-
-
 _SPAN = 64
-"""Weights between two looks at the least sum."""
+"""Weights between two comparisons with the least sum so far."""
 
 
-def search(
-    values: Float[Tensor, "n size"],
-    scales: Float[Tensor, "n steps"],
+def scale_zero_search_reference(
+    values: Float[Tensor, "rows size"],
+    scales: Float[Tensor, "rows steps"],
     zeros: Int[Tensor, " zeros"],
     top: int,
-    on_device: Search | None = None,
-) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
-    """Which of its `scales`, and which of `zeros`, serves each row of values best.
-    `on_device` defaults to the way of the device."""
-    if on_device is None:
-        on_device = search_with_numba if values.device.type == "cpu" else search_with_tensors
-    return on_device(values, scales, zeros, top)
+) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
+    """Index of the best of each row's `scales`, and the best of `zeros`, for codes 0..top.
+
+    Of pairs that are equally good the largest scale wins, then the first zero point. On any
+    device."""
+    least = values.new_full((len(values),), torch.inf)
+    best, zero = torch.zeros(2, len(values), dtype=torch.int64, device=values.device)
+    for i in range(scales.shape[1] - 1, -1, -1):
+        scale = scales[:, i : i + 1]
+        rounded = torch.round(values / scale)
+        for z in zeros.tolist():
+            error = values - scale * rounded.clamp(-z, top - z)
+            total = error.abs_().pow_(_POWER).sum(1)
+            better = total < least
+            least = torch.where(better, total, least)
+            best.masked_fill_(better, i)
+            zero.masked_fill_(better, z)
+    return best, zero
 
 
-def search_with_numba(
-    values: Tensor, scales: Tensor, zeros: Tensor, top: int
-) -> tuple[Tensor, Tensor]:
-    """Rows in parallel, on a CPU."""
+def scale_zero_search_numba(
+    values: Float32[Tensor, "rows size"],
+    scales: Float32[Tensor, "rows steps"],
+    zeros: Int[Tensor, " zeros"],
+    top: int,
+) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
+    """The same in float32 on a CPU, rows in parallel."""
     best, zero = torch.zeros(2, len(values), dtype=torch.int64)
-    given = (values.contiguous(), scales.contiguous(), zeros)
-    _kernel(*(t.numpy() for t in given), top, best.numpy(), zero.numpy())
+    tensors = (values.contiguous(), scales.contiguous(), zeros)
+    _kernel(*(tensor.numpy() for tensor in tensors), top, best.numpy(), zero.numpy())
     return best, zero
 
 
 # Sums may be taken in any order, which lets them run in vector registers.
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy", fastmath={"reassoc"})
+@compiled(parallel=True, fastmath={"reassoc"})
 @no_type_check
 def _kernel(values, scales, zeros, top, best, zero):
     one_fifth, six_fifths = np.float32(0.2), np.float32(1.2)
@@ -90,22 +102,3 @@ def _kernel(values, scales, zeros, top, best, zero):
                 if total < least:
                     least = total
                     best[row], zero[row] = i, z
-
-
-def search_with_tensors(
-    values: Tensor, scales: Tensor, zeros: Tensor, top: int
-) -> tuple[Tensor, Tensor]:
-    """The same in tensor operations, for a device that numba does not reach."""
-    least = values.new_full((len(values),), torch.inf)
-    best, zero = torch.zeros(2, len(values), dtype=torch.int64, device=values.device)
-    for i in range(scales.shape[1] - 1, -1, -1):
-        scale = scales[:, i : i + 1]
-        rounded = torch.round(values / scale)
-        for z in zeros.tolist():
-            error = values - scale * rounded.clamp(-z, top - z)
-            total = error.abs_().pow_(_POWER).sum(1)
-            better = total < least
-            least = torch.where(better, total, least)
-            best.masked_fill_(better, i)
-            zero.masked_fill_(better, z)
-    return best, zero

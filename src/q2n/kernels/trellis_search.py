@@ -1,22 +1,23 @@
 r"""Rounding a column to a trellis code (linalg/trellis_code.py): the Viterbi algorithm.
 
-Letters: `B = 2^b` symbols, `S = B^d` states, `P = S / B`. State s consists of d codes, the newest
-in front; with code c it becomes `c P + s // B`. So the B states `p B .. p B + B - 1` lead to the
-same B states `p, P + p, 2 P + p, ..`, and of the former only the nearest counts. With cost[s] the
-least squared distance of the rows so far to a sequence that ends in state s, one more row x does
+Letters: `B = 2^b` symbols, `S = B^d` states, `P = S / B`. A state s consists of d codes, the newest
+first; with the next code c it becomes `c P + s // B`. So the B states `p B .. p B + B - 1` lead to
+the same B states `p, P + p, 2 P + p, ..`, and of the former only the nearest matters. Let cost[s]
+be the least squared distance between the rows so far and a sequence that ends in state s. Then one
+more row x gives
 
     best[p] = min_q cost[p B + q],      cost[c P + p] = best[p] + (x - values[c P + p])^2.
 
-From the last state the way back is found again row by row, by the same costs of B states each
-time; the first digit of each state on it is a code. About 4 S operations a weight.
+From the last state the sequence is traced back row by row, by comparing the costs of B states each
+time; the first digit of each state on it is a code. About 4 S operations per weight.
 
-A segment is circular: it must start in the state in which it ends. Which one is found beforehand,
-with free ends, on the last rows of the segment followed by its first ones: after a few times d rows
-all ways have gone through the same state. Given that state the codes are the nearest ones.
+A segment is circular: it must start in the state in which it ends. That state is found beforehand,
+with free ends, on the last rows of the segment followed by its first rows: after a few times d
+rows, all sequences have passed through the same state. Given that state, the codes are the nearest.
 
-Segments are independent of each other throughout the sweep: each goes through the columns of a
-block by itself, in parallel with others. On other devices all of this is tensor operations, row
-by row: correct, and slow.
+Segments are independent of each other throughout the sweep: in the numba kernel each goes through
+the columns of a block by itself, in parallel with others. The reference is `TrellisRule.nearest`
+in the loop of column_rounding.py: plain torch, row by row, correct and slow.
 """
 
 from typing import NamedTuple, no_type_check
@@ -24,30 +25,32 @@ from typing import NamedTuple, no_type_check
 import numba
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
-from q2n.kernels.column_rounding import round_with_tensors
+from q2n.kernels.compiled import compiled
 from q2n.linalg import trellis_code
 
 _OVERLAP = 8
-"""Rows before and after a segment's border that decide on the state there, in units of d. Twice
-as many lower the error by 0.5 %, half as many raise it by 1 % (2 bits)."""
+"""Rows before and after a segment's border that decide the state there, in units of d. Twice as
+many lower the error by 0.5 %, half as many raise it by 1 % (2 bits)."""
 
 
 class TrellisRule(NamedTuple):
-    """The trellis of a width, times a scale."""
+    """The trellis of a number of bits, times a scale; a rule (column_rounding.py)."""
 
-    values: Tensor
-    """[states], in the dtype of the weight."""
+    values: Float[Tensor, " states"]
+    """In the dtype of the weight."""
     bits: int
 
     def columns(self, a: int, b: int) -> "TrellisRule":
+        """The rule itself: columns share the trellis."""
         return self
 
-    def nearest(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes of the sequences nearest to the columns of `target` [columns, out], and what they
-        stand for."""
+    def nearest(
+        self, target: Float[Tensor, "columns out"]
+    ) -> tuple[Shaped[Tensor, "columns out"], Float[Tensor, "columns out"]]:
+        """Codes of the sequences nearest to the columns of `target`, and their values."""
         codes = torch.empty_like(target, dtype=torch.int64)
         states = torch.empty_like(codes)
         ends = trellis_code.borders(target.shape[1])
@@ -55,8 +58,8 @@ class TrellisRule(NamedTuple):
             part = target[:, low:high]
             overlap = min(self.overlap, high - low)
             around = torch.cat([part[:, high - low - overlap :], part[:, :overlap]], 1)
-            middle = self._way(around, None)[:, overlap - 1]
-            states[:, low:high] = self._way(part, middle)
+            middle = self.nearest_states(around, None)[:, overlap - 1]
+            states[:, low:high] = self.nearest_states(part, middle)
             codes[:, low:high] = states[:, low:high] // self._shared
         return codes, self.values[states]
 
@@ -67,39 +70,45 @@ class TrellisRule(NamedTuple):
 
     @property
     def overlap(self) -> int:
+        """Rows before and after a segment's border that decide the state there."""
         return _OVERLAP * trellis_code.DIGITS[self.bits]
 
-    def _way(
+    def nearest_states(
         self, target: Float[Tensor, "n rows"], ends: Int[Tensor, " n"] | None
     ) -> Int[Tensor, "n rows"]:
-        """The states of the nearest sequences, which begin and end in `ends` if given."""
+        """The states of the sequences nearest to n columns. They start and end in the states `ends`
+        if these are given, and are free otherwise."""
         cost = target.new_zeros(len(target), len(self.values))
         if ends is not None:
             cost.fill_(torch.inf).scatter_(1, ends[:, None], 0)
-        least = []
+        previous = []
         for row in target.T:
             best, which = cost.view(len(target), self._shared, -1).min(2)
-            least.append(which)
+            previous.append(which)
             away = (row[:, None] - self.values).square().view(len(target), -1, self._shared)
             cost = (best[:, None] + away).flatten(1)
         state = cost.argmin(1) if ends is None else ends
-        found = []
-        for which in reversed(least):
-            found.append(state)
+        path = []
+        for which in reversed(previous):
+            path.append(state)
             shared = state % self._shared
             state = (shared << self.bits) + which.gather(1, shared[:, None]).squeeze(1)
-        return torch.stack(found[::-1], 1)
+        return torch.stack(path[::-1], 1)
 
 
-def round_to_trellis(
-    target: Tensor, weight: Tensor, matrix: Tensor, rule: TrellisRule, codes: Tensor, error: Tensor
-) -> None:
-    """The columns of a block in turn, as every `RoundBlock`."""
-    if target.device.type != "cpu":
-        return round_with_tensors(target, weight, matrix, rule, codes, error)
+def round_to_trellis_numba(
+    target: Float[Tensor, "columns out"],
+    weight: Float[Tensor, "columns out"],
+    matrix: Float[Tensor, "columns columns"],
+    rule: TrellisRule,
+) -> tuple[UInt8[Tensor, "columns out"], Float[Tensor, "columns out"]]:
+    """As `column_rounding.round_columns_reference` for this rule, on a CPU, segments of rows in
+    parallel."""
+    target = target.clone(memory_format=torch.contiguous_format)
+    codes, error = torch.empty_like(target, dtype=torch.uint8), torch.empty_like(target)
     _kernel(
         target.numpy(),
-        weight.numpy(),
+        weight.contiguous().numpy(),
         matrix.contiguous().numpy(),
         rule.values.numpy(),
         rule.bits,
@@ -108,15 +117,17 @@ def round_to_trellis(
         codes.numpy(),
         error.numpy(),
     )
+    return codes, error
 
 
 _2_BITS, _3_BITS, _4_BITS = (tuple(range(2**bits)) for bits in (2, 3, 4))
-"""The symbols of each width. How many is part of a tuple's type: loops over them are unrolled."""
+"""The symbols for 2, 3 and 4 bits. A tuple's type holds its length: loops over it are unrolled."""
 
 
-@numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+@compiled(parallel=True)
 @no_type_check
 def _kernel(target, weight, matrix, values, bits, overlap, borders, codes, error):
+    """Fill `codes` and `error`; `target` is used up."""
     for segment in numba.prange(len(borders) - 1):
         a, b = borders[segment], borders[segment + 1]
         part = (target[:, a:b], weight[:, a:b], matrix, values, codes[:, a:b], error[:, a:b])
@@ -128,7 +139,7 @@ def _kernel(target, weight, matrix, values, bits, overlap, borders, codes, error
             _round_segment(*part, min(overlap, b - a), _4_BITS)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled()
 @no_type_check
 def _round_segment(target, weight, matrix, values, codes, error, overlap, symbols):
     """All columns of one segment."""
@@ -147,10 +158,10 @@ def _round_segment(target, weight, matrix, values, codes, error, overlap, symbol
                 later[r] += factor * e[r]
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled()
 @no_type_check
 def _nearest(target, values, symbols, overlap, cost, best, codes, rounded):
-    """Codes of the nearest circular sequence, and what they stand for."""
+    """Codes of the nearest circular sequence, and their values."""
     rows, shared, base = len(target), best.shape[1], len(symbols)
     around = np.concatenate((target[rows - overlap :], target[:overlap]))
     best[0] = 0
@@ -167,7 +178,7 @@ def _nearest(target, values, symbols, overlap, cost, best, codes, rounded):
         state = _before(state, target[t - 1], values, symbols, best[t - 1])
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled()
 @no_type_check
 def _forward(target, values, symbols, cost, best):
     """One row after the other: `best` before each row and after the last, `cost` at the end."""
@@ -186,7 +197,7 @@ def _forward(target, values, symbols, cost, best):
             after[p] = least
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled()
 @no_type_check
 def _before(state, x, values, symbols, best):
     """The state before this one, where row x came after `best`."""

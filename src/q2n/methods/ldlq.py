@@ -121,7 +121,6 @@ class LDLQ(Method):
                 matrix,
                 grid.rule,
                 block_size=_BLOCK,
-                round_block=grid.round_block,
                 offset=offset,
             )
 

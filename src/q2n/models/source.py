@@ -52,7 +52,7 @@ class ModelSource(ABC):
     """The dtype in which the model is run and written."""
     folder: Path | None = None
     """The checkpoint folder, if it comes from one."""
-    online: RuntimeParts | None = None
+    runtime: RuntimeParts | None = None
     """What has to run beside the weights, if anything; `skeleton` has its rotations attached."""
 
     @abstractmethod

@@ -25,6 +25,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from q2n.errors import InputError, ResumeError
+from q2n.layers import REPRESENTATIONS
 from q2n.layers.quantized import QuantizedLinear
 from q2n.pipeline.facts import BlockFacts, RunStart
 
@@ -43,14 +44,13 @@ class RunStore:
     def __init__(
         self,
         folder: Path,
-        representations: Mapping[str, type[QuantizedLinear]],
         stem: str = "block",
     ):
-        self.folder, self.representations, self.stem = folder, representations, stem
+        self.folder, self.stem = folder, stem
 
     def another(self, stem: str) -> "RunStore":
         """A second set of blocks in the same folder."""
-        return RunStore(self.folder, self.representations, stem)
+        return RunStore(self.folder, stem)
 
     def start(
         self, fingerprint: Mapping[str, Any], labels: Mapping[str, Any], *, resume: bool
@@ -203,7 +203,7 @@ class RunStore:
             for key, tensor in tensors.items()
             if key.startswith(f"{name}:")
         }
-        kind = self.representations[described["kind"]]
+        kind = REPRESENTATIONS[described["kind"]]
         layer = kind.from_tensors(parts, described["metadata"])
         return layer.with_record(**described["record"])
 

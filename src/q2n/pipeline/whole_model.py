@@ -22,6 +22,11 @@ from q2n.refit.model import ModelRefit
 STEM = "refit"
 
 
+def refitted(store: RunStore) -> RunStore:
+    """Where the result of this stage lies."""
+    return store.another(STEM)
+
+
 def refit_stored(
     store: RunStore,
     refit: ModelRefit,
@@ -40,7 +45,7 @@ def refit_stored(
     Raises:
         NumericalError: the loss is not finite.
     """
-    blocks, result = store.finished(), store.another(STEM)
+    blocks, result = store.finished(), refitted(store)
     if len(result.finished()) == len(blocks):
         return
     start = time.perf_counter()

@@ -116,7 +116,7 @@ class NullSpace(Wrapper):
         record = {
             "kept_rank": start,
             "nullspace_energy": spectrum.tail_energy(start),
-            **solvers.factor_spread(alpha),
+            **solvers.alpha_summary(alpha),
             "output_error_before": before.relative(),
             "output_error": after,
         }

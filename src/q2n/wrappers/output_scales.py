@@ -21,7 +21,7 @@ from torch import Tensor
 
 from q2n.layers.quantized import QuantizedLinear
 from q2n.linalg import spectrum as rules
-from q2n.linalg.alpha import factor_spread
+from q2n.linalg.alpha import alpha_summary
 from q2n.linalg.held_out import alpha_ridge
 from q2n.linalg.output_alpha import per_group
 from q2n.linalg.spectrum import Spectrum
@@ -80,7 +80,7 @@ class OutputScales(Wrapper):
         filtered = self.scales_directions != "all"
         gram, goal = self._products(problem, fixed, statistics, threshold if filtered else None)
         alpha = per_group(scaled, gram, goal, ridge, size)
-        record = factor_spread(alpha) | {"alpha_ridge": ridge}
+        record = alpha_summary(alpha) | {"alpha_ridge": ridge}
         if filtered:
             record["alpha_threshold"] = threshold
         return layer.scale_groups(alpha).with_record(**record)

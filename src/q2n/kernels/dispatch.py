@@ -1,0 +1,109 @@
+"""Which implementation of an operation runs: chosen here and nowhere else.
+
+Every operation has a reference in plain torch, which runs on any device and defines the result.
+Faster implementations are listed by the type of device that they serve:
+
+    operation           reference                     cpu
+    round_columns       round_columns_reference       round_columns_numba, or for trellis codes
+                                                      round_to_trellis_numba
+    scale_zero_search   scale_zero_search_reference   scale_zero_search_numba
+    weighted_error      weighted_error_reference      weighted_error_numba
+    unpack              unpack_reference              unpack_numba
+
+Devices without an entry get the reference. So do all of them with `Q2N_KERNELS=reference` in the
+environment, to tell whether a kernel is at fault.
+
+To add an implementation, write it beside its reference with the same signature and list it here;
+tests/kernels/test_dispatch.py then runs it on the cases of its operation.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, ParamSpec, TypeVar
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from q2n.errors import InputError
+from q2n.kernels.column_rounding import (
+    CodebookRule,
+    Rule,
+    SplitRule,
+    UniformRule,
+    round_columns_numba,
+    round_columns_reference,
+)
+from q2n.kernels.scale_zero_search import scale_zero_search_numba, scale_zero_search_reference
+from q2n.kernels.trellis_search import TrellisRule, round_to_trellis_numba
+from q2n.kernels.unpack import unpack_numba, unpack_reference
+from q2n.kernels.weighted_error import weighted_error_numba, weighted_error_reference
+
+_VARIABLE = "Q2N_KERNELS"
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Operation(Generic[Arguments, Result]):
+    """Implementations of one computation. All are pure: they change none of their arguments."""
+
+    reference: Callable[Arguments, Result]
+    """Plain torch, on any device."""
+    fast: Mapping[str, Callable[Arguments, Result]]
+    """By type of device, as torch names it."""
+
+    def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        """The result of the implementation for the device of the first argument, a tensor.
+
+        Raises:
+            InputError: `Q2N_KERNELS` has an unknown value.
+        """
+        tensor = args[0]
+        assert isinstance(tensor, Tensor)
+        return self.implementation(tensor.device)(*args, **kwargs)
+
+    def implementation(self, device: torch.device) -> Callable[Arguments, Result]:
+        """What runs on this device. Raises as a call."""
+        if _only_references():
+            return self.reference
+        return self.fast.get(device.type, self.reference)
+
+
+def _only_references() -> bool:
+    value = os.environ.get(_VARIABLE, "")
+    if value not in ("", "reference"):
+        raise InputError(f"{_VARIABLE} must be 'reference' or unset, got {value!r}")
+    return value == "reference"
+
+
+Rounding = Operation[..., tuple[Tensor, Tensor]]
+
+scale_zero_search = Operation(scale_zero_search_reference, {"cpu": scale_zero_search_numba})
+weighted_error = Operation(weighted_error_reference, {"cpu": weighted_error_numba})
+unpack = Operation(unpack_reference, {"cpu": unpack_numba})
+
+_by_weight: Rounding = Operation(round_columns_reference, {"cpu": round_columns_numba})
+_by_sequence: Rounding = Operation(round_columns_reference, {"cpu": round_to_trellis_numba})
+_by_reference: Rounding = Operation(round_columns_reference, {})
+
+ROUNDING: Mapping[type[Rule], Rounding] = {
+    UniformRule: _by_weight,
+    CodebookRule: _by_weight,
+    SplitRule: _by_weight,
+    TrellisRule: _by_sequence,
+}
+"""The rounding of columns to each type of rule. A rule that is not listed gets the reference."""
+
+
+def round_columns(
+    target: Float[Tensor, "columns out"],
+    weight: Float[Tensor, "columns out"],
+    matrix: Float[Tensor, "columns columns"],
+    rule: Rule,
+) -> tuple[UInt8[Tensor, "columns out"], Float[Tensor, "columns out"]]:
+    """Codes of the columns of a block and their errors; see `round_columns_reference`. The type of
+    the rule chooses the operation. Raises as `Operation`."""
+    return ROUNDING.get(type(rule), _by_reference)(target, weight, matrix, rule)
