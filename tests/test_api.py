@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -207,3 +208,9 @@ def test_low_precision_models_store_scales_in_their_dtype(place):
     assert scales and {scale.dtype for scale in scales} == {torch.bfloat16}
     reloaded = load_model(done.directory)
     assert reloaded.dtype == torch.bfloat16
+
+
+def test_the_version_is_that_of_the_package():
+    """Said in pyproject.toml for pip and in version.py for everybody else."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    assert q2n.__version__ == project["project"]["version"]
