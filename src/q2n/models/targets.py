@@ -113,12 +113,6 @@ def targets_in(root: nn.Module) -> dict[str, Target]:
     }
 
 
-def linear_names(model: nn.Module) -> list[str]:
-    """Names of all modules of a model that hold a target, in module order; the output head is one
-    of them."""
-    return list(targets_in(model))
-
-
 def matrix_holders(root: nn.Module) -> list[str]:
     """Names of the classes of modules that hold matrices, sorted."""
     return sorted(
