@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 from q2n.errors import InputError
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.source import open_source
-from q2n.models.targets import LayerFilter, linear_names, targets_in
+from q2n.models.targets import LayerFilter, targets_in
 
 
 def modules() -> nn.ModuleDict:
@@ -57,7 +57,7 @@ def test_shapes_are_known_without_weights(architecture):
     meta, real = tiny_model(architecture).to("meta"), tiny_model(architecture)
     shapes = {name: target.shape for name, target in targets_in(meta).items()}
     assert shapes == {n: tuple(t.weight().shape) for n, t in targets_in(real).items()}
-    assert list(shapes) == linear_names(real)
+    assert list(shapes) == list(targets_in(real))
 
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, *TRANSPOSED])
@@ -69,7 +69,7 @@ def test_every_matrix_but_the_embeddings_is_listed(architecture):
         for name, parameter in model.named_parameters()
         if parameter.ndim == 2 and name.removesuffix(".weight") not in tables
     ]
-    assert sorted(linear_names(model)) == sorted(expected)
+    assert sorted(targets_in(model)) == sorted(expected)
 
 
 DOWN = "model.layers.3.mlp.down_proj"
@@ -126,7 +126,7 @@ def test_a_model_lists_the_selected_layers_alone():
     model = blocks(ignore=("down_proj",), only=("*.1.mlp.*",))
     expected = [f"model.layers.1.mlp.{name}_proj" for name in ("gate", "up")]
     assert list(model.targets()) == expected
-    assert list(model.linears()) == [(name, (96, 64)) for name in expected]
+    assert [(k, t.shape) for k, t in model.targets().items()] == [(k, (96, 64)) for k in expected]
     targets, ignored = model.targets_of(1, model.load_block(1))
     assert list(targets) == ["mlp.gate_proj", "mlp.up_proj"]
     assert len(ignored) == 5 and "mlp.down_proj" in ignored

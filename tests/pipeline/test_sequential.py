@@ -310,9 +310,9 @@ def test_refitted_blocks_bring_the_last_output_nearer(tmp_path, architecture):
         }
     errors = [(outputs[name] - outputs["full"]).square().mean() for name in ("plain", "refitted")]
     assert errors[1] < 0.85 * errors[0]
-    facts = RunStore(tmp_path / "refitted", {}).finished()
+    facts = RunStore(tmp_path / "refitted").finished()
     assert all(last < first for first, last in (block["refit_loss"] for block in facts))
-    assert RunStore(tmp_path / "plain", {}).norm_weights() == {}
+    assert RunStore(tmp_path / "plain").norm_weights() == {}
 
 
 @pytest.mark.parametrize("finished", [0, 1])

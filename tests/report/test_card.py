@@ -35,7 +35,6 @@ def test_the_card_says_what_was_measured_and_what_not() -> None:
     measured = render_card(
         replace(
             FACTS,
-            references=("Frantar et al. 2022",),
             perplexities=(
                 Perplexity(
                     model="original",

@@ -24,6 +24,7 @@ def facts(index: int, **record: Any) -> dict[str, Any]:
         "block": name,
         "seconds": 2.0 + index,
         "never_called": [f"{name}.expert"] if index else [],
+        "ignored": [],
         "layers": {f"{name}.q_proj": {**shared, **small}, f"{name}.up_proj": {**shared, **large}},
         "sha256": "not a matter of the record",
     }
@@ -43,6 +44,7 @@ def test_json_has_this_order_and_no_times() -> None:
         "settings",
         "layers",
         "left_in_full_precision",
+        "ignored",
         "bits_per_weight",
         "perplexity",
     ]

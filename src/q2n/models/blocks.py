@@ -90,10 +90,6 @@ class BlockwiseModel:
         its block). Nothing is loaded: ask them for shapes, not for weights."""
         return {k: target for k, target in self._all_targets().items() if self.layers.keeps(k)}
 
-    def linears(self) -> Iterator[tuple[str, tuple[int, int]]]:
-        """Full name and shape (out, in) of every matrix to quantize."""
-        yield from ((name, target.shape) for name, target in self.targets().items())
-
     def targets_of(self, index: int, block: nn.Module) -> tuple[dict[str, Target], list[str]]:
         """Of a loaded block: the matrices to quantize, and the names of those that the filter
         leaves in full precision, both by their names in the block."""

@@ -99,7 +99,8 @@ class Conv1DTarget(Target):
         return weight.T
 
 
-_KINDS: dict[type[nn.Module], type[Target]] = {nn.Linear: LinearTarget, Conv1D: Conv1DTarget}
+TARGETS: dict[type[nn.Module], type[Target]] = {nn.Linear: LinearTarget, Conv1D: Conv1DTarget}
+"""The kinds of modules that hold a matrix to quantize, and how it is read and set."""
 
 
 def targets_in(root: nn.Module) -> dict[str, Target]:
@@ -107,15 +108,9 @@ def targets_in(root: nn.Module) -> dict[str, Target]:
     return {
         name: kind(name, module)
         for name, module in root.named_modules()
-        for of, kind in _KINDS.items()
+        for of, kind in TARGETS.items()
         if isinstance(module, of)
     }
-
-
-def linear_names(model: nn.Module) -> list[str]:
-    """Names of all modules of a model that hold a target, in module order; the output head is one
-    of them."""
-    return list(targets_in(model))
 
 
 def matrix_holders(root: nn.Module) -> list[str]:

@@ -47,8 +47,6 @@ class CardFacts:
     perplexities: Sequence[Perplexity] = ()
     runtime: bool = False
     """Whether the model runs with parts beside its weights."""
-    references: Sequence[str] = ()
-    """Papers of the method, one line each."""
     version: str
     """Of q2n."""
 
