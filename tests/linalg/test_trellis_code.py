@@ -68,10 +68,10 @@ def test_the_error_on_gaussian_weights_is_the_documented_one(bits, error):
     statistics = InputStatistics(100, RequiredStatistics.GRAM)
     statistics.update(torch.eye(100))
     problem = LayerProblem(name="up", weight=weight, statistics=statistics)
-    found = {
-        grid: LDLQ(bits=bits, grid=grid, greedy_passes=0).quantize(problem).dequantize()
+    quantized = {
+        grid: LDLQ(bits=bits, grid=grid, descent_passes=0).quantize(problem).dequantize()
         for grid in ("trellis", "lloyd-max")
     }
-    errors = {grid: float((weight - q).square().mean()) for grid, q in found.items()}
+    errors = {grid: float((weight - q).square().mean()) for grid, q in quantized.items()}
     assert errors["trellis"] == pytest.approx(error, rel=0.02)
     assert 2.0 ** (-2 * bits) < errors["trellis"] < 0.76 * errors["lloyd-max"]
