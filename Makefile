@@ -1,6 +1,7 @@
 # Every target sets up what it needs in .venv, once; run it again and only the work is done.
 #
 #   make demo     quantize a small real model and print what it cost
+#   make check    linter, type checker and quick tests (a minute on 2 cores): the loop while writing
 #   make test     linter, type checker and all tests (at most 15 minutes on 2 cores)
 #
 # On a Linux machine without a GPU, PyPI's torch brings CUDA along. To get the small build:
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check \
 	--constraint requirements/constraints.txt
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test lint format typecheck bench clean
+.PHONY: venv demo check test lint format typecheck options guard bench clean
 
 venv: $(STAMP)
 
@@ -35,6 +36,9 @@ demo: venv
 test: lint typecheck
 	@$(BIN)/python -m pytest
 
+check: lint typecheck
+	@$(BIN)/python -m pytest -q --numprocesses 2 -m "not slow"
+
 lint: venv
 	@$(BIN)/ruff check src tests benchmarks
 
@@ -43,6 +47,15 @@ format: venv
 
 typecheck: venv
 	@$(BIN)/mypy
+
+# After a change to a method's, wrapper's or the run's options: their table and its page.
+options: venv
+	@$(BIN)/python -m q2n.config.catalogue
+
+# Do the same settings still write the same numbers as at the last `make guard COMMAND=record`?
+COMMAND ?= compare
+guard: venv
+	@cd tests && ../$(BIN)/python -m guard $(COMMAND) ../.guard.json
 
 # The other benchmarks need a text or another tool: benchmarks/README.md.
 bench: venv

@@ -4,8 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
-from shutil import rmtree
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ import q2n
 from q2n.errors import InputError, ResumeError
 from q2n.formats.load import load_model
 
-SETTINGS = {"bits": 3, "nullspace": True, "windows": 4, "length": 16}
+SETTINGS = {"bits": 3, "output_scales": True, "windows": 4, "length": 16}
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def quantize(self, problem):
 gptq.GPTQ.quantize = quantize
 place = sys.argv[1]
 q2n.quantize(place + "/model", place + "/killed/checkpoint", corpus=place + "/text.txt",
-             bits=3, nullspace=True, windows=4, length=16)
+             bits=3, output_scales=True, windows=4, length=16)
 """
 
 
@@ -153,114 +153,6 @@ def test_a_model_object_gives_what_its_checkpoint_gives(place):
     assert all(torch.equal(by_object[name], by_path[name]) for name in by_path)
 
 
-BEST = {"quality": "best", "bits": 2, "refit_steps": 4}
-
-
-@pytest.mark.parametrize("format", ["compressed-tensors", "gptq_v2", "native", "dequantized"])
-def test_the_best_quality_writes_its_gains_into_every_format(place, monkeypatch, format):
-    stored = {}
-
-    def keep(self):
-        stored.update(self.another("refit").gains())
-        rmtree(self.folder)
-
-    monkeypatch.setattr("q2n.pipeline.store.RunStore.remove", keep)
-    done = quantize(place, "out", format=format, **{**BEST, "group_size": 32, "bits": 4})
-    original, found = tiny_model().state_dict(), load_model(done.directory).state_dict()
-    assert len(stored) == 7  # two norms a block and the last
-    for name, tensor in found.items():
-        if "norm" in name:
-            assert torch.equal(tensor, stored[name]) and not torch.equal(tensor, original[name])
-        elif "_proj" not in name:
-            assert torch.equal(tensor, original[name])
-
-
-@pytest.mark.parametrize("refit", ["block", "model"])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"method": "quip", "bits": 2},
-        {"method": "quip", "bits": 2, "grid": "b"},
-        {"method": "quip", "bits": 2, "rescale": True, "step_space": "original"},
-        {"method": "leanquant", "bits": 2},
-        {"method": "pbllm", "low_fraction": 0.8},
-        {"method": "owq", "bits": 3, "target_bits": 3.2},
-    ],
-    ids=["quip", "quip, even levels", "quip with a gain", "codebook", "partly binary", "outliers"],
-)
-def test_the_refit_lowers_its_loss_whatever_is_stored(place, monkeypatch, options, refit):
-    facts = []
-
-    def keep(self):
-        facts.extend(self.another("refit").finished() or self.finished())
-        rmtree(self.folder)
-
-    monkeypatch.setattr("q2n.pipeline.store.RunStore.remove", keep)
-    settings = {"quality": "best", "refit": refit, "refit_steps": 24, "format": "native"}
-    done = q2n.quantize(
-        place / "model",
-        place / "out",
-        corpus=str(place / "text.txt"),
-        windows=1,  # so that the losses of all steps are of one text
-        length=32,
-        **settings,
-        **options,
-    )
-    first, last = facts[0]["model_refit_loss" if refit == "model" else "refit_loss"]
-    assert last < first
-    name = "model.layers.0.mlp.down_proj"
-    weight = load_model(done.directory).get_submodule(name).weight
-    assert not torch.equal(weight, tiny_model().get_submodule(name).weight)
-
-
-@pytest.mark.parametrize("refit", ["block", "model", "both"])
-@pytest.mark.parametrize("architecture", ["llama", "opt"])
-def test_a_refit_of_a_model_object_leaves_it_alone(tmp_path, architecture, refit):
-    """In training mode, where OPT would drop out, and to another dtype than its own."""
-    (tmp_path / "text.txt").write_text(tiny_text())
-    save_tiny(tmp_path / "model", architecture, layers=2)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").train()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    settings = {**SETTINGS, **BEST, "refit": refit, "corpus": str(tmp_path / "text.txt")}
-    settings |= {"dtype": "bfloat16", "ppl": str(tmp_path / "text.txt"), "ppl_windows": 4}
-    by_object = q2n.quantize(model, tmp_path / "a", tokenizer=tiny_tokenizer(), **settings)
-    by_path = q2n.quantize(tmp_path / "model", tmp_path / "b", **settings)
-    assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
-    after = model.state_dict()
-    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-    found, expected = (
-        load_file(done.directory / "model.safetensors") for done in (by_object, by_path)
-    )
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype, name
-        assert torch.equal(found[name], tensor), name
-    assert {t.dtype for name, t in found.items() if "norm" in name} == {torch.bfloat16}
-
-
-def test_an_interrupted_refit_goes_on_to_the_same_checkpoint(place, monkeypatch):
-    """Stopped in the middle of writing what the refit of the model found."""
-    from q2n.pipeline.store import RunStore
-
-    plain = RunStore.write_block
-
-    def write_once(self, index, *block):
-        if (self.stem, index) == ("refit", 1):
-            raise KeyboardInterrupt
-        plain(self, index, *block)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(RunStore, "write_block", write_once)
-        with pytest.raises(KeyboardInterrupt):
-            quantize(place, "out", **BEST)
-    with pytest.raises(ResumeError, match="refit_steps was 4, is 5"):
-        quantize(place, "out", resume=True, **{**BEST, "refit_steps": 5})
-    quantize(place, "out", resume=True, **BEST)
-    quantize(place, "whole", **BEST)
-    whole, resumed = (files_of(place / name / "checkpoint") for name in ("whole", "out"))
-    assert whole == resumed
-
-
 def test_perplexity_before_and_after_is_in_record_and_card(place):
     done = quantize(place, "out", ppl=str(place / "text.txt"), ppl_windows=8)
     before, after = done.perplexities["original"], done.perplexities["quantized"]
@@ -274,10 +166,13 @@ def test_perplexity_before_and_after_is_in_record_and_card(place):
     ("options", "words"),
     [
         ({"nullspace": "paper", "rule": "guess"}, ["rule", "guess", "matrix_rank"]),
-        ({"nullspace": "paper", "skip_layers": "*down_proj"}, ["skip_layers", "list"]),
-        ({"objective": "guess"}, ["objective", "guess", "cross"]),
-        ({"group_size": "64"}, ["group_size", "int"]),
-        ({"bits": True}, ["bits", "int"]),
+        (
+            {"nullspace": "paper", "skip_layers": "*down_proj"},
+            ["skip_layers", "'*down_proj'", "list of texts"],
+        ),
+        ({"output_scales": "guess"}, ["output_scales", "guess", "full_precision"]),
+        ({"group_size": "64"}, ["group_size", "'64'", "whole number"]),
+        ({"bits": True}, ["bits", "True", "2, 3, 4, 8"]),
     ],
 )
 def test_options_of_the_wrong_kind_are_refused(place, options, words):
@@ -313,3 +208,9 @@ def test_low_precision_models_store_scales_in_their_dtype(place):
     assert scales and {scale.dtype for scale in scales} == {torch.bfloat16}
     reloaded = load_model(done.directory)
     assert reloaded.dtype == torch.bfloat16
+
+
+def test_the_version_is_that_of_the_package():
+    """Said in pyproject.toml for pip and in version.py for everybody else."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    assert q2n.__version__ == project["project"]["version"]

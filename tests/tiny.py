@@ -24,6 +24,7 @@ _SIZES = {
     "opt": {"hidden_size": 64, "ffn_dim": 96, "num_attention_heads": 4, "word_embed_proj_dim": 64},
     "gpt_neox": {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4},
     "phi": {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4},
+    "gpt2": {"n_embd": 64, "n_inner": 96, "n_head": 4},
 }
 ARCHITECTURES = (
     "llama",
@@ -37,6 +38,8 @@ ARCHITECTURES = (
     "opt",
     "gpt_neox",
 )
+TRANSPOSED = ("gpt2",)
+"""Architectures that store their weights [in, out]: no packed format holds them."""
 
 
 def tiny_model(

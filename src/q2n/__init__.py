@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 from q2n.registration import register
+from q2n.version import __version__
 
-__version__ = "0.1.0"
-__all__ = ["evaluate", "inspect", "quantize"]
+__all__ = ["__version__", "evaluate", "inspect", "quantize"]
 
 if TYPE_CHECKING:
     from q2n.api import evaluate, inspect, quantize

@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 from q2n.config.reading import read_settings
 from q2n.errors import InputError
 from q2n.evaluation.evaluate import evaluate
-from q2n.layers import REPRESENTATIONS
 from q2n.logging import Reporter
 from q2n.pipeline.store import RUN_FILE, RunStore, partial_folder
-from q2n.report.record import RECORD_FILE, build_record
-from q2n.run import Quantized, Run
+from q2n.report.checkpoint import Quantized
+from q2n.report.record import RECORD_FILE, BlockRecord, RunRecord
+from q2n.run import Run
 
 __all__ = ["Quantized", "evaluate", "inspect", "quantize"]
 
@@ -41,13 +41,14 @@ def quantize(
             nullspace=True, corpus="sotu".
 
     Raises:
-        InputError: something given cannot be used; nothing is left behind.
+        InputError: something cannot be used; nothing is left behind.
         NumericalError: NaN, Inf or an indefinite Hessian, with the layer's name.
         ResumeError: the interrupted run had other settings, text, model or version.
     """
     reporter = reporter or Reporter()
-    everything = read_settings({**settings, "model": _label(model), "output": str(output)})
-    run = Run(everything, model, tokenizer, reporter)
+    label = model if isinstance(model, str | Path) else model.config.name_or_path
+    named = {"model": str(label or type(model).__name__), "output": str(output)}
+    run = Run(read_settings({**settings, **named}), model, tokenizer, reporter)
     run.quantize_blocks(resume)
     return run.write()
 
@@ -63,14 +64,10 @@ def inspect(directory: str | Path) -> dict[str, Any]:
         return json.loads((folder / RECORD_FILE).read_text())
     for candidate in (folder, partial_folder(folder)):
         if (candidate / RUN_FILE).exists():
-            store = RunStore(candidate, REPRESENTATIONS)
-            blocks = store.finished()
-            record = build_record(blocks=blocks, **store.started_with())
-            return {**record, "finished_blocks": len(blocks)}
+            store = RunStore(candidate)
+            blocks = [BlockRecord.from_facts(facts) for facts in store.finished()]
+            start = store.started_with()
+            return RunRecord.of(
+                start.fingerprint, start.labels, blocks, finished_blocks=len(blocks)
+            ).to_json()
     raise InputError(f"{folder} holds neither {RECORD_FILE} nor an interrupted run")
-
-
-def _label(model: str | Path | PreTrainedModel) -> str:
-    if isinstance(model, str | Path):
-        return str(model)
-    return model.config.name_or_path or type(model).__name__

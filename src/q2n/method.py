@@ -1,4 +1,4 @@
-"""What a quantization method is given, and what it promises: the contract of this room."""
+"""What a quantization method receives, and what it promises."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass

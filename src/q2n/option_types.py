@@ -23,13 +23,13 @@ from q2n.errors import InputError
 class Range:
     """Finite numbers from `low` to `high`; an open end is left out, `also` is taken besides."""
 
-    low: float = -math.inf
-    high: float = math.inf
+    low: int | float = -math.inf
+    high: int | float = math.inf
     open_low: bool = False
     open_high: bool = False
-    also: float | None = None
+    also: int | float | None = None
 
-    def __contains__(self, number: float) -> bool:
+    def __contains__(self, number: int | float) -> bool:
         if number == self.also:
             return True
         above = number > self.low if self.open_low else number >= self.low
@@ -150,7 +150,7 @@ class ValueKind:
         }[self.type]
         return words if self.range is None else f"{words} {self.range}"
 
-    def _in_range(self, number: float) -> bool:
+    def _in_range(self, number: int | float) -> bool:
         return math.isfinite(number) if self.range is None else number in self.range
 
 

@@ -8,6 +8,8 @@ from safetensors.torch import load_file, save_file
 from tiny import save_tiny, tiny_text
 
 from q2n.cli.main import main
+from q2n.config.options import table
+from q2n.config.presets import PRESET_SUMMARIES
 from q2n.formats import FORMATS
 from q2n.layers.quantized import StorageSpec
 from q2n.methods import METHODS
@@ -46,7 +48,7 @@ def test_quantize_says_what_it_cost_and_how_to_load(quantize, capsys):
     code, out = quantize("--bits", "3", "--nullspace", "--lambda", "0.3")
     assert code == 0
     said = capsys.readouterr().out
-    assert "bits a quantized weight" in said and "times smaller" in said
+    assert "bits per quantized weight" in said and "times smaller" in said
     record = json.loads((out / "q2n.json").read_text())
     assert record["settings"]["ridge"] == 0.3
     namespace: dict = {}
@@ -77,18 +79,30 @@ def test_json_mode_prints_only_json(quantize, capsys):
     assert events[-1]["bytes_after"] < events[-1]["bytes_before"]
 
 
-def test_the_step_alone_means_cross(quantize):
-    code, out = quantize("--bits", "3", "--nullspace", "--quiet")
+def test_flags_alone_stand_for_a_word(quantize):
+    flags = ["--nullspace", "--output-scales", "--incoherence", "--rotate", "--correct"]
+    code, out = quantize("--bits", "3", *flags, "--format", "native", "--quiet")
     assert code == 0
     settings = json.loads((out / "q2n.json").read_text())["settings"]
-    assert (settings["nullspace"], settings["objective"]) == ("cross", "cross")
+    assert (settings["nullspace"], settings["output_scales"]) == ("paper", "full_precision")
+    assert (settings["incoherence"], settings["rotate"]) == ("kronecker", "hadamard")
+    assert settings["correct"] is True
+
+
+def test_aliases_of_the_field_are_flags(quantize):
+    flags = ["--wbits", "3", "--groupsize", "32", "--nsamples", "3", "--seqlen", "12"]
+    code, out = quantize(*flags, "--quiet")
+    assert code == 0
+    settings = json.loads((out / "q2n.json").read_text())["settings"]
+    assert [settings[x] for x in ("bits", "group_size", "windows", "length")] == [3, 32, 3, 12]
 
 
 def test_a_quality_is_one_flag(quantize):
     code, out = quantize("--bits", "3", "--quality", "best", "--refit-steps", "2", "--quiet")
     assert code == 0
     settings = json.loads((out / "q2n.json").read_text())["settings"]
-    assert (settings["correct"], settings["nullspace"]) == (True, "cross")
+    assert (settings["correct"], settings["output_scales"]) == (True, "full_precision")
+    assert settings["clip"] == "scale_zero" and settings["nullspace"] == "off"
     assert (settings["refit"], settings["refit_steps"]) == ("model", 2)
     assert not out.with_name("out.partial").exists()
 
@@ -122,28 +136,34 @@ def test_printed_config_drives_the_same_run(monkeypatch, capsys, tmp_path, place
         (["--bits", "5"], ["bits", "5"]),
         (["--bits", "x"], ["bits", "x"]),
         (["--method", "magic"], ["magic", "gptq"]),
+        (["--method", "gptk"], ["gptk", "Did you mean 'gptq'?"]),
         (["--method", "rtn", "--act-order"], ["rtn", "act_order"]),
+        (["--group-sise", "64"], ["--group-sise", "did you mean --group-size?"]),
         (["--threshold", "0.2"], ["threshold", "--nullspace"]),
         (["--group-size", "48", "--bits", "4"], ["model.layers.0.self_attn.q_proj", "64", "32"]),
         (["--format", "onnx"], ["onnx", "compressed-tensors", "native"]),
         (["--device", "quantum"], ["quantum"]),
         (["--activations", "paper"], ["paper", "disk"]),
-        (["--dtype", "float8"], ["float8"]),
+        (["--dtype", "float8"], ["float8", "bfloat16"]),
         (["--length", "4096"], ["4096", "128"]),
         (["--windows", "0"], ["0"]),
         (["--corpus", "missing.txt"], ["missing.txt"]),
         (["--ppl", "missing.txt"], ["missing.txt"]),
         (["--nullspace", "paper", "--rule", "guess"], ["guess", "matrix_rank"]),
-        (["--nullspace", "--rule", "ratio"], ["rule", "--nullspace"]),
-        (["--nullspace", "sometimes"], ["sometimes", "released", "cross"]),
+        (["--output-scales", "--rule", "ratio"], ["rule", "--nullspace"]),
+        (["--nullspace", "sometimes"], ["sometimes", "paper", "released"]),
+        (["--nullspace", "cross"], ["cross", "paper", "released"]),
+        (["--output-scales", "cross"], ["cross", "full_precision", "own"]),
+        (["--scales-per", "row"], ["scales_per", "--output-scales"]),
+        (["--incoherence", "--incoherence-around", "all"], ["incoherence_around", "method"]),
         (["--correction-ridge", "0.1"], ["correction_ridge", "--correct"]),
         (["--quality", "perfect"], ["perfect", "good", "best"]),
         (["--refit", "sometimes"], ["sometimes", "block", "model", "both"]),
         (["--refit", "block", "--refit-steps", "0"], ["refit_steps", "0"]),
         (["--quality", "best", "--refit-steps", "0"], ["refit_steps", "0"]),
-        (["--method", "pbllm", "--low-fraction", "1"], ["low_fraction", "between 0 and 1"]),
+        (["--method", "pbllm", "--low-fraction", "1"], ["low_fraction", "above 0 and below 1"]),
         (["--method", "owq", "--bits", "3", "--target-bits", "2.9"], ["target_bits", "2.9", "3"]),
-        (["--method", "leanquant", "--group-size", "16"], ["group_size 16", "affine"]),
+        (["--method", "leanquant", "--group-size", "16"], ["group_size 16", "uniform"]),
         (
             ["--method", "quarot", "--format", "native", "--kv-bits", "4", "--kv-group-size", "7"],
             ["7", "16 values of a head"],
@@ -223,10 +243,13 @@ def test_methods_are_listed_with_what_they_store_and_who_holds_it(capsys, monkey
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["methods"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    for name, method in METHODS.items():
+    for name, entry in table().methods.items():
         (line,) = [line for line in lines if line.split()[:1] == [name]]
-        assert method.bits_offered in line and method().storage.kind in line
-    (line,) = [line for line in lines if line.split()[:1] == ["affine"]]
+        assert entry.bits in line and entry.storage in line and entry.summary in line
+    for name, method in METHODS.items():
+        entry = table().methods[name]
+        assert (entry.bits, entry.storage) == (method.bits_offered, method().storage.kind)
+    (line,) = [line for line in lines if line.split()[:1] == ["uniform"]]
     assert ", ".join(FORMATS) in line
 
 
@@ -237,20 +260,39 @@ def test_the_help_of_method_has_a_line_for_each(capsys, monkeypatch):
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     for name, method in METHODS.items():
         assert f"{name}: {method.__doc__.splitlines()[0]}" in lines
+    for name, summary in PRESET_SUMMARIES.items():
+        assert f"{name}: {summary}" in lines
 
 
-@pytest.mark.parametrize("method", ["quip", "pbllm", "leanquant", "owq", "quarot"])
+@pytest.mark.parametrize("method", ["quip", "pbllm", "leanquant", "owq", "quarot", "ldlq"])
 def test_the_default_format_names_those_that_hold_each_method(quantize, capsys, method):
     code, out = quantize("--method", method)
     line = one_line(capsys)
     assert code == 2 and f"compressed-tensors cannot hold what {method} stores" in line
-    formats = "native" if METHODS[method]().storage.online else "native, dequantized"
+    formats = ", ".join(table().methods[method].formats)
+    assert formats == ("native" if method == "quarot" else "native, dequantized")
+    assert line.rstrip().endswith(f"formats that can: {formats}")
+    assert not out.exists() and not out.with_name("out.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "formats"),
+    [
+        (["--incoherence"], "native, dequantized"),
+        (["--rotate"], "native"),
+        (["--kv-bits", "4"], "native"),
+    ],
+)
+def test_a_format_refuses_what_a_run_adds_to_a_method(quantize, capsys, flags, formats):
+    code, out = quantize("--method", "rtn", *flags)
+    line = one_line(capsys)
+    assert code == 2 and "compressed-tensors cannot hold what rtn stores" in line
     assert line.rstrip().endswith(f"formats that can: {formats}")
     assert not out.exists() and not out.with_name("out.partial").exists()
 
 
 def test_a_format_refuses_a_method_that_it_cannot_hold(quantize, capsys, monkeypatch):
-    monkeypatch.setattr(METHODS["rtn"], "form", StorageSpec(kind="codebook"))
+    monkeypatch.setattr(METHODS["rtn"], "storage", StorageSpec(kind="codebook"))
     code, out = quantize("--method", "rtn")
     line = one_line(capsys)
     assert code == 2 and "compressed-tensors cannot hold what rtn stores" in line
@@ -267,9 +309,9 @@ def test_a_native_checkpoint_is_written_inspected_and_evaluated(quantize, capsys
     assert main(["eval", "out", "--ppl", text, "--length", "16", "--windows", "2"]) == 0
 
 
-@pytest.mark.parametrize("step", ["paper", "cross"])
+@pytest.mark.parametrize("step", ["--nullspace", "--output-scales"])
 def test_inspect_draws_a_picture(quantize, capsys, tmp_path, step):
-    quantize("--bits", "4", "--nullspace", step, "--quiet")
+    quantize("--bits", "4", step, "--quiet")
     assert main(["inspect", "out", "--plot", "layers.png"]) == 0
     assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
     assert main(["inspect", "out", "--plot", "layers.doc"]) == 2

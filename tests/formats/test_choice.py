@@ -28,8 +28,8 @@ def test_what_has_no_place_is_refused_with_those_that_have(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["compressed-tensors", "gptq_v2", "dequantized"])
-def test_weights_alone_do_not_hold_what_a_model_does_online(name: str) -> None:
-    storage = UniformStorage(bits=4, group_size=-1, online=True)
+def test_weights_alone_do_not_hold_what_a_model_does_at_runtime(name: str) -> None:
+    storage = UniformStorage(bits=4, group_size=-1, runtime=True)
     with pytest.raises(InputError, match="while the model runs.*formats that can: native$"):
         choose_format(name, "quarot", storage)
     assert formats_for(storage) == ["native"]

@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 from q2n.errors import InputError
 from q2n.formats import FORMATS
-from q2n.formats.hf_folder import write_checkpoint
 from q2n.formats.load import load_model
 from q2n.models.source import open_source
 
@@ -40,7 +39,7 @@ def test_transformers_reads_what_was_written(
     # the product once, as we do: equal bit for bit.
     model = llama(dtype=torch.bfloat16)
     layers = random_layers(model, bits, group_size, symmetric, torch.bfloat16)
-    write_checkpoint(tmp_path / "out", open_source(model), layers, FORMAT)
+    FORMAT.write(tmp_path / "out", open_source(model), layers)
     expected = quantized_in_memory(model, layers)
     assert_same_model(by_transformers(tmp_path / "out"), expected)
     assert_same_model(load_model(tmp_path / "out"), expected)
@@ -51,7 +50,7 @@ def test_transformers_reads_what_was_written(
 def test_sizes_that_fill_no_word(tmp_path: Path, dtype: torch.dtype, group_size: int) -> None:
     model = llama(hidden=72, inner=100, tied=True, dtype=dtype)
     layers = random_layers(model, 3, group_size, False, dtype)
-    write_checkpoint(tmp_path / "out", open_source(model), layers, FORMAT)
+    FORMAT.write(tmp_path / "out", open_source(model), layers)
     expected = quantized_in_memory(model, layers)
     assert_same_model(by_transformers(tmp_path / "out"), expected)
     assert_same_model(load_model(tmp_path / "out"), expected)
@@ -62,7 +61,7 @@ def test_sizes_that_fill_no_word(tmp_path: Path, dtype: torch.dtype, group_size:
 def test_symmetric_also_loads_without_options(tmp_path: Path, bits: int, group_size: int) -> None:
     model = llama()
     layers = random_layers(model, bits, group_size, True, torch.float32)
-    write_checkpoint(tmp_path / "out", open_source(model), layers, FORMAT)
+    FORMAT.write(tmp_path / "out", open_source(model), layers)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     expected = quantized_in_memory(model, layers)
     tokens = torch.arange(24).reshape(2, 12)
@@ -73,7 +72,7 @@ def test_symmetric_also_loads_without_options(tmp_path: Path, bits: int, group_s
 def test_biases_and_tied_embeddings(tmp_path: Path) -> None:
     model = qwen2()
     layers = random_layers(model, 4, 32, False, torch.float32)
-    write_checkpoint(tmp_path / "out", open_source(model), layers, FORMAT)
+    FORMAT.write(tmp_path / "out", open_source(model), layers)
     for loaded in (by_transformers(tmp_path / "out"), load_model(tmp_path / "out")):
         assert_same_model(loaded, quantized_in_memory(model, layers))
         assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
@@ -83,7 +82,7 @@ def test_a_linear_left_alone_is_ignored_by_readers(tmp_path: Path) -> None:
     model = llama()
     layers = random_layers(model, 4, 32, True, torch.float32)
     del layers["model.layers.0.mlp.down_proj"]
-    write_checkpoint(tmp_path / "out", open_source(model), layers, FORMAT)
+    FORMAT.write(tmp_path / "out", open_source(model), layers)
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert config["ignore"] == ["model.layers.0.mlp.down_proj", "lm_head"]
     assert_same_model(by_transformers(tmp_path / "out"), quantized_in_memory(model, layers))
@@ -92,25 +91,25 @@ def test_a_linear_left_alone_is_ignored_by_readers(tmp_path: Path) -> None:
 def test_the_printed_example_loads(tmp_path: Path) -> None:
     model = llama()
     layers = random_layers(model, 3, -1, False, torch.float32)
-    write_checkpoint(tmp_path / "out", open_source(model), layers, FORMAT)
+    FORMAT.write(tmp_path / "out", open_source(model), layers)
     names: dict = {}
-    exec(FORMAT.loading_example(tmp_path / "out"), names)
+    exec(FORMAT.container.loading_example(tmp_path / "out"), names)
     assert_same_model(names["model"], quantized_in_memory(model, layers))
 
 
 def test_refusals() -> None:
     with pytest.raises(InputError, match="q_proj has 576 inputs.*groups of 128"):
-        FORMAT.check_grid("q_proj", (64, 576), bits=4, group_size=128)
+        FORMAT.codec.check_grid("q_proj", (64, 576), bits=4, group_size=128)
     with pytest.raises(InputError, match="2 to 8 bits"):
-        FORMAT.check_grid("q_proj", (64, 576), bits=1, group_size=-1)
+        FORMAT.codec.check_grid("q_proj", (64, 576), bits=1, group_size=-1)
     ragged = random_layer((64, 80), 4, 32, False, torch.float32)
     with pytest.raises(InputError, match="short last group"):
-        FORMAT.tensors("q_proj", ragged, torch.float32)
+        FORMAT.codec.encode("q_proj", ragged, torch.float32)
     layer = random_layer((64, 64), 4, 32, False, torch.float32)
     with pytest.raises(InputError, match="leave the range of torch.float16"):
-        FORMAT.tensors("q_proj", layer.scale_rows(torch.full((64,), 1e7)), torch.float16)
+        FORMAT.codec.encode("q_proj", layer.scale_rows(torch.full((64,), 1e7)), torch.float16)
     with pytest.raises(InputError, match="leave the range of torch.float16"):
-        FORMAT.tensors("q_proj", layer.scale_rows(torch.full((64,), 1e-9)), torch.float16)
+        FORMAT.codec.encode("q_proj", layer.scale_rows(torch.full((64,), 1e-9)), torch.float16)
 
 
 def test_mixed_grids_are_refused(tmp_path: Path) -> None:
@@ -119,5 +118,5 @@ def test_mixed_grids_are_refused(tmp_path: Path) -> None:
     name = "model.layers.1.mlp.up_proj"
     layers[name] = random_layer(layers[name].shape, 3, 32, False, torch.float32)
     with pytest.raises(InputError, match="one grid for the whole model.*up_proj"):
-        write_checkpoint(tmp_path / "out", open_source(model), layers, FORMAT)
+        FORMAT.write(tmp_path / "out", open_source(model), layers)
     assert list(tmp_path.iterdir()) == []

@@ -7,6 +7,7 @@ import pytest
 import torch
 from formats.tiny_models import (
     assert_same_model,
+    in_shards,
     llama,
     quantized_in_memory,
     qwen2,
@@ -17,7 +18,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from q2n.errors import InputError
 from q2n.formats import FORMATS
-from q2n.formats.hf_folder import write_checkpoint
 from q2n.formats.load import load_model
 from q2n.models.source import open_source
 
@@ -31,10 +31,10 @@ def test_dequantized_is_an_ordinary_checkpoint(
 ) -> None:
     model = llama(hidden=72, inner=100, tied=tied, dtype=dtype)
     layers = random_layers(model, 3, -1, False, dtype)
-    write_checkpoint(tmp_path / "out", open_source(model), layers, DENSE)
+    DENSE.write(tmp_path / "out", open_source(model), layers)
     expected = quantized_in_memory(model, layers)
     names: dict = {}
-    exec(DENSE.loading_example(tmp_path / "out"), names)
+    exec(DENSE.container.loading_example(tmp_path / "out"), names)
     for loaded in (names["model"], load_model(tmp_path / "out")):
         assert loaded.dtype == dtype
         assert_same_model(loaded, expected)
@@ -62,9 +62,8 @@ def test_everything_around_the_weights(tmp_path: Path, name: str) -> None:
         (folder / "README.md").write_text("# card\n")
         seen.append(size)
 
-    size = write_checkpoint(
-        tmp_path / "deep" / "out", source, layers, FORMATS[name], complete, shard_bytes=15_000
-    )
+    format = in_shards(FORMATS[name], 15_000)
+    size = format.write(tmp_path / "deep" / "out", source, layers, complete)
     out = tmp_path / "deep" / "out"
     files = list(out.glob("model-*.safetensors"))
     assert len(files) > 2 and list(out.parent.iterdir()) == [out]
@@ -96,7 +95,7 @@ def test_layers_are_loaded_in_order_and_once(tmp_path: Path) -> None:
         def __len__(self) -> int:
             return len(self.inner)
 
-    write_checkpoint(tmp_path / "out", open_source(model), Lazy(), FORMATS["compressed-tensors"])
+    FORMATS["compressed-tensors"].write(tmp_path / "out", open_source(model), Lazy())
     weights = [name.removesuffix(".weight") for name, _ in model.named_parameters()]
     expected = [name for name in weights if name in Lazy.inner]
     assert list(dict.fromkeys(read)) == expected
@@ -105,23 +104,23 @@ def test_layers_are_loaded_in_order_and_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", FORMATS)
-def test_gains_take_the_place_of_the_original_ones(
+def test_norm_weights_take_the_place_of_the_originals(
     tmp_path: Path, name: str, dtype: torch.dtype
 ) -> None:
     model = llama(dtype=dtype)
-    layers = random_layers(model, 4, 32, False, FORMATS[name].scale_dtype(dtype))
-    gains = {
+    layers = random_layers(model, 4, 32, False, FORMATS[name].codec.scale_dtype(dtype))
+    norm_weights = {
         norm: (0.5 + torch.rand(64)).to(dtype)
         for norm in ("model.layers.1.input_layernorm.weight", "model.norm.weight")
     }
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    write_checkpoint(tmp_path / "out", open_source(model), layers, FORMATS[name], gains=gains)
+    FORMATS[name].write(tmp_path / "out", open_source(model), layers, norm_weights=norm_weights)
     stored = load_file(tmp_path / "out" / "model.safetensors")
     loaded = load_model(tmp_path / "out").state_dict()
     for key, tensor in before.items():
         if key.removesuffix(".weight") in layers:
             continue
-        expected = gains.get(key, tensor)
+        expected = norm_weights.get(key, tensor)
         assert torch.equal(loaded[key], expected) and torch.equal(stored[key], expected), key
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
 
@@ -131,7 +130,7 @@ def test_the_same_bytes_each_time(tmp_path: Path, name: str) -> None:
     model = llama()
     layers = random_layers(model, 4, 32, False, torch.float16)
     for folder in ("one", "two"):
-        write_checkpoint(tmp_path / folder, open_source(model), layers, FORMATS[name])
+        FORMATS[name].write(tmp_path / folder, open_source(model), layers)
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes(), file.name
 
@@ -141,7 +140,7 @@ def test_an_existing_folder_is_not_touched(tmp_path: Path) -> None:
     model = llama()
     layers = random_layers(model, 4, 32, False, torch.float32)
     with pytest.raises(InputError, match="exists already"):
-        write_checkpoint(tmp_path / "out", open_source(model), layers, DENSE)
+        DENSE.write(tmp_path / "out", open_source(model), layers)
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -152,9 +151,9 @@ def test_a_full_disk_is_seen_before_writing(tmp_path: Path, monkeypatch) -> None
     usage = shutil._ntuple_diskusage(10**12, 10**12 - small, small)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     with pytest.raises(InputError, match="GB free"):
-        write_checkpoint(tmp_path / "dense", open_source(model), layers, DENSE)
+        DENSE.write(tmp_path / "dense", open_source(model), layers)
     assert list(tmp_path.iterdir()) == []
-    write_checkpoint(tmp_path / "packed", open_source(model), layers, FORMATS["compressed-tensors"])
+    FORMATS["compressed-tensors"].write(tmp_path / "packed", open_source(model), layers)
 
 
 def test_nothing_is_left_of_a_failed_write(tmp_path: Path, monkeypatch) -> None:
@@ -166,11 +165,11 @@ def test_nothing_is_left_of_a_failed_write(tmp_path: Path, monkeypatch) -> None:
 
     monkeypatch.setattr("q2n.formats.shards.save_file", full)
     with pytest.raises(InputError, match="No space left on device"):
-        write_checkpoint(tmp_path / "out", open_source(model), layers, DENSE)
+        DENSE.write(tmp_path / "out", open_source(model), layers)
     layers["model.layers.7.mlp.up_proj"] = layers["model.layers.0.mlp.up_proj"]
     monkeypatch.undo()
     with pytest.raises(InputError, match="no tensor 'model.layers.7.mlp.up_proj.weight'"):
-        write_checkpoint(tmp_path / "out", open_source(model), layers, DENSE)
+        DENSE.write(tmp_path / "out", open_source(model), layers)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -179,7 +178,7 @@ def test_a_folder_left_by_a_killed_run_is_replaced(tmp_path: Path) -> None:
     (tmp_path / ".out.writing" / "shard-00000.safetensors").write_bytes(b"half")
     model = llama()
     layers = random_layers(model, 4, 32, False, torch.float32)
-    write_checkpoint(tmp_path / "out", open_source(model), layers, DENSE)
+    DENSE.write(tmp_path / "out", open_source(model), layers)
     assert [f.name for f in tmp_path.iterdir()] == ["out"]
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out") is not None
 
@@ -189,9 +188,8 @@ def written(tmp_path: Path) -> Path:
     model = llama()
     layers = random_layers(model, 4, 32, False, torch.float32)
     out = tmp_path / "out"
-    write_checkpoint(
-        out, open_source(model), layers, FORMATS["compressed-tensors"], shard_bytes=100_000
-    )
+    format = in_shards(FORMATS["compressed-tensors"], 100_000)
+    format.write(out, open_source(model), layers)
     return out
 
 

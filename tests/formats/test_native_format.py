@@ -17,6 +17,7 @@ import pytest
 import torch
 from formats.tiny_models import (
     PROMPT,
+    in_shards,
     llama,
     quantized_in_memory,
     qwen2,
@@ -30,7 +31,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from q2n.errors import InputError
 from q2n.formats import FORMATS
-from q2n.formats.hf_folder import write_checkpoint
+from q2n.formats.format import Format
 from q2n.formats.load import load_model
 from q2n.formats.packed_linear import PackedLinear
 from q2n.formats.runtime import ATTACH
@@ -57,9 +58,12 @@ def packed_linears(model: PreTrainedModel) -> dict[str, PackedLinear]:
 
 
 def written(
-    folder: Path, model: PreTrainedModel, layers: Mapping[str, QuantizedLinear], **options: int
+    folder: Path,
+    model: PreTrainedModel,
+    layers: Mapping[str, QuantizedLinear],
+    format: Format = FORMAT,
 ) -> Path:
-    write_checkpoint(folder, open_source(model), layers, FORMAT, **options)
+    format.write(folder, open_source(model), layers)
     return folder
 
 
@@ -112,10 +116,10 @@ def test_biases_tied_embeddings_and_the_same_bytes_again(tmp_path: Path) -> None
 def test_the_printed_example_writes_the_text_of_the_dense_checkpoint(tmp_path: Path) -> None:
     model = llama(tied=True)
     layers = random_layers(model, 2, 32, False, torch.float32)
-    write_checkpoint(tmp_path / "dense", open_source(model), layers, FORMATS["dequantized"])
+    FORMATS["dequantized"].write(tmp_path / "dense", open_source(model), layers)
     written(tmp_path / "out", model, layers)
     names: dict[str, Any] = {}
-    exec(FORMAT.loading_example(tmp_path / "out"), names)
+    exec(FORMAT.container.loading_example(tmp_path / "out"), names)
     dense = AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
     assert greedy(names["model"]) == greedy(dense)
 
@@ -124,7 +128,7 @@ def test_the_printed_example_writes_the_text_of_the_dense_checkpoint(tmp_path: P
 def test_transformers_places_packed_layers(tmp_path: Path, placed: str) -> None:
     model = llama()
     layers = random_layers(model, 4, 32, False, torch.float32)
-    out = written(tmp_path / "out", model, layers, shard_bytes=20_000)
+    out = written(tmp_path / "out", model, layers, in_shards(FORMAT, 20_000))
     device_map: Any = placed
     if placed == "disk":
         device_map = dict.fromkeys(("model.embed_tokens", "model.norm", "lm_head"), "cpu")
@@ -237,7 +241,7 @@ def test_entries_that_do_not_fit_are_not_written() -> None:
     layer = random_layer((64, 64), 3, -1, False, torch.float32)
     lying = UniformLinear(**{**vars(layer), "bits": 2})
     with pytest.raises(ValueError, match="does not fit into 2 bits"):
-        FORMAT.tensors("q_proj", lying, torch.float32)
+        FORMAT.codec.encode("q_proj", lying, torch.float32)
 
 
 @pytest.fixture
@@ -263,13 +267,13 @@ WIDE = {"shape": [64, 64], "dtype": "uint8", "bits": 9}
 def test_an_unknown_or_damaged_config_gets_one_line(out: Path) -> None:
     groups = quantization_config(out)["layer_groups"]
     for changes, words in [
-        ({"version": 2}, "version 2 of the native layout"),
+        ({"version": 1}, "version 1 of the native layout"),
         ({"layer_groups": [{"layers": ["x"]}]}, "damaged.*shape"),
         ({"layer_groups": [{**groups[0], "tensors": {"codes": WIDE}}]}, "damaged.*9 bits"),
-        ({"layer_groups": [{**groups[0], "kind": "magic"}]}, "'magic' are not known.*affine"),
-        ({"online": {"hum": 1}}, "needs 'hum' while it runs"),
+        ({"layer_groups": [{**groups[0], "kind": "magic"}]}, "'magic' are not known.*uniform"),
+        ({"runtime": {"hum": 1}}, "needs 'hum' while it runs"),
     ]:
-        change_config(out, **{"version": 1, "layer_groups": groups, **changes})
+        change_config(out, **{"version": 2, "layer_groups": groups, **changes})
         for read in (AutoModelForCausalLM.from_pretrained, load_model):
             with pytest.raises(InputError, match=words) as caught:
                 read(out)
@@ -293,10 +297,10 @@ def test_damaged_tensors_get_one_line(out: Path) -> None:
         AutoModel.from_pretrained(out)
 
 
-def test_online_work_is_attached_by_both_readers(out: Path, monkeypatch) -> None:
+def test_runtime_work_is_attached_by_both_readers(out: Path, monkeypatch) -> None:
     seen: list[tuple[str, Any]] = []
     monkeypatch.setitem(ATTACH, "hum", lambda model, x: seen.append((type(model).__name__, x)))
-    change_config(out, online={"hum": {"pitch": [440]}})
+    change_config(out, runtime={"hum": {"pitch": [440]}})
     for read in (AutoModelForCausalLM.from_pretrained, load_model):
         read(out)
     assert seen == 2 * [("LlamaForCausalLM", {"pitch": [440]})]

@@ -1,11 +1,14 @@
 """Tiny random models, and random layers on a uniform grid to replace their linears."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
 
+from q2n.formats.format import Format
+from q2n.formats.hf_folder import HFFolder
 from q2n.layers.uniform import UniformLinear
 
 PROMPT = torch.tensor([[5, 17, 99, 3]])
@@ -109,3 +112,9 @@ def assert_same_model(loaded: PreTrainedModel, expected: PreTrainedModel) -> Non
     for name, parameter in expected.state_dict().items():
         assert torch.equal(found[name], parameter), name
     assert greedy(loaded) == greedy(expected)
+
+
+def in_shards(format: Format, shard_bytes: int) -> Format:
+    """The format with small files."""
+    assert isinstance(format.container, HFFolder)
+    return replace(format, container=replace(format.container, shard_bytes=shard_bytes))

@@ -11,19 +11,19 @@ def layer(dtype=torch.float16, bits=2):
 
 
 def test_a_weight_is_the_entry_of_its_row():
-    given = layer()
-    dense = given.dequantize()
+    example = layer()
+    dense = example.dequantize()
     assert dense.dtype == torch.float32
     for i in range(5):
         for j in range(12):
-            assert dense[i, j] == given.codebook[i, int(given.codes[i, j])]
+            assert dense[i, j] == example.codebook[i, int(example.codes[i, j])]
 
 
 def test_rows_are_scaled_in_the_codebook_alone():
-    given, alpha = layer(torch.float32), torch.linspace(-0.5, 1.5, 5)
-    scaled = given.scale_rows(alpha)
-    assert scaled.codes is given.codes
-    torch.testing.assert_close(scaled.dequantize(), given.dequantize() * alpha[:, None])
+    example, alpha = layer(torch.float32), torch.linspace(-0.5, 1.5, 5)
+    scaled = example.scale_rows(alpha)
+    assert scaled.codes is example.codes
+    torch.testing.assert_close(scaled.dequantize(), example.dequantize() * alpha[:, None])
     assert layer(torch.bfloat16).scale_rows(alpha).codebook.dtype == torch.bfloat16
 
 
@@ -33,8 +33,8 @@ def test_codes_and_entries_are_counted():
 
 
 def test_its_tensors_rebuild_it():
-    given = layer()
-    again = CodebookLinear.from_tensors(given.tensors(), given.metadata())
-    assert torch.equal(again.dequantize(), given.dequantize())
-    assert (again.shape, again.stored_bits) == (given.shape, given.stored_bits)
-    assert int(given.codes.max()) < 2 ** given.widths["codes"]
+    example = layer()
+    again = CodebookLinear.from_tensors(example.tensors(), example.metadata())
+    assert torch.equal(again.dequantize(), example.dequantize())
+    assert (again.shape, again.stored_bits) == (example.shape, example.stored_bits)
+    assert int(example.codes.max()) < 2 ** example.widths["codes"]

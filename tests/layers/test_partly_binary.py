@@ -33,48 +33,48 @@ KINDS = [{"low_bits": 1}, {"low_bits": 1, "mean": False}, {"low_bits": 2}, {"low
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_weight_is_what_the_mask_says(kind):
-    given = layer(**kind)
-    low_codes = iter([] if given.low_codes is None else given.low_codes.tolist())
-    high_codes = iter(given.high_codes.tolist())
-    dense = given.dequantize()
+    example = layer(**kind)
+    low_codes = iter([] if example.low_codes is None else example.low_codes.tolist())
+    high_codes = iter(example.high_codes.tolist())
+    dense = example.dequantize()
     for i in range(ROWS):
         for j in range(COLUMNS):
-            if not given.low[i, j]:
-                expected = float(given.scale[i]) * (next(high_codes) - 120)
-            elif given.magnitude is None:
+            if not example.low[i, j]:
+                expected = float(example.scale[i]) * (next(high_codes) - 120)
+            elif example.magnitude is None:
                 expected = 0.0
             else:
-                mean = 0.0 if given.mean is None else float(given.mean[i, j // SIZE])
-                half, top = float(given.magnitude[i, j // SIZE]), 2**given.low_bits - 1
+                mean = 0.0 if example.mean is None else float(example.mean[i, j // SIZE])
+                half, top = float(example.magnitude[i, j // SIZE]), 2**example.low_bits - 1
                 expected = mean + half * (2 * next(low_codes) / top - 1)
             assert float(dense[i, j]) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_are_scaled_in_mean_magnitude_and_high_scale(kind):
-    given, alpha = layer(**kind, dtype=torch.float32), torch.linspace(-0.5, 1.5, ROWS)
-    scaled = given.scale_rows(alpha)
-    torch.testing.assert_close(scaled.dequantize(), given.dequantize() * alpha[:, None])
-    assert scaled.low_codes is given.low_codes
-    assert scaled.high_codes is given.high_codes
+def test_factors_scale_mean_magnitude_and_high_scale(kind):
+    example, alpha = layer(**kind, dtype=torch.float32), torch.linspace(-0.5, 1.5, ROWS)
+    scaled = example.scale_rows(alpha)
+    torch.testing.assert_close(scaled.dequantize(), example.dequantize() * alpha[:, None])
+    assert scaled.low_codes is example.low_codes
+    assert scaled.high_codes is example.high_codes
 
 
 def test_every_bit_is_counted_the_mask_included():
-    given = layer()
-    lows = int(given.low.sum())
+    example = layer()
+    lows = int(example.low.sum())
     whole = ROWS * COLUMNS
     rows = ROWS * (16 + 8)  # high scale and zero point
-    assert given.stored_bits == whole + lows + 8 * (whole - lows) + 2 * 2 * ROWS * 16 + rows
+    assert example.stored_bits == whole + lows + 8 * (whole - lows) + 2 * 2 * ROWS * 16 + rows
     assert layer(low_bits=0).stored_bits == whole + 8 * (whole - lows) + rows
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_its_tensors_rebuild_it(kind):
-    given = layer(**kind)
-    tensors = given.tensors()
-    for name, bits in given.widths.items():
-        assert tensors[name].dtype == torch.uint8
+    example = layer(**kind)
+    tensors = example.tensors()
+    for name, bits in example.widths.items():
+        assert tensors[name].dtype == (torch.bool if name == "low" else torch.uint8)
         assert int(tensors[name].max()) < 2**bits
-    again = PartlyBinaryLinear.from_tensors(tensors, given.metadata())
-    assert torch.equal(again.dequantize(), given.dequantize())
-    assert (again.shape, again.stored_bits) == (given.shape, given.stored_bits)
+    again = PartlyBinaryLinear.from_tensors(tensors, example.metadata())
+    assert torch.equal(again.dequantize(), example.dequantize())
+    assert (again.shape, again.stored_bits) == (example.shape, example.stored_bits)

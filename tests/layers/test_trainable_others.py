@@ -1,4 +1,4 @@
-"""Gradient steps on every representation, against its own `dequantize` of the hardened layer.
+"""Gradient steps on every representation, against its own `dequantize` of the tuned layer.
 
 Every dense weight is linear in the changes, so a central difference is its exact gradient."""
 
@@ -9,6 +9,7 @@ from formats.tiny_models import random_layer
 from q2n.layers.centred import CentredLinear
 from q2n.layers.codebook import CodebookLinear
 from q2n.layers.levels import LloydMaxLinear, TrellisLinear
+from q2n.layers.outliers import OutlierLinear
 from q2n.layers.partly_binary import PartlyBinaryLinear
 from q2n.layers.quantized import QuantizedLinear, Trainable
 from q2n.layers.rotated import RotatedLinear
@@ -43,6 +44,16 @@ def partly_binary(low_bits=1, group_size=COLUMNS, mean=True):
     )
 
 
+def codebook():
+    return CodebookLinear(codes=whole(3, ROWS, COLUMNS), codebook=random(ROWS, 4) - 1, bits=2)
+
+
+def outliers():
+    """Two columns in 16 bits beside a grid with two groups."""
+    grid = random_layer((ROWS, COLUMNS), 3, 8, False, torch.float32)
+    return OutlierLinear.of(grid, torch.tensor([7, 2]), random(ROWS, 2) - 1)
+
+
 def wide_centred():
     return CentredLinear(codes=whole(255, ROWS, COLUMNS), scale=random(ROWS), bits=8)
 
@@ -63,20 +74,28 @@ LAYERS = {
         TrellisLinear(codes=whole(7, ROWS, COLUMNS), scale=random(ROWS), bits=3), rescale=None
     ),
     "rotated": lambda: rotated(wide_centred(), rescale=random(COLUMNS).bfloat16()),
-    "rotated, gain": lambda: rotated(
-        random_layer((ROWS, COLUMNS), 3, -1, False, torch.float32), rescale=None, gain=ALPHA.half()
+    "rotated, output scales": lambda: rotated(
+        random_layer((ROWS, COLUMNS), 3, -1, False, torch.float32),
+        rescale=None,
+        output_scale=ALPHA.half(),
     ),
     "rescaled alone": lambda: rotated(
         wide_centred(), projection="off", rescale=random(COLUMNS).bfloat16()
     ),
-    "codebook": lambda: CodebookLinear(
-        codes=whole(3, ROWS, COLUMNS), codebook=random(ROWS, 4) - 1, bits=2
+    "codebook": codebook,
+    "rotated codebook": lambda: rotated(codebook(), rescale=random(COLUMNS).bfloat16()),
+    "outliers": outliers,
+    "rotated outliers": lambda: rotated(outliers(), output_scale=ALPHA.half()),
+    "rescaled outliers": lambda: rotated(
+        outliers(), projection="off", rescale=random(COLUMNS).bfloat16()
     ),
     "binary": partly_binary,
     "binary, ragged groups": lambda: partly_binary(group_size=4),
     "binary, no mean": lambda: partly_binary(mean=False),
     "two bits below": lambda: partly_binary(low_bits=2),
     "zeros below": lambda: partly_binary(low_bits=0),
+    "rotated binary": lambda: rotated(partly_binary(group_size=4), output_scale=ALPHA.half()),
+    "rotated zeros below": lambda: rotated(partly_binary(low_bits=0)),
 }
 EVERY = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
 
@@ -103,33 +122,33 @@ def test_the_start_is_the_layer_itself(make):
 
 
 @EVERY
-def test_what_is_hardened_is_what_was_tuned(make):
+def test_the_tuned_layer_has_the_tuned_weights(make):
     layer = make()
     form = layer.trainable(rounding=False)
     set_to(form.scale_change, 0.2 * (random(*form.scale_change.shape) - 1))
-    hard = form.quantized()
-    torch.testing.assert_close(form.weight(torch.float32), hard.dequantize())
-    assert not torch.allclose(hard.dequantize(), layer.dequantize())
-    assert not any(tensor.requires_grad for tensor in hard.tensors().values())
-    assert hard.stored_bits == layer.stored_bits
+    tuned = form.quantized()
+    torch.testing.assert_close(form.weight(torch.float32), tuned.dequantize())
+    assert not torch.allclose(tuned.dequantize(), layer.dequantize())
+    assert not any(tensor.requires_grad for tensor in tuned.tensors().values())
+    assert tuned.stored_bits == layer.stored_bits
 
 
 @EVERY
-def test_every_scale_gets_the_difference_of_hardened_layers(make):
+def test_every_scale_gets_the_finite_difference(make):
     layer = make()
     form = layer.trainable(rounding=False)
     above = random(ROWS, COLUMNS) - 1
     (form.weight(torch.float32) * above).sum().backward()
-    found = torch.empty_like(form.scale_change)
-    for place in torch.cartesian_prod(*(torch.arange(n) for n in found.shape)).view(-1, found.ndim):
+    slopes = torch.empty_like(form.scale_change)
+    for place in torch.cartesian_prod(*map(torch.arange, slopes.shape)).view(-1, slopes.ndim):
         values = []
         for side in (0.5, -0.5):
-            change = torch.zeros_like(found)
+            change = torch.zeros_like(slopes)
             change[tuple(place)] = side
             set_to(form.scale_change, change)
             values.append((form.quantized().dequantize().double() * above).sum())
-        found[tuple(place)] = values[0] - values[1]
-    torch.testing.assert_close(form.scale_change.grad, found, rtol=1e-4, atol=1e-5)
+        slopes[tuple(place)] = values[0] - values[1]
+    torch.testing.assert_close(form.scale_change.grad, slopes, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["centred", "centred rows, 8 bits", "rotated", "rescaled alone"])
@@ -153,16 +172,16 @@ def test_codes_get_the_gradient_straight_through(name):
 
 
 @pytest.mark.parametrize("name", ["centred", "centred rows, 8 bits", "rotated"])
-def test_a_code_moves_only_past_half_a_step_and_by_one_at_most(name):
+def test_a_code_moves_past_half_a_step(name):
     layer = LAYERS[name]()
     key, top = codes_key(layer), 3 if name == "centred" else 255
     for shift, moved in ((0.49, 0), (0.51, 1), (-0.51, -1), (9.0, 1)):
         form = layer.trainable(rounding=True)
         set_to(form.code_change, torch.full_like(form.code_change, shift))
         expected = (layer.tensors()[key].int() + moved).clamp(0, top)
-        hard = form.quantized()
-        assert torch.equal(hard.tensors()[key].int(), expected)
-        torch.testing.assert_close(form.weight(torch.float32), hard.dequantize())
+        tuned = form.quantized()
+        assert torch.equal(tuned.tensors()[key].int(), expected)
+        torch.testing.assert_close(form.weight(torch.float32), tuned.dequantize())
 
 
 def test_centred_bfloat16_scales_are_rounded_once():
@@ -173,7 +192,7 @@ def test_centred_bfloat16_scales_are_rounded_once():
     assert torch.equal(form.quantized().scale, torch.tensor([0.75 * 1.1]).bfloat16())
 
 
-def test_a_mean_or_an_entry_of_0_can_move():
+def test_a_mean_or_entry_of_0_can_move():
     binary = partly_binary()
     binary.mean.zero_()
     book = CodebookLinear(codes=whole(1, ROWS, COLUMNS), codebook=torch.eye(2).repeat(3, 1), bits=1)

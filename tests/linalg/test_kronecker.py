@@ -5,56 +5,125 @@ import pytest
 import torch
 from oracles.quarot import dense
 
-from q2n.linalg.kronecker import Factor, Rotation, from_json, mixing_factors, random_signs
+from q2n.linalg.kronecker import Factor, KroneckerMatrix
+from q2n.linalg.random_orthogonal import haar_factor, mixing_factors, random_rotation, random_signs
 
 
-def _dense(rotation):
-    factors = [f.size if f.matrix is None else f.matrix.double() for f in rotation.factors]
-    return dense(factors, rotation.signs)
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def _cases():
-    return {
-        "hadamard": Rotation(mixing_factors(48, 0), random_signs(48, 1)),
-        "three": Rotation((Factor.hadamard(12), Factor.hadamard(4), Factor.hadamard(2))),
-        "heads": Rotation((Factor.haar(9, 0), Factor.identity(8))),
-        "not symmetric": Rotation((Factor.hadamard(2), Factor.haar(5, 0))),
-        "odd": Rotation(mixing_factors(36 // 2, 5)),
-        "nothing": Rotation(()),
+def orthogonal(count, size, seed):
+    return torch.linalg.qr(normal(count, size, size, seed=seed))[0]
+
+
+def order(size, seed):
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+
+
+def written_out(matrix):
+    """The dense matrix, axis by axis: one block along each line of the array."""
+    sizes = [factor.size for factor in matrix.factors]
+    full = np.eye(matrix.size)
+    if matrix.signs is not None:
+        full = np.diag(matrix.signs.double().numpy())
+    if matrix.into is not None:
+        full = full[matrix.into.numpy()]
+    places = np.arange(matrix.size).reshape(sizes)
+    for axis, factor in enumerate(matrix.factors):
+        if factor.blocks is None:
+            continue
+        product = np.zeros((matrix.size, matrix.size))
+        lines = np.moveaxis(places, axis, -1).reshape(-1, factor.size)
+        for index, line in enumerate(lines):
+            block = factor.blocks[index % len(factor.blocks)].numpy()
+            product[np.ix_(line, line)] = block
+        full = product @ full
+    return full if matrix.out is None else full[matrix.out.numpy()]
+
+
+CASES = {
+    "hadamard": KroneckerMatrix(mixing_factors(48, 0), random_signs(48, 1)),
+    "three": KroneckerMatrix((Factor.hadamard(12), Factor.hadamard(4), Factor.hadamard(2))),
+    "heads": KroneckerMatrix((haar_factor(9, 0), Factor.identity(8))),
+    "not symmetric": KroneckerMatrix((Factor.hadamard(2), haar_factor(5, 0))),
+    "odd": KroneckerMatrix(mixing_factors(36 // 2, 5)),
+    "permuted": random_rotation(30, "kronecker", 1),
+    "blocks": random_rotation(30, "blocks", 1),
+    "unpermuted blocks": random_rotation(30, "blocks_unpermuted", 1),
+    "everything": KroneckerMatrix(
+        (Factor.hadamard(4), Factor.dense(orthogonal(12, 5, 0)), haar_factor(3, 2)),
+        random_signs(60, 3),
+        order(60, 4),
+        order(60, 5),
+    ),
+    "blocks in the middle": KroneckerMatrix(
+        (Factor.hadamard(4), Factor.dense(orthogonal(12, 5, 0)), Factor.identity(3)),
+        out=order(60, 6),
+    ),
+    "only permutations": KroneckerMatrix((Factor.identity(12),), None, order(12, 1), order(12, 2)),
+    "nothing": KroneckerMatrix(()),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_four_products_are_those_written_out(name):
+    matrix = CASES[name]
+    full = written_out(matrix)
+    x, w = normal(3, 5, matrix.size), normal(matrix.size, 7, seed=1)
+    # float64 sums of at most 60 products of numbers around 1
+    same = {"rtol": 0, "atol": 1e-13}
+    np.testing.assert_allclose(full @ full.T, np.eye(matrix.size), **same)
+    np.testing.assert_allclose(matrix.apply(x), x.numpy() @ full.T, **same)
+    np.testing.assert_allclose(matrix.undo(x), x.numpy() @ full, **same)
+    np.testing.assert_allclose(matrix.apply_to_outputs(w), full @ w.numpy(), **same)
+    np.testing.assert_allclose(matrix.undo_at_outputs(w), full.T @ w.numpy(), **same)
+
+
+def test_it_is_the_kronecker_product_of_its_factors():
+    for name in ("hadamard", "three", "heads", "not symmetric"):
+        matrix = CASES[name]
+        factors = [f.size if f.blocks is None else f.blocks[0] for f in matrix.factors]
+        np.testing.assert_allclose(written_out(matrix), dense(factors, matrix.signs), atol=1e-15)
+
+
+@pytest.mark.parametrize("name", ["hadamard", "everything"])
+def test_weights_are_rounded_once_from_float64(name, monkeypatch):
+    matrix = CASES[name]
+    weight, scale = normal(9, matrix.size).float(), normal(matrix.size, seed=1).float()
+    inputs = matrix.apply(weight.double() * scale.double()).float()
+    outputs = matrix.apply_to_outputs(weight.T.double()).float()
+    monkeypatch.setattr("q2n.linalg.kronecker._VECTORS", 4)
+    assert torch.equal(matrix.apply_exactly(weight, scale), inputs)
+    assert torch.equal(matrix.apply_exactly(weight), matrix.apply(weight.double()).float())
+    assert torch.equal(matrix.apply_to_outputs_exactly(weight.T), outputs)
+
+
+@pytest.mark.parametrize("name", ["hadamard", "everything"])
+def test_half_precision_is_computed_in_float32(name):
+    matrix = CASES[name]
+    x = normal(4, matrix.size).bfloat16()
+    for product in (matrix.apply, matrix.undo):
+        assert torch.equal(product(x), product(x.float()).bfloat16())
+    for product in (matrix.apply_to_outputs, matrix.undo_at_outputs):
+        assert torch.equal(product(x.T), product(x.T.float()).bfloat16())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_matrix_survives_json(name):
+    matrix = CASES[name]
+    again = KroneckerMatrix.from_json(json.loads(json.dumps(matrix.to_json())))
+    x = normal(2, matrix.size)
+    assert torch.equal(matrix.apply(x), again.apply(x))
+    assert torch.equal(matrix.undo(x), again.undo(x))
+
+
+def test_a_ready_matrix_gives_the_same():
+    matrix = CASES["everything"]
+    x = normal(3, 60).bfloat16()
+    ready = matrix.ready_for(x)
+    assert {part.dtype for part in (*(f.blocks for f in ready.factors), ready.signs)} == {
+        torch.float32
     }
-
-
-@pytest.mark.parametrize("name", _cases())
-def test_it_is_the_product_written_out(name):
-    rotation = _cases()[name]
-    full, size = _dense(rotation), rotation.size
-    x = torch.randn(3, 5, size, generator=torch.Generator().manual_seed(0))
-    np.testing.assert_allclose(full @ full.T, np.eye(size), atol=1e-6)  # float32 factors
-    # a few eps of float32 for vectors of length about sqrt(size)
-    np.testing.assert_allclose(rotation.apply(x), x.double().numpy() @ full.T, atol=3e-6)
-    weight = torch.randn(size, 7, generator=torch.Generator().manual_seed(1))
-    np.testing.assert_allclose(
-        rotation.apply_to_outputs(weight), full @ weight.double().numpy(), atol=3e-6
-    )
-
-
-def test_half_precision_is_computed_in_float32():
-    rotation = _cases()["hadamard"]
-    x = torch.randn(4, 48, generator=torch.Generator().manual_seed(0)).bfloat16()
-    assert torch.equal(rotation.apply(x), rotation.apply(x.float()).bfloat16())
-
-
-def test_a_rotation_survives_json():
-    rotation = Rotation((Factor.haar(9, 3), Factor.identity(2), Factor.hadamard(12)))
-    again = from_json(json.loads(json.dumps([f.to_json() for f in rotation.factors])))
-    x = torch.randn(2, rotation.size, generator=torch.Generator().manual_seed(0)).double()
-    assert torch.equal(rotation.apply(x), again.apply(x))
-
-
-def test_haar_matrices_follow_the_seed_and_have_no_preferred_sign():
-    assert torch.equal(Factor.haar(5, 1).matrix, Factor.haar(5, 1).matrix)
-    assert not torch.equal(Factor.haar(5, 1).matrix, Factor.haar(5, 2).matrix)
-    # the mean of 150 entries of variance 1/4 has standard error 0.04; without the sign fix the
-    # first entry of every matrix is negative
-    corner = torch.stack([Factor.haar(4, seed).matrix[0, 0] for seed in range(150)])
-    assert abs(float(corner.mean())) < 0.16
+    assert ready.ready_for(x) is ready
+    assert torch.equal(ready.apply(x), matrix.apply(x))

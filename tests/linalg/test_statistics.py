@@ -11,8 +11,8 @@ from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 FLOAT32_SUMS = 1e-5
 
 
-def gathered(parts, needs=RequiredStatistics.GRAM, width=13):
-    statistics = InputStatistics(width, needs)
+def gathered(parts, required=RequiredStatistics.GRAM, width=13):
+    statistics = InputStatistics(width, required)
     for part in parts:
         statistics.update(part)
     return statistics
@@ -151,34 +151,3 @@ def test_a_bad_activation_names_the_layer(bad):
     with pytest.raises(NumericalError, match="no calibration token"):
         InputStatistics(13, RequiredStatistics.GRAM).require_finite("layers.3.up")
     gathered([torch.randn(20, 13)]).require_finite("layers.3.up")
-
-
-def folded(*batches):
-    statistics = InputStatistics(
-        6, RequiredStatistics.GRAM | RequiredStatistics.CROSS | RequiredStatistics.FOLDS
-    )
-    for x in batches:
-        statistics.update(x, 2 * x)
-    return statistics
-
-
-def test_folds_add_up_to_the_whole_and_take_windows_in_turn():
-    x = torch.randn(5, 7, 6, generator=torch.Generator().manual_seed(0))
-    statistics = folded(x[:3], x[3:]) + folded(x[:2])
-    plain = InputStatistics(6, RequiredStatistics.GRAM | RequiredStatistics.CROSS)
-    plain.update(torch.cat([x, x[:2]]), 2 * torch.cat([x, x[:2]]))
-    first, second = statistics.folds
-    assert first.tokens + second.tokens == statistics.tokens == plain.tokens
-    assert abs(first.tokens - second.tokens) <= 7
-    torch.testing.assert_close(statistics.gram, plain.gram)
-    torch.testing.assert_close(statistics.cross, plain.cross)
-    torch.testing.assert_close(first.gram + second.gram, plain.gram)
-
-
-def test_one_window_has_no_folds_and_loose_tokens_are_halved():
-    x = torch.randn(1, 7, 6, generator=torch.Generator().manual_seed(0))
-    assert folded(x).folds == []
-    first, second = folded(x[0]).folds
-    assert {first.tokens, second.tokens} == {3, 4}
-    with pytest.raises(InputError, match="FOLDS"):
-        InputStatistics(6).folds  # noqa: B018

@@ -4,13 +4,16 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from oracles.quarot import signed_range
 
+from q2n.config.presets import NULLSPACE_PRESETS
 from q2n.errors import InputError, NumericalError
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 from q2n.method import LayerProblem
 from q2n.methods import METHODS
 from q2n.methods.gptq import GPTQ
 from q2n.methods.rtn import RTN
+from q2n.wrappers.nullspace import NullSpace
 
 ROWS, COLUMNS = 9, 48
 
@@ -101,11 +104,11 @@ def test_with_endless_damping_it_is_rtn(group_size):
         assert torch.equal(layer.scale, rtn.scale)
 
 
-@pytest.mark.parametrize("search", ["none", "range", "tuned"])
+@pytest.mark.parametrize("clip", ["minmax", "mse", "scale_zero"])
 @pytest.mark.parametrize("group_size", [-1, 16])
-def test_the_output_error_is_below_that_of_rtn(group_size, search):
+def test_the_output_error_is_below_that_of_rtn(group_size, clip):
     given = problem(dtype=torch.float32)
-    options = {"bits": 3, "group_size": group_size, "search": search}
+    options = {"bits": 3, "group_size": group_size, "clip": clip}
     rtn = output_error(given, RTN(**options).quantize(given))
     for order in ORDERS:
         assert output_error(given, GPTQ(**options, **order).quantize(given)) < 0.8 * rtn
@@ -182,13 +185,43 @@ def test_bad_statistics_name_the_layer():
     assert GPTQ(damping=0.0).quantize(repaired).record["damping"] > 0
 
 
+SIGNED = {"grid": "signed", "symmetric": True, "clip": "mse"}
+"""QuaRot's grid."""
+
+
+def test_signed_codes_have_a_searched_range():
+    given = problem(dtype=torch.float32)
+    for bits in (2, 4):
+        layer = RTN(bits=bits, **SIGNED).quantize(given)
+        scale = np.array([signed_range(row.double().numpy(), bits) for row in given.weight])
+        low = -(2 ** (bits - 1))
+        codes = np.clip(np.round(given.weight.numpy() / scale[:, None]), low, -low - 1)
+        # one rounding of scale times code to float32
+        np.testing.assert_allclose(layer.dequantize(), scale[:, None] * codes, rtol=1e-6)
+        assert layer.bits_per_weight == bits + 32 / COLUMNS  # no zero point is stored
+
+
+def test_gptq_makes_up_for_rounding_on_signed_codes():
+    given = problem(dtype=torch.float32)
+    method = GPTQ(bits=3, act_order=False, **SIGNED)
+    rtn, gptq = RTN(bits=3, **SIGNED).quantize(given), method.quantize(given)
+    assert torch.equal(rtn.scale, gptq.scale) and torch.equal(rtn.zero, gptq.zero)
+    assert output_error(given, gptq) < 0.7 * output_error(given, rtn)
+    released = {**NULLSPACE_PRESETS["released"], "gram": "second_moment"}
+    stepped = NullSpace(inner=method, **released).quantize(given)
+    assert torch.equal(stepped.codes, gptq.codes)
+    assert not torch.equal(stepped.scale, gptq.scale)
+
+
 def test_options_that_cannot_be():
     for options, match in (
         ({"act_order": True, "static_groups": False, "group_size": 16}, "static_groups=True"),
-        ({"damping": -1.0}, "damping"),
-        ({"damping": float("inf")}, "damping"),
-        ({"block_size": 0}, "block_size"),
-        ({"bits": 7}, "bits"),
+        ({"damping": -1.0}, "damping is -1.0; .* at least 0"),
+        ({"damping": float("inf")}, "damping is inf"),
+        ({"block_size": 0}, "block_size is 0; .* at least 1"),
+        ({"bits": 7}, "bits is 7; it takes one of 2, 3, 4, 8"),
+        ({"grid": "signed"}, "with grid='signed' use symmetric"),
+        ({"grid": "signed", "symmetric": True, "clip": "scale_zero"}, "use clip='mse'"),
     ):
         with pytest.raises(InputError, match=match):
             GPTQ(**options)

@@ -41,11 +41,11 @@ def loss(given, layer):
 @pytest.mark.parametrize("clamp_first", [False, True])
 @pytest.mark.parametrize("order", ["natural", "sorted"])
 @pytest.mark.parametrize("bits", [2, 3])
-def test_ldlq_and_a_greedy_pass_are_their_definition(bits, order, clamp_first):
+def test_ldlq_and_coordinate_descent_are_their_definition(bits, order, clamp_first):
     given, hessian = problem(), damped(problem())
     options = {"bits": bits, "order": order, "clamp_first": clamp_first}
-    options |= {"damping": DAMPING, "spread": 2.4}
-    plain = LDLQ(greedy_passes=0, **options).quantize(given)
+    options |= {"damping": DAMPING, "clip_sigma": 2.4}
+    plain = LDLQ(descent_passes=0, **options).quantize(given)
     assert float(plain.scale) == pytest.approx(oracle.centred_scale(given.weight.numpy(), 2.4))
     ascending = np.argsort(np.diag(hessian)) if order == "sorted" else np.arange(COLUMNS)
     hessian = hessian[np.ix_(ascending, ascending)]
@@ -55,15 +55,15 @@ def test_ldlq_and_a_greedy_pass_are_their_definition(bits, order, clamp_first):
     )  # fmt: skip
     np.testing.assert_array_equal(plain.codes.numpy()[:, ascending], codes)
     passed = oracle.greedy_pass(v, codes, hessian, 2**bits - 1)
-    greedy = LDLQ(greedy_passes=1, **options).quantize(given)
-    np.testing.assert_array_equal(greedy.codes.numpy()[:, ascending], passed)
-    assert greedy.record["greedy_changes"] == (passed != codes).sum() > 0
+    descended = LDLQ(descent_passes=1, **options).quantize(given)
+    np.testing.assert_array_equal(descended.codes.numpy()[:, ascending], passed)
+    assert descended.record["descent_changes"] == (passed != codes).sum() > 0
 
 
 @pytest.mark.parametrize("bits", [2, 4])
 def test_uneven_levels_are_rounded_to_the_nearest(bits):
     given = problem()
-    layer = LDLQ(bits=bits, grid="lloyd-max", damping=DAMPING, greedy_passes=0).quantize(given)
+    layer = LDLQ(bits=bits, grid="lloyd-max", damping=DAMPING, descent_passes=0).quantize(given)
     rms = given.weight.square().mean().sqrt()
     assert float(layer.scale) == pytest.approx(float(rms) * lloyd_max.outermost(bits))
     levels = layer.levels.double().numpy() * float(layer.scale)
@@ -73,7 +73,7 @@ def test_uneven_levels_are_rounded_to_the_nearest(bits):
 
 def test_ldlq_is_gptq_from_the_last_column_to_the_first():
     given = problem()
-    layer = LDLQ(bits=3, grid="minmax", damping=DAMPING, greedy_passes=0).quantize(given)
+    layer = LDLQ(bits=3, grid="minmax", damping=DAMPING, descent_passes=0).quantize(given)
     expected, _, _ = oracles.gptq(
         given.weight.numpy()[:, ::-1],
         given.statistics.gram.numpy()[::-1, ::-1],
@@ -88,11 +88,11 @@ def test_ldlq_is_gptq_from_the_last_column_to_the_first():
     np.testing.assert_allclose(layer.dequantize(), expected[:, ::-1], rtol=0, atol=4e-6)
 
 
-@pytest.mark.parametrize("grid", ["b", "lloyd-max", "minmax"])
-def test_greedy_passes_never_raise_the_loss_and_end(grid):
+@pytest.mark.parametrize("grid", ["uniform", "lloyd-max", "minmax"])
+def test_coordinate_descent_never_raises_the_loss_and_ends(grid):
     given = problem(decay=2.0)
     layers = [
-        LDLQ(bits=2, grid=grid, damping=DAMPING, greedy_passes=n).quantize(given)
+        LDLQ(bits=2, grid=grid, damping=DAMPING, descent_passes=n).quantize(given)
         for n in (0, 1, 2, 3, 200, 201)
     ]
     losses = [loss(given, layer) for layer in layers]
@@ -102,12 +102,12 @@ def test_greedy_passes_never_raise_the_loss_and_end(grid):
     assert torch.equal(layers[-1].codes, layers[-2].codes)
 
 
-def test_greedy_passes_lower_the_loss_of_a_trellis():
+def test_coordinate_descent_lowers_the_loss_of_a_trellis():
     """Not necessarily each of them: the state at a segment's border is found anew."""
     weight = torch.randn(170, COLUMNS, generator=torch.Generator().manual_seed(1)).double()
     given = problem(weight=weight, decay=2.0)
     losses = [
-        loss(given, LDLQ(bits=3, grid="trellis", damping=DAMPING, greedy_passes=n).quantize(given))
+        loss(given, LDLQ(bits=3, grid="trellis", damping=DAMPING, descent_passes=n).quantize(given))
         for n in (0, 1, 4)
     ]
     assert losses[2] < 0.99 * losses[1] < 0.98 * losses[0]
@@ -117,7 +117,7 @@ def test_unbiased_rounding_has_no_mean_error():
     """Over 300 seeds, in units of the standard error: 360 of them stay below 4.5 but for one
     time in 400. Rounding to nearest has the same error every time."""
     weight = torch.rand(ROWS, COLUMNS, generator=torch.Generator().manual_seed(1)).double() - 0.5
-    method = LDLQ(bits=8, damping=DAMPING, greedy_passes=0, unbiased=True)
+    method = LDLQ(bits=8, damping=DAMPING, descent_passes=0, unbiased=True)
     given = problem(weight=weight)
     errors = torch.stack(
         [
@@ -127,7 +127,7 @@ def test_unbiased_rounding_has_no_mean_error():
     )
     assert (errors.mean(0).abs() / (errors.std(0) / 300**0.5)).max() < 4.5
     assert errors.std(0).min() > 0
-    nearest = LDLQ(bits=8, damping=DAMPING, greedy_passes=0).quantize(given).dequantize() - weight
+    nearest = LDLQ(bits=8, damping=DAMPING, descent_passes=0).quantize(given).dequantize() - weight
     assert nearest.abs().mean() > 10 * errors.mean(0).abs().mean()
     first, again = (method.quantize(given).codes for _ in range(2))
     assert torch.equal(first, again)
@@ -178,16 +178,16 @@ def test_at_8_bits_a_trellis_is_its_levels():
 
 def test_options_that_cannot_be():
     for options, match in (
-        ({"bits": 5}, "bits must be one of"),
-        ({"damping": -1.0}, "damping"),
-        ({"greedy_passes": -1}, "greedy_passes"),
-        ({"unbiased": True}, "greedy_passes=0"),
-        ({"spread": 0.0}, "spread must be finite and above 0"),
-        ({"spread": 2.4, "grid": "minmax"}, "spread belongs to the b grid"),
-        ({"spread": 2.4, "grid": "lloyd-max"}, "spread belongs to the b grid"),
-        ({"unbiased": True, "greedy_passes": 0, "grid": "lloyd-max"}, "needs even levels"),
-        ({"unbiased": True, "greedy_passes": 0, "grid": "trellis"}, "needs even levels"),
-        ({"clamp_first": True, "grid": "trellis"}, "clamp_first belongs to the b grid"),
+        ({"bits": 5}, "bits is 5; it takes one of 2, 3, 4, 8"),
+        ({"damping": -1.0}, "damping is -1.0; .* at least 0"),
+        ({"descent_passes": -1}, "descent_passes is -1; .* at least 0"),
+        ({"unbiased": True}, "descent_passes=0"),
+        ({"clip_sigma": 0.0}, "clip_sigma is 0.0; it takes a finite number above 0"),
+        ({"clip_sigma": 2.4, "grid": "minmax"}, "clip_sigma belongs to grid='uniform'"),
+        ({"clip_sigma": 2.4, "grid": "lloyd-max"}, "clip_sigma belongs to grid='uniform'"),
+        ({"unbiased": True, "descent_passes": 0, "grid": "lloyd-max"}, "needs even levels"),
+        ({"unbiased": True, "descent_passes": 0, "grid": "trellis"}, "needs even levels"),
+        ({"clamp_first": True, "grid": "trellis"}, "clamp_first belongs to grid='uniform'"),
     ):
         with pytest.raises(InputError, match=match):
             LDLQ(**options)

@@ -58,12 +58,12 @@ def test_the_error_is_below_that_of_gptq():
     for bits in (2, 3):
         gptq = output_error(given, GPTQ(bits=bits, damping=0.1).quantize(given))
         assert output_error(given, LeanQuant(bits=bits).quantize(given)) < 0.9 * gptq
-        affine = LeanQuant(bits=bits, levels="affine").quantize(given)
-        assert output_error(given, affine) < gptq
-        groups = LeanQuant(bits=bits, levels="affine", group_size=16).quantize(given)
+        uniform = LeanQuant(bits=bits, levels="uniform").quantize(given)
+        assert output_error(given, uniform) < gptq
+        groups = LeanQuant(bits=bits, levels="uniform", group_size=16).quantize(given)
         assert isinstance(groups, UniformLinear)
         assert groups.scale.shape == (ROWS, 3)
-        assert output_error(given, groups) < output_error(given, affine)
+        assert output_error(given, groups) < output_error(given, uniform)
 
 
 def test_a_codebook_with_room_for_every_weight_is_exact():
@@ -91,10 +91,10 @@ def test_a_dead_column_touches_nothing():
     assert torch.equal(LeanQuant(bits=2).quantize(other).dequantize(), layer.dequantize())
 
 
-@pytest.mark.parametrize("method", [LeanQuant(bits=2), LeanQuant(bits=2, levels="affine")])
+@pytest.mark.parametrize("method", [LeanQuant(bits=2), LeanQuant(bits=2, levels="uniform")])
 def test_it_takes_the_papers_alpha(method):
     given = problem(decay=2.0, dtype=torch.float32)
-    before, after = method.quantize(given), NullSpace.paper(method).quantize(given)
+    before, after = method.quantize(given), NullSpace(inner=method).quantize(given)
     quantized = before.dequantize().double()
     expected = oracles.projected_alpha(
         given.weight.double(),
@@ -112,15 +112,15 @@ def test_it_takes_the_papers_alpha(method):
 
 def test_options_that_cannot_be():
     for options, match in (
-        ({"group_size": 16}, "group_size 16 is for the affine grid"),
-        ({"levels": "affine", "group_size": 0}, "at least 1 column"),
-        ({"exponent": -1.0}, "exponent"),
-        ({"damping": -1.0}, "damping"),
-        ({"block_size": 0}, "block_size"),
-        ({"bits": 5}, "bits"),
+        ({"group_size": 16}, "group_size 16 is for the uniform grid"),
+        ({"levels": "uniform", "group_size": 0}, "group_size is 0; .* at least 1, or -1"),
+        ({"exponent": -1.0}, "exponent is -1.0; .* at least 0"),
+        ({"damping": -1.0}, "damping is -1.0"),
+        ({"block_size": 0}, "block_size is 0"),
+        ({"bits": 5}, "bits is 5; it takes one of 2, 3, 4, 8"),
     ):
         with pytest.raises(InputError, match=match):
             LeanQuant(**options)
     with pytest.raises(InputError, match=r"h\.0\.up.*48 columns"):
-        LeanQuant(levels="affine", group_size=32).check("h.0.up", (ROWS, COLUMNS))
+        LeanQuant(levels="uniform", group_size=32).check("h.0.up", (ROWS, COLUMNS))
     assert METHODS["leanquant"] is LeanQuant

@@ -6,6 +6,7 @@ import torch
 from oracles import owq as oracle
 from two_inputs import two_inputs
 
+from q2n.config.presets import NULLSPACE_PRESETS
 from q2n.errors import InputError, NumericalError
 from q2n.layers.outliers import OutlierLinear
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
@@ -77,12 +78,12 @@ def test_owq_is_its_definition(bits, size, count, symmetric, act_order):
 
 @pytest.mark.parametrize("size", [-1, 8])
 @pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("search", ["none", "range", "tuned"])
-def test_without_outliers_it_is_gptq(search, symmetric, size):
+@pytest.mark.parametrize("clip", ["minmax", "mse", "scale_zero"])
+def test_without_outliers_it_is_gptq(clip, symmetric, size):
     given, _, _ = problem(torch.float32)
     options = {"bits": 3, "group_size": size, "symmetric": symmetric, "act_order": False}
-    layer = OWQ(search=search, **options).quantize(given)
-    gptq = GPTQ(search=search, **options).quantize(given)
+    layer = OWQ(clip=clip, **options).quantize(given)
+    gptq = GPTQ(clip=clip, **options).quantize(given)
     assert torch.equal(layer.grid.codes, gptq.codes) and torch.equal(layer.grid.zero, gptq.zero)
     assert torch.equal(layer.dequantize(), gptq.dequantize())
     assert layer.stored_bits == gptq.stored_bits
@@ -172,19 +173,19 @@ def test_the_null_space_step_scales_the_others_alone(size):
         assert after.record[key] == pytest.approx(float(error / whole), rel=1e-3)
 
 
-@pytest.mark.parametrize("objective", ["output", "cross"])
+@pytest.mark.parametrize("target", ["own", "full_precision"])
 @pytest.mark.parametrize(("size", "per"), [(-1, "group"), (8, "group"), (8, "row")])
-def test_the_output_step_fits_the_others_to_what_the_weak_leave(size, per, objective):
+def test_output_scales_fit_what_weak_columns_leave(size, per, target):
     given, x, x_full = problem(torch.float32)
     inner = OWQ(bits=2, target_rank=4, group_size=size)
     before = inner.quantize(given)
-    after = OutputScales(inner=inner, objective=objective, per=per).quantize(given)
+    after = OutputScales(inner=inner, target=target, scales_per=per).quantize(given)
     group = 8 if per == "group" and size == 8 else COLUMNS
-    target = x if objective == "output" else x_full
+    goal = x if target == "own" else x_full
     scaled = before.scaled_part().double()
     fixed = before.dequantize().double() - scaled
     expected = oracle.minimised_output_alpha(
-        given.weight.double(), scaled, fixed, x, target, group, 0.5
+        given.weight.double(), scaled, fixed, x, goal, group, 0.5
     )
     factors = (after.grid.scale / before.grid.scale).double()
     # float32 moments of 240 tokens against float64 tokens
@@ -196,9 +197,9 @@ def test_the_output_step_fits_the_others_to_what_the_weak_leave(size, per, objec
 def test_a_held_out_ridge_is_found_with_weak_columns():
     given, x, x_full = problem(torch.float32)
     inner = OWQ(bits=2, target_rank=4, group_size=8)
-    layer = OutputScales(inner=inner, held_out=True).quantize(given)
+    layer = OutputScales(inner=inner, scales_held_out=True).quantize(given)
     ridge = layer.record["alpha_ridge"]
-    again = OutputScales(inner=inner, ridge=ridge).quantize(given)
+    again = OutputScales(inner=inner, scales_ridge=ridge).quantize(given)
     assert torch.equal(layer.dequantize(), again.dequantize())
 
 
@@ -212,7 +213,8 @@ def test_the_compensated_weight_is_what_was_rounded():
     rest = torch.tensor([j for j in range(COLUMNS) if j not in weak.tolist()])
     assert torch.equal(codes[:, rest], layer.grid.codes[:, rest])
     assert torch.equal(compensated[:, weak].float(), layer.values.float())
-    stepped = NullSpace.released(method, gram="second_moment").quantize(problem(torch.float32)[0])
+    released = {**NULLSPACE_PRESETS["released"], "gram": "second_moment"}
+    stepped = NullSpace(inner=method, **released).quantize(problem(torch.float32)[0])
     assert torch.equal(stepped.columns, layer.columns)
 
 
@@ -233,12 +235,12 @@ def test_refusals():
         ({"target_bits": 16.0}, "below 16"),
         ({"target_bits": float("nan")}, "target_bits"),
         ({"target_bits": 4.1, "target_rank": 3}, "give one of them"),
-        ({"target_rank": -1}, "target_rank"),
-        ({"layers_per_block": 0}, "layers_per_block"),
-        ({"narrow_ratio": 0.0}, "narrow_ratio"),
-        ({"damping": -1.0}, "damping"),
-        ({"block_size": 0}, "block_size"),
-        ({"bits": 7}, "bits"),
+        ({"target_rank": -1}, "target_rank is -1; .* at least 0"),
+        ({"layers_per_block": 0}, "layers_per_block is 0"),
+        ({"narrow_ratio": 0.0}, "narrow_ratio is 0.0; .* above 0 and at most 1"),
+        ({"damping": -1.0}, "damping is -1.0"),
+        ({"block_size": 0}, "block_size is 0"),
+        ({"bits": 7}, "bits is 7; it takes one of 2, 3, 4, 8"),
     ):
         with pytest.raises(InputError, match=match):
             OWQ(**options)

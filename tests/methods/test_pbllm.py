@@ -117,7 +117,7 @@ def test_text_is_read_only_where_it_is_needed():
 
 def test_it_takes_the_papers_alpha():
     given, method = problem(dtype=torch.float32), PBLLM(group_size=16)
-    before, after = method.quantize(given), NullSpace.paper(method).quantize(given)
+    before, after = method.quantize(given), NullSpace(inner=method).quantize(given)
     quantized = before.dequantize().double()
     expected = oracles.projected_alpha(
         given.weight.double(),
@@ -136,13 +136,13 @@ def test_it_takes_the_papers_alpha():
 
 def test_options_that_cannot_be():
     for options, match in (
-        ({"low_fraction": 0.0}, "low_fraction must lie between 0 and 1"),
-        ({"low_fraction": 1.0}, "low_fraction must lie between 0 and 1"),
-        ({"low_fraction": float("nan")}, "low_fraction"),
-        ({"high_bits": 7}, "bits"),
-        ({"group_size": 0}, "group_size"),
-        ({"damping": float("inf")}, "damping"),
-        ({"block_size": 0}, "block_size"),
+        ({"low_fraction": 0.0}, "low_fraction is 0.0; .* above 0 and below 1"),
+        ({"low_fraction": 1.0}, "low_fraction is 1.0; .* above 0 and below 1"),
+        ({"low_fraction": float("nan")}, "low_fraction is nan"),
+        ({"high_bits": 7}, "high_bits is 7; it takes one of 2, 3, 4, 8"),
+        ({"group_size": 0}, "group_size is 0"),
+        ({"damping": float("inf")}, "damping is inf"),
+        ({"block_size": 0}, "block_size is 0"),
     ):
         with pytest.raises(InputError, match=match):
             PBLLM(**options)

@@ -38,8 +38,12 @@ def test_rtn_needs_no_calibration():
 
 
 def test_options_that_cannot_be():
-    for options in ({"bits": 5}, {"group_size": 0}, {"group_size": -2}):
-        with pytest.raises(InputError, match=next(iter(options))):
+    for options, match in (
+        ({"bits": 5}, "bits is 5; it takes one of 2, 3, 4, 8"),
+        ({"group_size": 0}, "group_size is 0; it takes a whole number at least 1, or -1"),
+        ({"group_size": -2}, "group_size is -2; it takes a whole number at least 1, or -1"),
+    ):
+        with pytest.raises(InputError, match=match):
             RTN(**options)
     with pytest.raises(InputError, match=r"layers\.0\.up.*24 columns"):
         RTN(group_size=7).quantize(problem())

@@ -3,12 +3,14 @@
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
-from tiny import ARCHITECTURES, save_tiny, tiny_model
+from tiny import ARCHITECTURES, TRANSPOSED, save_tiny, tiny_model
 
 from q2n.errors import InputError, NumericalError
+from q2n.models import targets
 from q2n.models.blocks import BlockCall, BlockwiseModel
 from q2n.models.sites import find_sites
 from q2n.models.source import open_source
+from q2n.models.targets import LayerFilter, targets_in
 
 
 def hidden_through_blocks(model: BlockwiseModel, tokens: torch.Tensor) -> torch.Tensor:
@@ -22,8 +24,8 @@ def hidden_through_blocks(model: BlockwiseModel, tokens: torch.Tensor) -> torch.
     return hidden
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_blocks_from_disk_compute_what_the_whole_model_does(architecture, tmp_path):
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *TRANSPOSED])
+def test_blocks_from_disk_compute_as_the_whole_model(architecture, tmp_path):
     folder = save_tiny(tmp_path / "model", architecture)
     whole = tiny_model(architecture)
     tokens = torch.randint(3, 128, (2, 24))
@@ -42,6 +44,7 @@ EXPECTED_SITES = {
     "llama": [{"q_proj", "k_proj", "v_proj"}, {"o_proj"}, {"gate_proj", "up_proj"}, {"down_proj"}],
     "opt": [{"q_proj", "k_proj", "v_proj"}, {"out_proj"}, {"fc1"}, {"fc2"}],
     "gpt_neox": [{"query_key_value"}, {"dense"}, {"dense_h_to_4h"}, {"dense_4h_to_h"}],
+    "gpt2": [{"attn.c_attn"}, {"attn.c_proj"}, {"mlp.c_fc"}, {"mlp.c_proj"}],
     "phi3": [{"qkv_proj"}, {"o_proj"}, {"gate_up_proj"}, {"down_proj"}],
 }
 
@@ -50,9 +53,11 @@ EXPECTED_SITES = {
 def test_linears_that_read_one_tensor_form_a_site(architecture):
     model = BlockwiseModel(open_source(tiny_model(architecture)))
     probe = next(model.record_inputs([torch.arange(8).unsqueeze(0)]))
-    sites = find_sites(model.load_block(1), probe.hidden, probe.calls[1])
-    found = [{name.rsplit(".", 1)[-1] for name in site.linears} for site in sites]
-    assert found == EXPECTED_SITES[architecture]
+    block = model.load_block(1)
+    sites = find_sites(block, targets_in(block), probe.hidden, probe.calls[1])
+    parts = 2 if architecture == "gpt2" else 1  # both of its projections have one last name
+    actual = [{".".join(name.split(".")[-parts:]) for name in site.targets} for site in sites]
+    assert actual == EXPECTED_SITES[architecture]
     assert [site.width for site in sites] == [64, 64, 64, 96]
 
 
@@ -60,12 +65,13 @@ def test_parallel_branches_share_the_input_of_attention():
     """Phi's attention and MLP read the same norm: one site, one Gram."""
     model = BlockwiseModel(open_source(tiny_model("phi")))
     probe = next(model.record_inputs([torch.arange(8).unsqueeze(0)]))
-    sites = find_sites(model.load_block(0), probe.hidden, probe.calls[0])
-    first = {name.rsplit(".", 1)[-1] for name in sites[0].linears}
+    block = model.load_block(0)
+    sites = find_sites(block, targets_in(block), probe.hidden, probe.calls[0])
+    first = {name.rsplit(".", 1)[-1] for name in sites[0].targets}
     assert first == {"q_proj", "k_proj", "v_proj", "fc1"}
 
 
-def test_the_call_of_one_window_takes_its_part_of_what_belongs_to_the_batch():
+def test_one_windows_call_takes_its_part():
     mask, positions, angles = torch.randn(3, 1, 5, 5), torch.arange(15).view(3, 5), torch.rand(1, 5)
     count, steps = torch.tensor(7), torch.arange(5)
     call = BlockCall((mask, "plain"), {"at": {"of": positions}, "both": (angles, mask), "n": count})
@@ -79,8 +85,8 @@ def test_the_call_of_one_window_takes_its_part_of_what_belongs_to_the_batch():
     assert BlockCall((steps,), {}).window(2, 3).args[0] is steps
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_window_alone_gives_its_row_of_the_batch(architecture):
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *TRANSPOSED])
+def test_one_window_gives_its_row_of_the_batch(architecture):
     options = {"sliding_window": 4} if architecture in ("gemma2", "mistral") else {}
     model = BlockwiseModel(open_source(tiny_model(architecture, layers=2, **options)))
     inputs = next(model.record_inputs([torch.randint(3, 128, (3, 12))]))
@@ -159,9 +165,24 @@ def test_a_changed_block_changes_no_other_copy(tmp_path, in_memory):
         assert all(torch.equal(p, expected[name]) for name, p in copy.named_parameters())
 
 
-def test_blocks_without_linears_are_refused():
-    with pytest.raises(InputError, match="GPT2LMHeadModel.*no nn.Linear.*Conv1D"):
-        BlockwiseModel(open_source(tiny_model("gpt2", n_embd=64, n_head=4, n_layer=2, layers=2)))
+def test_ignored_linears_are_in_no_site():
+    layers = LayerFilter(ignore=("o_proj", "up_proj", "q_proj"))
+    model = BlockwiseModel(open_source(tiny_model()), layers=layers)
+    probe = next(model.record_inputs([torch.arange(8).unsqueeze(0)]))
+    block = model.load_block(1)
+    selected, _ = model.targets_of(1, block)
+    sites = find_sites(block, selected, probe.hidden, probe.calls[1])
+    assert [site.targets for site in sites] == [
+        ("self_attn.k_proj", "self_attn.v_proj"),
+        ("mlp.gate_proj",),
+        ("mlp.down_proj",),
+    ]
+
+
+def test_blocks_without_linears_are_refused(monkeypatch):
+    monkeypatch.setattr(targets, "_KINDS", {})
+    with pytest.raises(InputError, match="GPT2LMHeadModel.*no linear layer.*Conv1D"):
+        BlockwiseModel(open_source(tiny_model("gpt2", layers=2)))
 
 
 @pytest.mark.gpu

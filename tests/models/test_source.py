@@ -35,7 +35,7 @@ def edit_json(file: Path, **changed: object) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
 
 
-def test_a_shape_that_config_json_does_not_say_is_named(tmp_path):
+def test_a_shape_unlike_config_json_is_named(tmp_path):
     folder = save_tiny(tmp_path / "model")
     edit_json(folder / "config.json", intermediate_size=80)
     with pytest.raises(InputError, match=r"model\.safetensors: .*_proj\.weight.*96.*80"):
@@ -68,7 +68,7 @@ def test_a_truncated_later_shard_is_found_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"hidden_size": "wide"}, {"num_attention_heads": 0}])
-def test_impossible_values_in_config_json_are_the_users_mistake(tmp_path, change):
+def test_impossible_values_in_config_json_are_refused(tmp_path, change):
     folder = save_tiny(tmp_path / "model")
     edit_json(folder / "config.json", **change)
     with pytest.raises(InputError, match="config.json"):
@@ -77,7 +77,7 @@ def test_impossible_values_in_config_json_are_the_users_mistake(tmp_path, change
 
 @pytest.mark.parametrize("name", OUTSIDE)
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_infinities_outside_the_blocks_are_named_before_the_work(tmp_path, name, in_memory):
+def test_infinities_outside_the_blocks_are_named_early(tmp_path, name, in_memory):
     """1e6 is a number in float32 and Inf in float16, whose largest is 65504."""
     model = tiny_model(tie_word_embeddings=False)
     model.get_parameter(name).data.flatten()[0] = 1e6
@@ -139,7 +139,7 @@ def test_stored_buffers_of_modules_without_parameters_are_loaded(monkeypatch, tm
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_the_dtype_asked_for_is_the_dtype_run_in(tmp_path, in_memory):
+def test_the_run_uses_the_requested_dtype(tmp_path, in_memory):
     folder = save_tiny(tmp_path / "model")
     asked = open_source(tiny_model() if in_memory else folder, dtype="bfloat16")
     blocks = BlockwiseModel(asked)
@@ -151,7 +151,7 @@ def test_the_dtype_asked_for_is_the_dtype_run_in(tmp_path, in_memory):
     assert asked.size_bytes() == 2 * sum(p.numel() for p in tiny_model().parameters())
 
 
-def test_buffers_that_are_not_stored_are_computed_in_the_dtype_of_the_run(tmp_path):
+def test_unstored_buffers_have_the_dtype_of_the_run(tmp_path):
     """Gemma multiplies embeddings by sqrt(width); bfloat16 rounds sqrt(72) = 8.4853 to 8.5."""
     folder = save_tiny(tmp_path / "model", "gemma", hidden_size=72)
     edit_json(folder / "config.json", dtype="bfloat16")
@@ -162,7 +162,7 @@ def test_buffers_that_are_not_stored_are_computed_in_the_dtype_of_the_run(tmp_pa
     assert source.config.dtype is torch.bfloat16  # the source's own config is not changed
 
 
-def test_the_digest_does_not_depend_on_the_version_that_wrote_config_json(tmp_path):
+def test_the_digest_ignores_the_version_in_config_json(tmp_path):
     folder = save_tiny(tmp_path / "model")
     before = open_source(folder).digest()
     edit_json(folder / "config.json", transformers_version="5.0.0")
@@ -171,7 +171,7 @@ def test_the_digest_does_not_depend_on_the_version_that_wrote_config_json(tmp_pa
     assert open_source(folder).digest() != before
 
 
-def test_the_digest_of_an_object_covers_names_shapes_and_dtypes():
+def test_an_objects_digest_covers_names_shapes_dtypes():
     def digest(value: torch.Tensor, name: str = "extra") -> str:
         model = tiny_model()
         model.register_buffer(name, value)
@@ -196,8 +196,8 @@ def test_what_is_downloaded(monkeypatch, tmp_path):
         lambda name, revision, allow_patterns: asked.append(allow_patterns) or str(tmp_path),
     )
     for trusted in (False, True):
-        found = checkpoint_files.resolve_checkpoint("some/model", trust_remote_code=trusted)
-        assert found == tmp_path
+        actual = checkpoint_files.resolve_checkpoint("some/model", trust_remote_code=trusted)
+        assert actual == tmp_path
     matches = [lambda file, p=p: any(Path(file).match(one) for one in p) for p in asked]
     for match in matches:
         assert match("model-00001-of-00002.safetensors") and match(INDEX)

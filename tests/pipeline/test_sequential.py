@@ -3,11 +3,11 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import ARCHITECTURES, tiny_model
+from tiny import ARCHITECTURES, TRANSPOSED, tiny_model
+from transformers.pytorch_utils import Conv1D
 
 from q2n.data.windows import TokenWindows
 from q2n.errors import InputError, NumericalError
-from q2n.layers.uniform import UniformLinear
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 from q2n.method import LayerProblem
 from q2n.methods.gptq import GPTQ
@@ -21,6 +21,8 @@ from q2n.refit.block import BlockRefit
 from q2n.refit.tuner import Rates
 from q2n.wrappers.nullspace import NullSpace
 
+REFIT = BlockRefit(steps=4, rates=Rates(scale=0.01, norm=0.01))
+
 
 def token_windows(count: int = 6, length: int = 16) -> TokenWindows:
     generator = torch.Generator().manual_seed(3)
@@ -29,7 +31,7 @@ def token_windows(count: int = 6, length: int = 16) -> TokenWindows:
 
 
 def run_loop(model, method, folder, *, finished=0, windows=None, refit=None, **options):
-    store = RunStore(folder, {"affine": UniformLinear})
+    store = RunStore(folder)
     if not finished:
         store.start({}, {}, resume=False)
     blocks = BlockwiseModel(open_source(model))
@@ -42,7 +44,7 @@ def plain_weights(model, method, stages, needs=RequiredStatistics.GRAM):
     """Quantize `model` in place: for each stage run the whole model, collect, quantize."""
     tokens = token_windows().tokens
     for names in stages:
-        statistics = InputStatistics(model.get_submodule(names[0]).in_features, needs)
+        statistics = InputStatistics(stored_weight(model, names[0]).shape[1], needs)
         hook = model.get_submodule(names[0]).register_forward_pre_hook(
             lambda _, args, statistics=statistics: statistics.update(args[0])
         )
@@ -51,12 +53,18 @@ def plain_weights(model, method, stages, needs=RequiredStatistics.GRAM):
                 model(input_ids=batch, use_cache=False)
         hook.remove()
         for name in names:
-            linear = model.get_submodule(name)
+            weight = stored_weight(model, name)
             layer = method.quantize(
-                LayerProblem(name=name, weight=linear.weight.data.float(), statistics=statistics)
+                LayerProblem(name=name, weight=weight.clone(), statistics=statistics)
             )
-            linear.weight.data.copy_(layer.dequantize())
+            weight.copy_(layer.dequantize())
     return model
+
+
+def stored_weight(model, name):
+    """A view [out, in] of the weight of a linear or of GPT-2's Conv1D."""
+    module = model.get_submodule(name)
+    return module.weight.data.T if isinstance(module, Conv1D) else module.weight.data
 
 
 def llama_stages(layers: int) -> list[list[str]]:
@@ -84,9 +92,26 @@ def test_true_sequential_equals_the_plain_loop(tmp_path, activations):
         )
 
 
-def test_without_true_sequential_a_block_is_measured_in_full_precision(tmp_path):
+@pytest.mark.parametrize("refit", [False, True])
+def test_gpt2_equals_the_plain_loop(tmp_path, refit):
+    """Its weights are stored [in, out]."""
+    method, model = GPTQ(bits=3), tiny_model("gpt2", layers=1)
+    layers = run_loop(model, method, tmp_path, refit=REFIT if refit else None)
+    names = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
+    stages = [[f"transformer.h.0.{name}"] for name in names]
+    expected = plain_weights(tiny_model("gpt2", layers=1), method, stages)
+    assert [layer.shape for layer in layers.values()] == [(192, 64), (64, 64), (96, 64), (64, 96)]
+    for [name] in stages:
+        weight = stored_weight(expected, name)
+        if refit:  # of other scales, on the same codes
+            assert torch.cosine_similarity(layers[name].dequantize(), weight).min() > 0.99
+        else:
+            torch.testing.assert_close(layers[name].dequantize(), weight, rtol=0, atol=1e-6)
+
+
+def test_without_true_sequential_inputs_are_full_precision(tmp_path):
     method, layers = GPTQ(bits=3), {}
-    found = run_loop(tiny_model(), method, tmp_path, true_sequential=False)
+    actual = run_loop(tiny_model(), method, tmp_path, true_sequential=False)
     model = tiny_model()
     for i in range(3):
         stages = llama_stages(3)[4 * i : 4 * i + 4]
@@ -96,7 +121,7 @@ def test_without_true_sequential_a_block_is_measured_in_full_precision(tmp_path)
                 layers[name] = copy.get_submodule(name).weight.data
         for name, weight in layers.items():
             model.get_submodule(name).weight.data.copy_(weight)
-    for name, layer in found.items():
+    for name, layer in actual.items():
         torch.testing.assert_close(layer.dequantize(), layers[name], rtol=0, atol=1e-6)
 
 
@@ -106,13 +131,13 @@ def _copy(model):
     return copied
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *TRANSPOSED])
 def test_every_architecture_is_quantized_completely(architecture, tmp_path):
     model = tiny_model(architecture, layers=2)
     linears = {
         name
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and any(char.isdigit() for char in name)
+        if isinstance(module, torch.nn.Linear | Conv1D) and any(char.isdigit() for char in name)
     }
     layers = run_loop(model, GPTQ(bits=4), tmp_path)
     assert set(layers) == linears
@@ -121,7 +146,7 @@ def test_every_architecture_is_quantized_completely(architecture, tmp_path):
 
 
 def test_rtn_needs_no_text(tmp_path):
-    store = RunStore(tmp_path, {"affine": UniformLinear})
+    store = RunStore(tmp_path)
     store.start({}, {}, resume=False)
     model = tiny_model()
     SequentialLoop(BlockwiseModel(open_source(model)), RTN(bits=4), store, LoopOptions()).run(None)
@@ -133,7 +158,7 @@ def test_rtn_needs_no_text(tmp_path):
 
 
 def test_gptq_without_text_is_refused(tmp_path):
-    store = RunStore(tmp_path, {"affine": UniformLinear})
+    store = RunStore(tmp_path)
     loop = SequentialLoop(
         BlockwiseModel(open_source(tiny_model())), GPTQ(bits=4), store, LoopOptions()
     )
@@ -142,7 +167,7 @@ def test_gptq_without_text_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("done", [1, 2])
-def test_going_on_from_a_block_gives_the_same_bytes(tmp_path, done):
+def test_resuming_gives_the_same_bytes(tmp_path, done):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     method = NullSpace(inner=GPTQ(bits=3))
     run_loop(tiny_model(), method, whole)
@@ -191,7 +216,7 @@ def test_the_second_stream_is_the_full_precision_model(tmp_path, finished):
     torch.testing.assert_close(CrossMethod.seen[name], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_long_text_is_thinned_where_it_has_more_tokens_than_the_site_needs(tmp_path):
+def test_cross_moments_of_long_text_are_thinned(tmp_path):
     """By every site's own width, and not at all where the text is short or nothing was asked."""
     options = LoopOptions(cross_tokens=4)
     assert [options.cross_stride(1024, width) for width in (16, 64, 100, 400)] == [16, 4, 2, 1]
@@ -222,22 +247,19 @@ def _input_of(model, name):
     return torch.cat(rows)
 
 
-REFIT = BlockRefit(steps=4, rates=Rates(scale=0.01, gain=0.01))
-
-
 def as_stored(model, folder):
-    """The model with the stored layers and gains in their places."""
-    store = RunStore(folder, {"affine": UniformLinear})
+    """The model with the stored layers and norms in their places."""
+    store = RunStore(folder)
     for name, layer in store.layers().items():
-        model.get_submodule(name).weight.data.copy_(layer.dequantize())
-    for name, gain in store.gains().items():
-        model.get_parameter(name).data.copy_(gain)
+        stored_weight(model, name).copy_(layer.dequantize())
+    for name, norm in store.norm_weights().items():
+        model.get_parameter(name).data.copy_(norm)
     return model
 
 
 @pytest.mark.parametrize("method", [RTN(bits=2), GPTQ(bits=2)], ids=["rtn", "gptq"])
 @pytest.mark.parametrize("done", [1, 2, 3])
-def test_going_on_after_a_refitted_block_gives_the_same_bytes(tmp_path, done, method):
+def test_resuming_after_a_refit_gives_the_same_bytes(tmp_path, done, method):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run_loop(tiny_model(), method, whole, refit=REFIT)
     broken.mkdir()
@@ -246,12 +268,12 @@ def test_going_on_after_a_refitted_block_gives_the_same_bytes(tmp_path, done, me
             name = f"block-{index:05d}{suffix}"
             (broken / name).write_bytes((whole / name).read_bytes())
     run_loop(tiny_model(), method, broken, finished=done, refit=REFIT)
-    stores = [RunStore(folder, {"affine": UniformLinear}) for folder in (whole, broken)]
-    assert len(stores[0].gains()) == 6
+    stores = [RunStore(folder) for folder in (whole, broken)]
+    assert len(stores[0].norm_weights()) == 6
     for index in range(3):
         name = f"block-{index:05d}.safetensors"
         assert (whole / name).read_bytes() == (broken / name).read_bytes()
-        assert stores[0].read_gains(index).keys() == {
+        assert stores[0].read_norm_weights(index).keys() == {
             f"model.layers.{index}.{norm}.weight"
             for norm in ("input_layernorm", "post_attention_layernorm")
         }
@@ -260,23 +282,23 @@ def test_going_on_after_a_refitted_block_gives_the_same_bytes(tmp_path, done, me
 @pytest.mark.parametrize(
     "options", [{"activations": "disk"}, {"true_sequential": False}, {"batch_size": 6}]
 )
-def test_a_refitted_block_is_the_same_however_the_loop_runs(tmp_path, options):
+def test_a_refit_does_not_depend_on_loop_options(tmp_path, options):
     """RTN reads no statistics: nothing but the refit could see the difference."""
     plain, other = tmp_path / "plain", tmp_path / "other"
     run_loop(tiny_model(), RTN(bits=2), plain, refit=REFIT)
     run_loop(tiny_model(), RTN(bits=2), other, refit=REFIT, **options)
     for index in range(3):
         name = f"block-{index:05d}.safetensors"
-        found, expected = load_file(other / name), load_file(plain / name)
-        assert found.keys() == expected.keys()
-        for key, tensor in found.items():
+        actual, expected = load_file(other / name), load_file(plain / name)
+        assert actual.keys() == expected.keys()
+        for key, tensor in actual.items():
             # a batch of another size multiplies in another order
             torch.testing.assert_close(tensor, expected[key], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "opt"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "opt", "gpt2"])
 def test_refitted_blocks_bring_the_last_output_nearer(tmp_path, architecture):
-    refit = BlockRefit(steps=24, rates=Rates(scale=0.02, gain=0.02))
+    refit = BlockRefit(steps=24, rates=Rates(scale=0.02, norm=0.02))
     models = {"full": tiny_model(architecture, layers=2)}
     for name, how in (("plain", None), ("refitted", refit)):
         run_loop(tiny_model(architecture, layers=2), RTN(bits=2), tmp_path / name, refit=how)
@@ -288,14 +310,14 @@ def test_refitted_blocks_bring_the_last_output_nearer(tmp_path, architecture):
         }
     errors = [(outputs[name] - outputs["full"]).square().mean() for name in ("plain", "refitted")]
     assert errors[1] < 0.85 * errors[0]
-    facts = RunStore(tmp_path / "refitted", {}).finished()
+    facts = RunStore(tmp_path / "refitted").finished()
     assert all(last < first for first, last in (block["refit_loss"] for block in facts))
-    assert RunStore(tmp_path / "plain", {}).gains() == {}
+    assert RunStore(tmp_path / "plain").norm_weights() == {}
 
 
 @pytest.mark.parametrize("finished", [0, 1])
 def test_later_blocks_see_what_the_refit_left(tmp_path, finished):
-    """Weights and gains of the refitted blocks are in the inputs of the next one, and the second
+    """Weights and norms of the refitted blocks are in the inputs of the next one, and the second
     stream is the full-precision model all the same."""
     CrossMethod.seen.clear()
     run_loop(tiny_model(), CrossMethod(bits=2), tmp_path, refit=REFIT)
@@ -315,7 +337,7 @@ def test_later_blocks_see_what_the_refit_left(tmp_path, finished):
 
 
 def test_a_refit_without_text_is_refused(tmp_path):
-    store = RunStore(tmp_path, {"affine": UniformLinear})
+    store = RunStore(tmp_path)
     blocks = BlockwiseModel(open_source(tiny_model()))
     loop = SequentialLoop(blocks, RTN(bits=4), store, LoopOptions(), refit=REFIT)
     with pytest.raises(InputError, match="--corpus"):
@@ -323,7 +345,7 @@ def test_a_refit_without_text_is_refused(tmp_path):
 
 
 def test_a_refit_that_fails_names_the_block(tmp_path):
-    refit = BlockRefit(steps=4, rates=Rates(scale=1e30, gain=0.01))
+    refit = BlockRefit(steps=4, rates=Rates(scale=1e30, norm=0.01))
     with pytest.raises(NumericalError, match=r"model\.layers\.0: the loss of refit step 1"):
         run_loop(tiny_model(), RTN(bits=2), tmp_path, refit=refit)
 

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from q2n.errors import InputError, ResumeError
-from q2n.layers.uniform import UniformLinear
 from q2n.method import LayerProblem
 from q2n.methods.rtn import RTN
+from q2n.pipeline.facts import BlockFacts
 from q2n.pipeline.store import RunStore
 
 
 def store_in(folder) -> RunStore:
-    return RunStore(folder, {"affine": UniformLinear})
+    return RunStore(folder)
 
 
 def some_layers(seed: int = 0):
@@ -26,7 +26,7 @@ def some_layers(seed: int = 0):
 def test_layers_come_back_as_they_were(tmp_path):
     store, layers = store_in(tmp_path), some_layers()
     store.start({"bits": 3}, {}, resume=False)
-    store.write_block(0, layers, {"block": "a", "seconds": 1.0, "never_called": []})
+    store.write_block(0, layers, BlockFacts(block="a", seconds=1.0))
     read = store_in(tmp_path).layers()
     assert list(read) == list(layers)
     for name, layer in layers.items():
@@ -34,31 +34,31 @@ def test_layers_come_back_as_they_were(tmp_path):
         assert read[name].metadata() == layer.metadata()
 
 
-FACTS = {"block": "a", "seconds": 0, "never_called": []}
+FACTS = BlockFacts(block="a")
 
 
-def test_gains_come_back_beside_the_layers(tmp_path):
+def test_norm_weights_come_back_beside_the_layers(tmp_path):
     store, layers = store_in(tmp_path), some_layers()
     store.start({}, {}, resume=False)
-    gains = {"a.norm.weight": torch.randn(12).bfloat16(), "a.q_norm.weight": torch.randn(4)}
-    store.write_block(0, layers, FACTS, gains)
+    norms = {"a.norm.weight": torch.randn(12).bfloat16(), "a.q_norm.weight": torch.randn(4)}
+    store.write_block(0, layers, FACTS, norms)
     store.write_block(1, {}, FACTS)
     store.write_block(2, {}, FACTS, {"c.norm.weight": torch.ones(3)})
     read = store_in(tmp_path)
     assert list(read.read_block(0)) == list(layers)
-    assert read.read_gains(1) == {} and list(read.read_gains(2)) == ["c.norm.weight"]
-    for name, gain in gains.items():
-        assert torch.equal(read.read_gains(0)[name], gain)
-        assert read.read_gains(0)[name].dtype == gain.dtype
-    assert list(read.gains()) == [*gains, "c.norm.weight"]
+    assert read.read_norm_weights(1) == {} and list(read.read_norm_weights(2)) == ["c.norm.weight"]
+    for name, norm in norms.items():
+        assert torch.equal(read.read_norm_weights(0)[name], norm)
+        assert read.read_norm_weights(0)[name].dtype == norm.dtype
+    assert list(read.norm_weights()) == [*norms, "c.norm.weight"]
 
 
-def test_a_layer_and_a_gain_of_one_name_do_not_meet(tmp_path):
+def test_a_layer_and_a_norm_may_share_names(tmp_path):
     store, layers = store_in(tmp_path), some_layers()
     store.start({}, {}, resume=False)
     store.write_block(0, layers, FACTS, {"a.q": torch.ones(2)})
     assert torch.equal(store.read_block(0)["a.q"].dequantize(), layers["a.q"].dequantize())
-    assert torch.equal(store.read_gains(0)["a.q"], torch.ones(2))
+    assert torch.equal(store.read_norm_weights(0)["a.q"], torch.ones(2))
 
 
 def test_another_stem_is_another_set_of_blocks(tmp_path):
@@ -69,7 +69,7 @@ def test_another_stem_is_another_set_of_blocks(tmp_path):
     assert other.finished() == []
     other.write_block(0, some_layers(seed=1), FACTS, {"n": torch.ones(2)})
     assert len(store.finished()) == len(other.finished()) == 1
-    assert store.gains() == {} and list(other.gains()) == ["n"]
+    assert store.norm_weights() == {} and list(other.norm_weights()) == ["n"]
     codes = [which.layers()["a.q"].codes for which in (store, other)]
     assert not torch.equal(*codes)
     assert {"block-00000.json", "refit-00000.json"} <= {file.name for file in tmp_path.iterdir()}
@@ -89,10 +89,10 @@ def begun(folder, fingerprint):
     store_in(folder).write_block(0, some_layers(), FACTS)
 
 
-def test_a_run_without_a_finished_block_is_begun_anew(tmp_path):
+def test_a_run_without_finished_blocks_starts_again(tmp_path):
     store_in(tmp_path).start({"bits": 3}, {}, resume=False)
     assert store_in(tmp_path).start({"bits": 2}, {}, resume=False) == 0
-    assert store_in(tmp_path).started_with()["fingerprint"] == {"bits": 2}
+    assert store_in(tmp_path).started_with().fingerprint == {"bits": 2}
 
 
 def test_an_output_that_cannot_be_made_is_named(tmp_path):
@@ -119,7 +119,7 @@ def test_a_gap_ends_what_is_finished(tmp_path):
     store = store_in(tmp_path)
     store.start({}, {}, resume=False)
     for index in range(3):
-        store.write_block(index, some_layers(), {"block": "a", "seconds": 0, "never_called": []})
+        store.write_block(index, some_layers(), BlockFacts(block="a"))
     (tmp_path / "block-00001.json").unlink()
     assert store_in(tmp_path).start({}, {}, resume=True) == 1
 
@@ -134,14 +134,14 @@ def test_a_damaged_block_is_named(tmp_path, stem):
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    for read in (store.read_block, store.read_gains):
+    for read in (store.read_block, store.read_norm_weights):
         with pytest.raises(ResumeError, match=f"{stem}-00000"):
             read(0)
     with pytest.raises(ResumeError, match=f"{stem}-00000"):
-        store.gains()
+        store.norm_weights()
     file.unlink()
     with pytest.raises(ResumeError, match=f"{stem}-00000"):
-        store.read_gains(0)
+        store.read_norm_weights(0)
 
 
 def test_a_full_disk_leaves_no_half_written_file(tmp_path, monkeypatch):
@@ -153,5 +153,5 @@ def test_a_full_disk_leaves_no_half_written_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr("q2n.pipeline.store.os.fsync", full)
     with pytest.raises(InputError, match="No space left"):
-        store.write_block(0, some_layers(), {"block": "a", "seconds": 0, "never_called": []})
+        store.write_block(0, some_layers(), BlockFacts(block="a"))
     assert [file.name for file in tmp_path.iterdir()] == ["run.json"]

@@ -5,7 +5,6 @@ import torch
 from tiny import tiny_model
 
 from q2n.data.windows import TokenWindows
-from q2n.layers.uniform import UniformLinear
 from q2n.logging import Reporter
 from q2n.methods.rtn import RTN
 from q2n.models.blocks import BlockwiseModel
@@ -18,7 +17,7 @@ from q2n.refit.block import BlockRefit
 from q2n.refit.model import ModelRefit
 from q2n.refit.tuner import Rates
 
-RATES = Rates(scale=0.01, gain=0.01)
+RATES = Rates(scale=0.01, norm=0.01)
 
 
 def windows() -> TokenWindows:
@@ -28,7 +27,7 @@ def windows() -> TokenWindows:
 
 def quantized(folder, architecture="llama", refit=None) -> RunStore:
     """A store with the finished blocks of a tiny model."""
-    store = RunStore(folder, {"affine": UniformLinear})
+    store = RunStore(folder)
     store.start({}, {}, resume=False)
     blocks = BlockwiseModel(open_source(tiny_model(architecture, layers=2)))
     loop = SequentialLoop(blocks, RTN(bits=2), store, LoopOptions(), refit=refit)
@@ -56,7 +55,7 @@ def no_model():
     raise AssertionError("the model is not needed")
 
 
-def test_layers_and_gains_are_tuned_and_the_blocks_stay(tmp_path):
+def test_layers_and_norms_are_tuned_blocks_stay(tmp_path):
     store = quantized(tmp_path)
     before = tensors_of(tmp_path, "block")
     result = refit(store)
@@ -68,36 +67,38 @@ def test_layers_and_gains_are_tuned_and_the_blocks_stay(tmp_path):
         assert not torch.equal(new[name].scale, layer.scale)
         assert new[name].record == layer.record
     original = tiny_model(layers=2)
-    assert len(result.gains()) == 5 and store.gains() == {}
-    for name, gain in result.gains().items():
-        assert not torch.equal(gain, original.get_parameter(name))
+    assert len(result.norm_weights()) == 5 and store.norm_weights() == {}
+    for name, norm in result.norm_weights().items():
+        assert not torch.equal(norm, original.get_parameter(name))
 
 
 @pytest.mark.parametrize(
     ("architecture", "last"),
     [("llama", "model.norm.weight"), ("opt", "model.decoder.final_layer_norm.weight")],
 )
-def test_gains_lie_with_their_block_and_the_last_norm_with_the_last(tmp_path, architecture, last):
+def test_norm_weights_lie_with_their_block(tmp_path, architecture, last):
     result = refit(quantized(tmp_path, architecture), architecture, steps=1)
     blocks = result.finished()
-    first = set(result.read_gains(0))
+    first = set(result.read_norm_weights(0))
     assert first and all(name.startswith(f"{blocks[0]['block']}.") for name in first)
     others = {
-        name for name in result.read_gains(1) if not name.startswith(f"{blocks[1]['block']}.")
+        name
+        for name in result.read_norm_weights(1)
+        if not name.startswith(f"{blocks[1]['block']}.")
     }
     assert others == {last}
-    assert len(result.read_gains(1)) == len(first) + 1
+    assert len(result.read_norm_weights(1)) == len(first) + 1
 
 
 def test_ten_blocks_and_more_keep_their_own(tmp_path):
     """Block 1's name begins that of block 10."""
-    store = RunStore(tmp_path, {"affine": UniformLinear})
+    store = RunStore(tmp_path)
     store.start({}, {}, resume=False)
     blocks = BlockwiseModel(open_source(tiny_model(layers=11)))
     SequentialLoop(blocks, RTN(bits=2), store, LoopOptions()).run(None)
     result = refit(store, model=lambda: tiny_model(layers=11), steps=1)
-    assert [len(result.read_gains(index)) for index in range(11)] == [2] * 10 + [3]
-    assert all(name.startswith("model.layers.1.") for name in result.read_gains(1))
+    assert [len(result.read_norm_weights(index)) for index in range(11)] == [2] * 10 + [3]
+    assert all(name.startswith("model.layers.1.") for name in result.read_norm_weights(1))
 
 
 def test_a_second_call_does_nothing(tmp_path):
@@ -108,12 +109,12 @@ def test_a_second_call_does_nothing(tmp_path):
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("kept", [0, 1])
-def test_writing_that_was_interrupted_is_done_again_to_the_same_bytes(tmp_path, kept):
+@pytest.mark.parametrize("written", [0, 1])
+def test_interrupted_writing_is_repeated_to_the_same_bytes(tmp_path, written):
     store = quantized(tmp_path)
     refit(store)
     whole = tensors_of(tmp_path)
-    for index in range(kept, 2):
+    for index in range(written, 2):
         (tmp_path / f"refit-{index:05d}.json").unlink()
     (tmp_path / "refit-00001.safetensors").write_bytes(b"half")
     result = refit(store)
@@ -140,7 +141,7 @@ def test_a_crash_between_two_blocks_is_made_good(tmp_path, monkeypatch):
     assert tensors_of(tmp_path / "broken") == tensors_of(tmp_path / "whole")
 
 
-def test_facts_of_the_blocks_are_kept_and_time_is_added(tmp_path):
+def test_facts_stay_and_time_is_added(tmp_path):
     store = quantized(tmp_path)
     result = refit(store)
     for old, new in zip(store.finished(), result.finished(), strict=True):
@@ -150,14 +151,14 @@ def test_facts_of_the_blocks_are_kept_and_time_is_added(tmp_path):
     assert 0 < first != last
 
 
-def test_it_starts_from_the_gains_of_refitted_blocks(tmp_path):
-    """With rates next to nothing the gains are those that each block was left with."""
+def test_it_starts_from_refitted_norm_weights(tmp_path):
+    """With rates next to nothing the norms are those that each block was left with."""
     store = quantized(tmp_path, refit=BlockRefit(steps=6, rates=RATES))
-    given = store.gains()
-    result = refit(store, rates=Rates(scale=1e-12, gain=1e-12))
-    assert len(given) == 4
-    for name, gain in given.items():
-        assert torch.equal(result.gains()[name], gain)
+    before = store.norm_weights()
+    result = refit(store, rates=Rates(scale=1e-12, norm=1e-12))
+    assert len(before) == 4
+    for name, norm in before.items():
+        assert torch.equal(result.norm_weights()[name], norm)
     old, new = store.layers(), result.layers()
     assert all(torch.equal(new[name].scale, layer.scale) for name, layer in old.items())
 

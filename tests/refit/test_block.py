@@ -5,13 +5,13 @@ from copy import deepcopy
 import pytest
 import torch
 from tiny import tiny_model
-from torch import nn
 
 from q2n.errors import InputError, NumericalError
 from q2n.method import LayerProblem
 from q2n.methods.rtn import RTN
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.source import open_source
+from q2n.models.targets import targets_in
 from q2n.refit.block import BlockRefit, relative_error
 from q2n.refit.tuner import Rates, shuffled
 
@@ -30,48 +30,48 @@ class OneBlock:
         self.target = output if isinstance(output, torch.Tensor) else output[0]
         self.layers = {
             name: RTN(bits=2).quantize(
-                LayerProblem(name=name, weight=part.weight.float(), statistics=None)
+                LayerProblem(name=name, weight=target.weight(), statistics=None)
             )
-            for name, part in self.block.named_modules()
-            if isinstance(part, nn.Linear)
+            for name, target in targets_in(self.block).items()
         }
 
     def window(self, number):
         one = slice(number, number + 1)
         return self.hidden[one], self.target[one], self.call.window(number, self.count)
 
-    def error(self, layers, gains) -> float:
-        """Of the block with these layers and gains, over all windows."""
+    def error(self, layers, norms) -> float:
+        """Of the block with these layers and norms, over all windows."""
         block = deepcopy(self.block)
         with torch.no_grad():
             for name, layer in layers.items():
-                block.get_submodule(name).weight.copy_(layer.dequantize())
-            for name, gain in gains.items():
-                block.get_parameter(name).copy_(gain)
+                targets_in(block)[name].set(layer.dequantize())
+            for name, norm in norms.items():
+                block.get_parameter(name).copy_(norm)
             output = block(self.hidden, *self.call.args, **self.call.kwargs)
         output = output if isinstance(output, torch.Tensor) else output[0]
         return float(relative_error(output, self.target))
 
     def refit(self, steps=24, windows=None, **fields):
-        refit = BlockRefit(steps=steps, rates=Rates(scale=0.01, gain=0.01), **fields)
+        refit = BlockRefit(steps=steps, rates=Rates(scale=0.01, norm=0.01), **fields)
         windows = windows or self.window
         return refit(self.block, self.layers, windows, self.count, name="blocks.1", seed=5)
 
 
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("architecture", ["llama", "gemma2", "opt", "phi"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "opt", "phi", "gpt2"])
 def test_the_output_comes_nearer_in_every_dtype(monkeypatch, architecture, dtype, fast):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: fast)
     one = OneBlock(architecture, dtype)
     tuned = one.refit(8)
-    assert one.error(tuned.layers, tuned.gains) < one.error(one.layers, {})
-    assert {gain.dtype for gain in tuned.gains.values()} == {dtype}
+    assert one.error(tuned.layers, tuned.norm_weights) < one.error(one.layers, {})
+    assert {norm.dtype for norm in tuned.norm_weights.values()} == {dtype}
 
 
-def test_losses_are_the_errors_of_the_windows_in_their_order(monkeypatch):
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_losses_are_the_windows_errors_in_order(monkeypatch, architecture):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    one, asked = OneBlock(), []
+    one, asked = OneBlock(architecture), []
 
     def windows(number):
         asked.append(number)
@@ -80,7 +80,7 @@ def test_losses_are_the_errors_of_the_windows_in_their_order(monkeypatch):
     tuned = one.refit(13, windows)
     assert asked == shuffled(6, 13, 5) and sorted(asked[:6]) == list(range(6))
     # its first loss is that of the layers as they came, on the first window alone
-    alone = OneBlock()
+    alone = OneBlock(architecture)
     first = slice(asked[0], asked[0] + 1)
     alone.call = one.call.window(asked[0], 6)
     alone.hidden, alone.target = one.hidden[first], one.target[first]
@@ -96,7 +96,10 @@ def test_codes_stay_and_the_block_too():
     for name, layer in one.layers.items():
         assert torch.equal(tuned.layers[name].codes, layer.codes)
         assert not torch.equal(tuned.layers[name].scale, layer.scale)
-    assert tuned.gains.keys() == {"input_layernorm.weight", "post_attention_layernorm.weight"}
+    assert tuned.norm_weights.keys() == {
+        "input_layernorm.weight",
+        "post_attention_layernorm.weight",
+    }
     for name, tensor in one.block.state_dict().items():
         assert torch.equal(tensor, before[name])
     assert all(parameter.grad is None for parameter in one.block.parameters())
@@ -125,7 +128,7 @@ def test_the_error_is_relative_to_each_token():
     assert half.dtype == torch.float32 and float(half) == pytest.approx(expected, rel=0.05)
 
 
-def test_a_token_without_energy_is_no_division_by_zero():
+def test_a_zero_token_gives_no_nan():
     zeros = torch.zeros(1, 2, 4)
     assert float(relative_error(zeros, zeros)) == 0
 

@@ -9,8 +9,9 @@ from torch.nn.functional import kl_div
 from q2n.errors import InputError, NumericalError
 from q2n.method import LayerProblem
 from q2n.methods.rtn import RTN
+from q2n.models.targets import targets_in
 from q2n.refit.model import _CHUNK, ModelRefit, _Divergence
-from q2n.refit.tuner import Rates, norm_gains, shuffled
+from q2n.refit.tuner import Rates, norm_weights, shuffled
 
 
 @pytest.fixture
@@ -31,26 +32,26 @@ def rounded(model, bits=2):
     """The linears of the decoder blocks, by full name."""
     return {
         name: RTN(bits=bits).quantize(
-            LayerProblem(name=name, weight=part.weight.detach().float(), statistics=None)
+            LayerProblem(name=name, weight=target.weight(), statistics=None)
         )
-        for name, part in model.named_modules()
-        if isinstance(part, nn.Linear) and any(char.isdigit() for char in name)
+        for name, target in targets_in(model).items()
+        if any(char.isdigit() for char in name)
     }
 
 
-def refitted(model, layers, gains=None, steps=10, progress=lambda: None):
-    refit = ModelRefit(steps=steps, rates=Rates(scale=0.01, gain=0.01))
-    return refit(model, layers, gains or {}, tokens(), seed=5, progress=progress)
+def refitted(model, layers, norms=None, steps=10, progress=lambda: None):
+    refit = ModelRefit(steps=steps, rates=Rates(scale=0.01, norm=0.01))
+    return refit(model, layers, norms or {}, tokens(), seed=5, progress=progress)
 
 
-def divergence(architecture, layers, gains, windows) -> float:
+def divergence(architecture, layers, norms, windows) -> float:
     """Mean KL over tokens from full float32 logits."""
     plain, changed = tiny_model(architecture), tiny_model(architecture)
     with torch.no_grad():
         for name, layer in layers.items():
-            changed.get_submodule(name).weight.copy_(layer.dequantize())
-        for name, gain in gains.items():
-            changed.get_parameter(name).copy_(gain)
+            targets_in(changed)[name].set(layer.dequantize())
+        for name, norm in norms.items():
+            changed.get_parameter(name).copy_(norm)
         log_p, log_s = (
             model(input_ids=windows, use_cache=False).logits.double().log_softmax(-1)
             for model in (plain, changed)
@@ -61,7 +62,7 @@ def divergence(architecture, layers, gains, windows) -> float:
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("count", [1, 7, _CHUNK, 2 * _CHUNK + 100])
-def test_divergence_and_its_gradient_are_those_of_full_logits(exact, count, bias):
+def test_divergence_and_gradient_match_full_logits(exact, count, bias):
     generator = torch.Generator().manual_seed(count)
     head = nn.Linear(24, 50, bias=bias).requires_grad_(False)
     teacher = 3 * torch.randn(count, 24, generator=generator)
@@ -92,24 +93,24 @@ def test_divergence_in_bfloat16_points_the_same_way(dtype):
     head = nn.Linear(24, 50).requires_grad_(False)
     teacher = 3 * torch.randn(40, 24, generator=generator)
     states = teacher + torch.randn(40, 24, generator=generator)
-    found = states.to(dtype, copy=True).requires_grad_()
-    _Divergence.apply(found, teacher.to(dtype), head.to(dtype)).backward()
-    assert found.grad.dtype == dtype
+    actual = states.to(dtype, copy=True).requires_grad_()
+    _Divergence.apply(actual, teacher.to(dtype), head.to(dtype)).backward()
+    assert actual.grad.dtype == dtype
     full = states.double().requires_grad_()
     head = head.double()
     log_s, log_p = head(full).log_softmax(1), head(teacher.double()).log_softmax(1)
     kl_div(log_s, log_p, log_target=True, reduction="batchmean").backward()
-    cosine = torch.cosine_similarity(found.grad.double().flatten(), full.grad.flatten(), 0)
+    cosine = torch.cosine_similarity(actual.grad.double().flatten(), full.grad.flatten(), 0)
     assert cosine > 0.99
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "opt", "gpt_neox"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "opt", "gpt_neox", "gpt2"])
 def test_predictions_come_nearer(architecture):
     layers = rounded(tiny_model(architecture))
     tuned = refitted(tiny_model(architecture), layers, steps=15)
     assert tuned.layers.keys() == layers.keys()
     before = divergence(architecture, layers, {}, tokens())
-    after = divergence(architecture, tuned.layers, tuned.gains, tokens())
+    after = divergence(architecture, tuned.layers, tuned.norm_weights, tokens())
     assert after < 0.95 * before
     assert len(tuned.losses) == 15
 
@@ -118,26 +119,29 @@ def test_predictions_come_nearer(architecture):
 def test_all_names_are_the_models_own(architecture):
     model = tiny_model(architecture)
     tuned = refitted(model, rounded(model), steps=2)
-    assert tuned.gains.keys() == norm_gains(model).keys()
+    assert tuned.norm_weights.keys() == norm_weights(model).keys()
     last = "model.norm.weight" if architecture == "llama" else "model.decoder.final_layer_norm"
-    assert any(name.startswith(last) for name in tuned.gains)
+    assert any(name.startswith(last) for name in tuned.norm_weights)
 
 
-@pytest.mark.parametrize("with_gains", [False, True])
-def test_the_first_loss_is_the_divergence_of_what_was_given(exact, with_gains):
-    """The teacher is the model with its original gains, also where other ones are given."""
-    layers, gains = rounded(tiny_model()), {}
-    if with_gains:
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("with_norms", [False, True])
+def test_the_first_loss_is_the_initial_divergence(exact, architecture, with_norms):
+    """The teacher is the model with its original norms, also where other ones are given."""
+    layers, norms = rounded(tiny_model(architecture)), {}
+    if with_norms:
         generator = torch.Generator().manual_seed(2)
-        gains = {
-            name: gain * (0.5 + torch.rand(gain.shape, generator=generator))
-            for name, gain in norm_gains(tiny_model()).items()
+        norms = {
+            name: norm * (0.5 + torch.rand(norm.shape, generator=generator))
+            for name, norm in norm_weights(tiny_model(architecture)).items()
         }
-    tuned = refitted(tiny_model(), layers, gains, steps=1)
+    tuned = refitted(tiny_model(architecture), layers, norms, steps=1)
     window = tokens()[shuffled(5, 1, 5)]
-    assert tuned.losses[0] == pytest.approx(divergence("llama", layers, gains, window), rel=1e-4)
-    for name, gain in gains.items():  # and they are where the steps start
-        assert (tuned.gains[name] / gain - 1).abs().max() < 0.011
+    assert tuned.losses[0] == pytest.approx(
+        divergence(architecture, layers, norms, window), rel=1e-4
+    )
+    for name, norm in norms.items():  # and they are where the steps start
+        assert (tuned.norm_weights[name] / norm - 1).abs().max() < 0.011
 
 
 def test_codes_stay_and_so_does_the_model():
@@ -152,13 +156,15 @@ def test_codes_stay_and_so_does_the_model():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_the_same_bits_each_time_and_one_call_a_step():
+def test_runs_repeat_bit_for_bit():
     layers, calls = rounded(tiny_model()), []
     first = refitted(tiny_model(), layers, steps=4, progress=lambda: calls.append(1))
     second = refitted(tiny_model(), layers, steps=4)
     assert len(calls) == 4 and first.losses == second.losses
     assert all(torch.equal(first.layers[n].scale, second.layers[n].scale) for n in layers)
-    assert all(torch.equal(first.gains[n], second.gains[n]) for n in first.gains)
+    assert all(
+        torch.equal(first.norm_weights[n], second.norm_weights[n]) for n in first.norm_weights
+    )
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -169,7 +175,7 @@ def test_models_in_half_precision_are_refitted(monkeypatch, architecture, dtype,
     model = tiny_model(architecture).to(dtype)
     layers = rounded(model)
     tuned = refitted(model, layers, steps=15)
-    assert {gain.dtype for gain in tuned.gains.values()} == {dtype}
+    assert {norm.dtype for norm in tuned.norm_weights.values()} == {dtype}
     # of windows that come three times each
     assert sum(tuned.losses[10:]) < sum(tuned.losses[:5])
 

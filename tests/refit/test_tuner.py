@@ -1,4 +1,4 @@
-"""Adam on scales, gains and codes: what it changes, what it leaves, and by how much."""
+"""Adam on scales, norms and codes: what it changes, what it leaves, and by how much."""
 
 from copy import deepcopy
 
@@ -12,11 +12,11 @@ from torch import nn
 from q2n.errors import NumericalError
 from q2n.method import LayerProblem
 from q2n.methods.rtn import RTN
-from q2n.refit.tuner import Rates, Tuned, fast_dtype, in_fast_dtype, norm_gains, shuffled, tune
+from q2n.refit.tuner import Rates, Tuned, fast_dtype, in_fast_dtype, norm_weights, shuffled, tune
 
 
 class Toy(nn.Module):
-    """Norm, up, down: the smallest module with a gain and two linears."""
+    """Norm, up, down: the smallest module with a norm weight and two linears."""
 
     def __init__(self):
         super().__init__()
@@ -65,12 +65,12 @@ def distance(module: nn.Module):
 
 
 def with_tuned(module: nn.Module, tuned) -> nn.Module:
-    """A copy of the module with the tuned layers and gains in their places."""
+    """A copy of the module with the tuned layers and norms in their places."""
     copy = deepcopy(module)
     for name, layer in tuned.layers.items():
         copy.get_submodule(name).weight.data = layer.dequantize()
-    for name, gain in tuned.gains.items():
-        copy.get_parameter(name).data = gain
+    for name, norm in tuned.norm_weights.items():
+        copy.get_parameter(name).data = norm
     return copy
 
 
@@ -79,7 +79,7 @@ def tuned_toy(toy, steps=24, *, layers=None, **rates):
     return tune(toy, layers or rounded(toy), Rates(**rates), steps, loss, name="toy")
 
 
-@pytest.mark.parametrize("rates", [{"scale": 0.02, "gain": 0.02}, {"scale": 0.02, "gain": 0.0}])
+@pytest.mark.parametrize("rates", [{"scale": 0.02, "norm": 0.02}, {"scale": 0.02, "norm": 0.0}])
 def test_tuning_brings_the_module_nearer(toy, rates):
     layers = rounded(toy)
     tuned = tuned_toy(toy, 48, layers=layers, **rates)
@@ -89,15 +89,15 @@ def test_tuning_brings_the_module_nearer(toy, rates):
     with torch.no_grad():  # what is returned is what was tuned
         before = with_tuned(toy, Tuned(layers, {}, []))
         after = with_tuned(toy, tuned)
-        found = [sum(float(loss(m, step)) for step in range(8)) for m in (before, after)]
-    assert found[1] < 0.8 * found[0]
-    assert sum(tuned.losses[:8]) == pytest.approx(found[0], rel=0.2)
+        actual = [sum(float(loss(m, step)) for step in range(8)) for m in (before, after)]
+    assert actual[1] < 0.8 * actual[0]
+    assert sum(tuned.losses[:8]) == pytest.approx(actual[0], rel=0.2)
 
 
-def test_codes_are_tuned_where_a_rate_asks_for_it(toy):
+def test_codes_are_tuned_if_their_rate_is_positive(toy):
     layers = rounded(toy)
-    still = tuned_toy(toy, layers=layers, scale=0.02, gain=0.02)
-    moving = tuned_toy(toy, layers=layers, scale=0.02, gain=0.02, code=0.2)
+    still = tuned_toy(toy, layers=layers, scale=0.02, norm=0.02)
+    moving = tuned_toy(toy, layers=layers, scale=0.02, norm=0.02, code=0.2)
     for name, layer in layers.items():
         assert torch.equal(still.layers[name].codes, layer.codes)
         moved = (moving.layers[name].codes != layer.codes).float().mean()
@@ -105,42 +105,42 @@ def test_codes_are_tuned_where_a_rate_asks_for_it(toy):
         assert moving.layers[name].codes.max() <= 3
 
 
-@pytest.mark.parametrize("kind", ["scale", "gain", "code"])
-def test_a_rate_of_0_changes_nothing_of_its_kind(toy, kind):
+@pytest.mark.parametrize("kind", ["scale", "norm", "code"])
+def test_a_rate_of_0_freezes_its_kind(toy, kind):
     layers = rounded(toy)
-    rates = {"scale": 0.02, "gain": 0.02, "code": 0.2, kind: 0.0}
+    rates = {"scale": 0.02, "norm": 0.02, "code": 0.2, kind: 0.0}
     tuned = tuned_toy(toy, layers=layers, **rates)
     for name, layer in layers.items():
-        found = tuned.layers[name]
-        assert torch.equal(found.scale, layer.scale) == (kind == "scale")
-        assert torch.equal(found.codes, layer.codes) == (kind == "code")
-        assert torch.equal(found.zero, layer.zero)
-    assert list(tuned.gains) == ([] if kind == "gain" else ["norm.weight"])
-    if tuned.gains:
-        assert not torch.equal(tuned.gains["norm.weight"], toy.norm.weight)
+        actual = tuned.layers[name]
+        assert torch.equal(actual.scale, layer.scale) == (kind == "scale")
+        assert torch.equal(actual.codes, layer.codes) == (kind == "code")
+        assert torch.equal(actual.zero, layer.zero)
+    assert list(tuned.norm_weights) == ([] if kind == "norm" else ["norm.weight"])
+    if tuned.norm_weights:
+        assert not torch.equal(tuned.norm_weights["norm.weight"], toy.norm.weight)
 
 
 def test_the_module_stays_as_it_is(toy):
     for parameter in toy.parameters():
         parameter.requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in toy.state_dict().items()}
-    tuned_toy(toy, scale=0.02, gain=0.02, code=0.2)
+    tuned_toy(toy, scale=0.02, norm=0.02, code=0.2)
     assert all(torch.equal(before[name], tensor) for name, tensor in toy.state_dict().items())
     assert all(p.grad is None and not p.requires_grad for p in toy.parameters())
 
 
 def test_the_same_bits_each_time(toy):
-    first, second = (tuned_toy(toy, scale=0.02, gain=0.02) for _ in range(2))
+    first, second = (tuned_toy(toy, scale=0.02, norm=0.02) for _ in range(2))
     assert first.losses == second.losses
     for name, layer in first.layers.items():
         assert torch.equal(layer.scale, second.layers[name].scale)
-    assert torch.equal(first.gains["norm.weight"], second.gains["norm.weight"])
+    assert torch.equal(first.norm_weights["norm.weight"], second.norm_weights["norm.weight"])
 
 
 def test_steps_and_rates_are_those_of_adam(exact):
-    """Scales and gains after 25 steps against Adam written out in float64."""
+    """Scales and norms after 25 steps against Adam written out in float64."""
     layer = random_layer((6, 20), 3, 8, False, torch.float32)
-    gain = torch.linspace(0.5, 2, 20)
+    norm = torch.linspace(0.5, 2, 20)
     rows = torch.randn(5, 20, generator=torch.Generator().manual_seed(1))
     target = torch.randn(5, 6, generator=torch.Generator().manual_seed(2))
 
@@ -148,7 +148,7 @@ def test_steps_and_rates_are_those_of_adam(exact):
         def __init__(self):
             super().__init__()
             self.norm, self.linear = nn.Module(), nn.Linear(20, 6, bias=False)
-            self.norm.weight = nn.Parameter(gain.clone())
+            self.norm.weight = nn.Parameter(norm.clone())
 
         def forward(self, rows):
             return self.linear(rows * self.norm.weight)
@@ -156,29 +156,29 @@ def test_steps_and_rates_are_those_of_adam(exact):
     tuned = tune(
         Scaled(),
         {"linear": layer},
-        Rates(scale=0.03, gain=0.05),
+        Rates(scale=0.03, norm=0.05),
         25,
         lambda call, _: (call(rows) - target).square().mean(),
         name="scaled",
     )
-    scale, expected_gain, losses = oracles.adam_refit(
-        layer.codes, layer.scale, layer.zero, 8, gain, rows, target, (0.03, 0.05), 25
+    scale, expected_norm, losses = oracles.adam_refit(
+        layer.codes, layer.scale, layer.zero, 8, norm, rows, target, (0.03, 0.05), 25
     )
     # Adam divides by a root of the gradient: its float32 errors enter relative to a rate
     assert tuned.losses == pytest.approx(losses, rel=1e-4)
     torch.testing.assert_close(tuned.layers["linear"].scale.double(), scale, rtol=1e-4, atol=0)
     torch.testing.assert_close(
-        tuned.gains["norm.weight"].double(), expected_gain, rtol=1e-4, atol=0
+        tuned.norm_weights["norm.weight"].double(), expected_norm, rtol=1e-4, atol=0
     )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_names_module_and_step(toy, bad):
+def test_a_nonfinite_loss_names_module_and_step(toy, bad):
     def loss(call, step):
         return call(torch.ones(1, 1, 16)).sum() * (bad if step == 2 else 1.0)
 
     with pytest.raises(NumericalError, match=rf"model\.layers\.7: .* step 2 is -?{bad}"):
-        tune(toy, rounded(toy), Rates(scale=0.01, gain=0.01), 5, loss, name="model.layers.7")
+        tune(toy, rounded(toy), Rates(scale=0.01, norm=0.01), 5, loss, name="model.layers.7")
 
 
 NORMS_OF_A_BLOCK = {
@@ -200,15 +200,15 @@ NORMS_OF_A_BLOCK = {
 
 
 @pytest.mark.parametrize("architecture", NORMS_OF_A_BLOCK)
-def test_gains_of_all_norms_are_found(architecture):
+def test_weights_of_all_norms_are_listed(architecture):
     model = tiny_model(architecture, layers=1)
     block = (model.model.decoder if architecture == "opt" else model.model).layers[0]
-    found = norm_gains(block)
-    assert found.keys() == {f"{name}.weight" for name in NORMS_OF_A_BLOCK[architecture]}
-    for name, gain in found.items():
-        assert torch.equal(gain, block.get_parameter(name)) and not gain.requires_grad
-    whole = norm_gains(model)
-    assert len(whole) == len(found) + 1  # and the last norm
+    actual = norm_weights(block)
+    assert actual.keys() == {f"{name}.weight" for name in NORMS_OF_A_BLOCK[architecture]}
+    for name, norm in actual.items():
+        assert torch.equal(norm, block.get_parameter(name)) and not norm.requires_grad
+    whole = norm_weights(model)
+    assert len(whole) == len(actual) + 1  # and the last norm
 
 
 def near_ones(hidden):
@@ -219,22 +219,22 @@ def near_ones(hidden):
 def test_what_is_tuned_keeps_its_dtype(toy, dtype):
     layers, half = rounded(toy, dtype=dtype), deepcopy(toy).to(dtype)
     hidden = torch.randn(2, 4, 16).to(dtype)
-    rates = Rates(scale=0.05, gain=0.05)
+    rates = Rates(scale=0.05, norm=0.05)
     tuned = tune(half, layers, rates, 4, near_ones(hidden), name="toy")
     assert {layer.scale.dtype for layer in tuned.layers.values()} == {dtype}
-    assert tuned.gains["norm.weight"].dtype == dtype
-    assert not torch.equal(tuned.gains["norm.weight"], half.norm.weight)
+    assert tuned.norm_weights["norm.weight"].dtype == dtype
+    assert not torch.equal(tuned.norm_weights["norm.weight"], half.norm.weight)
 
 
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_biases_of_norms_go_with_their_gains(toy, monkeypatch, dtype, fast):
-    """layer_norm refuses a gain in float32 beside a bias in half precision."""
+    """layer_norm refuses a norm weight in float32 beside a bias in half precision."""
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: fast)
     layers, half = rounded(toy, dtype=dtype), deepcopy(toy).to(dtype)
     hidden = torch.randn(2, 4, 16).to(dtype)
-    for gain in (0.05, 0.0):
-        rates = Rates(scale=0.05, gain=gain)
+    for norm in (0.05, 0.0):
+        rates = Rates(scale=0.05, norm=norm)
         tuned = tune(half, layers, rates, 8, near_ones(hidden), name="toy")
         assert tuned.losses[-1] < tuned.losses[0]
 

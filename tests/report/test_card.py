@@ -9,8 +9,9 @@ from q2n.report.card import CardFacts, Perplexity, render_card
 FACTS = CardFacts(
     base_model="someone/it's-a-model",
     title="A model in 3 bits",
-    format=FORMATS["compressed-tensors"],
-    directory=Path("out"),
+    format="compressed-tensors",
+    tags=("quantized", "q2n", "compressed-tensors"),
+    loading_example="import somewhere\n",
     method="gptq with the null-space step",
     settings={"bits": 3, "group size": "one a row"},
     bits_per_weight=3.0625,
@@ -34,7 +35,6 @@ def test_the_card_says_what_was_measured_and_what_not() -> None:
     measured = render_card(
         replace(
             FACTS,
-            references=("Frantar et al. 2022",),
             perplexities=(
                 Perplexity(
                     model="original",
@@ -63,5 +63,5 @@ def test_the_card_says_what_was_measured_and_what_not() -> None:
 
 def test_the_card_shows_the_lines_that_load() -> None:
     for format in FORMATS.values():
-        card = render_card(replace(FACTS, format=format))
-        assert format.loading_example(Path("out")).strip() in card
+        lines = format.container.loading_example(Path("out"))
+        assert lines.strip() in render_card(replace(FACTS, loading_example=lines))

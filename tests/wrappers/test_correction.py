@@ -1,9 +1,9 @@
 import dataclasses
-from dataclasses import dataclass, field
 
 import oracles
 import pytest
 import torch
+from witness import witness
 
 from q2n.errors import InputError, NumericalError
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
@@ -15,17 +15,6 @@ from q2n.wrappers.nullspace import NullSpace
 from q2n.wrappers.output_scales import OutputScales
 
 ROWS, COLUMNS, TOKENS = 12, 32, 240
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seen(RTN):
-    """RTN that keeps the problem it was given."""
-
-    problems: list[LayerProblem] = field(default_factory=list)
-
-    def quantize(self, problem):
-        self.problems.append(problem)
-        return super().quantize(problem)
 
 
 def problem(seed=0, noise=0.3, tokens=TOKENS, **options):
@@ -69,9 +58,9 @@ def test_the_method_is_given_the_corrected_weight_and_nothing_else_changes(ridge
     given, x, x_full = problem(scale_dtype=torch.bfloat16, seed=3)
     given = dataclasses.replace(given, seed=11)
     original = given.weight.clone()
-    inner = Seen(bits=3)
+    inner, problems = witness(bits=3)
     layer = InputErrorCorrection(inner=inner, correction_ridge=ridge).quantize(given)
-    (seen,) = inner.problems
+    (seen,) = problems
     expected = corrected_weight(given, x, x_full, ridge)
     # float32 moments of 240 tokens, and a Gram whose condition is 100 and more
     torch.testing.assert_close(seen.weight, expected, rtol=0, atol=1e-4)
@@ -90,9 +79,9 @@ NAMES = ["rtn", "rtn-groups", "gptq", "gptq-groups"]
 @pytest.mark.parametrize("inner", INNER, ids=NAMES)
 def test_it_is_the_method_on_the_corrected_weight(inner):
     given, _, _ = problem()
-    probe = Seen()
+    probe, problems = witness()
     InputErrorCorrection(inner=probe).quantize(given)
-    expected = inner.quantize(dataclasses.replace(given, weight=probe.problems[0].weight))
+    expected = inner.quantize(dataclasses.replace(given, weight=problems[0].weight))
     layer = InputErrorCorrection(inner=inner).quantize(given)
     assert torch.equal(layer.codes, expected.codes)
     assert torch.equal(layer.scale, expected.scale) and torch.equal(layer.zero, expected.zero)
@@ -142,10 +131,10 @@ def test_a_step_after_it_aims_at_the_original_weight():
     given, x, x_full = problem()
     inner = InputErrorCorrection(inner=GPTQ(bits=2, group_size=8))
     before = inner.quantize(given)
-    for objective, target in (("cross", x_full), ("output", x)):
-        after = OutputScales(inner=inner, objective=objective).quantize(given)
+    for target, goal in (("full_precision", x_full), ("own", x)):
+        after = OutputScales(inner=inner, target=target).quantize(given)
         expected = oracles.regressed_output_alpha(
-            *(t.double() for t in (given.weight, before.dequantize(), x, target)), 8, 0.5
+            *(t.double() for t in (given.weight, before.dequantize(), x, goal)), 8, 0.5
         )
         found = (after.scale / before.scale).double()
         torch.testing.assert_close(found, expected, rtol=0, atol=3e-5)
@@ -162,11 +151,11 @@ def test_it_does_not_matter_how_tokens_were_merged():
     a, b = gathered(x[:100], x_full[:100]), gathered(x[100:], x_full[100:])
     weights = []
     for statistics in (given.statistics, a + b, b + a):
-        inner = Seen()
+        inner, problems = witness()
         InputErrorCorrection(inner=inner).quantize(
             dataclasses.replace(given, statistics=statistics)
         )
-        weights.append(inner.problems[0].weight)
+        weights.append(problems[0].weight)
     for weight in weights[1:]:
         torch.testing.assert_close(weight, weights[0], rtol=0, atol=2e-5)
 
@@ -241,7 +230,9 @@ def test_statistics_it_reads():
 
 def test_refusals():
     for ridge in (-0.1, float("nan"), float("inf")):
-        with pytest.raises(InputError, match="^correction_ridge must be"):
+        with pytest.raises(
+            InputError, match="^correction_ridge is .*; it takes a finite number at least 0"
+        ):
             InputErrorCorrection(inner=RTN(), correction_ridge=ridge)
     InputErrorCorrection(inner=RTN(), correction_ridge=0.0)
     with pytest.raises(InputError, match=r"h\.0\.up.*44 columns"):

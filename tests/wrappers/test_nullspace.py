@@ -4,6 +4,7 @@ import oracles
 import pytest
 import torch
 
+from q2n.config.presets import NULLSPACE_PRESETS
 from q2n.errors import InputError, NumericalError
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 from q2n.method import LayerProblem
@@ -147,22 +148,22 @@ def test_skipped_layers_keep_their_scales():
 
 
 def test_presets():
-    released = NullSpace.released(GPTQ(bits=3))
+    released = NullSpace(inner=GPTQ(bits=3), **NULLSPACE_PRESETS["released"])
     assert released.required_statistics == RequiredStatistics.GRAM | RequiredStatistics.POSITIONS
     given, _ = problem()
     record = released.quantize(given).record
     # Adam moves alpha by at most about 20 steps of 0.002
     assert 0.959 < record["alpha_min"] <= record["alpha_max"] < 1.041
-    assert NullSpace.paper(RTN()) == NullSpace(inner=RTN())
-    assert NullSpace.paper(RTN()).required_statistics == RequiredStatistics.GRAM
+    assert NULLSPACE_PRESETS["paper"] == {}  # the defaults
+    assert NullSpace(inner=RTN()).required_statistics == RequiredStatistics.GRAM
 
 
 def test_refusals():
     with pytest.raises(InputError, match="rtn has none.*reference='original'"):
         NullSpace(inner=RTN(), reference="compensated")
-    with pytest.raises(InputError, match="threshold"):
+    with pytest.raises(InputError, match="threshold is 0.0; it takes a finite number above 0"):
         NullSpace(inner=RTN(), threshold=0.0)
-    with pytest.raises(InputError, match="ridge"):
+    with pytest.raises(InputError, match="ridge is -1.0; it takes a finite number at least 0"):
         NullSpace(inner=RTN(), ridge=-1.0)
     given, _ = problem()
     given.statistics.update(torch.full((1, 60, COLUMNS), float("inf")))

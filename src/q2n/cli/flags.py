@@ -50,6 +50,10 @@ class PlainHelp(argparse.HelpFormatter):
         wrap = super()._split_lines
         return [part for line in text.splitlines() for part in wrap(line, width)]
 
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        return "\n".join(fill(line, width, indent) for line in text.splitlines())
+
 
 def add_options(parser: argparse.ArgumentParser, title: str, options: Iterable[Flag]) -> None:
     """One flag an option; an option that is not set is None, so that its owner's default holds."""

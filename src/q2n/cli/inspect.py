@@ -19,7 +19,7 @@ def add_inspect(commands: Any) -> None:
 
 
 def run(parsed: Namespace) -> None:
-    """Print settings and one row a layer."""
+    """Print settings and one row per layer."""
     import json
 
     from q2n.api import inspect
@@ -27,28 +27,30 @@ def run(parsed: Namespace) -> None:
     record = inspect(parsed.directory)
     if parsed.plot:
         from q2n.report.figures import plot_layers
+        from q2n.report.record import RunRecord
 
-        plot_layers(record, Path(parsed.plot))
+        plot_layers(RunRecord.from_json(record), Path(parsed.plot))
     if parsed.json:
         print(json.dumps(record))
     else:
         _print(record)
 
 
-def _print(record: dict[str, Any]) -> None:
+def _print(values: dict[str, Any]) -> None:
     from rich.console import Console
 
+    from q2n.report.record import RunRecord
     from q2n.report.tables import layer_table, settings_table
 
-    console = Console()
-    if "finished_blocks" in record:
-        console.print(
-            f"[yellow]unfinished: {record['finished_blocks']} blocks are done; go on with --resume"
-        )
+    record, console = RunRecord.from_json(values), Console()
+    if (blocks := values.get("finished_blocks")) is not None:
+        console.print(f"[yellow]unfinished: {blocks} blocks are done; go on with --resume")
     console.print(settings_table(record))
     console.print(layer_table(record))
     console.print(
-        f"{record['bits_per_weight']:.3f} bits per quantized weight, all stored parts counted"
+        f"{record.bits_per_weight:.3f} bits per quantized weight, all stored parts counted"
     )
-    for name in record["left_in_full_precision"]:
+    for name in record.left_in_full_precision:
         console.print(f"left in full precision, never called: {name}")
+    for name in record.ignored:
+        console.print(f"left in full precision, as asked for: {name}")

@@ -16,7 +16,7 @@ def add_methods(commands: Any) -> None:
 
 
 def run(parsed: Namespace) -> None:
-    """One line a method; below, for what they store (with default options), who can hold it."""
+    """One line per method; below, for what they store (with default options), who can hold it."""
     from rich.console import Console
     from rich.table import Table
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from q2n.cli.flags import add_options, add_output_flags, reporter
-from q2n.config.options import CHANGES, RUN, SWITCHES, flags, table
+from q2n.config.options import CHANGES, RUN, SWITCHES, table
+from q2n.config.options import flags as flags_of
 from q2n.config.reading import read_settings
 from q2n.errors import InputError
 
@@ -39,10 +40,10 @@ def add_quantize(commands: Any) -> None:
     parser.add_argument("--resume", action="store_true", help="Go on with an interrupted run.")
     add_output_flags(parser)
     methods = [owner for owner in table().owners if owner in table().methods]
-    add_options(parser, "run", flags([RUN]))
-    add_options(parser, "method (each has its own defaults)", flags(methods))
-    add_options(parser, "around the method", flags(list(SWITCHES)))
-    add_options(parser, CHANGES, flags([CHANGES]))
+    add_options(parser, "run", flags_of([RUN]))
+    add_options(parser, "method (each has its own defaults)", flags_of(methods))
+    add_options(parser, "around the method", flags_of(list(SWITCHES)))
+    add_options(parser, CHANGES, flags_of([CHANGES]))
     parser.set_defaults(run=run)
 
 
@@ -76,15 +77,15 @@ def run(parsed: Namespace) -> None:
 
 def _settings(parsed: Namespace) -> dict[str, Any]:
     """What was set: in the file, and over it by flags."""
-    given = {key: x for key, x in vars(parsed).items() if x is not None and key not in NOT_SETTINGS}
+    flags = {key: x for key, x in vars(parsed).items() if x is not None and key not in NOT_SETTINGS}
     if parsed.checkpoint:
-        given["model"] = parsed.checkpoint
-    return {**(_read_yaml(Path(parsed.config)) if parsed.config else {}), **given}
+        flags["model"] = parsed.checkpoint
+    return {**(_read_yaml(Path(parsed.config)) if parsed.config else {}), **flags}
 
 
 def _required(settings: dict[str, Any], name: str) -> str:
     if not settings.get(name):
-        raise InputError(f"no {name} given; usage: q2n quantize MODEL --output DIR [options]")
+        raise InputError(f"no {name} set; usage: q2n quantize MODEL --output DIR [options]")
     return str(settings.pop(name))
 
 

@@ -1,6 +1,6 @@
 """Who owns the options, and the objects that settings describe."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from q2n.config.options import CHANGES
 from q2n.config.settings import Settings
@@ -50,23 +50,48 @@ def build_method(settings: Settings) -> Method:
     return method
 
 
-def build_changes(settings: Settings) -> ModelChanges:
-    """What the run changes in the model around its layers."""
-    return ModelChanges(**settings.options[CHANGES])
-
-
 def storage(method: Method, changes: ModelChanges) -> StorageSpec:
     """What a format must hold: the method's layers and, maybe, parts that run beside them."""
     return replace(method.storage, runtime=not changes.none)
 
 
-def build_block_refit(settings: Settings) -> BlockRefit | None:
-    """The refit of each block, if asked for."""
-    asked = settings.run.refit in ("block", "both")
-    return BlockRefit(steps=settings.run.refit_steps) if asked else None
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What settings describe, built."""
+
+    method: Method
+    """With its wrappers."""
+    changes: ModelChanges
+    """Of the model around the layers."""
+    storage: StorageSpec
+    """What a format must hold."""
+    block_refit: BlockRefit | None
+    model_refit: ModelRefit | None
+    title: str
+    """All of it in one line, for a model card."""
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether calibration text is needed."""
+        refits = self.block_refit is not None or self.model_refit is not None
+        return bool(self.method.required_statistics) or refits
 
 
-def build_model_refit(settings: Settings) -> ModelRefit | None:
-    """The refit of the whole model, if asked for."""
-    asked = settings.run.refit in ("model", "both")
-    return ModelRefit(steps=settings.run.refit_steps) if asked else None
+def build_plan(settings: Settings) -> Plan:
+    """Build what the settings describe.
+
+    Raises:
+        InputError: options that contradict each other.
+    """
+    refit, steps = settings.run.refit, settings.run.refit_steps
+    method = build_method(settings)
+    changes = ModelChanges(**settings.options[CHANGES])
+    parts = [method.title, changes.title, "" if refit == "off" else f"then refit ({refit})"]
+    return Plan(
+        method=method,
+        changes=changes,
+        storage=storage(method, changes),
+        block_refit=BlockRefit(steps=steps) if refit in ("block", "both") else None,
+        model_refit=ModelRefit(steps=steps) if refit in ("model", "both") else None,
+        title=", ".join(part for part in parts if part),
+    )

@@ -31,14 +31,12 @@ def read_settings(settings: Mapping[str, Any]) -> Settings:
     """
     plain = _plain(settings)
     expanded = _expanded(plain)
-    run = {key: value for key, value in expanded.items() if key in table().owners[RUN]}
-    _require_values(table().owners[RUN], run)
+    run = _checked(expanded, table().owners[RUN])
     base = METHOD_PRESETS.get(run["method"], {}).get("method", run["method"])
     owners = [base, *_wrappers(run), CHANGES]
     options = {}
     for owner in owners:
-        own = {key: x for key, x in expanded.items() if key in table().owners[owner]}
-        _require_values(table().owners[owner], own)
+        own = _checked(expanded, table().owners[owner])
         defaults = {name: option.default for name, option in table().owners[owner].items()}
         options[owner] = {**defaults, **own}
     taken = run.keys() | {name for own in options.values() for name in own}
@@ -94,11 +92,16 @@ def _default(name: str) -> Any:
     return next(item.default for item in fields(RunSettings) if item.name == name)
 
 
-def _require_values(options: Mapping[str, Option], values: Mapping[str, Any]) -> None:
-    for name, value in values.items():
+def _checked(values: Mapping[str, Any], options: Mapping[str, Option]) -> dict[str, Any]:
+    """Those of the values that belong to one owner; whole numbers as floats where it takes such."""
+    own = {name: value for name, value in values.items() if name in options}
+    for name, value in own.items():
         message = refusal(name, value, options[name].kind)
         if message is not None:
             raise InputError(message)
+        if options[name].kind.type == "float" and value is not None:
+            own[name] = float(value)
+    return own
 
 
 def _refuse_strangers(names: set[str], method: str) -> None:

@@ -2,11 +2,15 @@
 owners (methods/, wrappers/, transforms/model_changes.py); all share one flat space of names.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from q2n.option_types import Count, CountOrZero, Patterns, Range
+
+NOT_IN_FINGERPRINT = ("model", "output", "corpus", "activations", "ppl", "ppl_windows")
+"""Settings that a hash of the content stands for, or that do not touch the result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,3 +105,9 @@ class Settings:
         for options in self.options.values():
             flat |= options
         return flat
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What of them the bytes of a result depend on, as JSON values."""
+        flat = self.flat()
+        own = {key: value for key, value in flat.items() if key not in NOT_IN_FINGERPRINT}
+        return json.loads(json.dumps(own))

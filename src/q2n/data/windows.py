@@ -97,8 +97,8 @@ def evaluation_windows(
     tokens = _tokenize_whole(corpus, tokenizer, more_than=length - 1)
     windows = tokens.unfold(0, length, stride or length)
     bounds = [bound for bound in (limit, corpus.most_windows) if bound is not None]
-    kept = windows[: min(bounds, default=len(windows))].clone()
-    return TokenWindows(tokens=kept, label=corpus.label)
+    chosen = windows[: min(bounds, default=len(windows))].clone()
+    return TokenWindows(tokens=chosen, label=corpus.label)
 
 
 def _long_documents(
@@ -120,8 +120,8 @@ def _long_documents(
             short[place] = len(tokens)
         else:
             longest = max(short.values())
-            found = f"{MOST_DRAWS} draws of a document, the longest with {longest} tokens"
-            raise InputError(_too_short(corpus, found, length))
+            counts = f"{MOST_DRAWS} draws of a document, the longest with {longest} tokens"
+            raise InputError(_too_short(corpus, counts, length))
 
 
 def _random_window(
@@ -145,8 +145,8 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Int64[Tensor, " 
     return torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
 
 
-def _too_short(corpus: Corpus, found: str, more_than: int) -> str:
+def _too_short(corpus: Corpus, counts: str, more_than: int) -> str:
     return (
-        f"the text {corpus.label!r} is too short: {found}, and a window here takes more than "
+        f"the text {corpus.label!r} is too short: {counts}, and a window here takes more than "
         f"{more_than} tokens; use a longer text or shorter windows"
     )

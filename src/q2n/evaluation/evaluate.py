@@ -5,10 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from q2n.data.corpora import load_corpus
-from q2n.data.tokenizer import load_tokenizer
-from q2n.data.windows import evaluation_windows
-from q2n.errors import InputError
+from q2n.data.texts import Texts
 from q2n.evaluation.perplexity import PerplexityResult, perplexity
 from q2n.formats.load import load_model
 from q2n.logging import Reporter
@@ -48,16 +45,13 @@ def evaluate(
         NumericalError: the model's loss is not finite.
     """
     reporter = reporter or Reporter()
-    if isinstance(model, PreTrainedModel):
-        if tokenizer is None:
-            raise InputError("a model object comes without its tokenizer: give tokenizer=...")
-    else:
-        folder = resolve_checkpoint(str(model), trust_remote_code=trust_remote_code)
-        tokenizer = tokenizer or load_tokenizer(folder, trust_remote_code)
-    text = evaluation_windows(
-        load_corpus(ppl, split), tokenizer, length=length, limit=windows, stride=stride
-    )
+    folder = None
     if not isinstance(model, PreTrainedModel):
+        folder = resolve_checkpoint(str(model), trust_remote_code=trust_remote_code)
+    texts = Texts(folder, tokenizer, trust_remote_code=trust_remote_code)
+    text = texts.evaluation(ppl, length=length, limit=windows, stride=stride, split=split)
+    if not isinstance(model, PreTrainedModel):
+        assert folder is not None
         model = load_model(
             folder,
             dtype=parse_dtype(dtype) if dtype else None,

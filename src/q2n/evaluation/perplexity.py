@@ -82,7 +82,7 @@ def perplexity(
 
     Args:
         windows: side by side, or cut with a stride; their sha256 goes into the result.
-        batch_size: windows a forward pass.
+        batch_size: windows per forward pass.
         stride: the step with which the windows were cut; None: side by side.
         progress: called after each batch with the number of windows it held.
 

@@ -1,12 +1,18 @@
 """Checkpoints: what a quantized model is written as, and the way back."""
 
-from q2n.formats.compressed_tensors import CompressedTensors
-from q2n.formats.dequantized import Dequantized
-from q2n.formats.format import Format
-from q2n.formats.gptq_v2 import GPTQv2
-from q2n.formats.native import Native
+from typing import TYPE_CHECKING, Any
 
-FORMATS: dict[str, Format] = {
-    format.name: format for format in (CompressedTensors(), GPTQv2(), Native(), Dequantized())
-}
-"""Every format by its name on the command line; the first is the default."""
+if TYPE_CHECKING:
+    from q2n.formats.table import FORMATS
+
+__all__ = ["FORMATS"]
+
+
+def __getattr__(name: str) -> Any:
+    """`FORMATS`, not before it is asked for: containers need a finished transformers, and this
+    package is imported while transformers itself is (registration.py)."""
+    if name == "FORMATS":
+        from q2n.formats.table import FORMATS
+
+        return FORMATS
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

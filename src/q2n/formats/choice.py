@@ -8,7 +8,7 @@ from q2n.layers.quantized import StorageSpec
 
 def formats_for(storage: StorageSpec) -> list[str]:
     """Names of the formats that hold the representation."""
-    return [name for name, format in FORMATS.items() if format.holds(storage)]
+    return [name for name, format in FORMATS.items() if format.codec.holds(storage)]
 
 
 def choose_format(name: str, method: str, storage: StorageSpec) -> Format:
@@ -20,10 +20,10 @@ def choose_format(name: str, method: str, storage: StorageSpec) -> Format:
     """
     if name not in FORMATS:
         raise InputError(f"unknown format {name!r}; there are: {', '.join(FORMATS)}")
-    if not FORMATS[name].holds(storage):
-        online = ", and work to do while the model runs" if storage.runtime else ""
+    if not FORMATS[name].codec.holds(storage):
+        runtime = ", and work to do while the model runs" if storage.runtime else ""
         raise InputError(
-            f"{name} cannot hold what {method} stores ({storage.kind} layers{online}); "
+            f"{name} cannot hold what {method} stores ({storage.kind} layers{runtime}); "
             f"formats that can: {', '.join(formats_for(storage))}"
         )
     return FORMATS[name]

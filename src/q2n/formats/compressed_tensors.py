@@ -17,24 +17,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from q2n.errors import InputError
-from q2n.formats.format import StoredLayer
 from q2n.formats.packing import pack, unpack
-from q2n.formats.uniform import UniformFormat, expand_groups, stored_scale
+from q2n.formats.stored import StoredLayer
+from q2n.formats.uniform import (
+    Scheme,
+    UniformCodec,
+    UniformEntry,
+    stored_scale,
+)
 from q2n.layers.quantized import QuantizedLinear
+from q2n.linalg.groups import by_column
 
 LAYOUT_VERSION = "0.20.0"
 """The compressed-tensors release against which the layout is tested; written into the file."""
 
 
-class CompressedTensors(UniformFormat):
-    """Packed codes for vLLM and transformers."""
+class CompressedTensors(UniformCodec):
+    """Codes as one bitstream per row."""
 
     name = "compressed-tensors"
-    quant_method = "compressed-tensors"
     parts = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
 
     def scale_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
@@ -45,26 +50,50 @@ class CompressedTensors(UniformFormat):
             raise InputError(f"{self.name} holds 2 to 8 bits, not {bits} ({name})")
         if group_size > 0 and shape[1] % group_size:
             raise InputError(
-                f"{self.name} has no short last group: {name} has {shape[1]} inputs, which "
-                f"groups of {group_size} do not divide; choose a divisor, or -1 for one group a row"
+                f"{self.name} has no short last group: {name} has {shape[1]} inputs, which groups "
+                f"of {group_size} do not divide; choose a divisor, or -1 for one group per row"
             )
 
-    def tensors(self, name: str, layer: QuantizedLinear, dtype: torch.dtype) -> dict[str, Tensor]:
-        affine = self.affine(name, layer)
+    def encode(
+        self, name: str, layer: QuantizedLinear, dtype: torch.dtype
+    ) -> dict[str, Shaped[Tensor, "..."]]:
+        uniform = self.uniform(name, layer)
         stored = {
-            f"{name}.weight_packed": pack(affine.codes, affine.bits),
-            f"{name}.weight_scale": stored_scale(name, affine.scale, self.scale_dtype(dtype)),
-            f"{name}.weight_shape": torch.tensor(affine.shape, dtype=torch.int64),
+            "weight_packed": pack(uniform.codes, uniform.bits),
+            "weight_scale": stored_scale(name, uniform.scale, self.scale_dtype(dtype)),
+            "weight_shape": torch.tensor(uniform.shape, dtype=torch.int64),
         }
-        if not affine.symmetric:
-            zero = pack(affine.zero.T.contiguous(), affine.bits)
-            stored[f"{name}.weight_zero_point"] = zero.T.contiguous()
+        if not uniform.symmetric:
+            zero = pack(uniform.zero.T.contiguous(), uniform.bits)
+            stored["weight_zero_point"] = zero.T.contiguous()
         return stored
+
+    def decode(
+        self, name: str, parts: Mapping[str, Shaped[Tensor, "..."]], description: Scheme
+    ) -> Float[Tensor, "out in"]:
+        bits = description.bits
+        rows, columns = parts["weight_shape"].tolist()
+        codes = unpack(parts["weight_packed"], bits, columns)
+        scale = parts["weight_scale"].float()
+        zero = torch.full_like(scale, 2 ** (bits - 1))
+        if not description.symmetric:
+            packed = parts["weight_zero_point"].T.contiguous()
+            zero = unpack(packed, bits, rows).T.float()
+        group_size = columns // scale.shape[1]
+        centred = codes.float() - by_column(zero, group_size, columns)
+        return by_column(scale, group_size, columns) * centred
+
+
+class CompressedTensorsEntry(UniformEntry):
+    """One group of layers with one scheme."""
+
+    codec = CompressedTensors
+    quant_method = "compressed-tensors"
 
     def quantization_config(
         self, layers: Mapping[str, StoredLayer], unquantized: Sequence[str]
     ) -> dict[str, Any]:
-        scheme = self.scheme(layers)
+        scheme = self.common_scheme(layers)
         weights: dict[str, Any] = {
             "num_bits": scheme.bits,
             "type": "int",
@@ -90,20 +119,20 @@ class CompressedTensors(UniformFormat):
             "ignore": list(unquantized),
         }
 
-    def dense(
-        self, parts: Mapping[str, Tensor], config: Mapping[str, Any]
-    ) -> Float[Tensor, "out in"]:
-        bits, symmetric = _grid(config)
-        rows, columns = parts["weight_shape"].tolist()
-        codes = unpack(parts["weight_packed"], bits, columns)
-        scale = parts["weight_scale"].float()
-        zero = torch.full_like(scale, 2 ** (bits - 1))
-        if not symmetric:
-            packed = parts["weight_zero_point"].T.contiguous()
-            zero = unpack(packed, bits, rows).T.float()
-        group_size = columns // scale.shape[1]
-        centred = codes.float() - expand_groups(zero, codes, group_size)
-        return expand_groups(scale, codes, group_size) * centred
+    def described_scheme(self, config: Mapping[str, Any]) -> Scheme:
+        groups = list(config.get("config_groups", {}).values())
+        if config.get("format") != "pack-quantized" or len(groups) != 1:
+            raise InputError(
+                "this compressed-tensors checkpoint is not one pack-quantized group of layers "
+                f"(format {config.get('format')!r}, {len(groups)} groups); load it with "
+                "transformers"
+            )
+        weights = groups[0]["weights"]
+        return Scheme(
+            bits=weights["num_bits"],
+            group_size=weights.get("group_size") or -1,
+            symmetric=weights["symmetric"],
+        )
 
     def loading_example(self, directory: Path) -> str:
         return (
@@ -115,14 +144,3 @@ class CompressedTensors(UniformFormat):
             "    quantization_config=CompressedTensorsConfig(dequantize=True),\n"
             ")\n"
         )
-
-
-def _grid(config: Mapping[str, Any]) -> tuple[int, bool]:
-    """(bits, symmetric) of a file in the form that is written here."""
-    groups = list(config.get("config_groups", {}).values())
-    if config.get("format") != "pack-quantized" or len(groups) != 1:
-        raise InputError(
-            "this compressed-tensors checkpoint is not one pack-quantized group of layers "
-            f"(format {config.get('format')!r}, {len(groups)} groups); load it with transformers"
-        )
-    return groups[0]["weights"]["num_bits"], groups[0]["weights"]["symmetric"]

@@ -7,33 +7,41 @@ quantized layer.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from q2n.errors import InputError
-from q2n.formats.format import Format, StoredLayer
+from q2n.formats.codec import Codec
+from q2n.formats.hf_entry import FolderEntry
+from q2n.formats.stored import StoredLayer
 from q2n.layers.quantized import QuantizedLinear
 
 
-class Dequantized(Format):
-    """Any representation, written as ordinary weights."""
+class Dequantized(Codec):
+    """Any representation, written as an ordinary weight."""
 
     name = "dequantized"
 
     def scale_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
         return model_dtype
 
-    def tensors(self, name: str, layer: QuantizedLinear, dtype: torch.dtype) -> dict[str, Tensor]:
+    def encode(
+        self, name: str, layer: QuantizedLinear, dtype: torch.dtype
+    ) -> dict[str, Float[Tensor, "out in"]]:
         weight = layer.dequantize().to(dtype)
         if not torch.isfinite(weight).all():
             raise InputError(f"{name}: a quantized weight overflows {dtype}; use a wider --dtype")
-        return {f"{name}.weight": weight}
+        return {"weight": weight}
+
+
+class PlainEntry(FolderEntry):
+    """No entry: config.json is that of any model."""
 
     def quantization_config(
         self, layers: Mapping[str, StoredLayer], unquantized: Sequence[str]
-    ) -> dict[str, Any] | None:
+    ) -> None:
         return None
 
     def loading_example(self, directory: Path) -> str:

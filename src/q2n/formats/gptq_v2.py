@@ -9,34 +9,38 @@ For a weight [N, K] with groups of g inputs, G = ceil(K / g), and b bits:
 
 Version 1 of the layout stores zero - 1, which a zero of 0 wraps round; version 2 stores the
 zero itself and is what is written. Nothing is padded: whole words or a refusal.
+
+Readers take every linear of a decoder block for quantized unless config.json says otherwise, and
+they look in different places: gptqmodel for patterns of those that are not (`dynamic`),
+transformers by way of optimum for the names of those that are (`modules_in_block_to_quantize`),
+vLLM for both.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from q2n.errors import InputError
-from q2n.formats.format import StoredLayer
 from q2n.formats.packing import WORD, pack, unpack
-from q2n.formats.uniform import UniformFormat, stored_scale
+from q2n.formats.stored import StoredLayer
+from q2n.formats.uniform import Scheme, UniformCodec, UniformEntry, stored_scale
 from q2n.layers.quantized import QuantizedLinear
 
 BITS = (2, 3, 4, 8)
 GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024)
-"""Those for which gptqmodel 7.7 has a kernel, besides one group a row."""
+"""Those for which gptqmodel 7.7 has a kernel, besides one group per row."""
 
 
-class GPTQv2(UniformFormat):
+class GPTQv2(UniformCodec):
     """The layout of GPTQ tools."""
 
     name = "gptq_v2"
-    quant_method = "gptq"
     parts = ("qweight", "qzeros", "scales", "g_idx")
-    config_copy = "quantize_config.json"
 
     def scale_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
         return torch.float16
@@ -47,7 +51,7 @@ class GPTQv2(UniformFormat):
         if group_size not in (-1, shape[1], *GROUP_SIZES):
             raise InputError(
                 f"{self.name}: no reader takes groups of {group_size} ({name}); choose one of "
-                f"{GROUP_SIZES}, or -1 for one group a row"
+                f"{GROUP_SIZES}, or -1 for one group per row"
             )
         for size, side in zip(shape, ("outputs", "inputs"), strict=True):
             if size * bits % WORD:
@@ -56,25 +60,43 @@ class GPTQv2(UniformFormat):
                     f"{size} x {bits} bits is not a multiple of {WORD}; use compressed-tensors"
                 )
 
-    def tensors(self, name: str, layer: QuantizedLinear, dtype: torch.dtype) -> dict[str, Tensor]:
-        affine = self.affine(name, layer)
-        scale = stored_scale(name, affine.scale, self.scale_dtype(dtype))
-        columns = torch.arange(affine.shape[1], dtype=torch.int32)
+    def encode(
+        self, name: str, layer: QuantizedLinear, dtype: torch.dtype
+    ) -> dict[str, Shaped[Tensor, "..."]]:
+        uniform = self.uniform(name, layer)
+        scale = stored_scale(name, uniform.scale, self.scale_dtype(dtype))
+        columns = torch.arange(uniform.shape[1], dtype=torch.int32)
         return {
-            f"{name}.qweight": pack(affine.codes, affine.bits).T.contiguous(),
-            f"{name}.qzeros": pack(affine.zero.T.contiguous(), affine.bits),
-            f"{name}.scales": scale.T.contiguous(),
-            f"{name}.g_idx": columns // affine.group_size,
+            "qweight": pack(uniform.codes, uniform.bits).T.contiguous(),
+            "qzeros": pack(uniform.zero.T.contiguous(), uniform.bits),
+            "scales": scale.T.contiguous(),
+            "g_idx": columns // uniform.group_size,
         }
+
+    def decode(
+        self, name: str, parts: Mapping[str, Shaped[Tensor, "..."]], description: Scheme
+    ) -> Float[Tensor, "out in"]:
+        bits, scale = description.bits, parts["scales"].float()
+        group_of = parts["g_idx"].long()
+        codes = unpack(parts["qweight"].T.contiguous(), bits, group_of.numel())
+        zero = unpack(parts["qzeros"], bits, scale.shape[1])
+        return scale[group_of].T * (codes.float() - zero[group_of].T.float())
+
+
+class GPTQEntry(UniformEntry):
+    """One scheme, and the linears of the decoder blocks that do without."""
+
+    codec = GPTQv2
+    quant_method = "gptq"
+    config_copy = "quantize_config.json"
 
     def quantization_config(
         self, layers: Mapping[str, StoredLayer], unquantized: Sequence[str]
     ) -> dict[str, Any]:
-        scheme = self.scheme(layers)
-        self._require_whole_blocks(layers, unquantized)
+        scheme, left_out = self.common_scheme(layers), _within_blocks(layers, unquantized)
         return {
             "quant_method": self.quant_method,
-            "checkpoint_format": self.name,
+            "checkpoint_format": self.codec.name,
             "bits": scheme.bits,
             "group_size": scheme.group_size,
             "sym": scheme.symmetric,
@@ -82,32 +104,16 @@ class GPTQv2(UniformFormat):
             "lm_head": False,
             "pack_dtype": "int32",
             "meta": {"quantizer": ["q2n"]},
+            **(_mixture(layers, left_out) if left_out else {}),
         }
 
-    def _require_whole_blocks(
-        self, layers: Mapping[str, StoredLayer], unquantized: Sequence[str]
-    ) -> None:
-        """Readers take every linear inside the decoder blocks for quantized."""
-        stacks = {_stack(name) for name in layers}
-        left_out = [name for name in unquantized if _stack(name) in stacks]
-        if left_out:
-            raise InputError(
-                f"{self.name} readers expect every linear of a decoder block to be quantized, "
-                f"but {left_out[0]} is not; use compressed-tensors"
-            )
-
-    def dense(
-        self, parts: Mapping[str, Tensor], config: Mapping[str, Any]
-    ) -> Float[Tensor, "out in"]:
+    def described_scheme(self, config: Mapping[str, Any]) -> Scheme:
         version = config.get("checkpoint_format")
-        if version != self.name:
-            raise InputError(f"checkpoint_format {version!r} is not read here, only {self.name!r}")
-        bits = config["bits"]
-        scale = parts["scales"].float()
-        group_of = parts["g_idx"].long()
-        codes = unpack(parts["qweight"].T.contiguous(), bits, group_of.numel())
-        zero = unpack(parts["qzeros"], bits, scale.shape[1])
-        return scale[group_of].T * (codes.float() - zero[group_of].T.float())
+        if version != self.codec.name:
+            raise InputError(
+                f"checkpoint_format {version!r} is not read here, only {self.codec.name!r}"
+            )
+        return Scheme(bits=config["bits"], group_size=config["group_size"], symmetric=config["sym"])
 
     def loading_example(self, directory: Path) -> str:
         return (
@@ -119,6 +125,20 @@ class GPTQv2(UniformFormat):
             f"    {str(directory)!r}, dtype=torch.float16\n"
             ")\n"
         )
+
+
+def _within_blocks(quantized: Iterable[str], unquantized: Iterable[str]) -> list[str]:
+    """The unquantized linears that lie beside quantized ones in the decoder blocks."""
+    stacks = {_stack(name) for name in quantized}
+    return [name for name in unquantized if _stack(name) in stacks]
+
+
+def _mixture(quantized: Iterable[str], left_out: Iterable[str]) -> dict[str, Any]:
+    """The entries that tell readers which linears are not quantized."""
+    return {
+        "dynamic": {f"-:^{re.escape(name)}$": {} for name in left_out},
+        "modules_in_block_to_quantize": [list(quantized)],
+    }
 
 
 def _stack(name: str) -> str:

@@ -1,155 +1,166 @@
-"""A complete Hugging Face checkpoint, streamed from the original tensors and the layers.
+"""A Hugging Face folder: safetensors files, config.json, the tokenizer's files.
 
-One tensor at a time: the weight of a quantized linear is replaced by what the format stores
-for it; every other tensor (embeddings, norms, biases, an untied lm_head) is copied in the
-model's dtype. Everything is written into a folder beside the final one, which is renamed at
-the end: the checkpoint is complete or it is not there.
+Written as a stream: the weight of a quantized linear is replaced by what the codec stores for it;
+every other tensor (embeddings, norms, biases, an untied lm_head) is copied in the model's dtype.
+What a reader must know of the layers is the folder's entry (hf_entry.py) in config.json.
+
+The way back unpacks with the inverse of our own packer and shares no code with the packed-weight
+readers of transformers, so agreement between the two says something.
 """
 
 import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from jaxtyping import Shaped
+from torch import Tensor
+from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from q2n.errors import InputError
-from q2n.formats.format import Format, StoredLayer
-from q2n.formats.runtime import ONLINE, PARTS
+from q2n.formats.codec import Codec, PackedCodec
+from q2n.formats.container import Container
+from q2n.formats.hf_entry import FolderEntry, PackedEntry
+from q2n.formats.quantized_model import QuantizedModel
+from q2n.formats.runtime import PARTS, RUNTIME, attach_runtime
 from q2n.formats.shards import SHARD_BYTES, ShardWriter
-from q2n.layers.quantized import QuantizedLinear
-from q2n.models.source import ModelSource
+from q2n.formats.stored import StoredLayer
+from q2n.models.checkpoint_files import TensorFiles
+from q2n.models.skeleton import build_skeleton
 
 
-def write_checkpoint(
-    directory: Path,
-    source: ModelSource,
-    layers: Mapping[str, QuantizedLinear],
-    format: Format,
-    complete: Callable[[Path, int], None] | None = None,
-    *,
-    gains: Mapping[str, Tensor] | None = None,
-    shard_bytes: int = SHARD_BYTES,
-) -> int:
-    """Write the quantized model; returns the bytes of all its tensors.
+@dataclass(frozen=True)
+class HFFolder(Container):
+    """What transformers, vLLM and the model hub take for a model."""
 
-    Args:
-        directory: must not exist.
-        source: the original tensors, by the model's own names.
-        layers: module name (without ".weight") -> quantized linear. May load lazily: each is
-            read once, in the model's order, after one look at the first.
-        complete: called with the folder, loadable but not yet in its place, and the bytes of
-            its tensors: what it measures there and writes there appears with the rest.
-        gains: norm gains, by tensor name, that take the place of the original ones.
-        shard_bytes: tensors of one file, and so about half of the memory used.
+    entry: FolderEntry
+    """How config.json describes the quantized layers."""
+    shard_bytes: int = SHARD_BYTES
+    """Tensors of one file, and so about half of the memory used."""
 
-    Raises:
-        InputError: the folder exists, the disk is too small, or the format cannot hold a
-            layer. Nothing is left behind.
-    """
-    skeleton = source.skeleton()
-    replaced = _replaced_weights(source, layers)
-    gains = gains or {}
-    unquantized = [
-        name
-        for name, module in skeleton.named_modules()
-        if isinstance(module, nn.Linear) and f"{name}.weight" not in replaced
-    ]
-    with _complete_folder(Path(directory)) as folder:
-        _require_space(folder, source, skeleton, layers, format)
-        writer = ShardWriter(folder, shard_bytes)
-        stored: dict[str, StoredLayer] = {}
-        for name in source.names():
-            if name not in replaced:
-                writer.add(name, gains[name] if name in gains else source.in_model_dtype(name))
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return (self.entry.quant_method,) if self.entry.quant_method else ()
+
+    def loading_example(self, directory: Path) -> str:
+        return self.entry.loading_example(directory)
+
+    def write_into(self, folder: Path, model: QuantizedModel, codec: Codec) -> int:
+        writer, stored = ShardWriter(folder, self.shard_bytes), {}
+        for name in model.source.names():
+            if name not in model.replaced:
+                writer.add(name, model.other_tensor(name))
                 continue
-            module = replaced[name]
-            layer = layers[module]
-            for part, value in format.tensors(module, layer, source.dtype).items():
-                writer.add(part, value)
+            module = model.replaced[name]
+            layer = model.layers[module]
+            for part, value in codec.encode(module, layer, model.source.dtype).items():
+                writer.add(f"{module}.{part}", model.laid_out(module, part, value))
             stored[module] = StoredLayer.of(layer)
         writer.finish()
-        quantization = format.quantization_config(stored, unquantized)
-        if quantization is not None and source.online is not None:
-            quantization[ONLINE] = {PARTS: source.online.to_json()}
-        _write_config(folder, source, skeleton, quantization, format)
-        source.save_auxiliary(folder)
-        if complete is not None:
-            complete(folder, writer.total_bytes)
-    return writer.total_bytes
+        self._write_config(folder, model, stored)
+        model.source.save_auxiliary(folder)
+        return writer.total_bytes
+
+    def _write_config(
+        self, folder: Path, model: QuantizedModel, stored: Mapping[str, StoredLayer]
+    ) -> None:
+        source = model.source
+        quantization = self.entry.quantization_config(stored, model.unquantized)
+        config = json.loads(source.config.to_json_string())
+        config.pop("quantization_config", None)
+        config["architectures"] = [type(model.skeleton).__name__]
+        config["dtype"] = str(source.dtype).removeprefix("torch.")
+        if quantization is not None:
+            if source.runtime is not None:
+                quantization[RUNTIME] = {PARTS: source.runtime.to_json()}
+            config["quantization_config"] = quantization
+            if self.entry.config_copy:
+                copy = folder / self.entry.config_copy
+                copy.write_text(json.dumps(quantization, indent=1) + "\n")
+        (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+
+    def recognizes(self, directory: Path) -> bool:
+        method = (quantization_config(directory) or {}).get("quant_method")
+        return method is not None and method == self.entry.quant_method
+
+    def read(self, directory: Path, codec: Codec, dtype: torch.dtype | None) -> PreTrainedModel:
+        assert isinstance(self.entry, PackedEntry) and isinstance(codec, PackedCodec)
+        quantization = quantization_config(directory)
+        assert quantization is not None
+        config = folder_config(directory)
+        del config.quantization_config
+        dtype = dtype or getattr(config, "dtype", None) or torch.float32
+        files = TensorFiles(directory)
+        tensors = dict(_dense_tensors(files, self.entry, codec, quantization, dtype))
+        model = _assemble(directory, config, tensors, dtype)
+        attach_runtime(model, quantization.get(RUNTIME, {}))
+        return model
 
 
-def _replaced_weights(source: ModelSource, layers: Mapping[str, QuantizedLinear]) -> dict[str, str]:
-    """Tensor name -> module name of every weight that is replaced. Iterates over the mapping's
-    names only: looking into it may load a block."""
-    replaced = {f"{module}.weight": module for module in layers}
-    unknown = sorted(replaced.keys() - set(source.names()))
-    if unknown:
-        raise InputError(f"{source.label} has no tensor {unknown[0]!r} to replace")
-    return replaced
+def folder_config(directory: Path, trust_remote_code: bool = False) -> PretrainedConfig:
+    """config.json of a folder.
 
-
-def _write_config(
-    folder: Path,
-    source: ModelSource,
-    skeleton: PreTrainedModel,
-    quantization: dict[str, Any] | None,
-    format: Format,
-) -> None:
-    config = json.loads(source.config.to_json_string())
-    config.pop("quantization_config", None)
-    config["architectures"] = [type(skeleton).__name__]
-    config["dtype"] = str(source.dtype).removeprefix("torch.")
-    if quantization is not None:
-        config["quantization_config"] = quantization
-        if format.config_copy:
-            (folder / format.config_copy).write_text(json.dumps(quantization, indent=1) + "\n")
-    (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-
-
-@contextmanager
-def _complete_folder(directory: Path) -> Iterator[Path]:
-    """A folder to write into, renamed to `directory` on success and removed on failure."""
-    if directory.exists():
-        raise InputError(f"{directory} exists already; choose another output folder")
-    folder = directory.with_name(f".{directory.name}.writing")
+    Raises:
+        InputError: it is missing or damaged.
+    """
     try:
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-        folder.mkdir(parents=True)
-        yield folder
-        folder.rename(directory)
-    except (OSError, SafetensorError) as cause:
-        raise InputError(
-            f"{directory} cannot be written ({cause}); free space or choose another output folder"
-        ) from cause
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as cause:
+        raise InputError(f"config.json cannot be read: {cause}") from cause
 
 
-def _require_space(
-    folder: Path,
-    source: ModelSource,
-    skeleton: PreTrainedModel,
-    layers: Mapping[str, QuantizedLinear],
-    format: Format,
-) -> None:
-    """Refuse a disk that is too small, judged by what the first layer takes in this format."""
-    itemsize = torch.finfo(source.dtype).bits / 8
-    weights = {name: skeleton.get_parameter(f"{name}.weight").numel() for name in layers}
-    needed = source.size_bytes() - itemsize * sum(weights.values())
-    if weights:
-        first = next(iter(weights))
-        stored = format.tensors(first, layers[first], source.dtype).values()
-        per_weight = sum(x.numel() * x.element_size() for x in stored) / weights[first]
-        needed += per_weight * sum(weights.values())
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise InputError(
-            f"the checkpoint needs about {needed / 1e9:.2f} GB, and {folder.parent} has "
-            f"{free / 1e9:.2f} GB free; free space or choose another output folder"
-        )
+def quantization_config(directory: Path) -> dict[str, Any] | None:
+    """The description of the quantized layers in config.json; None where there is none."""
+    try:
+        return json.loads((directory / "config.json").read_text()).get("quantization_config")
+    except (OSError, ValueError, AttributeError):
+        return None  # `folder_config` says what is wrong
+
+
+def require_all(missing: Collection[str]) -> None:
+    """Refuse a checkpoint without some of the model's tensors.
+
+    Raises:
+        InputError: the message names up to five.
+    """
+    if missing:
+        raise InputError(f"tensors are missing: {sorted(missing)[:5]}")
+
+
+def _dense_tensors(
+    files: TensorFiles,
+    entry: PackedEntry[Any],
+    codec: PackedCodec[Any],
+    quantization: Mapping[str, Any],
+    dtype: torch.dtype,
+) -> Iterator[tuple[str, Shaped[Tensor, "..."]]]:
+    """Every tensor of the model, the quantized linears as dense weights."""
+    packed = entry.packed_layers(files.file_of, quantization)
+    stored: set[str] = set()
+    for module, layer in packed.items():  # in the order of the files: one is open at a time
+        keys = {part: f"{module}.{part}" for part in layer.parts}
+        parts = {part: files.tensor(key) for part, key in keys.items() if key in files.file_of}
+        yield f"{module}.weight", codec.decode(module, parts, layer.description).to(dtype)
+        stored.update(keys.values())
+    for key in files.file_of:
+        if key not in stored:
+            tensor = files.tensor(key)
+            yield key, tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _assemble(
+    directory: Path,
+    config: PretrainedConfig,
+    tensors: dict[str, Shaped[Tensor, "..."]],
+    dtype: torch.dtype,
+) -> PreTrainedModel:
+    """A model from tensors under its own names."""
+    model = build_skeleton(config, dtype)
+    model.load_state_dict(tensors, strict=False, assign=True)
+    model.tie_weights()
+    if (directory / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(directory)
+    require_all([name for name, tensor in model.named_parameters() if tensor.is_meta])
+    return model

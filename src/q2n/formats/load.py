@@ -1,30 +1,14 @@
-"""Read any checkpoint that q2n writes into a plain dense model.
+"""Read any checkpoint that q2n writes into a plain dense model, for evaluation and tests."""
 
-This is the reader of evaluation and tests. It unpacks with the inverse of our own packer
-and shares no code with the packed-weight readers of transformers, so agreement between the
-two says something. The weight is dequantized in float32 and rounded once to the dtype asked for.
-"""
-
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    GenerationConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from q2n.errors import InputError
 from q2n.formats import FORMATS
-from q2n.formats.format import PackedFormat
-from q2n.formats.runtime import ONLINE, attach_online
-from q2n.models.checkpoint_files import TensorFiles
-from q2n.models.skeleton import build_skeleton
+from q2n.formats.hf_folder import folder_config, quantization_config, require_all
 
 
 def load_model(
@@ -43,78 +27,36 @@ def load_model(
             config.json; the message names it.
     """
     directory = Path(directory)
-    config = _config(directory, trust_remote_code)
-    wanted: torch.dtype = dtype or getattr(config, "dtype", None) or torch.float32
-    files = TensorFiles(directory)
-    quantization = getattr(config, "quantization_config", None)
     try:
-        if quantization is None:
-            model, missing = _load_plain(directory, wanted, trust_remote_code)
-        else:
-            format = _packed_format(quantization)
-            del config.quantization_config
-            state = dict(_dense_tensors(files, format, quantization, wanted))
-            model, missing = _assemble(directory, config, state, wanted)
-            attach_online(model, quantization.get(ONLINE, {}))
+        model = _read(directory, dtype, trust_remote_code)
     except InputError as cause:
         raise InputError(f"{directory}: {cause}") from cause
     except (RuntimeError, ValueError) as cause:
         raise InputError(f"{directory}: the tensors do not fit config.json: {cause}") from cause
-    if missing:
-        raise InputError(f"{directory}: tensors are missing: {sorted(missing)[:5]}")
     return model.to(device).eval()  # type: ignore[arg-type]
 
 
-def _load_plain(
-    directory: Path, dtype: torch.dtype, trust_remote_code: bool
-) -> tuple[PreTrainedModel, set[str]]:
-    """(model, names of missing tensors) of an ordinary checkpoint."""
+def _read(directory: Path, dtype: torch.dtype | None, trust_remote_code: bool) -> PreTrainedModel:
+    for format in FORMATS.values():
+        if format.container.recognizes(directory):
+            return format.container.read(directory, format.codec, dtype)
+    return _read_plain(directory, dtype, trust_remote_code)
+
+
+def _read_plain(
+    directory: Path, dtype: torch.dtype | None, trust_remote_code: bool
+) -> PreTrainedModel:
+    """An ordinary Hugging Face checkpoint, whoever wrote it."""
+    config = folder_config(directory, trust_remote_code)
+    quantization = quantization_config(directory)
+    if quantization is not None:
+        raise InputError(f"quant_method {quantization.get('quant_method')!r} is not read here")
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=dtype, output_loading_info=True, trust_remote_code=trust_remote_code
+        directory,
+        dtype=dtype or getattr(config, "dtype", None) or torch.float32,
+        output_loading_info=True,
+        trust_remote_code=trust_remote_code,
     )
     model, found = loaded
-    return model, set(found["missing_keys"])
-
-
-def _assemble(
-    directory: Path, config: PretrainedConfig, state: dict[str, Tensor], dtype: torch.dtype
-) -> tuple[PreTrainedModel, set[str]]:
-    """(model, names of missing tensors) from tensors under the model's own names."""
-    model = build_skeleton(config, dtype)
-    model.load_state_dict(state, strict=False, assign=True)
-    model.tie_weights()
-    if (directory / "generation_config.json").exists():
-        model.generation_config = GenerationConfig.from_pretrained(directory)
-    return model, {name for name, tensor in model.named_parameters() if tensor.is_meta}
-
-
-def _config(directory: Path, trust_remote_code: bool) -> PretrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as cause:
-        raise InputError(f"{directory}: config.json cannot be read: {cause}") from cause
-
-
-def _packed_format(quantization: Mapping[str, Any]) -> PackedFormat:
-    method = quantization.get("quant_method")
-    for format in FORMATS.values():
-        if isinstance(format, PackedFormat) and format.quant_method == method:
-            return format
-    raise InputError(f"quant_method {method!r} is not read here")
-
-
-def _dense_tensors(
-    files: TensorFiles, format: PackedFormat, quantization: Mapping[str, Any], dtype: torch.dtype
-) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the model, the quantized linears as dense weights."""
-    packed = format.packed_layers(files.file_of, quantization)
-    stored: set[str] = set()
-    for module, layer in packed.items():  # in the order of the files: one is open at a time
-        keys = {part: f"{module}.{part}" for part in layer.parts}
-        parts = {part: files.tensor(key) for part, key in keys.items() if key in files.file_of}
-        yield f"{module}.weight", layer.dense(parts).to(dtype)
-        stored.update(keys.values())
-    for key in files.file_of:
-        if key not in stored:
-            tensor = files.tensor(key)
-            yield key, tensor.to(dtype) if tensor.is_floating_point() else tensor
+    require_all(found["missing_keys"])
+    return model

@@ -20,26 +20,27 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from q2n.errors import InputError
-from q2n.formats.format import StoredLayer
-from q2n.formats.native import Native, described_layers, require_parts
+from q2n.formats.native import require_parts
+from q2n.formats.native_entry import NativeEntry, described_layers
 from q2n.formats.packed_linear import PackedLinear
-from q2n.formats.runtime import ONLINE, attach_online
+from q2n.formats.runtime import RUNTIME, attach_runtime
+from q2n.formats.stored import StoredLayer
 
 
-@register_quantization_config(Native.quant_method)
+@register_quantization_config(NativeEntry.quant_method)
 class NativeConfig(QuantizationConfigMixin):
     """`quantization_config` of config.json as it is; its attributes are its entries."""
 
     def __init__(self, **entries: Any):
         self.layers = described_layers(entries)
         self.entries = entries
-        self.quant_method = Native.quant_method  # type: ignore[assignment] # theirs is an Enum
+        self.quant_method = NativeEntry.quant_method  # type: ignore[assignment] # theirs is an Enum
 
     def to_dict(self) -> dict[str, Any]:
         return deepcopy(self.entries)
 
 
-@register_quantizer(Native.quant_method)
+@register_quantizer(NativeEntry.quant_method)
 class NativeQuantizer(HfQuantizer):
     """Puts packed linears into a model before it is loaded."""
 
@@ -66,7 +67,7 @@ class NativeQuantizer(HfQuantizer):
         for module in model.modules():
             if isinstance(module, PackedLinear):
                 module.requires_grad_(False)  # the loader makes new parameters
-        attach_online(model, self.quantization_config.entries.get(ONLINE, {}))
+        attach_runtime(model, self.quantization_config.entries.get(RUNTIME, {}))
 
     def is_serializable(self) -> bool:
         return True

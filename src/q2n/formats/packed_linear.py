@@ -5,8 +5,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from q2n.formats.format import StoredLayer
 from q2n.formats.native import file_dtype, file_shape, rebuild
+from q2n.formats.stored import StoredLayer
 from q2n.layers.quantized import QuantizedLinear
 
 

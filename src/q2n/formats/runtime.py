@@ -1,8 +1,8 @@
-"""What a loaded model must do besides multiplying: the `online` entry of its quantization config.
+"""What a loaded model must do besides multiplying: the `runtime` entry of its quantization config.
 
 Some methods leave work for the time when the model runs (rotations of activations, quantized
 activations, a quantized KV cache). Without it such a model gives wrong text and no error. The
-entry maps a name to a JSON description; every reader hands it to `attach_online` once the weights
+entry maps a name to a JSON description; every reader hands it to `attach_runtime` once the weights
 are in their places. A name that is not known here is refused.
 """
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from q2n.errors import InputError
 
-ONLINE = "online"
+RUNTIME = "runtime"
 """The entry of the quantization config."""
 PARTS = "parts"
 """The name in it of `RuntimeParts` (transforms/runtime.py)."""
@@ -30,17 +30,17 @@ ATTACH: dict[str, Callable[[nn.Module, Any], None]] = {PARTS: _attach_parts}
 """By name: changes the loaded model in place, as its description says."""
 
 
-def attach_online(model: nn.Module, online: Mapping[str, Any]) -> None:
+def attach_runtime(model: nn.Module, runtime: Mapping[str, Any]) -> None:
     """Make the model do what the entry says.
 
     Raises:
         InputError: something is asked for that is not known here.
     """
-    unknown = online.keys() - ATTACH.keys()
+    unknown = runtime.keys() - ATTACH.keys()
     if unknown:
         raise InputError(
             f"the checkpoint needs {min(unknown)!r} while it runs, which is not known here; "
             "another release of q2n wrote it: use that one"
         )
-    for name, description in online.items():
+    for name, description in runtime.items():
         ATTACH[name](model, description)

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from q2n.errors import InputError
-from q2n.formats.format import PackedFormat, PackedLayer, StoredLayer
+from q2n.formats.codec import PackedCodec
+from q2n.formats.hf_entry import PackedEntry, PackedLayer
+from q2n.formats.stored import StoredLayer
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.layers.uniform import UniformLinear, UniformStorage
 
@@ -25,12 +27,12 @@ class Scheme:
 
     bits: int
     group_size: int
-    """-1: one group a row."""
+    """-1: one group per row."""
     symmetric: bool
 
 
-class UniformFormat(PackedFormat):
-    """A format for uniform grids."""
+class UniformCodec(PackedCodec[Scheme]):
+    """A codec for uniform grids."""
 
     parts: ClassVar[tuple[str, ...]]
     """Names under the module of the tensors that replace its weight; the first always exists."""
@@ -44,10 +46,10 @@ class UniformFormat(PackedFormat):
 
     @abstractmethod
     def check_grid(self, name: str, shape: tuple[int, int], *, bits: int, group_size: int) -> None:
-        """`check` for the grid of a layer; `group_size` -1 means one group a row."""
+        """`check` for the grid of a layer; `group_size` -1 means one group per row."""
 
-    def affine(self, name: str, layer: QuantizedLinear) -> UniformLinear:
-        """The layer, if this format can hold it.
+    def uniform(self, name: str, layer: QuantizedLinear) -> UniformLinear:
+        """The layer, if this codec can hold it.
 
         Raises:
             InputError: another representation, or a shape that `check` refuses.
@@ -60,53 +62,56 @@ class UniformFormat(PackedFormat):
         self.check_grid(name, layer.shape, bits=layer.bits, group_size=layer.group_size)
         return layer
 
-    def scheme(self, layers: Mapping[str, StoredLayer]) -> Scheme:
+
+class UniformEntry(PackedEntry[Scheme]):
+    """The entry of such a codec in config.json."""
+
+    codec: ClassVar[type[UniformCodec]]
+
+    def common_scheme(self, layers: Mapping[str, StoredLayer]) -> Scheme:
         """The scheme of all layers.
 
         Raises:
             InputError: the layers differ in it; two that do are named.
         """
         per_channel = all(x.metadata["group_size"] == x.shape[1] for x in layers.values())
-        found: dict[Scheme, str] = {}
+        schemes: dict[Scheme, str] = {}
         for name, layer in layers.items():
             scheme = Scheme(
                 bits=layer.metadata["bits"],
                 group_size=-1 if per_channel else layer.metadata["group_size"],
                 symmetric=layer.metadata["symmetric"],
             )
-            found.setdefault(scheme, name)
-        if len(found) > 1:
-            (one, first), (two, second) = list(found.items())[:2]
+            schemes.setdefault(scheme, name)
+        if len(schemes) > 1:
+            (one, first), (two, second) = list(schemes.items())[:2]
             raise InputError(
-                f"{self.name} describes one grid for the whole model, but {first} has {one} and "
-                f"{second} has {two}; use the same bits and group size, or --format native"
+                f"{self.codec.name} describes one grid for the whole model, but {first} has {one} "
+                f"and {second} has {two}; use the same bits and group size, or --format native"
             )
-        return next(iter(found))
-
-    def packed_layers(
-        self, keys: Iterable[str], config: Mapping[str, Any]
-    ) -> dict[str, PackedLayer]:
-        keys = list(keys)
-        known, first = set(keys), f".{self.parts[0]}"
-        modules = [key.removesuffix(first) for key in keys if key.endswith(first)]
-        return {
-            module: PackedLayer(
-                parts=tuple(part for part in self.parts if f"{module}.{part}" in known),
-                dense=lambda parts: self.dense(parts, config),
-            )
-            for module in modules
-        }
+        return next(iter(schemes))
 
     @abstractmethod
-    def dense(
-        self, parts: Mapping[str, Tensor], config: Mapping[str, Any]
-    ) -> Float[Tensor, "out in"]:
-        """The inverse of `tensors`: the weight in float32 from one layer's stored parts (by the
-        names in `parts`) and the quantization config.
+    def described_scheme(self, config: Mapping[str, Any]) -> Scheme:
+        """The scheme of a checkpoint, from its quantization config.
 
         Raises:
             InputError: the file is of a variant that is not read here.
         """
+
+    def packed_layers(
+        self, keys: Iterable[str], config: Mapping[str, Any]
+    ) -> dict[str, PackedLayer[Scheme]]:
+        keys, scheme, names = list(keys), self.described_scheme(config), self.codec.parts
+        known, first = set(keys), f".{names[0]}"
+        modules = [key.removesuffix(first) for key in keys if key.endswith(first)]
+        return {
+            module: PackedLayer(
+                parts=tuple(part for part in names if f"{module}.{part}" in known),
+                description=scheme,
+            )
+            for module in modules
+        }
 
 
 def stored_scale(
@@ -125,10 +130,3 @@ def stored_scale(
             "this format stores them; use compressed-tensors with a wider --dtype"
         )
     return stored
-
-
-def expand_groups(
-    values: Float[Tensor, "out groups"], codes: UInt8[Tensor, "out in"], group_size: int
-) -> Float[Tensor, "out in"]:
-    """One value a group -> one value a weight; the last group may be short."""
-    return values.repeat_interleave(group_size, dim=1)[:, : codes.shape[1]]

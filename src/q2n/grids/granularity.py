@@ -7,7 +7,7 @@ from q2n.errors import InputError
 
 @dataclass(frozen=True)
 class PerChannel:
-    """One scale a row: weight [out, in] -> scales [out, 1]."""
+    """One scale per row: weight [out, in] -> scales [out, 1]."""
 
     def group_size(self, columns: int, name: str) -> int:
         """The whole row."""
@@ -37,7 +37,7 @@ class PerGroup:
             raise InputError(
                 f"{name}: groups of {self.size} do not divide its {columns} columns; "
                 f"group sizes that do: {', '.join(fitting) or 'none'}; "
-                "or -1 for one scale a row, or allow a ragged last group"
+                "or -1 for one scale per row, or allow a ragged last group"
             )
         return min(self.size, columns)
 

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from q2n.errors import InputError
+from q2n.linalg.groups import in_groups
 
 WIDTHS = range(2, 9)
 
@@ -55,7 +56,7 @@ class TokenGrid:
     def quantize(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
         """The nearest values on each token's grid, in the dtype of x; computed in float32."""
         size = x.shape[-1] if self.group_size == -1 else self.group_size
-        groups = x.float().unflatten(-1, (-1, size))
+        groups = in_groups(x.float(), size)
         rounded = self._symmetric(groups) if self.symmetric else self._asymmetric(groups)
         return rounded.flatten(-2).to(x.dtype)
 

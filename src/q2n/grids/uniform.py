@@ -23,6 +23,7 @@ from torch import Tensor
 
 from q2n.errors import InputError, NumericalError
 from q2n.grids.granularity import Granularity, PerChannel
+from q2n.linalg.groups import whole_and_ragged
 
 BITS = (2, 3, 4, 8)
 _CLIP_STEPS, _CLIP_RANGE, _CLIP_POWER = 100, 0.8, 2.4
@@ -30,7 +31,7 @@ _CLIP_STEPS, _CLIP_RANGE, _CLIP_POWER = 100, 0.8, 2.4
 
 @dataclass(frozen=True, kw_only=True)
 class UniformGrid:
-    """A family of uniform grids; `fit` picks one a group of weights."""
+    """A family of uniform grids; `fit` picks one per group of weights."""
 
     bits: int = 4
     symmetric: bool = False
@@ -56,10 +57,7 @@ class UniformGrid:
             NumericalError: weights that are not finite, or a scale that overflows `dtype`.
         """
         size = self.granularity.group_size(weight.shape[1], name)
-        whole = weight.shape[1] // size * size
-        parts = [weight[:, :whole].unflatten(1, (-1, size))]
-        if whole < weight.shape[1]:
-            parts.append(weight[:, whole:].unsqueeze(1))
+        parts = whole_and_ragged(weight, size)
         fitted = [self.fit_groups(part, dtype, name) for part in parts]
         return torch.cat([s for s, _ in fitted], 1), torch.cat([z for _, z in fitted], 1)
 

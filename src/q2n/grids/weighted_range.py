@@ -15,6 +15,7 @@ from torch import Tensor
 
 from q2n.grids.uniform import UniformGrid
 from q2n.kernels import dispatch
+from q2n.linalg.groups import in_groups
 
 _ROUNDS = (
     tuple(itertools.product((0, -0.15, -0.3, -0.45, -0.6, -0.75), repeat=2)),
@@ -38,7 +39,7 @@ def fit_weighted(
     omega = importance.view(-1, size)
     portion = max(1, _ENTRIES_AT_ONCE // weight.shape[1])
     fitted = [
-        _fit_portion(grid, part.unflatten(1, (-1, size)), omega, dtype, name)
+        _fit_portion(grid, in_groups(part, size), omega, dtype, name)
         for part in weight.split(portion)
     ]
     return torch.cat([s for s, _ in fitted]), torch.cat([z for _, z in fitted])

@@ -23,3 +23,5 @@ REPRESENTATIONS: dict[str, type[QuantizedLinear]] = {
     )
 }
 """Every representation by its kind: how a stored layer is rebuilt."""
+
+QuantizedLinear.representations = REPRESENTATIONS

@@ -1,38 +1,55 @@
-"""A layer on a uniform grid whose continuous parameters can be tuned by gradient steps.
+r"""What the trainable forms share: how gradients reach scales, codes and codebooks.
 
-The dense weight `scale * (code - zero)` is differentiable in the scales. The codes can take
-part as well: a latent offset is added to each code before it is rounded, and the gradient
-passes the rounding unchanged (the straight-through estimator). The offset starts at 0, the
-middle of the code's own interval, so that a code moves only when many steps agree, and by one at
-most.
+A trainable form computes the dense weight W of a layer so that it is differentiable in what is
+stored. With g = dL/dW, the gradient at the weight:
 
-Parameters are relative (a scale is its old value times 1 + change), which gives one learning rate
-for all layers. `quantized` is the layer with what was learned, in its stored dtypes.
+- Scales. For the weights `W_j = s u_j` that share a scale s, with steps or levels u_j,
 
-What moves codes and the two products with their gradients serve the other representations too.
+      dL/ds = sum_j g_j u_j.
+
+- Codes. A latent change d_j is added to code c_j before rounding: `u_j = round(c_j + d_j) - z`.
+  The rounding is passed unchanged (the straight-through estimator, Bengio et al. 2013):
+
+      dL/dd_j = s g_j.
+
+  d_j starts at 0, the middle of the code's own interval, and counts within [-1, 1]: a code moves
+  only when many gradient steps agree, and by one at most.
+
+- Codebooks. For `W_ij = B_i[c_ij]`,  `dL/dB_i[k] = sum of g_ij over the j with c_ij = k`.
+
+- A basis. `W = U^T W' V diag(s)^-1` is linear: the gradient at W' is the adjoint map of g,
+  `U (g diag(s)^-1) V^T`.
+
+Scales are trained as relative changes (a scale is its old value times 1 + change), so that one
+learning rate serves all layers. Torch would keep the float32 factors of every product for the
+backward pass; the functions below keep a byte or two per weight.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int, UInt8
-from torch import Tensor
+from jaxtyping import Float, Int, Integer, Shaped, UInt8
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    pass
+from q2n.linalg.basis import Basis
+
+
+def zero_change(values: Shaped[Tensor, "*shape"]) -> nn.Parameter:
+    """A parameter of zeros in float32, one per entry of `values`, on their device."""
+    return nn.Parameter(torch.zeros_like(values, dtype=torch.float32))
 
 
 def latent(
     codes: UInt8[Tensor, "out in"], change: Float[Tensor, "out in"]
 ) -> Float[Tensor, "out in"]:
-    """Codes moved by one at most, not yet whole."""
+    """Codes plus their changes, by one at most; not yet rounded."""
     return codes + change.clamp(-1, 1)
 
 
 def rounded_codes(
     codes: UInt8[Tensor, "out in"], change: Float[Tensor, "out in"] | None, top: int
 ) -> UInt8[Tensor, "out in"]:
-    """The codes that their changes lead to; the same ones if they take no part."""
+    """The codes in 0 .. top that their changes lead to; the codes themselves without changes."""
     if change is None:
         return codes
     return latent(codes, change).round().clamp_(0, top).to(torch.uint8)
@@ -41,23 +58,53 @@ def rounded_codes(
 def scaled(
     steps: Int[Tensor, "out groups size"], scale: Float[Tensor, "out groups"], dtype: torch.dtype
 ) -> Float[Tensor, "out groups size"]:
-    """Steps times scale, differentiable in the scale."""
+    """`scale * steps`, differentiable in the scale."""
     return _Scaled.apply(steps, scale, dtype)
 
 
 def scaled_rounded(
     codes: Float[Tensor, "out groups size"],
     scale: Float[Tensor, "out groups"],
-    zero: Tensor | float,
+    zero: Int[Tensor, "out groups 1"] | float,
     top: int,
     dtype: torch.dtype,
 ) -> Float[Tensor, "out groups size"]:
-    """`scale * (round(codes) in 0 .. top, less zero)`, differentiable in both."""
+    """`scale * (round(codes) - zero)`, the rounded codes in 0 .. top; differentiable in codes and
+    scale."""
     return _ScaledRounded.apply(codes, scale, zero, top, dtype)
 
 
+def scaled_levels(
+    scale: Float[Tensor, " out"],
+    levels: Float[Tensor, " levels"],
+    index: Integer[Tensor, "out in"],
+    dtype: torch.dtype,
+) -> Float[Tensor, "out in"]:
+    """`scale * levels[index]`, differentiable in the scale."""
+    return _ScaledLevels.apply(scale, levels, index, dtype)
+
+
+def take_levels(
+    levels: Float[Tensor, " levels"], index: Integer[Tensor, "out in"]
+) -> Float[Tensor, "out in"]:
+    """`levels[index]`, which takes four times as long."""
+    return levels.index_select(0, index.flatten().int()).view(index.shape)
+
+
+def codebook_entries(
+    codebook: Float[Tensor, "out entries"], codes: UInt8[Tensor, "out in"], dtype: torch.dtype
+) -> Float[Tensor, "out in"]:
+    """The entry of each row's codebook that a code points to, differentiable in the entries."""
+    return _CodebookEntries.apply(codebook, codes, dtype)
+
+
+def rotated_back(weight: Float[Tensor, "out in"], basis: Basis) -> Float[Tensor, "out in"]:
+    """`basis.weight_back`, differentiable in the weight."""
+    return _RotatedBack.apply(weight, basis)
+
+
 class _Scaled(torch.autograd.Function):
-    """Steps times scale; keeps a byte a weight (two of 8 bits) for the backward pass."""
+    """Keeps the steps: a byte per weight, two for steps of 8 bits."""
 
     @staticmethod
     def forward(ctx: Any, steps: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -71,7 +118,7 @@ class _Scaled(torch.autograd.Function):
 
 
 class _ScaledRounded(torch.autograd.Function):
-    """Rounded latent codes, less the zero point, times scale; straight-through backwards."""
+    """Keeps the rounded steps in the dtype of the weight."""
 
     @staticmethod
     def forward(
@@ -90,6 +137,52 @@ class _ScaledRounded(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         steps, scale = ctx.saved_tensors
         return gradient * scale.unsqueeze(2), _by_group(gradient, steps), None, None, None
+
+
+class _ScaledLevels(torch.autograd.Function):
+    """Keeps the indices."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, scale: Tensor, levels: Tensor, index: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        ctx.save_for_backward(levels, index)
+        return (take_levels(levels, index) * scale.unsqueeze(1)).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        units = take_levels(*ctx.saved_tensors)
+        return (gradient * units).sum(1, dtype=torch.float32), None, None, None
+
+
+class _CodebookEntries(torch.autograd.Function):
+    """Keeps the codes."""
+
+    @staticmethod
+    def forward(ctx: Any, codebook: Tensor, codes: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(codes)
+        ctx.entries = codebook.shape[1]
+        return codebook.to(dtype).gather(1, codes.to(torch.int64))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        (codes,) = ctx.saved_tensors
+        sums = gradient.new_zeros(len(codes), ctx.entries, dtype=torch.float32)
+        return sums.scatter_add_(1, codes.to(torch.int64), gradient.float()), None, None
+
+
+class _RotatedBack(torch.autograd.Function):
+    """Keeps nothing. The adjoint is what `basis.weight` computes of `g diag(s)^-2`."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, basis: Basis) -> Tensor:
+        ctx.basis = basis
+        return basis.weight_back(weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        s = ctx.basis.rescale
+        return ctx.basis.weight(gradient if s is None else gradient / s.to(gradient) ** 2), None
 
 
 def _by_group(gradient: Tensor, steps: Tensor) -> Float[Tensor, "out groups"]:

@@ -1,32 +1,28 @@
-"""A codebook a row: every weight is one of `2^b` values that belong to its row."""
+"""A codebook per row: every weight is one of `2^b` values that belong to its row."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from q2n.layers.autograd import codebook_entries, zero_change
+from q2n.layers.fields import packed
 from q2n.layers.quantized import QuantizedLinear
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CodebookLinear(QuantizedLinear):
-    """2^bits free values a row: its codebook, which every code of the row points into."""
+    """Codebook per row: 2^bits free values, and a code per weight that points to one of them."""
 
     kind: ClassVar[str] = "codebook"
 
-    codes: UInt8[Tensor, "out in"]
+    codes: UInt8[Tensor, "out in"] = packed("bits")
     """0 .. 2^bits - 1, a byte each."""
     codebook: Float[Tensor, "out entries"]
     """In the dtype in which it is stored."""
     bits: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        rows, columns = self.codes.shape
-        return rows, columns
 
     def dequantize(self) -> Float[Tensor, "out in"]:
         return self.codebook.float().gather(1, self.codes.to(torch.int64))
@@ -38,41 +34,25 @@ class CodebookLinear(QuantizedLinear):
     def trainable(self, *, rounding: bool) -> "TrainableCodebook":
         return TrainableCodebook(self)
 
-    @property
-    def stored_bits(self) -> int:
-        entries = 8 * self.codebook.element_size() * self.codebook.numel()
-        return self.bits * self.codes.numel() + entries
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"codes": self.codes, "codebook": self.codebook}
-
-    @property
-    def widths(self) -> Mapping[str, int]:
-        return {"codes": self.bits}
-
-    def metadata(self) -> dict[str, int | float | bool | str]:
-        return {"bits": self.bits}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Self:
-        return cls(codes=tensors["codes"], codebook=tensors["codebook"], bits=metadata["bits"])
-
 
 class TrainableCodebook(nn.Module):
-    """The trainable form of a `CodebookLinear`: every entry by itself, in units of its row's root
-    mean square entry (an entry near 0 is to move as well). Codes have no neighbours: they stay."""
+    """The trainable form of a `CodebookLinear`: its entries.
+
+    The change of an entry is relative to the root mean square of its row's codebook, so that an
+    entry near 0 can move too. Entries have no even steps that codes could move by: codes stay.
+    """
 
     code_change = None
 
     def __init__(self, layer: CodebookLinear):
         super().__init__()
         self.layer = layer
-        self.scale_change = nn.Parameter(torch.zeros_like(layer.codebook, dtype=torch.float32))
+        self.scale_change = zero_change(layer.codebook)
         self._unit = layer.codebook.float().square().mean(1, keepdim=True).sqrt()
 
     def weight(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
         """The dense weight, differentiable in the parameters."""
-        return lookup(self._codebook(), self.layer.codes, dtype)
+        return codebook_entries(self._codebook(), self.layer.codes, dtype)
 
     @torch.no_grad()
     def quantized(self) -> CodebookLinear:
@@ -81,26 +61,3 @@ class TrainableCodebook(nn.Module):
 
     def _codebook(self) -> Float[Tensor, "out entries"]:
         return self.layer.codebook.float() + self.scale_change * self._unit
-
-
-def lookup(
-    codebook: Float[Tensor, "out entries"], codes: UInt8[Tensor, "out in"], dtype: torch.dtype
-) -> Float[Tensor, "out in"]:
-    """Each row's entries by code, differentiable in the entries."""
-    return _Lookup.apply(codebook, codes, dtype)
-
-
-class _Lookup(torch.autograd.Function):
-    """Entries by code; keeps a byte a weight for the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, codebook: Tensor, codes: Tensor, dtype: torch.dtype) -> Tensor:
-        ctx.save_for_backward(codes)
-        ctx.entries = codebook.shape[1]
-        return codebook.to(dtype).gather(1, codes.to(torch.int64))
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        (codes,) = ctx.saved_tensors
-        sums = gradient.new_zeros(len(codes), ctx.entries, dtype=torch.float32)
-        return sums.scatter_add_(1, codes.to(torch.int64), gradient.float()), None, None

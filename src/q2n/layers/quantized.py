@@ -1,20 +1,26 @@
 """What every method returns: one linear layer in the form in which it is stored.
 
-A `QuantizedLinear` is immutable. It knows how to become a dense weight, how to
-absorb one factor a row without a new tensor (this makes the null-space step a
-plug-in), what it costs, and how to travel through a safetensors file.
+A `QuantizedLinear` is immutable. It knows its dense weight, absorbs a factor per row without a new
+tensor (this makes the null-space step a plug-in), counts its bits, and travels through a
+safetensors file.
+
+A new representation is a frozen dataclass in a file of its own: its fields (fields.py says how
+each is stored), `dequantize` and `scale_rows`; where they apply, `scale_group` with `scale_groups`,
+`fixed_columns` and `trainable`. It is entered in the table of `layers/__init__.py`. If the stored
+tensors are not quite the fields, it overrides `tensors` and `from_tensors` together.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from q2n.errors import InputError
+from q2n.layers.fields import Nested, nested_fields, packed_fields, shape_field
 
 
 @runtime_checkable
@@ -22,12 +28,12 @@ class Trainable(Protocol):
     """A quantized linear in a form that gradient steps can improve."""
 
     @property
-    def scale_change(self) -> Tensor:
+    def scale_change(self) -> Float[Tensor, "..."]:
         """Relative changes of the stored scales, or of the values that play their part: a
         parameter that starts at 0."""
 
     @property
-    def code_change(self) -> Tensor | None:
+    def code_change(self) -> Float[Tensor, "out in"] | None:
         """Changes of the codes before they are rounded: a parameter that starts at 0, or None."""
 
     def weight(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
@@ -46,7 +52,7 @@ class StorageSpec:
     """The representation, by its name in `REPRESENTATIONS`."""
     runtime: bool = False
     """Whether the model must do more than multiply while it runs (rotate or quantize its
-    activations): lost, without a word, by a format that stores weights alone."""
+    activations). A format that stores only weights would lose this silently."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,14 +64,12 @@ class QuantizedLinear(ABC):
 
     kind: ClassVar[str]
     """Name under which the representation is stored, unique among representations."""
+    representations: ClassVar[Mapping[str, type["QuantizedLinear"]]] = {}
+    """The table of `layers/__init__.py`: where a layer that holds another finds its class."""
 
     record: Mapping[str, Any] = field(default_factory=dict)
-    """What the method found out on the way (damping used, kept rank, ...): JSON values."""
-
-    @property
-    @abstractmethod
-    def shape(self) -> tuple[int, int]:
-        """(out, in)."""
+    """What the method noted on the way (damping used, rank kept, ...): JSON values. It is no part
+    of `tensors` and `metadata`."""
 
     @abstractmethod
     def dequantize(self) -> Float[Tensor, "out in"]:
@@ -88,18 +92,25 @@ class QuantizedLinear(ABC):
 
     @property
     def scale_group(self) -> int:
-        """Neighbouring columns of a row that share a stored scale: all of them unless a
+        """Number of neighbouring columns that share a stored scale: all columns unless a
         representation says otherwise."""
         return self.shape[1]
 
     def scale_groups(self, alpha: Float[Tensor, "out groups"]) -> Self:
-        """As `scale_rows`, with a factor for every `scale_group` columns of a row."""
+        """Like `scale_rows`, with a factor per row and group of `scale_group` columns.
+
+        Raises:
+            InputError: this representation has one factor per row.
+        """
         if alpha.shape[1] != 1:
-            raise InputError(f"{self.kind} layers have one factor a row, got {tuple(alpha.shape)}")
+            raise InputError(
+                f"{self.kind} layers have one factor per row, got factors of shape "
+                f"{tuple(alpha.shape)}; use scales per row"
+            )
         return self.scale_rows(alpha.squeeze(1))
 
     def trainable(self, *, rounding: bool) -> Trainable:
-        """The layer for gradient steps on its scales and, with `rounding`, its codes where they
+        """The layer for gradient steps on its scales and, with `rounding`, on its codes where they
         lie on a uniform grid.
 
         Raises:
@@ -108,35 +119,67 @@ class QuantizedLinear(ABC):
         raise InputError(f"{self.kind} layers cannot be refitted by gradient steps")
 
     @property
-    @abstractmethod
-    def stored_bits(self) -> int:
-        """Bits of everything stored: codes, scales, zero points, and what a method adds."""
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        rows, columns = getattr(self, shape_field(type(self))).shape
+        return rows, columns
 
-    @abstractmethod
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Shaped[Tensor, "..."]]:
         """The tensors that, with `metadata`, rebuild this object. Their names are Python
-        identifiers other than "bias"; a layer that holds another gives that one's a prefix."""
+        identifiers other than "bias"."""
+        stored = {name: value for name, value in _values(self) if isinstance(value, Tensor)}
+        for _, within, layer in _nested(self):
+            stored |= within.outside(layer.tensors())
+        return stored
 
     @property
     def widths(self) -> Mapping[str, int]:
-        """Bits, 1 to 8, of an entry of those `tensors` (uint8 or bool) that hold small whole
-        numbers, which a format may store as tightly; the others count with their dtype."""
-        return {}
+        """Bits, 1 to 8, per entry of those `tensors` (uint8 or bool) that hold small whole
+        numbers, which a format may pack; the entries of the others count with their dtype."""
+        widths: dict[str, int] = {}
+        for name, bits in packed_fields(type(self)).items():
+            if getattr(self, name) is not None:
+                widths[name] = bits if isinstance(bits, int) else getattr(self, bits)
+        for _, within, layer in _nested(self):
+            widths |= within.outside(layer.widths)
+        return widths
 
-    @abstractmethod
     def metadata(self) -> dict[str, Any]:
-        """The JSON values that, with `tensors`, rebuild this object. A layer that holds another
-        has that one's metadata under a name of its own."""
+        """The JSON values that, with `tensors`, rebuild this object."""
+        other = (Tensor, QuantizedLinear, type(None))
+        values = {name: value for name, value in _values(self) if not isinstance(value, other)}
+        for name, within, layer in _nested(self):
+            own = {name: layer.kind} if within.representation is None else {}
+            values |= own | within.outside(layer.metadata())
+        return values
 
     @classmethod
-    @abstractmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Self:
+    def from_tensors(
+        cls, tensors: Mapping[str, Shaped[Tensor, "..."]], metadata: Mapping[str, Any]
+    ) -> Self:
         """Inverse of `tensors` and `metadata`. The record is not restored."""
+        stored = {**metadata, **tensors}
+        values = {f.name: stored[f.name] for f in fields(cls) if f.name in stored}
+        for name, within in nested_fields(cls).items():
+            layer: Any = within.representation or cls.representations[metadata[name]]
+            values[name] = layer.from_tensors(within.inside(tensors), within.inside(metadata))
+        return cls(**values)
 
-    def to(self, device: torch.device) -> Self:
-        """The same layer, its tensors on the device."""
-        moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
-        return type(self).from_tensors(moved, self.metadata()).with_record(**self.record)
+    @property
+    def stored_bits(self) -> int:
+        """Bits of everything stored: codes, scales, zero points, and what a method adds."""
+        widths = self.widths
+        entries = (
+            widths.get(name, 8 * tensor.element_size()) * tensor.numel()
+            for name, tensor in self.tensors().items()
+        )
+        return sum(entries) + self.metadata_bits
+
+    @property
+    def metadata_bits(self) -> int:
+        """Bits of metadata that belong to this layer alone, such as a seed; bits, group size and
+        the like, the same in many layers, are not counted."""
+        return sum(layer.metadata_bits for _, _, layer in _nested(self))
 
     @property
     def bits_per_weight(self) -> float:
@@ -144,9 +187,17 @@ class QuantizedLinear(ABC):
         rows, columns = self.shape
         return self.stored_bits / (rows * columns)
 
-    def with_record(self, **found: Any) -> Self:
+    def to(self, device: torch.device) -> Self:
+        """The same layer, its tensors on the device."""
+        movable = (Tensor, QuantizedLinear)
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in _values(self) if isinstance(value, movable)
+        }
+        return replace(self, **moved)
+
+    def with_record(self, **entries: Any) -> Self:
         """The same layer with more entries in its record."""
-        return replace(self, record={**self.record, **found})
+        return replace(self, record={**self.record, **entries})
 
 
 def without_columns(
@@ -154,3 +205,14 @@ def without_columns(
 ) -> Float[Tensor, "out in"]:
     """`values` with zeros in some columns; the very tensor if there are none."""
     return values.index_fill(1, columns.to(values.device), 0) if len(columns) else values
+
+
+def _values(layer: QuantizedLinear) -> Iterator[tuple[str, Any]]:
+    """Every field but the record, with its value."""
+    return ((f.name, getattr(layer, f.name)) for f in fields(layer) if f.name != "record")
+
+
+def _nested(layer: QuantizedLinear) -> Iterator[tuple[str, Nested, QuantizedLinear]]:
+    """Every layer within: its field, how it is stored, and the layer."""
+    within = nested_fields(type(layer))
+    return ((name, how, getattr(layer, name)) for name, how in within.items())

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor, nn
 
-from q2n.layers.autograd import latent, rounded_codes, scaled, scaled_rounded
+from q2n.layers.autograd import latent, rounded_codes, scaled, scaled_rounded, zero_change
+from q2n.layers.fields import packed
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.linalg.groups import in_groups
 
@@ -20,33 +21,28 @@ from q2n.linalg.groups import in_groups
 class UniformStorage(StorageSpec):
     """What a method on a uniform grid stores."""
 
-    kind: str = "affine"
+    kind: str = "uniform"
     bits: int
     group_size: int
-    """-1: one group a row."""
+    """-1: all columns of a row are one group."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class UniformLinear(QuantizedLinear):
-    """Uniform grid: scale * (code - zero), `group_size` columns a scale."""
+    """Uniform grid: scale * (code - zero), one scale per row and `group_size` columns."""
 
     kind: ClassVar[str] = UniformStorage.kind
 
-    codes: UInt8[Tensor, "out in"]
+    codes: UInt8[Tensor, "out in"] = packed("bits")
     """0 .. 2^bits - 1, a byte each."""
     scale: Float[Tensor, "out groups"]
     """In the dtype in which it is stored."""
-    zero: UInt8[Tensor, "out groups"]
-    """2^(bits-1) everywhere if symmetric."""
+    zero: UInt8[Tensor, "out groups"] = packed("bits")
+    """2^(bits-1) everywhere if symmetric, and then not stored."""
     bits: int
     group_size: int
-    """Columns that share a scale; all of them for one scale a row."""
+    """Columns that share a scale; all of them for one scale per row."""
     symmetric: bool
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        rows, columns = self.codes.shape
-        return rows, columns
 
     def dequantize(self) -> Float[Tensor, "out in"]:
         steps = in_groups(self.codes, self.group_size).float()
@@ -61,76 +57,65 @@ class UniformLinear(QuantizedLinear):
         return self.group_size
 
     def scale_groups(self, alpha: Float[Tensor, "out _"]) -> Self:
-        scaled = self.scale.float() * alpha.float()
-        return replace(self, scale=scaled.to(self.scale.dtype))
+        scale = self.scale.float() * alpha.float()
+        return replace(self, scale=scale.to(self.scale.dtype))
 
     def trainable(self, *, rounding: bool) -> "TrainableUniform":
         return TrainableUniform(self, rounding=rounding)
 
-    @property
-    def stored_bits(self) -> int:
-        zeros = 0 if self.symmetric else self.bits * self.zero.numel()
-        scales = 8 * self.scale.element_size() * self.scale.numel()
-        return self.bits * self.codes.numel() + scales + zeros
-
-    def tensors(self) -> dict[str, Tensor]:
-        zero = {} if self.symmetric else {"zero": self.zero}
-        return {"codes": self.codes, "scale": self.scale, **zero}
+    def tensors(self) -> dict[str, Shaped[Tensor, "..."]]:
+        tensors = super().tensors()
+        if self.symmetric:
+            del tensors["zero"]
+        return tensors
 
     @property
     def widths(self) -> Mapping[str, int]:
-        return {name: self.bits for name in self.tensors() if name != "scale"}
-
-    def metadata(self) -> dict[str, Any]:
-        return {"bits": self.bits, "group_size": self.group_size, "symmetric": self.symmetric}
+        return {name: bits for name, bits in super().widths.items() if name in self.tensors()}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Self:
-        codes, scale, bits = tensors["codes"], tensors["scale"], metadata["bits"]
-        middle = codes.new_full(scale.shape, 2 ** (bits - 1))
-        return cls(
-            codes=codes,
-            scale=scale,
-            zero=middle if metadata["symmetric"] else tensors["zero"],
-            bits=bits,
-            group_size=metadata["group_size"],
-            symmetric=metadata["symmetric"],
-        )
+    def from_tensors(
+        cls, tensors: Mapping[str, Shaped[Tensor, "..."]], metadata: Mapping[str, Any]
+    ) -> Self:
+        if metadata["symmetric"]:
+            middle = 2 ** (metadata["bits"] - 1)
+            zero = tensors["codes"].new_full(tensors["scale"].shape, middle)
+            tensors = {**tensors, "zero": zero}
+        return super().from_tensors(tensors, metadata)
 
 
 class TrainableUniform(nn.Module):
-    """The trainable form of an `UniformLinear`."""
+    """The trainable form of a `UniformLinear`: its scales and, with `rounding`, its codes."""
 
     def __init__(self, layer: UniformLinear, *, rounding: bool):
         super().__init__()
         self.layer = layer
-        self.columns = layer.shape[1]
-        self.scale_change = nn.Parameter(torch.zeros_like(layer.scale, dtype=torch.float32))
-        codes = torch.zeros_like(layer.codes, dtype=torch.float32)
-        self.code_change = nn.Parameter(codes) if rounding else None
-        self.top = 2**layer.bits - 1
-        self._scale = layer.scale.float()
+        self.scale_change = zero_change(layer.scale)
+        self.code_change = zero_change(layer.codes) if rounding else None
+        self._top = 2**layer.bits - 1
         self._zero = layer.zero.to(torch.int16).unsqueeze(2)
-        self._steps = self._centred(in_groups(layer.codes, layer.group_size))
+        self._steps = self._whole_steps()
 
     def weight(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
         """The dense weight, differentiable in the parameters."""
-        scale = self._scale * (1 + self.scale_change)
         if self.code_change is None:
-            dense = scaled(self._steps, scale, dtype)
+            dense = scaled(self._steps, self._scale(), dtype)
         else:
             codes = latent(self.layer.codes, self.code_change)
             groups = in_groups(codes, self.layer.group_size)
-            dense = scaled_rounded(groups, scale, self._zero, self.top, dtype)
-        return dense.flatten(1)[:, : self.columns]
+            dense = scaled_rounded(groups, self._scale(), self._zero, self._top, dtype)
+        return dense.flatten(1)[:, : self.layer.shape[1]]
 
     @torch.no_grad()
     def quantized(self) -> UniformLinear:
         """The layer with the tuned scales and codes."""
-        codes = rounded_codes(self.layer.codes, self.code_change, self.top)
-        scale = self._scale * (1 + self.scale_change)
-        return replace(self.layer, codes=codes, scale=scale.to(self.layer.scale.dtype))
+        codes = rounded_codes(self.layer.codes, self.code_change, self._top)
+        return replace(self.layer, codes=codes, scale=self._scale().to(self.layer.scale.dtype))
 
-    def _centred(self, codes: Tensor) -> Int[Tensor, "out groups size"]:
-        steps = codes.to(torch.int16) - self._zero
+    def _scale(self) -> Float[Tensor, "out groups"]:
+        return self.layer.scale.float() * (1 + self.scale_change)
+
+    def _whole_steps(self) -> Int[Tensor, "out groups size"]:
+        """Code less zero point; at 8 bits this needs more than a signed byte."""
+        steps = in_groups(self.layer.codes, self.layer.group_size).to(torch.int16) - self._zero
         return steps if self.layer.bits == 8 else steps.to(torch.int8)

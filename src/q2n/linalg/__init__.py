@@ -1,1 +1,2 @@
-"""Mathematics only: statistics of layer inputs, their spectra and factors, and the step's alpha."""
+"""Mathematics only: statistics of layer inputs, factorisations, closed forms, orthogonal matrices,
+levels. The docstring of each file holds its derivation."""

@@ -1,11 +1,13 @@
 r"""A layer in another basis of its inputs and outputs, in which it computes the same.
 
-With U, V orthogonal and s > 0, both of them for one side of the layer,
+Letters: W the weight [out, in], Q a quantized one; x an input (a column here, a row in the code),
+`H = sum x x^T`; U and V orthogonal (out x out, in x in); s > 0 a vector over the input channels.
 
-    W' = U W diag(s) V^T,    x' = V diag(s)^-1 x,    W' x' = U (W x):
+    W' = U W diag(s) V^T,    x' = V diag(s)^-1 x,    W' x' = U (W x).
 
-the outputs are turned by U, no error grows or shrinks: `|W' x' - Q' x'| = |W x - Q x|` for
-`Q = U^T Q' V diag(s)^-1`. Tokens are rows in the code.
+The outputs are turned by U, so no error grows or shrinks: `|W' x' - Q' x'| = |W x - Q x|` for
+`Q = U^T Q' V diag(s)^-1`. What is quantized is W'; U and V spread its outliers, s balances the
+channels (incoherence processing: QuIP, Chee et al. 2023, section 4 and Algorithms 1 and 2).
 """
 
 from dataclasses import dataclass
@@ -14,16 +16,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from q2n.linalg.random_orthogonal import Rotation
+from q2n.linalg.kronecker import KroneckerMatrix
 
 
 @dataclass(frozen=True, eq=False)
 class Basis:
     """U, V and s; None stands for the identity."""
 
-    left: Rotation | None = None
-    right: Rotation | None = None
+    left: KroneckerMatrix | None = None
+    """U."""
+    right: KroneckerMatrix | None = None
+    """V."""
     rescale: Float[Tensor, " in"] | None = None
+    """s."""
 
     def weight(self, w: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
         """`U W diag(s) V^T`."""
@@ -51,12 +56,13 @@ class Basis:
 def balancing(
     weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"]
 ) -> Float[Tensor, " in"]:
-    r"""QuIP's s, which makes `tr(H') |W'|^2` least, `H' = diag(s)^-1 H diag(s)^-1`:
+    r"""QuIP's s, which minimises `tr(H') |W'|^2` with `H' = diag(s)^-1 H diag(s)^-1`:
 
         sum_j H_jj / s_j^2  *  sum_j s_j^2 (W^T W)_jj
 
-    is least (Cauchy-Schwarz) where both sums have proportional terms,
-    `s_j^4 = H_jj / (W^T W)_jj`. H is taken in units of its largest entry, both are at least 1e-8.
+    is least (Cauchy-Schwarz) where the terms of both sums are proportional,
+    `s_j^4 = H_jj / (W^T W)_jj`. A common factor of s does not matter, so H (`gram`, in units of
+    activation squared) is divided by its largest entry; then both diagonals are at least 1e-8.
     """
     energy = gram.diagonal() / gram.abs().max().clamp(min=torch.finfo(gram.dtype).tiny)
     norms = weight.square().sum(0)

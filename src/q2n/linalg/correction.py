@@ -1,23 +1,31 @@
-r"""Weights corrected for the error that comes from below, in closed form.
+r"""Weights corrected for the error that comes from earlier layers, in closed form.
 
-By the time a layer is quantized its input x is no longer the x_full of the full-precision
-model: earlier layers left an error in it. The layer's weight can make up for a part of that
-before it is quantized. Letters as in output_alpha.py; tokens are rows:
+When a layer is quantized, its input x is no longer the x_full of the full-precision model: earlier
+layers left an error in it. The weight can make up for a part of that before it is quantized.
+
+Letters: tokens x and x_full are columns here; W the original weight, W' the corrected one, Q a
+quantized one; `C = sum x x^T`, `D = sum x_full x^T`, `R = D - C`; r the ridge.
 
     f(W') = sum |W x_full - W' x|^2 + r |W' - W|^2.
 
-With `C = sum x^T x` and `D = sum x_full^T x`, f' = 0 gives `W' (C + r I) = W (D + r I)`, so
+f' = 0 gives `W' (C + r I) = W (D + r I)`, so
 
     W' = W + W (D - C) (C + r I)^-1.
 
-The ridge r is in units of C's mean diagonal, as GPTQ's damping. It matters: the error of the
-prefix on the calibration tokens is only a sample of its error, and without a ridge directions
-with little energy are corrected by noise (docs/LOG.md has figures).
+What follows is any method on W' instead of W, with the statistics of x. That aims at the
+full-precision output: f is a parabola with curvature C + r I and its minimum at W', hence for every
+Q, with the trace taken of the right side,
 
-What follows is any method on W' instead of W. With feedback on the same x the sum is exact: for
-every Q, `sum |W x_full - Q x|^2 = sum |W' x - Q x|^2 + const` at r = 0, since the residual of the
-regression is orthogonal to x. So GPTQ on W' rounds column by column against the full-precision
-output; that is what Qronos does from its second column on, and what GPTAQ approximates.
+    sum |W x_full - Q x|^2 + r |Q - W|^2 = tr (Q - W') (C + r I) (Q - W')^T + const.
+
+So GPTQ on W' with damping r is GPTQ's greedy algorithm for the left side. This is QEP's correction
+at full strength (Arai and Ichikawa 2025); Qronos (Zhang et al. 2025) reaches the same roundings at
+r = 0 from its second column on, and GPTAQ (Li et al. 2025) spreads the residual over later columns
+instead of solving for it.
+
+The ridge is in units of C's mean diagonal, as GPTQ's damping is, and it matters: the error of the
+earlier layers on the calibration tokens is only a sample of their error, and without a ridge
+directions with little energy are corrected by noise (docs/LOG.md has figures).
 """
 
 import torch

@@ -1,27 +1,28 @@
 r"""GPTQ's error feedback from one Cholesky factor and no inverse.
 
-Letters: `H` Gram matrix of the layer's input (m x m, damped, columns in visiting
-order), `W` original weight, `Q` quantized weight, `E = W - Q`.
+Letters: `H` the Gram matrix of the layer's input (m x m, damped, columns in visiting order);
+`W` the original weight, `Q` the quantized weight, `E = W - Q`; w_j, q_j, E_j their columns.
 
-GPTQ as it is written down: `H^-1 = U^T U`, U upper triangular; columns are rounded in
-order, column j from its updated value w'_j, and the error `err_j = (w'_j - q_j) / U_jj`
+GPTQ as it is published (Frantar et al. 2022): `H^-1 = U^T U`, U upper triangular; columns are
+rounded in order, column j from its updated value w'_j, and the error `err_j = (w'_j - q_j) / U_jj`
 is taken from the columns to the right, `w'_k -= err_j U_jk` for k > j.
 
 Summed up, column j has received `w'_j = w_j - sum_{i<j} err_i U_ij`, and by definition
-`w'_j - q_j = err_j U_jj`, so `w_j - q_j = sum_{i<=j} err_i U_ij`: `E = Err U`. With
-`R = U^-1`, upper triangular as well, `Err = E R`, and put back (`R_jj = 1 / U_jj`)
+`w'_j - q_j = err_j U_jj`, so `w_j - q_j = sum_{i<=j} err_i U_ij`: `E = Err U`. With `R = U^-1`,
+upper triangular as well, `Err = E R`, and put back (`R_jj = 1 / U_jj`)
 
     w'_j = q_j + (E R)_j / R_jj = w_j + sum_{i<j} (w_i - q_i) R_ij / R_jj.
 
-The original W stays as it is, and all that is needed is `M = R / diag(R) - I`, strictly
-upper triangular: `w'_j = w_j + (E M)_j`. R comes straight from H: `H = U^-1 U^-T = R R^T`,
-a Cholesky factorisation that starts in the last row and column. With J the reversal,
-`J H J = L L^T` gives `R = J L J`. (LDLQ's feedback is the same matrix: Chee et al., QuIP.)
+The original W stays as it is, and all that is needed is `M = R diag(R)^-1 - I`, strictly upper
+triangular: `w'_j = w_j + (E M)_j`. R comes straight from H: `H = U^-1 U^-T = R R^T`, a Cholesky
+factorisation that starts in the last row and column. With J the reversal of order,
+`J H J = L L^T` gives `R = J L J`. LDLQ's feedback is the same matrix (Chee et al. 2023, QuIP).
 
-`pending` gives the values that GPTQ's working copy of W holds at the border of a block
-[a, b): updated for the columns before a, not for those within. From `E = Err U`,
-`C - W = -Err_{<a} U_{<a, ab}`; by blocks of `U R = I`, `U_{<a, ab} = -U_{<a} R_{<a, ab} R_ab^-1`,
-so `C = W + E_{<a} R_{<a, ab} R_ab^-1`, in which R may be replaced by `M + I`.
+`pending` gives the values that GPTQ's working copy of W holds at the start of a block [a, b):
+updated for the columns before a, not for those within. From `E = Err U`,
+`Copy - W = -Err_{<a} U_{<a, ab}`; by blocks of `U R = I`,
+`U_{<a, ab} = -U_{<a} R_{<a, ab} R_ab^-1`, so `Copy = W + E_{<a} R_{<a, ab} R_ab^-1`, in which R may
+be replaced by `M + I`, as `diag(R)^-1` cancels.
 """
 
 import math
@@ -40,7 +41,7 @@ _SMALLEST_RETRY = 1e-4
 
 @dataclass(frozen=True, eq=False)
 class Feedback:
-    """What to add to a column before it is rounded: `W[:, order] + E[:, order] @ matrix`."""
+    """What is added to columns before they are rounded: `W[:, order] + E[:, order] @ matrix`."""
 
     matrix: Float[Tensor, "in in"]
     """M, strictly upper triangular, rows and columns in visiting order."""
@@ -65,11 +66,17 @@ def feedback(
 ) -> Feedback:
     """Factor `gram + damping * mean(diag) * I`.
 
-    `descending` visits the columns with the largest diagonal first (act-order), an `order` in
-    that order. A dead column gets the mean of the others on its diagonal; it touches no other.
-    (GPTQ sets 1, whose weight in the mean depends on the units of the activations.)
-    If the matrix is not positive definite the damping is raised tenfold up to 1, then all
-    of that is tried in float64.
+    Args:
+        gram: `H` before damping, in units of activation squared.
+        damping: a share of the mean diagonal over the columns that are not dead.
+        descending: visit the columns with the largest diagonal first (act-order).
+        order: else visit them in this order; None for the layer's own.
+        name: of the layer, for the error.
+
+    A dead column gets the mean of the others on its diagonal, and it affects no other. (GPTQ sets
+    1, whose weight in the mean depends on the units of the activations.) If the matrix is not
+    positive definite, the damping is raised tenfold up to 1, and then all of them are tried in
+    float64.
 
     Raises:
         NumericalError: no damping helps; names the layer `name` and the dampings tried.
@@ -104,7 +111,7 @@ def feedback(
 
 
 def _dampings(first: float) -> list[float]:
-    """The damping asked for, then tenfold steps up to the largest."""
+    """The first damping, then tenfold steps up to the largest."""
     start = max(first, _SMALLEST_RETRY / 10)
     steps = math.ceil(math.log10(_LARGEST_DAMPING / start) - 1e-9)
     return [first, *(min(start * 10**k, _LARGEST_DAMPING) for k in range(1, steps + 1))]
@@ -119,8 +126,8 @@ def pending(
 ) -> Float[Tensor, "block out"]:
     """Columns a:b of GPTQ's working copy when the columns before a are quantized.
 
-    Takes and gives columns as rows (transposed), in visiting order; `matrix` is M, and `error`
-    has the columns before a, or more."""
+    Arguments and result are transposed (a row for each column) and in visiting order. `matrix` is
+    M; `error` holds at least the columns before a."""
     carried = torch.linalg.solve_triangular(
         matrix[a:b, a:b].T, matrix[:a, a:b].T, upper=False, unitriangular=True
     )
@@ -133,8 +140,8 @@ def working_copy(
     matrix: Float[Tensor, "in in"],
     block_size: int,
 ) -> Float[Tensor, "in out"]:
-    """W updated at the border of each block for the columns of all earlier blocks, not for
-    those of the same block. Takes and gives columns as `pending` does."""
+    """Each block of W as it is when its turn comes: updated for the columns of all earlier blocks,
+    not for those of its own. Transposed as in `pending`."""
     m = len(weight)
     borders = [(a, min(a + block_size, m)) for a in range(0, m, block_size)]
     return torch.cat([pending(weight, error, matrix, a, b) for a, b in borders])

@@ -1,4 +1,8 @@
-"""Columns in groups."""
+"""Columns in groups: neighbouring columns of a row, `size` to a group.
+
+With `columns` entries in a row there are ceil(columns / size) groups. Where the size does not
+divide the columns, the last group is ragged: shorter than the others.
+"""
 
 import torch
 from jaxtyping import Int, Shaped
@@ -6,11 +10,29 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 
-def in_groups(values: Shaped[Tensor, "out in"], size: int) -> Shaped[Tensor, "out groups size"]:
-    """Neighbouring columns, `size` a group; zeros fill up a shorter last group."""
-    return pad(values, (0, -values.shape[1] % size)).unflatten(1, (-1, size))
+def in_groups(values: Shaped[Tensor, "*rows in"], size: int) -> Shaped[Tensor, "*rows groups size"]:
+    """Entries by group. A ragged group is filled up with zeros; without one this is a view."""
+    missing = -values.shape[-1] % size
+    return (pad(values, (0, missing)) if missing else values).unflatten(-1, (-1, size))
 
 
-def group_of_column(columns: int, group_size: int, device: torch.device) -> Int[Tensor, " in"]:
+def whole_and_ragged(
+    values: Shaped[Tensor, "out in"], size: int
+) -> list[Shaped[Tensor, "out groups _"]]:
+    """Entries by group and nothing else: the whole groups, then the ragged one if there is one.
+    Views."""
+    whole = values.shape[1] // size * size
+    ragged = [values[:, whole:].unsqueeze(1)] if whole < values.shape[1] else []
+    return [values[:, :whole].unflatten(1, (-1, size)), *ragged]
+
+
+def by_column(
+    values: Shaped[Tensor, "out groups"], size: int, columns: int
+) -> Shaped[Tensor, "out {columns}"]:
+    """One value per group becomes one value per column."""
+    return values.repeat_interleave(size, dim=1)[:, :columns]
+
+
+def group_of_column(columns: int, size: int, device: torch.device) -> Int[Tensor, " in"]:
     """Index of the group to which each column belongs."""
-    return torch.arange(columns, device=device) // group_size
+    return torch.arange(columns, device=device) // size

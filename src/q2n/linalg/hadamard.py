@@ -8,11 +8,11 @@ r"""Hadamard matrices: entries +1 and -1, orthogonal rows, `H H^T = n I`.
   `C (x) [[1, 1], [1, -1]] + I (x) [[1, -1], [-1, -1]]` is Hadamard of order 2 (q + 1) (Paley II).
 - Williamson (1944): four symmetric circulants with `A^2 + B^2 + C^2 + D^2 = 4 n I` commute, so
   `[[A, B, C, D], [-B, A, -D, C], [-C, D, A, -B], [-D, -C, B, A]]` is Hadamard of order 4 n. Their
-  first rows have to be found by search; those for n = 39 and 43 (orders 156 and 172, which widths
-  of LLaMA need) are of the published tables (Baumert and Hall 1965, London 2013).
+  first rows come from a search; those for n = 39 and 43 (orders 156 and 172, which widths of LLaMA
+  need) are from published tables (Baumert and Hall 1965, London 2013).
 
 A fast transform needs no single matrix of the full order: the Kronecker product of Hadamard
-matrices is one, and a small product a factor applies it (linalg/kronecker.py).
+matrices is one, and one small product per factor applies it (kronecker.py).
 """
 
 from functools import cache
@@ -26,7 +26,8 @@ from torch import Tensor
 from q2n.errors import InputError
 
 LARGEST_SYLVESTER = 128
-"""Above this a power of two is split in factors: two small products beat a large one."""
+"""Above this a power of two is split into factors: two small products are faster than a large
+one."""
 
 _HALVES = {
     39: (
@@ -62,8 +63,8 @@ def hadamard(order: int) -> Float[Tensor, "n n"]:
 
 
 def hadamard_orders(width: int) -> tuple[int, ...] | None:
-    """Orders of Hadamard matrices whose product is `width`, one of them at most not a power of
-    two and that one first; None where there are none."""
+    """Orders of Hadamard matrices whose product is `width`, at most one of them not a power of two,
+    and that one first; None if there are none."""
     odd = width // (width & -width)
     if odd == 1:
         return _split(width)
@@ -136,7 +137,7 @@ def _circulant(half: str, size: int) -> np.ndarray:
 
 
 def _prime_power(q: int) -> tuple[int, int] | None:
-    """(p, k) with q = p^k, p an odd prime; None if there are none."""
+    """(p, k) with q = p^k, p an odd prime; None if q is no such power."""
     if q < 3 or q % 2 == 0:
         return None
     p = next(p for p in range(3, q + 1, 2) if q % p == 0)
@@ -148,9 +149,9 @@ def _prime_power(q: int) -> tuple[int, int] | None:
 
 def _characters(q: int) -> np.ndarray:
     """`chi(a - b)` for all elements a, b of the field with q elements."""
-    found = _prime_power(q)
-    assert found is not None
-    p, k = found
+    power = _prime_power(q)
+    assert power is not None
+    p, k = power
     elements = np.array(list(product(range(p), repeat=k)))  # digits, the highest power first
     places = p ** np.arange(k - 1, -1, -1)
     squares = _squares(elements, p) @ places
@@ -162,8 +163,8 @@ def _characters(q: int) -> np.ndarray:
 
 
 def _squares(elements: np.ndarray, p: int) -> np.ndarray:
-    """The square of each element, as digits, modulo the first polynomial that leaves a field:
-    x -> x^2 then takes each nonzero value twice and 0 once."""
+    """The square of each element, as digits, modulo the first polynomial that gives a field: then
+    x -> x^2 takes (q - 1) / 2 nonzero values twice each, and 0 once."""
     k = elements.shape[1]
     for tail in product(range(p), repeat=k):  # x^k = tail, highest power first
         squares = np.array([_square(element, np.array(tail), p) for element in elements])

@@ -1,21 +1,24 @@
-r"""A ridge that chooses itself: the one with the least error on windows it has not seen.
+r"""A ridge chosen by the least error on windows that the fit has not seen.
 
-The windows are split into two folds, each with its own sums C and D (they add up to those of all
-windows). For every ridge of a grid the closed form is solved on one fold and its squared error is
-read off the other fold's sums; the folds change places, and the ridge with the least error in all
-is used on the sums of both. No forward pass, no perplexity.
+The windows are split into two folds, 1 and 2, each with its own sums C and D, which add up to those
+of all windows (folds.py). For each ridge of a grid, the closed form is solved on one fold and its
+squared error is computed from the other fold's sums; the folds change places, both errors are added
+up, and the ridge with the least is used on the sums of both. No forward pass, no perplexity. One
+thing it cannot see: the layers before this one were fitted on both folds.
 
-*Correction* (correction.py). With `R = D - C`, `C_1 = U diag(v) U^T` and `d_k = 1 / (v_k + r)` the
-change of the weight is `W R_1 U diag(d) U^T`. Its error on fold 2 is, up to a constant,
+*Correction* (correction.py, whose letters these are). With `C_1 = U diag(v) U^T` and
+`d_k = 1 / (v_k + r)` the change of the weight is `W R_1 U diag(d) U^T`. Its error on fold 2 is, up
+to a constant,
 
     d^T [(P^T P) o (U^T C_2 U)] d - 2 sum_k d_k (P^T S)_kk,    P = W R_1 U,  S = W R_2 U,
 
-o the elementwise product: one small form for all ridges.
+o the elementwise product: one small quadratic form for all ridges.
 
-*Factors* (output_alpha.py). With A, b of each fold and `delta = alpha - 1` from fold 1, the error
-on fold 2 is, up to a constant, `delta^T A_2 delta - 2 (b_2 - A_2 1)^T delta`, summed over rows.
-Where the fit sees some directions of the input alone, those count in A and b of fold 1, and all
-of them in the error: so thresholds can be told apart by it as well.
+*Factors* (output_alpha.py, whose letters these are). With A, b of each fold and
+`delta = alpha - 1` fitted on fold 1, the error on fold 2 is, up to a constant,
+`delta^T A_2 delta - 2 (b_2 - A_2 1)^T delta`, summed over rows. Where the fit counts some
+directions of the input only, those enter A and b of fold 1, and all of them the error: so
+thresholds can be compared by it as well.
 """
 
 from collections.abc import Sequence
@@ -30,12 +33,13 @@ from q2n.linalg.statistics import InputStatistics
 GRID = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Ridges that are tried."""
 
-Folds = Sequence[tuple[Float[Tensor, "in in"], Float[Tensor, "out in"]]]
-"""A pair of sums for each of the two folds."""
+Products = Sequence[tuple[Float[Tensor, "in in"], Float[Tensor, "out in"]]]
+"""`gram` and `goal` of each of the two folds, as `output_alpha.per_group` takes them."""
 
 
 def correction_ridge(weight: Float[Tensor, "out in"], statistics: InputStatistics) -> float:
-    """The ridge for `correction.corrector`, in units of the mean diagonal of C."""
+    """The ridge for `correction.corrector`, in units of the mean diagonal of C. The statistics
+    have two folds with CROSS."""
     first, second = statistics.folds
     errors = torch.zeros(len(GRID), dtype=torch.float64)
     for fitted, seen in ((first, second), (second, first)):
@@ -49,9 +53,9 @@ def _correction_errors(
     values, vectors = fitted.once("eigh", lambda: torch.linalg.eigh(fitted.gram))
     turned = seen.once("turned", lambda: vectors.T @ seen.gram @ vectors)
     change = weight @ fitted.once("residual", lambda: fitted.residual @ vectors)
-    wanted = weight @ seen.once("turned residual", lambda: seen.residual @ vectors)
+    target = weight @ seen.once("turned residual", lambda: seen.residual @ vectors)
     form = ((change.T @ change) * turned).double()
-    line = (change * wanted).sum(0, dtype=torch.float64)
+    line = (change * target).sum(0, dtype=torch.float64)
     shift = fitted.gram.diagonal().mean()
     errors = []
     for ridge in GRID:
@@ -62,15 +66,17 @@ def _correction_errors(
 
 def alpha_ridge(
     quantized: Float[Tensor, "out in"],
-    folds: Folds,
-    filtered: Folds,
+    folds: Products,
+    filtered: Products,
     size: int,
 ) -> tuple[float, float]:
-    """The ridge for factors of `size` columns, and its error.
+    """The ridge for factors of `size` columns each, in units of the row's energy, and its error up
+    to a constant.
 
     Args:
-        folds: two pairs of `gram` and `goal` as `output_alpha.per_group` takes them: the error.
-        filtered: the same as the fit sees them.
+        quantized: Q.
+        folds: what the error is computed from.
+        filtered: what the factors are fitted on: `folds`, or with some directions only.
     """
     errors = torch.zeros(len(GRID), dtype=torch.float64)
     for rows in output_alpha.row_chunks(quantized, size):
@@ -88,7 +94,7 @@ def alpha_ridge(
 
 
 def _systems(
-    quantized: Float[Tensor, "out in"], folds: Folds, rows: slice, size: int
+    quantized: Float[Tensor, "out in"], folds: Products, rows: slice, size: int
 ) -> list[tuple[Float[Tensor, "rows g g"], Float[Tensor, "rows g"]]]:
     """A and b of some rows on each fold."""
     return [output_alpha.system(quantized[rows], gram, goal[rows], size) for gram, goal in folds]

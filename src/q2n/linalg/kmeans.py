@@ -1,17 +1,18 @@
 r"""Weighted k-means of the entries of each row, all rows at once.
 
-For a row x with weights omega: centroids `c_1 <= .. <= c_k` with little
-`sum_j omega_j min_i (x_j - c_i)^2`. In one dimension a cluster is an interval of the sorted
-row: its borders lie half-way between neighbouring centroids, and its weight and its mean are
-differences of cumulative sums. So a step of Lloyd's algorithm costs k searches in a sorted row
+For a row x with weights omega: centroids `c_1 <= .. <= c_k` with a small
+`sum_j omega_j min_i (x_j - c_i)^2`. In one dimension a cluster is an interval of the sorted row:
+its borders lie half-way between neighbouring centroids, and its weight and its mean are differences
+of cumulative sums. So a step of Lloyd's algorithm (Lloyd 1982) costs k searches in a sorted row
 instead of a pass over it, and needs no loop over rows.
 
-Start: k equally spaced points from least to largest entry for up to 8 centroids, otherwise
-k-means++ (Arthur and Vassilvitskii 2007), which draws each next centroid with probability
-`omega_j d_j^2`, d the distance to the nearest drawn so far. At most 100 steps; a row is finished
-when its centroids moved by no more than 1e-6 of its variance (sum of squares). (The settings of
-the released LeanQuant.) An empty cluster moves to the entry that costs most, one a step; where
-no entry costs anything (fewer distinct values than centroids) it stays where it is.
+Start: for up to 8 centroids, k equally spaced points from the least to the largest entry; otherwise
+k-means++ (Arthur and Vassilvitskii 2007), which draws each next centroid with probability in
+proportion to `omega_j d_j^2`, d_j the distance to the nearest one drawn so far. At most 100 steps;
+a row is finished once the squares of its centroids' moves add up to at most 1e-6 of its variance.
+(The settings of the released LeanQuant, Zhang and Shrivastava 2024.) An empty cluster moves to the
+entry that costs most, one per step; where no entry costs anything (fewer distinct values than
+centroids) it stays where it is.
 """
 
 import numpy as np
@@ -23,21 +24,22 @@ from torch.nn.functional import pad
 _STEPS, _TOLERANCE = 100, 1e-6
 _MOST_EQUALLY_SPACED = 8
 _ENTRIES_AT_ONCE = 2**18
-"""Rows go in portions of so many entries, whose float64 sums are what needs memory."""
+"""Rows are done in portions of about so many entries: their float64 sums need the memory."""
 
 
 def row_kmeans(
     values: Float[Tensor, "rows in"], weight: Float[Tensor, " in"], count: int, seed: int
 ) -> Float[Tensor, "rows count"]:
-    """Ascending centroids of each row. `weight` is at least 0; its unit does not matter."""
+    """Ascending centroids of each row. `weight`, omega, is at least 0; its unit does not matter.
+    `seed` is for k-means++."""
     rows, m = values.shape
     portion = max(1, _ENTRIES_AT_ONCE // m)
     draws = torch.rand(rows, count, generator=torch.Generator().manual_seed(seed))
-    found = [
+    centroids = [
         _portion(part, weight, drawn.to(values.device))
         for part, drawn in zip(values.split(portion), draws.split(portion), strict=True)
     ]
-    return torch.cat(found)
+    return torch.cat(centroids)
 
 
 def _portion(

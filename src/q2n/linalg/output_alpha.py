@@ -1,36 +1,41 @@
-r"""Factors that see the layer's output: least squares toward a target, per row or per group.
+r"""Factors fitted to the layer's output: least squares toward a target, per row or per group.
 
-Letters: `x` an input token of the layer as the quantized prefix gives it, `x_full` the one
-that the full-precision model has there, `w` a row of the original weight, `q` of the
-quantized one. Sums run over the calibration tokens, `C = sum x^T x`, `D = sum x_full^T x`.
-With `M = D` the target is the output of the full-precision model (objective `cross`), with
-`M = C` that of the same layer on the same input (`output`).
+Letters: `x` a token of the layer's input as the quantized prefix of the model gives it, `x_full`
+the one of the full-precision model, both rows; `w` a row of the original weight, `q` of the
+quantized one. Sums run over the calibration tokens: `C = sum x^T x`, `D = sum x_full^T x`. The
+target is the output of the full-precision model with `M = D`, and that of the same layer on the
+same input with `M = C`.
 
-A row is cut into g groups of columns, `q = (q_1 .. q_g)`; each gets a factor. The squared
-distance of `sum_h alpha_h q_h x_h` from the target is a parabola with
+A row is cut into g groups of columns, `q = (q_1 .. q_g)`, and each gets a factor alpha_h. The
+squared distance of `sum_h alpha_h q_h x_h` from the target is a parabola with
 
     A_hk = q_h C_hk q_k^T        b_h = (w M)_h q_h^T
 
-and a ridge, rho in units of the row's energy `1^T A 1 = q C q^T`, shared by its groups, holds
-every factor near 1:
+and a ridge, rho in units of the row's energy `1^T A 1 = q C q^T`, shared by its groups, holds each
+factor near 1. Up to a constant
 
     f(alpha) = alpha^T A alpha - 2 b^T alpha + rho (q C q^T / g) |alpha - 1|^2.
 
-f' = 0 is a symmetric positive system of size g a row. What is small is solved for:
+f' = 0 is a symmetric positive system of size g for each row. What is small is solved for:
 
     (A + r I) (alpha - 1) = b - A 1,    r = rho q C q^T / g.
 
-One group: `alpha = 1 + (w M q^T - q C q^T) / ((1 + rho) q C q^T)`. If x is x_full plus noise,
-`C = C_full + N` and alpha shrinks below 1 as a Wiener filter does.
+One group: `alpha = 1 + (w M q^T - q C q^T) / ((1 + rho) q C q^T)`. If x is x_full plus
+uncorrelated noise, `D = C_full` and `C = C_full + N`, so for q = w alpha falls below 1:
+`w C_full w^T / (w C_full w^T + w N w^T)`, a Wiener filter.
 
 Columns that no factor multiplies (a part p of the row, zeros in q) are taken off the target:
 `w M - p C` takes the place of `w M`.
 
-Restricted to directions of the input (`filtered`): let `F = sum_k f_k u_k u_k^T` over the
-eigenvectors of C, f_k = 1 on the principal ones and 0 in the null space, or falling off
-smoothly. C F = F C, and replacing q by q F on one side of both products weighs the residual by
-f along each direction: `A_hk = q_h (F C)_hk q_k^T`, `b_h = (w M F)_h q_h^T`. On a part of the
-tokens, whose C has other eigenvectors, `F^1/2 C F^1/2` takes the place of F C.
+Restricted to directions of the input: let `F = sum_k f_k u_k u_k^T` over the eigenvectors u_k of C,
+with f_k = 1 on the principal ones and 0 in the null space (spectrum.py), or
+`f_k = v_k / (v_k + v_start)` with v the eigenvalues, which falls off smoothly. The factors shall
+leave a residual that is uncorrelated with the part `x F q_k^T` of the row's output. C F = F C, so
+that weighs direction k by f_k: `A_hk = q_h (F C)_hk q_k^T`, `b_h = (w M F)_h q_h^T`. On a part of
+the tokens, whose C has other eigenvectors, `F^1/2 C F^1/2` takes the place of F C.
+
+Sources: the target is that of the correction (correction.py, QEP); the restriction to directions is
+the null-space idea of Q2N (alpha.py), stated for outputs instead of weights.
 """
 
 import torch
@@ -51,8 +56,15 @@ def per_group(
     ridge: float,
     size: int,
 ) -> Float[Tensor, "out groups"]:
-    """A factor for every `size` columns of a row (the last group may be shorter). Groups
-    without energy keep 1; where A is singular, `ridge` = 0 takes the smallest change."""
+    """alpha for groups of `size` columns (the last may be shorter).
+
+    Args:
+        quantized: Q, zero in columns that no factor multiplies.
+        gram: C, or F C.
+        goal: W M, less what other columns give.
+        ridge: rho, without a unit.
+
+    Groups without energy keep 1; where A is singular, a ridge of 0 gives the smallest change."""
     return torch.cat(
         [
             solve(*system(quantized[rows], gram, goal[rows], size), ridge)
@@ -74,7 +86,7 @@ def system(
     goal: Float[Tensor, "out in"],
     size: int,
 ) -> tuple[Float[Tensor, "out g g"], Float[Tensor, "out g"]]:
-    """A and b of every row."""
+    """A and b of each row. Arguments as `per_group`."""
     grouped = in_groups(quantized, size)
     count = grouped.shape[1]
     matrix = quantized.new_empty(len(quantized), count, count)
@@ -88,8 +100,8 @@ def system(
 def solve(
     matrix: Float[Tensor, "out g g"], right: Float[Tensor, "out g"], ridge: float
 ) -> Float[Tensor, "out g"]:
-    """alpha of every row from its A and b. Scaled to a unit diagonal first, in float64: groups
-    differ by orders of magnitude."""
+    """alpha of each row from its A (`matrix`) and b (`right`). Solved in float64 and scaled to a
+    unit diagonal first, since groups differ by orders of magnitude."""
     matrix, right = matrix.to(torch.float64, copy=True), right.double()
     right = right - matrix.sum(2)
     energy = matrix.sum((1, 2)).clamp(min=0) / matrix.shape[1]
@@ -109,6 +121,6 @@ def solve(
 
 
 _JITTER = 1e-6
-"""Of a matrix with a unit diagonal: keeps a singular one solvable in rounded arithmetic."""
+"""Added to a unit diagonal: keeps a singular matrix solvable in rounded arithmetic (heuristic)."""
 _RANK = 1e-4
-"""Where that is not enough: directions below this share of the largest do not change."""
+"""If that is not enough: directions below this share of the largest do not change (heuristic)."""

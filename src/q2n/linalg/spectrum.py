@@ -1,29 +1,36 @@
-"""Eigenvectors of a Gram matrix, and how many of them carry the layer's input.
+r"""Eigenvectors of a Gram matrix, and how many of them carry the layer's input.
 
-For `G = U diag(values) U^T`, values descending, a rule chooses `start`: the principal
-directions are `U[:, :start]`, the (approximate) null space is `U[:, start:]`. A rule
-that finds no null space worth the name returns `start = 0`: everything counts as null
-space, the projector is the identity and the null-space step changes nothing.
+Letters: `G = U diag(v) U^T` the m x m Gram matrix, eigenvalues v_0 >= v_1 >= .. >= 0; t the
+threshold. A rule chooses `start`: the principal directions are `U[:, :start]`, the (approximate)
+null space is `U[:, start:]`. A rule that finds no null space returns `start = 0`: everything counts
+as null space, the projector on it is the identity and the null-space step changes nothing.
 
-Energy rule (`ratio`, Eq 6 of the paper): the top value is set aside; of the others,
-`mu_j = values[j]` for j = 1..m-1, take the smallest k with
+Energy rule (`ratio`; Eq 6 of the Q2N paper): the top value is set aside; of the others,
+`mu_j = v_j` for j = 1 .. m - 1, take the smallest k with
 
     R(k) = sum_{j>k} mu_j / sum_{j<=k} mu_j <= t.
 
-Three readings of the index differ by one direction (`Index`):
+Three readings differ by one direction (`Index`):
 
-- paper: the dropped top direction is principal too, `start = k + 1`;
-- algorithm1: Algorithm 1 read literally, `U_1 = U[:, k:]`, `start = k`;
-- released: the released code skips one value between both sums (smallest i >= 1 with
-  `sum_{j>i+1} mu_j / sum_{j<=i} mu_j <= t`, `start = i + 1`), so `start` is the paper's
-  or one less; where no i qualifies it silently does nothing, here `start = 0`.
+- paper: the top direction that was set aside is principal too, `start = k + 1`;
+- algorithm1: the paper's Algorithm 1 read literally, `U_1 = U[:, k:]`, so `start = k`;
+- released: the released code skips one value between both sums: the smallest i >= 1 with
+  `sum_{j>i+1} mu_j / sum_{j<=i} mu_j <= t`, `start = i + 1`; where no i qualifies it silently
+  changes nothing, here `start = 0`.
+
+The released `start` is the paper's or one less: its numerator is smaller, so i <= k; and R(i + 1)
+has the same numerator over a larger denominator, so k <= i + 1. Example: v = (100, 4, 3, 2, 1, 0,
+0, 0), t = 0.1: R(3) = 1/9, R(4) = 0, so k = 4 and `start` is 5 (paper) or 4 (algorithm1); the
+released code has 0/9 at i = 3, so 4.
+
+Other rules of the paper: `matrix_rank` and `adam_nscl`, below.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from q2n.errors import NumericalError
@@ -32,8 +39,8 @@ Decomposition = Literal["eigh", "svd"]
 Index = Literal["paper", "algorithm1", "released"]
 
 _RELATIVE_GUARD = 1e-12
-"""A sum below this share of the whole energy is no denominator. The released code's
-guard is absolute, so its result depends on the units of the activations."""
+"""A sum below this share of the whole energy is no denominator (heuristic). The released code's
+guard is absolute, 1e-12, so its result depends on the units of the activations."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +59,8 @@ class Spectrum:
 def decompose(
     gram: Float[Tensor, "in in"], how: Decomposition = "eigh", *, name: str = "matrix"
 ) -> Spectrum:
-    """Spectrum of a symmetric positive semidefinite matrix, in its own dtype; in float64
-    where that does not converge.
+    """Spectrum of a symmetric positive semidefinite matrix, in its own dtype, and if that does not
+    converge in float64.
 
     Raises:
         NumericalError: neither converges; the message names the layer `name`.
@@ -70,7 +77,9 @@ def decompose(
     )
 
 
-def _descending(gram: Float[Tensor, "in in"], how: Decomposition) -> tuple[Tensor, Tensor]:
+def _descending(
+    gram: Float[Tensor, "in in"], how: Decomposition
+) -> tuple[Float[Tensor, " in"], Float[Tensor, "in in"]]:
     if how == "svd":
         vectors, values, _ = torch.linalg.svd(gram)
         return values, vectors
@@ -79,18 +88,19 @@ def _descending(gram: Float[Tensor, "in in"], how: Decomposition) -> tuple[Tenso
 
 
 def ratio(values: Float[Tensor, " in"], threshold: float, index: Index = "paper") -> int:
-    """`start` by the energy rule; see the module's text. 0 if there is no energy at all."""
+    """`start` by the energy rule (above), from eigenvalues in descending order; 0 if there is no
+    energy at all."""
     energy = values.double()
     guard = _RELATIVE_GUARD * float(energy.sum())
-    kept = energy[1:].cumsum(0)
-    total = kept[-1] if len(kept) else energy.new_zeros(())
+    head = energy[1:].cumsum(0)  # sum_{j<=k} mu_j at k - 1
+    total = head[-1] if len(head) else energy.new_zeros(())
     if index == "released":
-        found = _first((kept[:-1] > guard) & (total - kept[1:] <= threshold * kept[:-1]))
-        return 0 if found is None else found + 2
+        place = _first((head[:-1] > guard) & (total - head[1:] <= threshold * head[:-1]))
+        return 0 if place is None else place + 2
     if float(energy[0]) <= 0:
         return 0
-    found = _first((kept > guard) & (total - kept <= threshold * kept))
-    k = 0 if found is None else found + 1  # none: all energy is in the top direction
+    place = _first((head > guard) & (total - head <= threshold * head))
+    k = 0 if place is None else place + 1  # none: all energy is in the top direction
     return k + 1 if index == "paper" else k
 
 
@@ -101,7 +111,7 @@ def matrix_rank(values: Float[Tensor, " in"]) -> int:
 
 
 def adam_nscl(values: Float[Tensor, " in"]) -> int:
-    """`start` = number of values above 50 times the smallest (Wang et al., Adam-NSCL).
+    """`start` = number of values above 50 times the smallest (Adam-NSCL, Wang et al. 2021).
 
     The smallest value of a singular matrix is rounding noise, which would leave an
     empty null space; so the smallest value above the numerical rank's floor counts."""
@@ -109,6 +119,6 @@ def adam_nscl(values: Float[Tensor, " in"]) -> int:
     return int((values > 50 * values[rank - 1]).sum()) if rank else 0
 
 
-def _first(mask: Tensor) -> int | None:
+def _first(mask: Bool[Tensor, " places"]) -> int | None:
     hits = mask.nonzero()
     return int(hits[0]) if len(hits) else None

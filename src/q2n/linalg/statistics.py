@@ -1,34 +1,36 @@
 """Second moments of what a linear layer reads, gathered while calibration text streams by.
 
-Tokens are rows here: for `x` of shape [tokens, m] the Gram matrix is `G = sum x^T x`
-(`X X^T` of the usual column notation), never divided by the number of tokens. Every
-statistic is a plain sum, so two halves of a calibration set add up (`a + b`), and it
-does not matter how tokens were batched.
+Letters: m the width of an input site; x of shape [tokens, m] the inputs that the quantized prefix
+of the model gives there, x_full those of the full-precision model at the same tokens.
 
-The cross moment with the full-precision model's input is kept as its difference from the Gram
-matrix, the residual moment `R = D - G = sum (x_full - x)^T x`: small where both models agree, so
-that a part of the tokens is enough to know it (`cross_stride`). The first token of a sequence often
-has a massive activation and stands for no other; it counts by itself.
+    G = sum x^T x            Gram matrix (X X^T where tokens are columns)
+    D = sum x_full^T x       cross moment
+    R = D - G                residual moment
 
-Only the upper triangle of `G` is accumulated, in a few panels of columns: the panel
-`i:j` is multiplied with the columns from `i` on, which needs about 0.56 of the work of
-the full product. The triangle is mirrored when the matrix is read.
+None is divided by the number of tokens. Every statistic is a plain sum, so the statistics of two
+parts of the calibration text add up (`a + b`), and it does not matter how tokens were batched.
 
-Everything derived from the sums (spectra, Cholesky factors) is computed once by `once`
-and so shared by all linears that read the same tensor.
+R is stored instead of D: it is small where both models agree, so that a part of the tokens is
+enough to estimate it (`cross_stride`). The first token of a sequence often has a massive activation
+(Sun et al. 2024) and is like no other, so it always counts, by itself.
+
+Only the upper triangle of G is accumulated, and mirrored when the matrix is read (triangle.py).
+
+What is derived from the sums (spectra, Cholesky factors) is computed once by `once`, and so shared
+by all linears that read the same tensor.
 """
 
 import enum
 from collections.abc import Callable, Hashable
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from q2n.errors import InputError, NumericalError
-
-_PANELS = 6
+from q2n.linalg.folds import Folds
+from q2n.linalg.triangle import add_gram, mirror_upper
 
 T = TypeVar("T")
 
@@ -41,14 +43,13 @@ class RequiredStatistics(enum.Flag):
 
     NONE = 0
     GRAM = enum.auto()
-    """`G = sum x x^T`."""
+    """`G = sum x^T x`."""
     CROSS = enum.auto()
-    """`D = sum x_full x^T` with the input that the full-precision model has there, as `D - G`
-    (reading D itself takes GRAM as well)."""
+    """`R = D - G`; reading `D = sum x_full^T x` takes GRAM as well."""
     POSITIONS = enum.auto()
     """The mean activation at each token position, over sequences of one length."""
     FOLDS = enum.auto()
-    """The moments of two halves of the windows by themselves, for what is chosen held out."""
+    """The moments of two halves of the windows by themselves (folds.py)."""
 
 
 class InputStatistics:
@@ -57,15 +58,19 @@ class InputStatistics:
     def __init__(
         self,
         width: int,
-        needs: RequiredStatistics = RequiredStatistics.GRAM,
+        required: RequiredStatistics = RequiredStatistics.GRAM,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         cross_stride: int = 1,
     ) -> None:
-        """`cross_stride`: after a sequence's first token one of so many counts, as much as all of
-        them, in the residual moment. Tokens that come as no sequences all count."""
+        """
+        Args:
+            cross_stride: in the residual moment of a sequence, the first token and every so many
+                of those after it count; the latter are scaled up to stand for all of them. Tokens
+                that do not come as sequences all count.
+        """
         self.width = width
-        self.required_statistics = needs
+        self.required = required
         self.cross_stride = cross_stride
         self.device = torch.device(device)
         self.dtype = dtype
@@ -76,16 +81,16 @@ class InputStatistics:
         self._positions: Float[Tensor, "length in"] | None = None
         self._mirrored = True
         self._derived: dict[Hashable, Any] = {}
-        self._folds: list[InputStatistics] = []
-        if RequiredStatistics.FOLDS in needs:
-            rest = needs & ~(RequiredStatistics.FOLDS | RequiredStatistics.POSITIONS)
-            self._folds = [self._empty(rest) for _ in range(2)]
+        self._folds: Folds[InputStatistics] | None = None
+        if RequiredStatistics.FOLDS in required:
+            moments = required & ~(RequiredStatistics.FOLDS | RequiredStatistics.POSITIONS)
+            self._folds = Folds(self._empty(moments), self._empty(moments))
 
     def update(
         self, x: Float[Tensor, "*batch in"], x_full: Float[Tensor, "*batch in"] | None = None
     ) -> None:
-        """Add the tokens of `x`; `x_full` is the full-precision model's input at the same
-        tokens, needed for CROSS alone. POSITIONS needs `x` of shape [sequences, length, m].
+        """Add the tokens of `x`. CROSS needs `x_full`, the full-precision model's input at the
+        same tokens; POSITIONS needs `x` of shape [sequences, length, m].
 
         Raises:
             InputError: a shape that does not fit, or sequences of another length.
@@ -96,79 +101,92 @@ class InputStatistics:
         rows = values.reshape(-1, self.width)
         self._derived.clear()
         self.tokens += rows.shape[0]
-        if self._folds:
-            self._update_folds(x, x_full)
+        if self._folds is not None:
+            self._folds.update(x, x_full)
         else:
             if self._gram is not None:
-                self._add_gram(rows)
+                add_gram(self._gram, rows)
+                self._mirrored = False
             if self._residual is not None:
                 self._add_residual(values, x_full)
-        if RequiredStatistics.POSITIONS in self.required_statistics:
+        if RequiredStatistics.POSITIONS in self.required:
             self._add_positions(values)
 
-    def __add__(self, other: Self) -> "InputStatistics":
-        """The statistics of both sets of tokens."""
+    def __add__(self, other: "InputStatistics") -> "InputStatistics":
+        """The statistics of both sets of tokens.
+
+        Raises:
+            InputError: widths, required statistics, strides or lengths of sequences differ.
+        """
         if self._kind != other._kind:
             raise InputError(
                 "cannot add statistics of width {} with {} and stride {} and of width {} with {} "
                 "and stride {}".format(*self._kind, *other._kind)
             )
-        total = self._empty(self.required_statistics)
+        total = self._empty(self.required)
         total.tokens = self.tokens + other.tokens
         total.sequences = self.sequences + other.sequences
         total._mirrored = self._mirrored and other._mirrored
         total._gram = _sum(self._gram, other._gram)
         total._residual = _sum(self._residual, other._residual)
         total._positions = _sum(self._positions, other._positions)
-        total._folds = [a + b for a, b in zip(self._folds, other._folds, strict=True)]
+        if self._folds is not None and other._folds is not None:
+            total._folds = self._folds + other._folds
         return total
 
     @property
     def gram(self) -> Float[Tensor, "in in"]:
-        """`G = sum x x^T`, symmetric to the last bit, in the units of activation squared."""
-        if self._folds:
-            return self.once(
-                RequiredStatistics.GRAM, lambda: self._folds[0].gram + self._folds[1].gram
-            )
-        gram = _required(self._gram, RequiredStatistics.GRAM)
+        """`G = sum x^T x`, symmetric to the last bit, in units of activation squared.
+
+        Raises:
+            InputError: gathered without GRAM.
+        """
+        if self._folds is not None:
+            first, second = self._folds.both
+            return self.once(RequiredStatistics.GRAM, lambda: first.gram + second.gram)
+        gram = _gathered(self._gram, RequiredStatistics.GRAM)
         if not self._mirrored:
-            _mirror_upper(gram)
+            mirror_upper(gram)
             self._mirrored = True
         return gram
 
     @property
     def cross(self) -> Float[Tensor, "in in"]:
-        """`D = sum x_full x^T`: rows belong to the full-precision input."""
+        """`D = sum x_full^T x`: rows belong to the full-precision input. Raises as `gram`."""
         return self.gram + self.residual
 
     @property
     def residual(self) -> Float[Tensor, "in in"]:
-        """`R = D - G = sum (x_full - x) x^T`, or what a part of the tokens says of it."""
-        if self._folds:
-            return self.once(
-                RequiredStatistics.CROSS, lambda: self._folds[0].residual + self._folds[1].residual
-            )
-        return _required(self._residual, RequiredStatistics.CROSS)
+        """`R = D - G = sum (x_full - x)^T x`, estimated from a part of the tokens if
+        `cross_stride` is above 1.
+
+        Raises:
+            InputError: gathered without CROSS.
+        """
+        if self._folds is not None:
+            first, second = self._folds.both
+            return self.once(RequiredStatistics.CROSS, lambda: first.residual + second.residual)
+        return _gathered(self._residual, RequiredStatistics.CROSS)
 
     @property
     def folds(self) -> "list[InputStatistics]":
-        """The two halves, whose sum is the whole; windows go to them in turn. None where one
-        has seen no token (a single window, an expert that is hardly used).
+        """The statistics of two halves of the windows, which add up to these; none where one
+        half has no token.
 
         Raises:
             InputError: gathered without FOLDS.
         """
-        if not self._folds:
-            raise InputError(
-                f"these input statistics were gathered without {RequiredStatistics.FOLDS}"
-            )
-        return self._folds if all(fold.tokens for fold in self._folds) else []
+        return _gathered(self._folds, RequiredStatistics.FOLDS).usable
 
     @property
     def position_gram(self) -> Float[Tensor, "in in"]:
         """`A^T A`, A of shape [length, m] the mean over sequences of the activation at
-        each token position. The released code takes it for the Gram (docs/mathematics.md)."""
-        mean = _required(self._positions, RequiredStatistics.POSITIONS) / self.sequences
+        each token position. Q2N's released code takes it for G (docs/mathematics.md).
+
+        Raises:
+            InputError: gathered without POSITIONS.
+        """
+        mean = _gathered(self._positions, RequiredStatistics.POSITIONS) / self.sequences
         return mean.T @ mean
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
@@ -178,12 +196,13 @@ class InputStatistics:
             self._derived[key] = compute()
         return self._derived[key]
 
-    def in_basis(self, inputs: "LinearMap") -> "InputStatistics":
+    def in_basis(self, inputs: LinearMap) -> "InputStatistics":
         """The statistics of the tokens that `inputs` makes of these: with T its matrix,
-        `T G T^T` and `T R T^T`. Nothing derived is taken over."""
-        moved = self._empty(self.required_statistics)
+        `T G T^T` and `T R T^T`. What `once` remembers is left behind."""
+        moved = self._empty(self.required)
         moved.tokens, moved.sequences = self.tokens, self.sequences
-        moved._folds = [fold.in_basis(inputs) for fold in self._folds]
+        if self._folds is not None:
+            moved._folds = self._folds.map(lambda fold: fold.in_basis(inputs))
         if self._gram is not None:
             gram = inputs(inputs(self.gram).T)
             moved._gram = (gram + gram.T) / 2  # symmetric to the last bit again
@@ -201,9 +220,9 @@ class InputStatistics:
         """
         if self.tokens == 0:
             raise NumericalError(f"{name}: no calibration token reached this layer")
-        for part in self._folds:
-            if part.tokens:
-                part.require_finite(name)
+        for fold in self._folds.both if self._folds is not None else []:
+            if fold.tokens:
+                fold.require_finite(name)
         for what, moments in (("Gram matrix", self._gram), ("cross moment", self._residual)):
             if moments is not None and not torch.isfinite(moments.sum()):
                 raise NumericalError(
@@ -213,47 +232,29 @@ class InputStatistics:
 
     @property
     def _kind(self) -> tuple[int, RequiredStatistics, int]:
-        return self.width, self.required_statistics, self.cross_stride
+        return self.width, self.required, self.cross_stride
 
-    def _empty(self, needs: RequiredStatistics) -> "InputStatistics":
-        return InputStatistics(self.width, needs, self.device, self.dtype, self.cross_stride)
+    def _empty(self, required: RequiredStatistics) -> "InputStatistics":
+        return InputStatistics(self.width, required, self.device, self.dtype, self.cross_stride)
 
-    def _zeros(self, need: RequiredStatistics) -> Tensor | None:
-        if (
-            need not in self.required_statistics
-            or RequiredStatistics.FOLDS in self.required_statistics
-        ):
+    def _zeros(self, kind: RequiredStatistics) -> Float[Tensor, "in in"] | None:
+        if kind not in self.required or RequiredStatistics.FOLDS in self.required:
             return None
         return torch.zeros(self.width, self.width, dtype=self.dtype, device=self.device)
 
-    def _update_folds(self, x: Tensor, x_full: Tensor | None) -> None:
-        """Windows in turn, the odd ones to the fold with fewer tokens; loose tokens (an expert's)
-        by halves."""
-        few, many = sorted(self._folds, key=lambda fold: fold.tokens)
-        if x.ndim < 3:
-            half = -(-len(x) // 2)
-            cuts = (slice(None, half), slice(half, None))
-        else:
-            cuts = (slice(0, None, 2), slice(1, None, 2))
-        for fold, cut in zip((few, many), cuts, strict=True):
-            if len(x[cut]):
-                fold.update(x[cut], None if x_full is None else x_full[cut])
-
-    def _add_gram(self, rows: Float[Tensor, "tokens in"]) -> None:
-        assert self._gram is not None
-        for i, j in _panels(self.width):
-            self._gram[i:j, i:].addmm_(rows[:, i:j].T, rows[:, i:])
-        self._mirrored = False
-
-    def _add_residual(self, x: Float[Tensor, "*batch in"], x_full: Tensor | None) -> None:
+    def _add_residual(
+        self, x: Float[Tensor, "*batch in"], x_full: Float[Tensor, "..."] | None
+    ) -> None:
         assert self._residual is not None
         if x_full is None or x_full.shape != x.shape:
-            got = None if x_full is None else tuple(x_full.shape)
-            raise InputError(f"a cross moment needs x_full of the shape of x, got {got}")
+            shape = None if x_full is None else tuple(x_full.shape)
+            raise InputError(
+                f"a cross moment needs x_full of the shape of x, {tuple(x.shape)}; got {shape}"
+            )
         full, weight = x_full.detach(), None
         if self.cross_stride > 1 and x.ndim > 2:
-            kept, weight = _sampled(x.shape[-2], self.cross_stride)
-            x, full = x[..., kept, :], full[..., kept, :]
+            sampled, weight = _sampled(x.shape[-2], self.cross_stride)
+            x, full = x[..., sampled, :], full[..., sampled, :]
         difference = full.to(self.device, self.dtype) - x
         if weight is not None:
             difference *= weight.to(x).unsqueeze(1)
@@ -275,28 +276,17 @@ class InputStatistics:
         self.sequences += values.shape[0]
 
 
-def _sampled(length: int, stride: int) -> tuple[list[int], Float[Tensor, " kept"]]:
-    """Positions of a sequence that count, and for how many each."""
-    kept = [0, *range(1, length, stride)]
-    weight = torch.full((len(kept),), (length - 1) / max(len(kept) - 1, 1))
+def _sampled(length: int, stride: int) -> tuple[list[int], Float[Tensor, " positions"]]:
+    """Positions of a sequence that count, and how many tokens each stands for."""
+    positions = [0, *range(1, length, stride)]
+    weight = torch.full((len(positions),), (length - 1) / max(len(positions) - 1, 1))
     weight[0] = 1
-    return kept, weight
+    return positions, weight
 
 
-def _panels(width: int) -> list[tuple[int, int]]:
-    step = -(-width // _PANELS)
-    return [(i, min(i + step, width)) for i in range(0, width, step)]
-
-
-def _mirror_upper(matrix: Float[Tensor, "in in"]) -> None:
-    """Copy the upper triangle onto the lower one, in place."""
-    for i, j in _panels(matrix.shape[0]):
-        corner = matrix[i:j, i:j]
-        corner.copy_(corner.triu() + corner.triu(1).T)
-        matrix[j:, i:j] = matrix[i:j, j:].T
-
-
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+def _sum(
+    a: Float[Tensor, "..."] | None, b: Float[Tensor, "..."] | None
+) -> Float[Tensor, "..."] | None:
     if a is None or b is None:
         return b if a is None else a
     if a.shape != b.shape:
@@ -304,7 +294,7 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return a + b.to(a.device)
 
 
-def _required(moments: Tensor | None, need: RequiredStatistics) -> Tensor:
-    if moments is None:
-        raise InputError(f"these input statistics were gathered without {need}")
-    return moments
+def _gathered(statistic: T | None, kind: RequiredStatistics) -> T:
+    if statistic is None:
+        raise InputError(f"these input statistics were gathered without {kind}")
+    return statistic

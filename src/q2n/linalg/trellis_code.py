@@ -1,23 +1,27 @@
 r"""Trellis codes: a weight's value depends on its own code and on those before it.
 
 Rounded one by one to 2 bits, Gaussian weights keep an error of 0.118 of their energy; the least
-that any code of 2 bits a weight can reach is 2^-4 = 0.063 (the rate-distortion bound). Trellis
-codes (Marcellin and Fischer 1990; for language models Tseng et al. 2024, QTIP) come near it with a
-look-up: with B = 2^b and c_i the code of row i of a column,
+that any code of 2 bits per weight can reach is 2^-4 = 0.063 (the rate-distortion bound). Trellis
+codes (Marcellin and Fischer 1990; for language models QTIP, Tseng et al. 2024) come near it with a
+look-up.
+
+Letters: b bits, `B = 2^b`; c_i the code of row i of a column, s_i its state; d the codes on which a
+value depends.
 
     s_i = c_i B^(d-1) + c_{i-1} B^(d-2) + .. + c_{i-d+1},     w_i ~ scale * values[s_i].
 
-Each of the B^d values is within reach of some sequence of codes, at b bits a weight. The nearest
+Each of the B^d values can be reached by some sequence of codes, at b bits per weight. The nearest
 sequence is found by dynamic programming (kernels/trellis_search.py). Sequences run down a column,
 because feedback (kernels/column_sweep.py) needs a whole column at once. A column is cut into
-circular segments: above a segment's first row comes its last. So no start needs to be stored.
+circular segments: the last row of a segment counts as the one above its first. So no start has to
+be stored.
 
 The values are the quantiles of a Gaussian. Which state has which one matters: the B states that may
 come next differ in the newest code, the B states that may have come before in the oldest one. In
-both sets every B-th part of the Gaussian shall appear once (newest xor oldest xor a random number
-of the codes between says which part), so that no choice is between similar values. Within the parts
-the order is random. Error over energy on 150 000 Gaussian weights, beside Lloyd-Max levels and
-values in wholly random order (benchmarks/trellis.py):
+both sets every B-th part of the Gaussian shall appear once, so that no choice is between similar
+values: the part is newest xor oldest xor a random number that depends on the codes between. Within
+the parts the order is random. Error over energy on 150 000 Gaussian weights, with Lloyd-Max levels
+and values in wholly random order for comparison (benchmarks/trellis.py):
 
     bits   states   Lloyd-Max   random    here    bound
       2     1024      0.1182    0.0789   0.0740   0.0625
@@ -33,14 +37,14 @@ from jaxtyping import Float, Int, Int16, UInt8
 from torch import Tensor
 
 DIGITS = {2: 5, 3: 3, 4: 2}
-"""d, the codes that a value depends on, by bits. One more makes 2^bits times as many states, and
-as much work, for a few percent less error."""
+"""d by bits. One more code means 2^bits times as many states, and times the work, for a few percent
+less error."""
 _LONGEST_SEGMENT = 160
 
 
 @cache
 def values(bits: int) -> Float[Tensor, " states"]:
-    """Of every state, for weights with a root mean square of 1."""
+    """The value of each state, for weights with a root mean square of 1."""
     base, states = 2**bits, 2 ** (bits * DIGITS[bits])
     random = np.random.RandomState(0)  # its streams are frozen: a checkpoint depends on this one
     between = random.randint(base, size=states // base**2)
@@ -53,19 +57,20 @@ def values(bits: int) -> Float[Tensor, " states"]:
 
 
 def borders(rows: int) -> list[int]:
-    """Where segments start, and the end: nearly equal ones of at most 160 rows."""
+    """The first row of each segment, and the number of rows. Segments are nearly equal and have at
+    most 160 rows."""
     count = -(-rows // _LONGEST_SEGMENT)
     return [i * rows // count for i in range(count + 1)]
 
 
 def states(codes: UInt8[Tensor, "out in"], bits: int) -> Int16[Tensor, "out in"]:
-    """The state of every weight."""
+    """The state of each weight."""
     above = _row_above(len(codes)).to(codes.device)
-    found = torch.zeros(codes.shape, dtype=torch.int16, device=codes.device)
+    state = torch.zeros(codes.shape, dtype=torch.int16, device=codes.device)
     for place in reversed(range(DIGITS[bits])):
-        found += codes.to(torch.int16) << bits * place
+        state += codes.to(torch.int16) << bits * place
         codes = codes[above]
-    return found
+    return state
 
 
 def _row_above(rows: int) -> Int[Tensor, " out"]:

@@ -69,10 +69,10 @@ class GPTQ(UniformMethod):
     ) -> tuple[UniformLinear, Float[Tensor, "out in"]]:
         """The layer, and the weight from which it was rounded: W updated at the border of
         each block for the columns of all earlier blocks, not for those of the same block."""
-        layer, found, back = self._run(problem)
+        layer, rounded, back = self._run(problem)
         ordered = problem.weight.masked_fill(back.dead, 0).T[back.order]
         compensated = torch.empty_like(problem.weight)
-        copy = working_copy(ordered, found.error, back.matrix, self.block_size)
+        copy = working_copy(ordered, rounded.error, back.matrix, self.block_size)
         compensated[:, back.order] = copy.T
         return layer, compensated
 
@@ -83,17 +83,17 @@ class GPTQ(UniformMethod):
         group = group_of_column(weight.shape[1], size, weight.device)[back.order]
         scale, zero = self.fitted_grid.fit(weight, problem.scale_dtype, problem.name)
         rule = uniform_rule(scale, zero, group, self.bits, weight.dtype)
-        found = sweep(
+        rounded = sweep(
             weight.T[back.order],
             back.matrix,
             rule,
             block_size=self.block_size,
             refit=self._refit(problem, rule),
         )
-        codes = found.layer_codes(back.order, weight.shape[1])
+        codes = rounded.layer_codes(back.order, weight.shape[1])
         layer = self.stored(problem, codes, rule.scale.T.to(problem.scale_dtype), rule.zero.T)
         layer = layer.with_record(damping=back.damping, dead_columns=int(back.dead.sum()))
-        return layer, found, back
+        return layer, rounded, back
 
     def _refit(self, problem: LayerProblem, rule: UniformRule) -> Refit | None:
         if self.static_groups or self.group_size == -1:

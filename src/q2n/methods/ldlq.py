@@ -125,12 +125,12 @@ class LDLQ(Method):
             )
 
         first = rounded(back.matrix, self._noise(grid, problem))
-        found = descend(first, _damped(gram, visit, back), self.descent_passes, rounded)
-        codes = found.layer_codes(visit, problem.weight.shape[1])
+        final = descend(first, _damped(gram, visit, back), self.descent_passes, rounded)
+        codes = final.layer_codes(visit, problem.weight.shape[1])
         return grid.stored(codes).with_record(
             damping=back.damping,
             dead_columns=int(dead.sum()),
-            descent_changes=int((found.codes != first.codes).sum()),
+            descent_changes=int((final.codes != first.codes).sum()),
         )
 
     def _factor(
@@ -143,10 +143,10 @@ class LDLQ(Method):
         return visit, feedback(gram[visit][:, visit], self.damping, name=name)
 
     def _fitted(self, problem: LayerProblem, weight: Float[Tensor, "out in"]) -> FittedGrid:
-        given = (weight, self.bits, problem.scale_dtype, problem.name)
+        arguments = (weight, self.bits, problem.scale_dtype, problem.name)
         if self.grid == "uniform":
-            return fit_even(*given, clip_sigma=self.clip_sigma, clamp_first=self.clamp_first)
-        return fit(self.grid, *given)
+            return fit_even(*arguments, clip_sigma=self.clip_sigma, clamp_first=self.clamp_first)
+        return fit(self.grid, *arguments)
 
     def _noise(self, grid: FittedGrid, problem: LayerProblem) -> Float[Tensor, "in out"] | None:
         """Uniform over one step: rounding to nearest then rounds up with the probability of

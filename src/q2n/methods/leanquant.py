@@ -6,7 +6,7 @@ is the one with little `sum_j omega_j (w_j - q_j)^2`, `omega_j = U_jj^-p`: p = 2
 price, larger exponents p spare the dearest columns more. It is found on the original weights
 and frozen; then the sweep rounds as in GPTQ.
 
-- `codebook`: any `2^b` values a row, by weighted k-means (linalg/kmeans.py);
+- `codebook`: any `2^b` values per row, by weighted k-means (linalg/kmeans.py);
 - `uniform`: a uniform grid a row or group, by a search of its range (grids/weighted_range.py).
 
 Dead columns (input always 0) weigh nothing.
@@ -46,7 +46,7 @@ class LeanQuant(Method):
     bits: Bits = 4
     """Bits per weight: 2, 3, 4 or 8."""
     levels: Literal["codebook", "uniform"] = "codebook"
-    """What is stored: 2^bits free values a row, or a uniform grid."""
+    """What is stored: 2^bits free values per row, or a uniform grid."""
     group_size: GroupSize = -1
     """Columns that share a scale; -1: one scale per row."""
     exponent: NonNegative = 4.0
@@ -128,8 +128,8 @@ class LeanQuant(Method):
         )
 
     def _codes(self, weight: Float[Tensor, "out in"], rule: Rule, back: Feedback) -> Tensor:
-        found = sweep(weight.T[back.order], back.matrix, rule, block_size=self.block_size)
-        return found.layer_codes(back.order, weight.shape[1])
+        rounded = sweep(weight.T[back.order], back.matrix, rule, block_size=self.block_size)
+        return rounded.layer_codes(back.order, weight.shape[1])
 
     def _uniform_grid(self) -> UniformGrid:
         whole = self.group_size == -1

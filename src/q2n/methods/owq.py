@@ -8,7 +8,7 @@ r"""OWQ (Lee et al. 2024): a few weak columns stay in 16 bits, GPTQ rounds the o
   rounding of all others did to the output, and are stored as it left them: the least
   squares solution, given the others.
 
-How many. A weak column costs 16 - b bits a weight instead of b. To spend `t - b` bits a weight
+How many. A weak column costs 16 - b bits more per weight. To spend `t - b` bits per weight
 (`target_bits` t), with `u = (t - b) / (16 - b)`:
 
 - `split="layer"`: `m u` of the m columns, in every layer;
@@ -56,8 +56,8 @@ class OWQ(UniformMethod):
 
     clip: Literal["minmax", "mse", "scale_zero"] = "scale_zero"
     target_bits: float | None = None
-    """Bits a weight to spend, outliers included, scales not: 3.01 with 3 bits. Without target_bits
-    and target_rank there are no outliers."""
+    """Bits per weight to spend, outliers included, scales not: 3.01 with 3 bits. Without
+    target_bits and target_rank there are no outliers."""
     target_rank: CountOrZero | None = None
     """Columns of each layer to keep in 16 bits."""
     split: Literal["published", "layer"] = "published"
@@ -124,9 +124,11 @@ class OWQ(UniformMethod):
     ) -> tuple[OutlierLinear, Float[Tensor, "out in"]]:
         """The layer, and the weight from which it was rounded: as GPTQ's, and what is stored
         in the weak columns."""
-        layer, found, back, ordered = self._run(problem)
-        last = len(found.error)
-        copy = working_copy(ordered[:last], found.error, back.matrix[:last, :last], self.block_size)
+        layer, rounded, back, ordered = self._run(problem)
+        last = len(rounded.error)
+        copy = working_copy(
+            ordered[:last], rounded.error, back.matrix[:last, :last], self.block_size
+        )
         compensated = layer.dequantize().to(problem.weight)
         compensated[:, back.order[:last]] = copy.T
         return layer, compensated
@@ -147,9 +149,9 @@ class OWQ(UniformMethod):
         ordered, last = weight.T[order], len(others)
         group = group_of_column(m, size, weight.device)[others]
         rule = uniform_rule(scale, zero, group, self.bits, weight.dtype)
-        found = sweep(ordered[:last], back.matrix[:last, :last], rule, block_size=self.block_size)
-        codes = found.layer_codes(others, m)
-        values = pending(ordered, found.error, back.matrix, last, m).T
+        rounded = sweep(ordered[:last], back.matrix[:last, :last], rule, block_size=self.block_size)
+        codes = rounded.layer_codes(others, m)
+        values = pending(ordered, rounded.error, back.matrix, last, m).T
         grid = self.stored(problem, codes, scale, zero)
         layer = OutlierLinear.of(grid, weak, values).with_record(
             damping=back.damping,
@@ -162,7 +164,7 @@ class OWQ(UniformMethod):
                 f"{problem.name}: a weight of {float(values.abs().max()):.3g} in a weak column "
                 f"overflows {layer.values.dtype}; store the checkpoint in bfloat16"
             )
-        return layer, found, back, ordered
+        return layer, rounded, back, ordered
 
     def _columns(
         self, problem: LayerProblem, weight: Float[Tensor, "out in"]

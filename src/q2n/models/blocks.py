@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from q2n.errors import InputError
 from q2n.models.source import ModelSource
+from q2n.models.targets import EVERY_LAYER, LayerFilter, Target, matrix_holders, targets_in
 
 
 @dataclass(frozen=True)
@@ -49,21 +50,33 @@ class BatchInputs:
 
 
 class BlockwiseModel:
-    """The blocks of a source, loaded on demand."""
+    """The blocks of a source, loaded on demand.
 
-    def __init__(self, source: ModelSource, device: str | torch.device = "cpu"):
-        self.source, self.device = source, torch.device(device)
+    Raises:
+        InputError: no decoder blocks, none of their matrices can be quantized, or `layers` does
+            not fit their names.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        device: str | torch.device = "cpu",
+        layers: LayerFilter = EVERY_LAYER,
+    ):
+        self.source, self.device, self.layers = source, torch.device(device), layers
         self._model = source.skeleton()
         self._list_name, self._blocks = find_blocks(self._model)
         self._stored = set(source.names())
         self._seen: list[Tensor] = []
         self._outside_is_loaded = False
-        if next(self.linears(), None) is None:
+        names = list(self._all_targets())
+        if not names:
             raise InputError(
-                f"{type(self._model).__name__}: its decoder blocks hold no nn.Linear (their "
-                f"weights lie in {', '.join(_matrix_holders(self._blocks))}), and only those are "
+                f"{type(self._model).__name__}: its decoder blocks hold no linear layer (their "
+                f"weights lie in {', '.join(matrix_holders(self._blocks))}), and only those are "
                 "quantized; this architecture is not supported"
             )
+        layers.check(names)
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -72,13 +85,24 @@ class BlockwiseModel:
         """Module name of a block, e.g. "model.layers.3"."""
         return f"{self._list_name}.{index}"
 
-    def linears(self) -> Iterator[tuple[str, tuple[int, int]]]:
-        """Name and shape (out, in) of every linear in the blocks; nothing is loaded."""
-        for index, block in enumerate(self._blocks):
-            for name, module in block.named_modules():
-                if isinstance(module, nn.Linear):
-                    shape = (module.out_features, module.in_features)
-                    yield f"{self.block_name(index)}.{name}", shape
+    def targets(self) -> dict[str, Target]:
+        """The matrices to quantize in all blocks, by full name (a target's own name is the one in
+        its block). Nothing is loaded: ask them for shapes, not for weights."""
+        return {k: target for k, target in self._all_targets().items() if self.layers.keeps(k)}
+
+    def targets_of(self, index: int, block: nn.Module) -> tuple[dict[str, Target], list[str]]:
+        """Of a loaded block: the matrices to quantize, and the names of those that the filter
+        leaves in full precision, both by their names in the block."""
+        everything, prefix = targets_in(block), self.block_name(index)
+        ignored = [name for name in everything if not self.layers.keeps(f"{prefix}.{name}")]
+        return {k: target for k, target in everything.items() if k not in ignored}, ignored
+
+    def _all_targets(self) -> dict[str, Target]:
+        return {
+            f"{self.block_name(index)}.{name}": target
+            for index, block in enumerate(self._blocks)
+            for name, target in targets_in(block).items()
+        }
 
     def load_block(self, index: int) -> nn.Module:
         """A fresh copy of one block with its original weights, on the device.
@@ -130,7 +154,7 @@ class BlockwiseModel:
 
     def _load_outside(self) -> None:
         """Embeddings and whatever else stands before the blocks. The head is read too, so that
-        bad numbers in it are found before the work, but not kept."""
+        bad numbers in it are named before the work, and dropped again."""
         head = self._model.get_output_embeddings()
         for name, module in self._model.named_modules():
             if name == self._list_name or name.startswith(self._list_name + "."):
@@ -199,17 +223,6 @@ def _map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
     return value
 
 
-def _matrix_holders(blocks: nn.ModuleList) -> list[str]:
-    """Names of the classes of modules that hold matrices."""
-    return sorted(
-        {
-            type(module).__name__
-            for module in blocks.modules()
-            if any(parameter.ndim == 2 for parameter in module.parameters(recurse=False))
-        }
-    )
-
-
 def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """Name and list of the decoder blocks.
 
@@ -224,7 +237,7 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     ]
     if not lists:
         raise InputError(
-            f"{type(model).__name__}: found no list of {count} decoder blocks; "
+            f"{type(model).__name__}: it has no list of {count} decoder blocks; "
             "this architecture is not supported"
         )
     return max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from q2n.errors import InputError
 from q2n.models.blocks import find_blocks
+from q2n.models.targets import targets_in
 from q2n.transforms.decoder import DecoderSizes
 
 ATTENTION, OUTPUT, DOWN, VALUE = (
@@ -96,21 +97,18 @@ def find_layout(model: PreTrainedModel) -> DecoderLayout:
 
 
 def _sizes(model: PreTrainedModel, block: nn.Module) -> DecoderSizes:
-    output, down, value = (block.get_submodule(name) for name in (OUTPUT, DOWN, VALUE))
-    assert isinstance(output, nn.Linear)
-    assert isinstance(down, nn.Linear) and isinstance(value, nn.Linear)
+    targets = targets_in(block)
+    mixed, values = targets[OUTPUT].shape[1], targets[VALUE].shape[0]
+    hidden, intermediate = targets[DOWN].shape
     head_dim = getattr(block.get_submodule(ATTENTION), "head_dim", None)
-    if not head_dim or output.in_features % head_dim or value.out_features % head_dim:
+    if not head_dim or mixed % head_dim or values % head_dim:
         raise _unlike(
             model,
-            f"heads of {head_dim} channels do not divide the {output.in_features} inputs of "
-            f"{OUTPUT} and the {value.out_features} outputs of {VALUE}",
+            f"heads of {head_dim} channels do not divide the {mixed} inputs of {OUTPUT} and the "
+            f"{values} outputs of {VALUE}",
         )
     return DecoderSizes(
-        hidden=down.out_features,
-        heads=output.in_features // head_dim,
-        head_dim=head_dim,
-        intermediate=down.in_features,
+        hidden=hidden, heads=mixed // head_dim, head_dim=head_dim, intermediate=intermediate
     )
 
 
@@ -119,10 +117,10 @@ def _require_known(model: PreTrainedModel, block: nn.Module) -> None:
     weights = {*LINEARS, *NORMS}
     known = {f"{name}.weight" for name in (*weights, *HEAD_NORMS)}
     known |= {f"{name}.bias" for name in LINEARS}
-    found = {name for name, _ in block.named_parameters()}
-    if found - known:
-        raise _unlike(model, f"its blocks have {min(found - known)}")
-    missing = {f"{name}.weight" for name in weights} - found
+    parameters = {name for name, _ in block.named_parameters()}
+    if parameters - known:
+        raise _unlike(model, f"its blocks have {min(parameters - known)}")
+    missing = {f"{name}.weight" for name in weights} - parameters
     if missing:
         raise _unlike(model, f"its blocks have no {min(missing)}")
 

@@ -63,10 +63,10 @@ def _gguf_file() -> Path:
         raise InputError(
             f"the model {SMOLLM2!r} comes with a package that is not installed: {INSTALL}"
         ) from error
-    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
-    if not found or not found[0].is_file():
+    models = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
+    if not models or not models[0].is_file():
         raise InputError(f"the installed package {PACKAGE!r} holds no GGUF file: {INSTALL}")
-    return found[0]
+    return models[0]
 
 
 def _convert(source: Path, target: Path) -> None:

@@ -2,7 +2,7 @@
 
 It hands out tensors, modules and a configuration as any source does, so that blocks are loaded,
 quantized, stored and written as ever; each tensor is rotated when it is asked for. What has to run
-beside the weights is its `online`. The mathematics: transforms/decoder.py.
+beside the weights is its `runtime`. The mathematics: transforms/decoder.py.
 """
 
 import hashlib
@@ -48,12 +48,12 @@ def surrounded(source: ModelSource, changes: ModelChanges, seed: int) -> ModelSo
     if changes.cache is not None:
         changes.cache.check(sizes.head_dim, f"a head of {source.label}")
     if changes.rotate == "none":
-        return RuntimeSource(source, _online(layout, changes, None))
+        return RuntimeSource(source, _runtime_parts(layout, changes, None))
     rotation = DecoderRotation.build(sizes, changes.rotate, seed)
-    return RotatedSource(source, _online(layout, changes, rotation), layout, rotation)
+    return RotatedSource(source, _runtime_parts(layout, changes, rotation), layout, rotation)
 
 
-def _online(
+def _runtime_parts(
     layout: DecoderLayout, changes: ModelChanges, rotation: DecoderRotation | None
 ) -> RuntimeParts:
     rotated = {}
@@ -75,8 +75,8 @@ def _online(
 class RuntimeSource(ModelSource):
     """Another source's tensors, and parts that run beside them."""
 
-    def __init__(self, inner: ModelSource, online: RuntimeParts):
-        self.inner, self.online = inner, online
+    def __init__(self, inner: ModelSource, runtime: RuntimeParts):
+        self.inner, self.runtime = inner, runtime
         self.label, self.config = inner.label, inner.config
         self.dtype, self.folder = inner.dtype, inner.folder
 
@@ -90,9 +90,9 @@ class RuntimeSource(ModelSource):
         return self.inner.tensor(name)
 
     def digest(self) -> str:
-        assert self.online is not None
+        assert self.runtime is not None
         total = hashlib.sha256(self.inner.digest().encode())
-        total.update(json.dumps(self.online.to_json()).encode())
+        total.update(json.dumps(self.runtime.to_json()).encode())
         return total.hexdigest()
 
     def size_bytes(self) -> int:
@@ -108,11 +108,11 @@ class RotatedSource(RuntimeSource):
     def __init__(
         self,
         inner: ModelSource,
-        online: RuntimeParts,
+        runtime: RuntimeParts,
         layout: DecoderLayout,
         rotation: DecoderRotation,
     ):
-        super().__init__(inner, online)
+        super().__init__(inner, runtime)
         self.layout, self.rotation = layout, rotation
         self.config = _untie(deepcopy(inner.config))
         self._head = f"{layout.head}.weight"
@@ -123,11 +123,11 @@ class RotatedSource(RuntimeSource):
         model = self.inner.skeleton()
         _untie(model.config)
         head = model.get_submodule(self.layout.head)
-        assert isinstance(head, nn.Linear)
         if self._tied:
-            head.weight = nn.Parameter(head.weight.detach(), requires_grad=False)
-        assert self.online is not None
-        attach_rotations(model, self.online)
+            weight = head.get_parameter("weight").detach()
+            head.weight = nn.Parameter(weight, requires_grad=False)
+        assert self.runtime is not None
+        attach_rotations(model, self.runtime)
         return model
 
     def names(self) -> list[str]:

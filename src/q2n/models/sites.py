@@ -1,38 +1,49 @@
-"""Which linears of a block read the same tensor, found by watching one run.
+"""Which targets of a block read the same tensor, found by watching one run.
 
-Linears that receive the very same tensor (q, k, v; gate, up) form one site and share
-one set of input statistics. Sites in call order are the stages of true-sequential
+Targets that receive the very same tensor (q, k, v; gate, up) form one site and share
+one set of input statistics. Sites in call order are the rounds of true-sequential
 quantization, for any architecture and with no table of names.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from q2n.models.blocks import BlockCall
+from q2n.models.targets import Target
 
 
 @dataclass(frozen=True)
 class Site:
-    """One input tensor of a block and the linears that read it, in call order."""
+    """One input tensor of a block and the targets that read it, in call order."""
 
-    linears: tuple[str, ...]
+    targets: tuple[str, ...]
+    """Their names in the block."""
     width: int
-    """Columns of these linears: the size of their input."""
+    """Columns of these targets: the size of their input."""
 
 
-def find_sites(block: nn.Module, hidden: Tensor, call: BlockCall) -> list[Site]:
-    """Run the block once on a (short) probe and group its linears by input, in call order.
+def find_sites(
+    block: nn.Module,
+    targets: Mapping[str, Target],
+    hidden: Float[Tensor, "windows length hidden"],
+    call: BlockCall,
+) -> list[Site]:
+    """Run the block once on a (short) probe and group its targets by input, in call order.
 
-    A linear that is never called is in no site.
+    Args:
+        targets: those that matter, by their names in the block.
+
+    A target that is never called is in no site.
     """
     received: dict[str, Tensor] = {}
     hooks = [
-        module.register_forward_pre_hook(partial(_keep_first, received, name))
-        for name, module in block.named_modules()
-        if isinstance(module, nn.Linear)
+        target.module.register_forward_pre_hook(partial(_keep_first, received, name))
+        for name, target in targets.items()
     ]
     try:
         with torch.no_grad():

@@ -52,7 +52,7 @@ class ModelSource(ABC):
     """The dtype in which the model is run and written."""
     folder: Path | None = None
     """The checkpoint folder, if it comes from one."""
-    online: RuntimeParts | None = None
+    runtime: RuntimeParts | None = None
     """What has to run beside the weights, if anything; `skeleton` has its rotations attached."""
 
     @abstractmethod
@@ -195,10 +195,10 @@ class CheckpointSource(ModelSource):
         return key_of
 
     def _require_shape(self, key: str, expected: tuple[int, ...]) -> None:
-        found = self._files.shape(key)
-        if found != expected:
+        shape = self._files.shape(key)
+        if shape != expected:
             raise InputError(
-                f"{self._files.file_of[key]}: tensor {key!r} has shape {found}, and config.json "
+                f"{self._files.file_of[key]}: tensor {key!r} has shape {shape}, and config.json "
                 f"asks for {expected}; the two belong to different models"
             )
 

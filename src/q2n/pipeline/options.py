@@ -1,6 +1,7 @@
 """How the block loop runs."""
 
 from dataclasses import dataclass
+from zlib import crc32
 
 from q2n.errors import InputError
 from q2n.pipeline.activations import PLACES
@@ -11,7 +12,7 @@ class LoopOptions:
     """How the loop runs; `activations` does not touch the result."""
 
     true_sequential: bool = True
-    """Measure each site after the linears before it are quantized."""
+    """Measure each site after the layers before it are quantized."""
     batch_size: int = 4
     """Calibration windows in one forward pass."""
     activations: str = "device"
@@ -27,6 +28,10 @@ class LoopOptions:
             raise InputError(f"cross_tokens must be at least 0, got {self.cross_tokens}")
         if self.activations not in PLACES:
             raise InputError(f"activations {self.activations!r}: choose {', '.join(PLACES)}")
+
+    def seed_of(self, name: str) -> int:
+        """The seed of whatever has this full name: its own, whatever else is quantized."""
+        return crc32(name.encode()) ^ self.seed
 
     def cross_stride(self, tokens: int, width: int) -> int:
         """Of the tokens of a text, one in how many counts in the cross moments of a site."""

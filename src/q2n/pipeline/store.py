@@ -3,8 +3,8 @@
 A run that writes DIR works in DIR.partial until its checkpoint is complete:
 
     run.json                 the fingerprint: everything the result depends on; labels
-    block-00000.safetensors  the quantized linears of one block, and norm gains that changed
-    block-00000.json         their metadata and records, and the checksum of the tensors
+    block-00000.safetensors  the quantized layers of one block, and norm weights that changed
+    block-00000.json         their metadata and records, facts, the checksum of the tensors
     refit-00000.*            the same after the model as a whole was refitted, if it was
 
 Every file is written under another name, flushed and renamed; the .json comes last, so a
@@ -20,14 +20,17 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
+from jaxtyping import Float
 from safetensors.torch import load, save
 from torch import Tensor
 
 from q2n.errors import InputError, ResumeError
+from q2n.layers import REPRESENTATIONS
 from q2n.layers.quantized import QuantizedLinear
+from q2n.pipeline.facts import BlockFacts, RunStart
 
 RUN_FILE = "run.json"
-_GAIN = "gain"
+_NORM = "norm_weight"
 
 
 def partial_folder(output: Path) -> Path:
@@ -41,14 +44,13 @@ class RunStore:
     def __init__(
         self,
         folder: Path,
-        representations: Mapping[str, type[QuantizedLinear]],
         stem: str = "block",
     ):
-        self.folder, self.representations, self.stem = folder, representations, stem
+        self.folder, self.stem = folder, stem
 
     def another(self, stem: str) -> "RunStore":
         """A second set of blocks in the same folder."""
-        return RunStore(self.folder, self.representations, stem)
+        return RunStore(self.folder, stem)
 
     def start(
         self, fingerprint: Mapping[str, Any], labels: Mapping[str, Any], *, resume: bool
@@ -56,7 +58,7 @@ class RunStore:
         """Begin or go on; returns the number of finished blocks.
 
         `fingerprint` is flat: a difference is named by its key. `labels` are names of things
-        whose content is in the fingerprint; they are kept, not compared. A run that has no
+        whose content is in the fingerprint; they are written down, not compared. A run that has no
         finished block is begun anew.
 
         Raises:
@@ -72,23 +74,16 @@ class RunStore:
             raise InputError(
                 f"{self.folder} holds an interrupted run: go on with --resume, or delete it"
             )
-        before = self.started_with()["fingerprint"]
-        now = json.loads(json.dumps(fingerprint))
-        differences = [
-            f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key)
-        ]
-        if differences:
+        if differences := self.started_with().differences(json.loads(json.dumps(fingerprint))):
             raise ResumeError(
                 f"{self.folder} belongs to another run: {'; '.join(differences)}. "
                 "Use the same settings, or delete the folder to start again"
             )
         return finished
 
-    def started_with(self) -> dict[str, Any]:
-        """ "fingerprint" and "labels" of the run."""
-        return json.loads((self.folder / RUN_FILE).read_text())
+    def started_with(self) -> RunStart:
+        """What the run was begun with."""
+        return RunStart.from_json(json.loads((self.folder / RUN_FILE).read_text()))
 
     def _begin(self, fingerprint: Mapping[str, Any], labels: Mapping[str, Any]) -> None:
         for old in self.folder.glob("*-*.json"):  # of a later stage, made from other blocks
@@ -99,11 +94,13 @@ class RunStore:
             raise InputError(
                 f"{self.folder} cannot be made ({cause.strerror}); choose another --output"
             ) from cause
-        started = {"labels": dict(labels), "fingerprint": dict(fingerprint)}
-        _write(self.folder / RUN_FILE, json.dumps(started, indent=1).encode())
+        start = RunStart(fingerprint=fingerprint, labels=labels)
+        _write(self.folder / RUN_FILE, json.dumps(start.to_json(), indent=1).encode())
 
     def finished(self) -> list[dict[str, Any]]:
-        """The .json of each finished block, in order, up to the first gap."""
+        """The .json of each finished block, in order, up to the first gap: what
+        `BlockFacts.to_json` gives, and "layers" (by full name: kind, metadata, bits_per_weight,
+        shape, record), "norm_weights" (their full names) and "sha256" (of the tensors)."""
         blocks: list[dict[str, Any]] = []
         while (file := self._file(len(blocks), ".json")).exists():
             blocks.append(json.loads(file.read_text()))
@@ -113,17 +110,25 @@ class RunStore:
         self,
         index: int,
         layers: Mapping[str, QuantizedLinear],
-        facts: Mapping[str, Any],
-        gains: Mapping[str, Tensor] | None = None,
+        facts: BlockFacts,
+        norm_weights: Mapping[str, Float[Tensor, " _"]] | None = None,
     ) -> None:
-        """Store one block atomically: its layers and the norm gains that are no longer the
-        original ones. `facts` is kept beside it (seconds, what was skipped)."""
+        """Store one block atomically.
+
+        Args:
+            layers: its quantized layers by full name.
+            norm_weights: those that are no longer the original ones, by full name.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        norm_weights = norm_weights or {}
         tensors = {
             f"{name}:{part}": tensor.contiguous().cpu()
             for name, layer in layers.items()
             for part, tensor in layer.tensors().items()
         }
-        tensors |= {f"{name}:{_GAIN}": gain.cpu() for name, gain in (gains or {}).items()}
+        tensors |= {f"{name}:{_NORM}": weight.cpu() for name, weight in norm_weights.items()}
         data = save(tensors)
         described = {
             name: {
@@ -135,57 +140,57 @@ class RunStore:
             }
             for name, layer in layers.items()
         }
-        facts = {
-            **facts,
+        values = {
+            **facts.to_json(),
             "layers": described,
-            "gains": list(gains or {}),
+            "norm_weights": list(norm_weights),
             "sha256": hashlib.sha256(data).hexdigest(),
         }
         _write(self._file(index, ".safetensors"), data)
-        _write(self._file(index, ".json"), json.dumps(facts, indent=1).encode())
+        _write(self._file(index, ".json"), json.dumps(values, indent=1).encode())
 
     def read_block(self, index: int) -> dict[str, QuantizedLinear]:
-        """The quantized linears of a finished block.
+        """The quantized layers of a finished block, by full name.
 
         Raises:
             ResumeError: the file is not the one that was written.
         """
-        facts, tensors = self._read(index)
+        values, tensors = self._read(index)
         return {
             name: self._rebuild(name, described, tensors)
-            for name, described in facts["layers"].items()
+            for name, described in values["layers"].items()
         }
 
-    def read_gains(self, index: int) -> dict[str, Tensor]:
-        """The norm gains of a finished block that are no longer the original ones. Raises as
-        `read_block`."""
-        facts = self._facts(index)
-        if not facts["gains"]:
+    def read_norm_weights(self, index: int) -> dict[str, Float[Tensor, " _"]]:
+        """The norm weights of a finished block that are no longer the original ones, by full
+        name. Raises as `read_block`."""
+        names = self._description(index)["norm_weights"]
+        if not names:
             return {}
         tensors = self._read(index)[1]
-        return {name: tensors[f"{name}:{_GAIN}"] for name in facts["gains"]}
+        return {name: tensors[f"{name}:{_NORM}"] for name in names}
 
-    def gains(self) -> dict[str, Tensor]:
+    def norm_weights(self) -> dict[str, Float[Tensor, " _"]]:
         """Those of all finished blocks."""
-        blocks = range(len(self.finished()))
-        return {name: gain for index in blocks for name, gain in self.read_gains(index).items()}
+        blocks = map(self.read_norm_weights, range(len(self.finished())))
+        return {name: weight for block in blocks for name, weight in block.items()}
 
-    def _facts(self, index: int) -> dict[str, Any]:
+    def _description(self, index: int) -> dict[str, Any]:
         return json.loads(self._file(index, ".json").read_text())
 
     def _read(self, index: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        facts = self._facts(index)
+        values = self._description(index)
         file = self._file(index, ".safetensors")
         data = file.read_bytes() if file.exists() else b""
-        if hashlib.sha256(data).hexdigest() != facts["sha256"]:
+        if hashlib.sha256(data).hexdigest() != values["sha256"]:
             raise ResumeError(
                 f"{file} is damaged (its checksum differs); delete it and the .json files of "
                 f"block {index} and later, then --resume"
             )
-        return facts, load(data)
+        return values, load(data)
 
     def layers(self) -> "StoredLayers":
-        """All quantized linears by full name, one block in memory at a time."""
+        """All quantized layers by full name, one block in memory at a time."""
         return StoredLayers(self)
 
     def remove(self) -> None:
@@ -198,7 +203,7 @@ class RunStore:
             for key, tensor in tensors.items()
             if key.startswith(f"{name}:")
         }
-        kind = self.representations[described["kind"]]
+        kind = REPRESENTATIONS[described["kind"]]
         layer = kind.from_tensors(parts, described["metadata"])
         return layer.with_record(**described["record"])
 
@@ -212,7 +217,9 @@ class StoredLayers(Mapping[str, QuantizedLinear]):
     def __init__(self, store: RunStore):
         self.store = store
         self._block_of = {
-            name: index for index, facts in enumerate(store.finished()) for name in facts["layers"]
+            name: index
+            for index, values in enumerate(store.finished())
+            for name in values["layers"]
         }
         self._latest: tuple[int, dict[str, QuantizedLinear]] = (-1, {})
 

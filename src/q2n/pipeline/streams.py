@@ -4,13 +4,18 @@ The quantized prefix's stream is what the next layer really gets; a second one c
 the full-precision model has at the same place, where a method asks for it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from jaxtyping import Int
 from torch import Tensor
 
-from q2n.models.blocks import BlockCall
-from q2n.pipeline.activations import Activations
+from q2n.models.blocks import BlockCall, BlockwiseModel
+from q2n.pipeline.activations import Activations, activations
+from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.passes import BlockPass, PausingBlock
+from q2n.refit.block import Window
 
 
 @dataclass
@@ -29,6 +34,29 @@ class Stream:
         self.hidden.close()
 
 
+def open_streams(
+    model: BlockwiseModel,
+    tokens: Int[Tensor, "windows length"],
+    names: Sequence[str],
+    options: LoopOptions,
+    folder: Path,
+) -> list[Stream]:
+    """Streams that stand at the door of the first block, where all of them carry the same.
+
+    Args:
+        folder: what lies on disk lies in a folder of the stream's name in here.
+    """
+    streams = [
+        Stream(activations(options.activations, model.device, folder / name), tokens.numel())
+        for name in names
+    ]
+    for number, inputs in enumerate(model.record_inputs(tokens.split(options.batch_size))):
+        for stream in streams:
+            stream.hidden.put(number, inputs.hidden)
+            stream.calls.append(inputs.calls)
+    return streams
+
+
 class BlockWindows:
     """Single windows of a block's input, its full-precision output and its call, by number."""
 
@@ -41,7 +69,7 @@ class BlockWindows:
     def __len__(self) -> int:
         return len(self._places)
 
-    def __call__(self, number: int) -> tuple[Tensor, Tensor, BlockCall]:
+    def __call__(self, number: int) -> Window:
         batch, row = self._places[number]
         call = self.inputs.calls[batch][self.index].window(row, self._sizes[batch])
         one = slice(row, row + 1)
@@ -49,7 +77,7 @@ class BlockWindows:
 
 
 class StreamThroughBlock:
-    """The passes of one stream through one block, kept paused where memory allows."""
+    """The passes of one stream through one block, paused between rounds where memory allows."""
 
     def __init__(self, stream: Stream, block: PausingBlock, index: int):
         self.stream, self.block, self.index = stream, block, index

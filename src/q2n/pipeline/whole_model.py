@@ -1,23 +1,30 @@
 """The refit of the whole model as a stage of a run: from stored blocks to stored blocks.
 
-What it finds is stored beside the blocks it started from, under a stem of its own, so that a
+Its result is stored beside the blocks it started from, under a stem of its own, so that a
 run which is interrupted before all of it is written starts this stage again from the same
 blocks and comes to the same result.
 """
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import replace
 
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from q2n.data.windows import TokenWindows
 from q2n.logging import Reporter
+from q2n.pipeline.facts import BlockFacts
 from q2n.pipeline.store import RunStore
 from q2n.refit.model import ModelRefit
 
 STEM = "refit"
+
+
+def refitted(store: RunStore) -> RunStore:
+    """Where the result of this stage lies."""
+    return store.another(STEM)
 
 
 def refit_stored(
@@ -38,7 +45,7 @@ def refit_stored(
     Raises:
         NumericalError: the loss is not finite.
     """
-    blocks, result = store.finished(), store.another(STEM)
+    blocks, result = store.finished(), refitted(store)
     if len(result.finished()) == len(blocks):
         return
     start = time.perf_counter()
@@ -46,28 +53,33 @@ def refit_stored(
         tuned = refit(
             model(),
             dict(store.layers()),
-            store.gains(),
+            store.norm_weights(),
             windows.tokens,
             seed=seed,
             progress=bar.advance,
         )
     share = (time.perf_counter() - start) / len(blocks)
-    gains = _by_block(tuned.gains, [facts["block"] for facts in blocks])
-    for index, facts in enumerate(blocks):
-        kept = {key: value for key, value in facts.items() if key not in ("layers", "sha256")}
-        kept["seconds"] += share
-        layers = {name: tuned.layers[name] for name in facts["layers"]}
+    norms = _by_block(tuned.norm_weights, [values["block"] for values in blocks])
+    for index, values in enumerate(blocks):
+        before = BlockFacts.from_json(values)
+        facts = replace(before, seconds=before.seconds + share)
         if index == 0:
-            kept["model_refit_loss"] = [tuned.losses[0], tuned.losses[-1]]
-        result.write_block(index, layers, kept, gains[index])
+            facts = replace(facts, model_refit_loss=(tuned.losses[0], tuned.losses[-1]))
+        layers = {name: tuned.layers[name] for name in values["layers"]}
+        result.write_block(index, layers, facts, norms[index])
 
 
-def _by_block(gains: Mapping[str, Tensor], blocks: list[str]) -> list[dict[str, Any]]:
-    """Each block's own gains; what belongs to none (the last norm) goes to the last one."""
+def _by_block(
+    weights: Mapping[str, Float[Tensor, " _"]], blocks: list[str]
+) -> list[dict[str, Float[Tensor, " _"]]]:
+    """Each block's own norm weights; what belongs to none (the last norm) goes to the last one."""
     owner = {
         name: next(
             (i for i, block in enumerate(blocks) if name.startswith(f"{block}.")), len(blocks) - 1
         )
-        for name in gains
+        for name in weights
     }
-    return [{name: gains[name] for name in gains if owner[name] == i} for i in range(len(blocks))]
+    return [
+        {name: weight for name, weight in weights.items() if owner[name] == i}
+        for i in range(len(blocks))
+    ]

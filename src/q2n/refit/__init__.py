@@ -1,1 +1,1 @@
-"""Gradient steps on what a quantized model stores in full precision: scales and norm gains."""
+"""Gradient steps on what a quantized model stores in full precision: scales and norm weights."""

@@ -1,6 +1,6 @@
 """Refit of one block: what a layer-wise closed form cannot see.
 
-After the linears of a block are quantized, their scales, the gains of the block's norms and, if
+After the linears of a block are quantized, their scales, the weights of the block's norms and, if
 asked, the roundings are tuned toward the full-precision model's block output, from the block
 input that the quantized prefix really gives. One layer can then make up for what another one of
 its block loses, through the attention and the nonlinearity.
@@ -28,7 +28,7 @@ Window = tuple[Float[Tensor, "1 l h"], Float[Tensor, "1 l h"], BlockCall]
 class BlockRefit(Refit):
     """How each block is refitted."""
 
-    rates: Rates = Rates(scale=0.005, gain=0.005, code=0.04)
+    rates: Rates = Rates(scale=0.005, norm=0.005, code=0.04)
 
     def __call__(
         self,
@@ -40,7 +40,7 @@ class BlockRefit(Refit):
         name: str,
         seed: int,
     ) -> Tuned:
-        """The block's layers and gains, tuned; `block` itself stays as it is.
+        """The block's layers and norm weights, tuned; `block` itself stays as it is.
 
         Args:
             layers: by the block's own names.

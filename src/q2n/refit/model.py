@@ -1,8 +1,8 @@
-r"""Refit of the whole model: scales and norm gains toward the full-precision model's predictions.
+r"""Refit of the whole model: scales and norm weights toward the full-precision model's predictions.
 
 The error of a block is not worth the same in every direction: what counts is what it does to
-the predictions. With all codes fixed, the scales of all layers and the gains of all norms are
-tuned to bring the next-token distributions s of the quantized model close to the p of the
+the predictions. With all codes fixed, the scales of all layers and the weights of all norms
+are tuned to bring the next-token distributions s of the quantized model close to the p of the
 full-precision model, averaged over the tokens of one calibration window a step:
 
     KL(p | s) = sum_v p_v (log p_v - log s_v),     d KL / d logits = s - p.
@@ -35,25 +35,25 @@ _CHUNK = 256
 class ModelRefit(Refit):
     """How the model is refitted."""
 
-    rates: Rates = Rates(scale=0.003, gain=0.01)
+    rates: Rates = Rates(scale=0.003, norm=0.01)
 
     def __call__(
         self,
         model: PreTrainedModel,
         layers: Mapping[str, QuantizedLinear],
-        gains: Mapping[str, Tensor],
+        norm_weights: Mapping[str, Float[Tensor, " _"]],
         tokens: Int[Tensor, "windows length"],
         *,
         seed: int,
         progress: Callable[[], None],
     ) -> Tuned:
-        """All layers and gains, tuned, by their full names.
+        """All layers and norm weights, tuned, by their full names.
 
         Args:
             model: the full-precision model, which teaches. It is left frozen, its norms with
-                `gains`.
+                `norm_weights`.
             layers: the quantized linears by full name.
-            gains: of norms that were refitted before, by full name.
+            norm_weights: those that were refitted before, by full name.
             progress: called after each step.
 
         Raises:
@@ -64,8 +64,8 @@ class ModelRefit(Refit):
         body, head = model.base_model, model.get_output_embeddings()
         prefix = f"{model.base_model_prefix}."
         teacher = _states(body, tokens, set(order))
-        for name, gain in gains.items():
-            model.get_parameter(name).data.copy_(gain)
+        for name, weight in norm_weights.items():
+            model.get_parameter(name).data.copy_(weight)
 
         def loss(call: Call, step: int) -> Tensor:
             window = tokens[order[step]].unsqueeze(0).to(model.device)
@@ -77,22 +77,22 @@ class ModelRefit(Refit):
         tuned = tune(body, own, self.rates, self.steps, loss, name=type(model).__name__)
         return Tuned(
             {prefix + name: layer for name, layer in tuned.layers.items()},
-            {prefix + name: gain for name, gain in tuned.gains.items()},
+            {prefix + name: weight for name, weight in tuned.norm_weights.items()},
             tuned.losses,
         )
 
 
 @torch.no_grad()
 def _states(
-    body: nn.Module, tokens: Int[Tensor, "windows length"], wanted: set[int]
+    body: nn.Module, tokens: Int[Tensor, "windows length"], windows: set[int]
 ) -> dict[int, Float[Tensor, "length hidden"]]:
     """What the head reads of some windows: far smaller than the logits."""
-    first, found = next(body.parameters()), {}
-    for window in sorted(wanted):
+    first, states_of = next(body.parameters()), {}
+    for window in sorted(windows):
         with in_fast_dtype(body) if first.dtype == torch.float32 else nullcontext():
             states = body(tokens[window].unsqueeze(0).to(first.device), use_cache=False)
-        found[window] = states.last_hidden_state[0].cpu()
-    return found
+        states_of[window] = states.last_hidden_state[0].cpu()
+    return states_of
 
 
 class _Divergence(torch.autograd.Function):
@@ -100,7 +100,7 @@ class _Divergence(torch.autograd.Function):
     their gradient taken at once."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, teacher: Tensor, head: nn.Linear) -> Tensor:
+    def forward(ctx: Any, states: Tensor, teacher: Tensor, head: nn.Module) -> Tensor:
         total = torch.zeros((), dtype=torch.float64)
         gradient = torch.empty_like(states, dtype=torch.float32)
         for a in range(0, len(states), _CHUNK):
@@ -111,7 +111,7 @@ class _Divergence(torch.autograd.Function):
             p = log_p.exp()
             total += float(((log_p - log_s) * p).sum(dtype=torch.float64))
             with in_fast_dtype(head):
-                gradient[part] = (log_s.exp_() - p) @ head.weight
+                gradient[part] = (log_s.exp_() - p) @ head.get_parameter("weight")
         ctx.save_for_backward(gradient / len(states))
         return (total / len(states)).to(states.device, torch.float32)
 

@@ -1,7 +1,7 @@
-"""Adam on what a module's quantized linears store in full precision: scales and norm gains.
+"""Adam on what a quantized module stores in full precision: scales and norm weights.
 
 The module itself is not changed: each step computes the dense weights of its quantized linears
-from their tunable forms and runs the module with those in their place. Matrix products are in
+from their trainable forms and runs the module with those in their place. Matrix products are in
 bfloat16 where the machine has them, parameters and losses in float32. A rate is a relative
 change a step; it rises over the first tenth of the steps and then falls to 0 in a straight line.
 """
@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Adam
@@ -20,6 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from q2n.errors import InputError, NumericalError
 from q2n.layers.quantized import QuantizedLinear, Trainable
+from q2n.models.targets import Target, targets_in
 
 _WARM_UP = 0.1
 _BETAS = (0.9, 0.99)
@@ -31,8 +33,8 @@ class Rates:
 
     scale: float
     """Of a scale, relative to it."""
-    gain: float
-    """Of a norm's gain, relative to it."""
+    norm: float
+    """Of a norm's weight, relative to it."""
     code: float = 0.0
     """Of a latent code, in steps of the grid."""
 
@@ -55,8 +57,8 @@ class Tuned:
     """What tuning gave, by the module's own names."""
 
     layers: dict[str, QuantizedLinear]
-    gains: dict[str, Tensor]
-    """Norm gains in their own dtype."""
+    norm_weights: dict[str, Float[Tensor, " _"]]
+    """In their own dtype."""
     losses: list[float]
     """The loss of each step before it was taken."""
 
@@ -70,7 +72,7 @@ def tune(
     layers: Mapping[str, QuantizedLinear],
     rates: Rates,
     steps: int,
-    loss: Callable[[Call, int], Tensor],
+    loss: Callable[[Call, int], Float[Tensor, ""]],
     *,
     name: str,
 ) -> Tuned:
@@ -78,7 +80,7 @@ def tune(
 
     Args:
         module: runs the forward pass; its own parameters stay as they are.
-        layers: its quantized linears, by the module's names (without ".weight").
+        layers: its quantized linears, by the names of the module's targets.
         loss: computes a scalar from `call(*args)`, which runs the module.
         name: of the module, for messages.
 
@@ -86,15 +88,15 @@ def tune(
         NumericalError: the loss is NaN or infinite; names the module and the step.
     """
     trainables = {key: layer.trainable(rounding=rates.code > 0) for key, layer in layers.items()}
-    norms = _norm_vectors(module)
-    gains = norm_gains(module) if rates.gain > 0 else {}
-    changes = {key: torch.zeros_like(norms[key]) for key in gains}
+    targets, norms = targets_in(module), _norm_vectors(module)
+    originals = norm_weights(module) if rates.norm > 0 else {}
+    changes = {key: torch.zeros_like(norms[key]) for key in originals}
     optimizer, schedule = _optimizer(trainables.values(), changes.values(), rates, steps)
     dtype = fast_dtype(module)
     losses: list[float] = []
     with torch.enable_grad():
         for step in range(steps):
-            weights = {f"{key}.weight": x.weight(dtype) for key, x in trainables.items()}
+            weights = _dense_weights(targets, trainables, dtype)
             weights |= norms | {key: norms[key] * (1 + change) for key, change in changes.items()}
             with in_fast_dtype(module):
                 value = loss(partial(_call, module, weights), step)
@@ -108,13 +110,23 @@ def tune(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             schedule.step()
-    tuned_gains = {
-        key: (norms[key] * (1 + changes[key].detach())).to(x.dtype) for key, x in gains.items()
+    tuned_norms = {
+        key: (norms[key] * (1 + changes[key].detach())).to(x.dtype) for key, x in originals.items()
     }
-    return Tuned({key: x.quantized() for key, x in trainables.items()}, tuned_gains, losses)
+    return Tuned({key: x.quantized() for key, x in trainables.items()}, tuned_norms, losses)
 
 
-def norm_gains(module: nn.Module) -> dict[str, Tensor]:
+def _dense_weights(
+    targets: Mapping[str, Target], trainables: Mapping[str, Trainable], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """What stands in the place of the quantized parameters, by name and laid out as they are."""
+    return {
+        targets[key].parameter: targets[key].stored(x.weight(dtype))
+        for key, x in trainables.items()
+    }
+
+
+def norm_weights(module: nn.Module) -> dict[str, Float[Tensor, " _"]]:
     """The vectors with which norms multiply, by name."""
     return {
         f"{name}.weight": part.get_parameter("weight").detach() for name, part in _norms(module)
@@ -122,7 +134,7 @@ def norm_gains(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _norm_vectors(module: nn.Module) -> dict[str, Tensor]:
-    """Gains and biases of the norms by name, in float32: layer_norm wants one dtype for both."""
+    """Weights and biases of the norms by name, in float32: layer_norm wants one dtype for both."""
     return {
         f"{name}.{key}": vector.detach().float()
         for name, part in _norms(module)
@@ -170,7 +182,7 @@ def _optimizer(
         change.requires_grad_(True)
     groups = [
         {"params": [x.scale_change for x in trainables], "lr": rates.scale},
-        {"params": list(changes), "lr": rates.gain},
+        {"params": list(changes), "lr": rates.norm},
         {
             "params": [x.code_change for x in trainables if x.code_change is not None],
             "lr": rates.code,

@@ -2,24 +2,24 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from q2n.errors import InputError
+from q2n.report.record import LayerRecord, RunRecord
 
 
-def plot_layers(record: Mapping[str, Any], file: Path) -> None:
+def plot_layers(record: RunRecord, file: Path) -> None:
     """Output error of every quantized linear, block by block, and the step's mean alpha.
 
-    One line a kind of linear (q_proj, ...). With the null-space step dashed lines are the
+    One line per kind of linear (q_proj, ...). With the null-space step dashed lines are the
     error before it.
 
     Raises:
         InputError: the record holds no output errors, or the file cannot be written.
     """
-    layers = record["layers"]
+    layers = record.layers
     kinds = _by_kind(layers, "output_error")
     if not kinds:
         raise InputError("nothing to plot: no layer of this record has an output error")
@@ -44,14 +44,14 @@ Series = dict[str, tuple[list[int], list[float]]]
 """Kind of linear -> block numbers and values."""
 
 
-def _by_kind(layers: Mapping[str, Mapping[str, Any]], key: str) -> Series:
+def _by_kind(layers: Mapping[str, LayerRecord], key: str) -> Series:
     series: Series = {}
     for name, layer in layers.items():
-        if key in layer:
+        if key in layer.notes:
             block = next(int(part) for part in name.split(".") if part.isdigit())
             blocks, values = series.setdefault(name.rsplit(".", 1)[-1], ([], []))
             blocks.append(block)
-            values.append(layer[key])
+            values.append(layer.notes[key])
     return series
 
 

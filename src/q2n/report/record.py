@@ -4,60 +4,168 @@ It holds everything the result depends on, what each layer came to, and the tota
 same settings and input it is the same bytes. Times go to `q2n_timings.json`, which is not.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 RECORD_FILE = "q2n.json"
 TIMINGS_FILE = "q2n_timings.json"
 
 
-def build_record(
-    fingerprint: Mapping[str, Any],
-    labels: Mapping[str, Any],
-    blocks: Iterable[Mapping[str, Any]],
-) -> dict[str, Any]:
-    """The record of a finished or interrupted run: what it depends on (`fingerprint`), what
-    model and text are called (`labels`), and the facts that its blocks were stored with."""
-    blocks = list(blocks)
-    layers = {
-        name: {
-            "shape": described["shape"],
-            "bits_per_weight": described["bits_per_weight"],
-            **{key: value for key, value in described["record"].items() if not _is_time(key)},
+@dataclass(frozen=True, kw_only=True)
+class LayerRecord:
+    """What one quantized linear came to."""
+
+    shape: tuple[int, int]
+    """(out, in)."""
+    bits_per_weight: float
+    """Everything stored, over the number of weights."""
+    notes: Mapping[str, Any]
+    """What the method and its wrappers noted on the way, by name: JSON values. Which there
+    are depends on them (`QuantizedLinear.record`)."""
+
+    @classmethod
+    def from_json(cls, described: Mapping[str, Any]) -> Self:
+        """Inverse of `to_json`."""
+        own = ("shape", "bits_per_weight")
+        rows, columns = described["shape"]
+        return cls(
+            shape=(rows, columns),
+            bits_per_weight=described["bits_per_weight"],
+            notes={key: value for key, value in described.items() if key not in own},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Shape and bits first, then everything else side by side."""
+        return {"shape": list(self.shape), "bits_per_weight": self.bits_per_weight, **self.notes}
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def output_error(self) -> float | None:
+        """|(W - Q) X|^2 / |W X|^2 on the calibration text; None without any."""
+        return self.notes.get("output_error")
+
+    @property
+    def alpha_mean(self) -> float | None:
+        """Mean over rows of the factors of the null-space step; None without it."""
+        return self.notes.get("alpha_mean")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockRecord:
+    """What one decoder block came to, with the times."""
+
+    block: str
+    seconds: float
+    never_called: Sequence[str]
+    """Linears that no calibration token reached: left in full precision."""
+    ignored: Sequence[str]
+    """Linears that the settings leave in full precision."""
+    layers: Mapping[str, LayerRecord]
+    layer_seconds: Mapping[str, Mapping[str, float]]
+    """Layer -> what took how long."""
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> Self:
+        """From what the run's store keeps beside the tensors of a block."""
+        layers, times = {}, {}
+        for name, described in facts["layers"].items():
+            entries = described["record"]
+            times[name] = {key: entries[key] for key in entries if _is_time(key)}
+            layers[name] = LayerRecord(
+                shape=tuple(described["shape"]),
+                bits_per_weight=described["bits_per_weight"],
+                notes={key: entries[key] for key in entries if not _is_time(key)},
+            )
+        return cls(
+            block=facts["block"],
+            seconds=facts["seconds"],
+            never_called=facts["never_called"],
+            ignored=facts["ignored"],
+            layers=layers,
+            layer_seconds=times,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """A finished or interrupted run."""
+
+    settings: Mapping[str, Any]
+    """What model and text are called, and everything that the result depends on."""
+    layers: Mapping[str, LayerRecord]
+    left_in_full_precision: Sequence[str]
+    """Linears that no calibration token reached."""
+    ignored: Sequence[str]
+    """Linears that the settings leave in full precision."""
+    rest: Mapping[str, Any] = field(default_factory=dict)
+    """What was measured afterwards (`perplexity`) or how far the run is (`finished_blocks`): JSON
+    values by name, after everything else."""
+
+    @classmethod
+    def of(
+        cls,
+        fingerprint: Mapping[str, Any],
+        labels: Mapping[str, Any],
+        blocks: Iterable[BlockRecord],
+        **rest: Any,
+    ) -> Self:
+        """A run from what it depends on, what its model and text are called, and its blocks."""
+        blocks = list(blocks)
+        return cls(
+            settings={**labels, **fingerprint},
+            layers={name: layer for block in blocks for name, layer in block.layers.items()},
+            left_in_full_precision=[name for block in blocks for name in block.never_called],
+            ignored=[name for block in blocks for name in block.ignored],
+            rest=rest,
+        )
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """Inverse of `to_json`."""
+        own = ("settings", "layers", "left_in_full_precision", "ignored", "bits_per_weight")
+        layers = record["layers"].items()
+        return cls(
+            settings=record["settings"],
+            layers={name: LayerRecord.from_json(described) for name, described in layers},
+            left_in_full_precision=record["left_in_full_precision"],
+            ignored=record["ignored"],
+            rest={key: value for key, value in record.items() if key not in own},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """What `q2n.json` holds."""
+        return {
+            "settings": dict(self.settings),
+            "layers": {name: layer.to_json() for name, layer in self.layers.items()},
+            "left_in_full_precision": list(self.left_in_full_precision),
+            "ignored": list(self.ignored),
+            "bits_per_weight": self.bits_per_weight,
+            **self.rest,
         }
-        for facts in blocks
-        for name, described in facts["layers"].items()
-    }
-    return {
-        "settings": {**labels, **fingerprint},
-        "layers": layers,
-        "left_in_full_precision": [name for facts in blocks for name in facts["never_called"]],
-        "bits_per_weight": mean_bits(layers),
-    }
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of all quantized linears together; 0 where there are none."""
+        weights = sum(layer.weights for layer in self.layers.values())
+        stored = sum(layer.weights * layer.bits_per_weight for layer in self.layers.values())
+        return stored / weights if weights else 0.0
 
 
-def build_timings(blocks: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Seconds by block and by layer."""
+def timings(blocks: Iterable[BlockRecord]) -> dict[str, Any]:
+    """What `q2n_timings.json` holds: seconds by block and by layer."""
     blocks = list(blocks)
     return {
-        "quantization_seconds": sum(facts["seconds"] for facts in blocks),
-        "blocks": {facts["block"]: facts["seconds"] for facts in blocks},
+        "quantization_seconds": sum(block.seconds for block in blocks),
+        "blocks": {block.block: block.seconds for block in blocks},
         "layers": {
-            name: {key: value for key, value in described["record"].items() if _is_time(key)}
-            for facts in blocks
-            for name, described in facts["layers"].items()
+            name: dict(times) for block in blocks for name, times in block.layer_seconds.items()
         },
     }
-
-
-def mean_bits(layers: Mapping[str, Mapping[str, Any]]) -> float:
-    """Stored bits a weight over all quantized linears; 0 where there are none."""
-    weights = [rows * columns for rows, columns in (layer["shape"] for layer in layers.values())]
-    stored = sum(
-        count * layer["bits_per_weight"]
-        for count, layer in zip(weights, layers.values(), strict=True)
-    )
-    return stored / sum(weights) if weights else 0.0
 
 
 def _is_time(key: str) -> bool:

@@ -1,19 +1,17 @@
 """Records as tables on a terminal."""
 
-from collections.abc import Mapping
 from os.path import commonprefix
-from typing import Any
 
 from rich import box
 from rich.table import Table
 
-ALPHA = "alpha_mean"
+from q2n.report.record import LayerRecord, RunRecord
 
 
-def layer_table(record: Mapping[str, Any]) -> Table:
-    """One row a quantized linear: bits, output error, and what the null-space step did."""
-    layers = record["layers"]
-    stepped = any(ALPHA in layer for layer in layers.values())
+def layer_table(record: RunRecord) -> Table:
+    """One row per quantized linear: bits, output error, and what the null-space step did."""
+    layers = record.layers
+    stepped = any(layer.alpha_mean is not None for layer in layers.values())
     table = Table(title=f"{len(layers)} quantized linears", box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("layer", no_wrap=True)
     titles = ["bits", "error %"]
@@ -23,7 +21,7 @@ def layer_table(record: Mapping[str, Any]) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     prefix = commonprefix(list(layers))
     for name, layer in layers.items():
-        cells = [f"{layer['bits_per_weight']:.2f}", _percent(layer.get("output_error"))]
+        cells = [f"{layer.bits_per_weight:.2f}", _percent(layer.output_error)]
         if stepped:
             cells += _step_cells(layer)
         table.add_row(name.removeprefix(prefix), *cells)
@@ -36,21 +34,21 @@ def layer_table(record: Mapping[str, Any]) -> Table:
     return table
 
 
-def _step_cells(layer: Mapping[str, Any]) -> list[str]:
-    if ALPHA not in layer:
+def _step_cells(layer: LayerRecord) -> list[str]:
+    if layer.alpha_mean is None:
         return ["-"] * 6
     return [
-        _percent(layer.get("output_error_before")),
-        str(layer.get("kept_rank", "-")),
-        _percent(layer.get("nullspace_energy")),
-        *(f"{layer[f'alpha_{kind}']:.3f}" for kind in ("mean", "min", "max")),
+        _percent(layer.notes.get("output_error_before")),
+        str(layer.notes.get("kept_rank", "-")),
+        _percent(layer.notes.get("nullspace_energy")),
+        *(f"{layer.notes[f'alpha_{kind}']:.3f}" for kind in ("mean", "min", "max")),
     ]
 
 
-def settings_table(record: Mapping[str, Any]) -> Table:
+def settings_table(record: RunRecord) -> Table:
     """What the result depends on."""
     table = Table(title="settings", show_header=False, box=box.SIMPLE, pad_edge=False)
-    for key, value in record["settings"].items():
+    for key, value in record.settings.items():
         if value is not None:
             table.add_row(key, str(value))
     return table

@@ -8,14 +8,14 @@ orthogonal.
   that read the norm, `W diag(gamma)`, and becomes 1.
 - R1: the stream carries R h. What writes to it writes R y (embeddings, o, down: `R W`, `R b`), what
   reads it undoes R (q, k, v, gate, up, head: `W diag(gamma) R^T`).
-- R2: each head's values are M v (`M W_v`, `M b_v`), and attention, linear in the values, hands on
-  M z for each head. In front of o the heads are mixed *online*: (A (x) I) (M z) = (A (x) M) z, so
-  o's weight is `R W_o (A (x) M)^T`. That holds for any orthogonal A: a number of heads without a
+- R2: each head's values are M v (`M W_v`, `M b_v`), and attention, linear in the values, passes on
+  M z for each head. In front of o the heads are mixed *at runtime*: (A (x) I) (M z) = (A (x) M) z,
+  so o's weight is `R W_o (A (x) M)^T`. That holds for any orthogonal A: a number of heads without a
   Hadamard matrix takes a Haar matrix.
-- R4: the gated product is elementwise, so its rotation D can only be made online, in front of
+- R4: the gated product is elementwise, so its rotation D can only be made at runtime, in front of
   down: `R W_down D^T`.
-- R3: after the position embedding queries and keys of each head are both multiplied by M online;
-  (M q)^T (M k) = q^T k. Of use only where keys are rounded.
+- R3: after the position embedding, queries and keys of each head are both multiplied by M at
+  runtime; (M q)^T (M k) = q^T k. Of use only where keys are rounded.
 
 The released code also subtracts the mean of each embedding: right for LayerNorm, and not function
 preserving here. Left out.
@@ -28,7 +28,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from q2n.linalg.kronecker import Factor, Rotation, mixing_factors, random_signs
+from q2n.linalg.kronecker import Factor, KroneckerMatrix
+from q2n.linalg.random_orthogonal import haar_factor, mixing_factors, random_signs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,34 +47,37 @@ class DecoderSizes:
 class DecoderRotation:
     """The rotations of one decoder, and each kind of weight after them."""
 
-    residual: Rotation
+    residual: KroneckerMatrix
     """R."""
-    head: Rotation
+    head: KroneckerMatrix
     """M."""
-    mixing: Rotation
-    """A (x) I, online in front of o."""
-    heads: Rotation
+    mixing: KroneckerMatrix
+    """A (x) I, at runtime in front of o."""
+    heads: KroneckerMatrix
     """A (x) M, which o's weight undoes."""
-    gated: Rotation
-    """D, online in front of down."""
+    gated: KroneckerMatrix
+    """D, at runtime in front of down."""
 
     @classmethod
     def build(cls, sizes: DecoderSizes, residual: Literal["hadamard", "random"], seed: int) -> Self:
         """Hadamard matrices where there are any, Haar matrices where not; R with random signs, or
         a Haar matrix altogether if it is to be `random`."""
         stream = (
-            Rotation((Factor.haar(sizes.hidden, seed),))
+            KroneckerMatrix((haar_factor(sizes.hidden, seed, stream=0),))
             if residual == "random"
-            else Rotation(mixing_factors(sizes.hidden, seed), random_signs(sizes.hidden, seed))
+            else KroneckerMatrix(
+                mixing_factors(sizes.hidden, seed, stream=0),
+                random_signs(sizes.hidden, seed, stream=1),
+            )
         )
-        mixing = mixing_factors(sizes.heads, seed)
-        head = mixing_factors(sizes.head_dim, seed)
+        mixing = mixing_factors(sizes.heads, seed, stream=2)
+        head = mixing_factors(sizes.head_dim, seed, stream=3)
         return cls(
             residual=stream,
-            head=Rotation(head),
-            mixing=Rotation((*mixing, Factor.identity(sizes.head_dim))),
-            heads=Rotation((*mixing, *head)),
-            gated=Rotation(mixing_factors(sizes.intermediate, seed)),
+            head=KroneckerMatrix(head),
+            mixing=KroneckerMatrix((*mixing, Factor.identity(sizes.head_dim))),
+            heads=KroneckerMatrix((*mixing, *head)),
+            gated=KroneckerMatrix(mixing_factors(sizes.intermediate, seed, stream=4)),
         )
 
     def embedding(self, weight: Float[Tensor, "words hidden"]) -> Float[Tensor, "words hidden"]:
@@ -90,7 +94,7 @@ class DecoderRotation:
     ) -> Float[Tensor, "out hidden"]:
         """A reader that writes values: `size` rows a head."""
         rows = self.reader(weight, gain).unflatten(0, (-1, self.head.size))
-        return torch.cat([self.head.apply_to_outputs(head) for head in rows])
+        return torch.cat([self.head.apply_to_outputs_exactly(head) for head in rows])
 
     def value_bias(self, bias: Float[Tensor, " out"]) -> Float[Tensor, " out"]:
         return self.head.apply(bias.unflatten(0, (-1, self.head.size))).flatten()
@@ -98,12 +102,12 @@ class DecoderRotation:
     def attention_output(
         self, weight: Float[Tensor, "hidden heads"]
     ) -> Float[Tensor, "hidden heads"]:
-        return self.residual.apply_to_outputs(self.heads.apply_exactly(weight))
+        return self.residual.apply_to_outputs_exactly(self.heads.apply_exactly(weight))
 
     def gated_output(
         self, weight: Float[Tensor, "hidden intermediate"]
     ) -> Float[Tensor, "hidden intermediate"]:
-        return self.residual.apply_to_outputs(self.gated.apply_exactly(weight))
+        return self.residual.apply_to_outputs_exactly(self.gated.apply_exactly(weight))
 
     def writer_bias(self, bias: Float[Tensor, " hidden"]) -> Float[Tensor, " hidden"]:
         return self.residual.apply(bias)

@@ -19,7 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from q2n.errors import InputError
 from q2n.grids.per_token import TokenGrid
-from q2n.linalg.kronecker import Rotation
+from q2n.linalg.kronecker import KroneckerMatrix
 
 PREFIX = "q2n_"
 _ATTRIBUTE = "q2n_cache"
@@ -32,7 +32,7 @@ Values = Float[Tensor, "batch kv_heads length value_size"]
 class RoundedCache:
     """How keys and values reach one attention."""
 
-    def __init__(self, grid: TokenGrid, rotation: Rotation | None):
+    def __init__(self, grid: TokenGrid, rotation: KroneckerMatrix | None):
         self.grid, self.rotation = grid, rotation
 
     def __call__(self, query: Queries, key: Keys, value: Values) -> tuple[Queries, Keys, Values]:
@@ -43,7 +43,10 @@ class RoundedCache:
 
 
 def round_cache(
-    model: nn.Module, attention: Iterable[nn.Module], grid: TokenGrid, rotation: Rotation | None
+    model: nn.Module,
+    attention: Iterable[nn.Module],
+    grid: TokenGrid,
+    rotation: KroneckerMatrix | None,
 ) -> None:
     """Make these attention modules of a transformers model read rounded keys and values.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from q2n.errors import InputError
 from q2n.grids.per_token import TokenGrid
-from q2n.linalg.kronecker import Rotation, from_json
+from q2n.linalg.kronecker import KroneckerMatrix
 from q2n.transforms.kv_cache import round_cache
 
 
@@ -24,7 +24,7 @@ from q2n.transforms.kv_cache import round_cache
 class RuntimeParts:
     """Patterns (`model.layers.*.mlp.down_proj`) of module names and what happens there."""
 
-    rotated: Mapping[str, Rotation] = field(default_factory=dict)
+    rotated: Mapping[str, KroneckerMatrix] = field(default_factory=dict)
     """Linears whose input is rotated."""
     rounded: tuple[str, ...] = ()
     """Linears whose input is rounded, after the rotation."""
@@ -32,7 +32,7 @@ class RuntimeParts:
     """How; None: not at all."""
     attention: str = ""
     """Attention modules."""
-    keys: Rotation | None = None
+    keys: KroneckerMatrix | None = None
     """Of each head's queries and keys, where keys are rounded."""
     cache: TokenGrid | None = None
     """How keys and values are rounded; None: not at all."""
@@ -40,11 +40,11 @@ class RuntimeParts:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
-            "rotated": {pattern: _factors(value) for pattern, value in self.rotated.items()},
+            "rotated": {pattern: value.to_json() for pattern, value in self.rotated.items()},
             "rounded": list(self.rounded),
             "activations": self.activations and asdict(self.activations),
             "attention": self.attention,
-            "keys": self.keys and _factors(self.keys),
+            "keys": self.keys and self.keys.to_json(),
             "cache": self.cache and asdict(self.cache),
         }
 
@@ -52,11 +52,14 @@ class RuntimeParts:
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Inverse of `to_json`."""
         return cls(
-            rotated={pattern: from_json(value) for pattern, value in values["rotated"].items()},
+            rotated={
+                pattern: KroneckerMatrix.from_json(value)
+                for pattern, value in values["rotated"].items()
+            },
             rounded=tuple(values["rounded"]),
             activations=values["activations"] and TokenGrid(**values["activations"]),
             attention=values["attention"],
-            keys=values["keys"] and from_json(values["keys"]),
+            keys=values["keys"] and KroneckerMatrix.from_json(values["keys"]),
             cache=values["cache"] and TokenGrid(**values["cache"]),
         )
 
@@ -96,7 +99,7 @@ def attach_quantizers(model: nn.Module, parts: RuntimeParts) -> None:
 class _RotateInput:
     """A hook; its matrices follow the input from device to device."""
 
-    def __init__(self, rotation: Rotation):
+    def __init__(self, rotation: KroneckerMatrix):
         self.rotation = rotation
 
     def __call__(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -113,12 +116,7 @@ class _RoundInput:
 
 
 def _matching(model: nn.Module, pattern: str) -> Iterator[nn.Module]:
-    found = [module for name, module in model.named_modules() if fnmatchcase(name, pattern)]
-    if not found:
+    modules = [module for name, module in model.named_modules() if fnmatchcase(name, pattern)]
+    if not modules:
         raise InputError(f"{type(model).__name__} has no module {pattern!r} to attach to")
-    yield from found
-
-
-def _factors(rotation: Rotation) -> list[dict[str, Any]]:
-    assert rotation.signs is None
-    return [factor.to_json() for factor in rotation.factors]
+    yield from modules

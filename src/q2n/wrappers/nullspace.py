@@ -84,9 +84,9 @@ class NullSpace(Wrapper):
             return layer.with_record(nullspace_note="layer skipped by its name")
         layer, reference = self._quantize_inner(problem)
         start_time = time.perf_counter()
-        stepped, found = self._step(problem, layer, reference)
+        stepped, record = self._step(problem, layer, reference)
         seconds = time.perf_counter() - start_time
-        return stepped.with_record(**found, nullspace_seconds=round(seconds, 6))
+        return stepped.with_record(**record, nullspace_seconds=round(seconds, 6))
 
     def _quantize_inner(
         self, problem: LayerProblem
@@ -113,15 +113,15 @@ class NullSpace(Wrapper):
             after = OutputError.of(problem.weight, stepped.dequantize(), statistics.gram).relative()
         else:
             after = before.relative(stored)
-        found = {
+        record = {
             "kept_rank": start,
             "nullspace_energy": spectrum.tail_energy(start),
-            **solvers.factor_spread(alpha),
+            **solvers.alpha_summary(alpha),
             "output_error_before": before.relative(),
             "output_error": after,
         }
         note = self._note(start, alpha, stored)
-        return stepped, found | ({"nullspace_note": note} if note else {})
+        return stepped, record | ({"nullspace_note": note} if note else {})
 
     def _spectrum(self, statistics: InputStatistics, name: str) -> Spectrum:
         """One decomposition an input site, shared by its linears."""
@@ -144,7 +144,7 @@ class NullSpace(Wrapper):
         self,
         error: Float[Tensor, "out in"],
         scaled: Float[Tensor, "out in"],
-        principal: Float[Tensor, "in kept"],
+        principal: Float[Tensor, "in principal"],
     ) -> Float[Tensor, " out"]:
         overlap = vecdot(error @ principal, scaled @ principal)
         norm = vecdot(scaled, scaled)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from q2n.layers.quantized import QuantizedLinear
 from q2n.linalg import spectrum as rules
-from q2n.linalg.alpha import factor_spread
+from q2n.linalg.alpha import alpha_summary
 from q2n.linalg.held_out import alpha_ridge
 from q2n.linalg.output_alpha import per_group
 from q2n.linalg.spectrum import Spectrum
@@ -80,10 +80,10 @@ class OutputScales(Wrapper):
         filtered = self.scales_directions != "all"
         gram, goal = self._products(problem, fixed, statistics, threshold if filtered else None)
         alpha = per_group(scaled, gram, goal, ridge, size)
-        found = factor_spread(alpha) | {"alpha_ridge": ridge}
+        record = alpha_summary(alpha) | {"alpha_ridge": ridge}
         if filtered:
-            found["alpha_threshold"] = threshold
-        return layer.scale_groups(alpha).with_record(**found)
+            record["alpha_threshold"] = threshold
+        return layer.scale_groups(alpha).with_record(**record)
 
     def _strength(
         self,
@@ -136,14 +136,14 @@ class OutputScales(Wrapper):
     def _new_filter(
         self, statistics: InputStatistics, threshold: float, name: str
     ) -> Float[Tensor, "in in"]:
-        found: Spectrum = statistics.once(
+        spectrum: Spectrum = statistics.once(
             ("spectrum", "second_moment", "eigh"),
             lambda: rules.decompose(statistics.gram, "eigh", name=name),
         )
-        start = rules.ratio(found.values, threshold)
+        start = rules.ratio(spectrum.values, threshold)
         if self.scales_directions == "principal":
-            kept = found.vectors[:, :start]
-            return kept @ kept.T
-        cut = found.values[max(start - 1, 0)].clamp(min=torch.finfo(torch.float32).tiny)
-        root = (found.values / (found.values + cut)).sqrt()
-        return (found.vectors * root) @ found.vectors.T
+            principal = spectrum.vectors[:, :start]
+            return principal @ principal.T
+        cut = spectrum.values[max(start - 1, 0)].clamp(min=torch.finfo(torch.float32).tiny)
+        root = (spectrum.values / (spectrum.values + cut)).sqrt()
+        return (spectrum.vectors * root) @ spectrum.vectors.T

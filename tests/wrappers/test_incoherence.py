@@ -1,14 +1,15 @@
 import dataclasses
-from typing import ClassVar
 
 import numpy as np
 import oracles
 import pytest
 import torch
 from oracles import quip as oracle
-from q2n.methods.quip import QuIP, Rotated
+from witness import witness
 
-from q2n.config import QuantizeConfig
+from q2n.config.owners import build_method
+from q2n.config.presets import NULLSPACE_PRESETS
+from q2n.config.reading import read_settings
 from q2n.errors import InputError
 from q2n.grids import gaussian_range
 from q2n.grids.uniform import UniformGrid
@@ -16,8 +17,8 @@ from q2n.layers.rotated import RotatedLinear
 from q2n.layers.uniform import UniformLinear
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 from q2n.method import LayerProblem, Method
-from q2n.methods import METHODS
 from q2n.methods.gptq import GPTQ
+from q2n.methods.ldlq import LDLQ
 from q2n.methods.rtn import RTN
 from q2n.wrappers.correction import InputErrorCorrection
 from q2n.wrappers.incoherence import Incoherence
@@ -26,6 +27,8 @@ from q2n.wrappers.output_scales import OutputScales
 
 ROWS, COLUMNS = 12, 24
 NEEDS = RequiredStatistics.GRAM | RequiredStatistics.CROSS
+DAMPING = 1.01**2 - 1
+"""QuIP's two, before and after its rotation, as one."""
 
 
 def problem(seed=0, dtype=torch.float32, **options):
@@ -52,30 +55,24 @@ def output_error(given, layer):
 
 
 def dense(rotation):
-    parts = (rotation.first, rotation.second, rotation.into, rotation.out)
-    return oracle.kronecker(*(part.numpy() for part in parts))
+    first, second = (factor.blocks.numpy() for factor in rotation.factors)
+    natural = torch.arange(rotation.size)
+    orders = (natural if order is None else order for order in (rotation.into, rotation.out))
+    return oracle.kronecker(first, second, *(order.numpy() for order in orders))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Witness(RTN):
-    """Rounds, and keeps what it was given."""
-
-    name: ClassVar[str] = "witness"
-    seen: list = dataclasses.field(default_factory=list)
-
-    def quantize(self, problem):
-        self.seen.append(problem)
-        return super().quantize(problem)
+def quip(*, rescale=False, projection="kronecker", damping=DAMPING, **options):
+    """LDLQ in a random basis."""
+    inner = LDLQ(damping=damping, **options)
+    return Incoherence(inner=inner, incoherence_rescale=rescale, projection=projection)
 
 
 @pytest.mark.parametrize("projection", ["kronecker", "blocks", "blocks_unpermuted"])
 def test_quip_is_its_definition(projection):
-    """Rescaling, projection, both dampings, LDLQ and a greedy pass. Weight and Gram matrix in
-    float64, so that no weight is rounded the other way."""
+    """Rescaling, projection, both dampings as one, LDLQ and a pass of coordinate descent. Weight
+    and Gram matrix in float64, so that no weight is rounded the other way."""
     given, _, _ = problem(dtype=torch.float64)
-    method = QuIP(
-        bits=3, rescale=True, projection=projection, damping=0.03, projection_damping=0.02
-    )
+    method = quip(bits=3, rescale=True, projection=projection, damping=1.03 * 1.02 - 1)
     layer = method.quantize(given)
     weight, gram = given.weight.numpy(), given.statistics.gram.numpy()
     s = layer.rescale.double().numpy()
@@ -94,9 +91,9 @@ def test_quip_is_its_definition(projection):
 
 def test_what_the_inner_method_sees_is_the_layer_in_another_basis():
     given, x, full = problem()
-    witness = Witness(bits=8)
-    layer = Incoherence(inner=witness, rescale=True).quantize(given)
-    (seen,) = witness.seen
+    inner, problems = witness(bits=8)
+    layer = Incoherence(inner=inner, incoherence_rescale=True).quantize(given)
+    (seen,) = problems
     turned, turned_full = (layer.basis.inputs(t) for t in (x, full))
     expected = InputStatistics(COLUMNS, NEEDS, dtype=torch.float64)
     expected.update(turned, turned_full)
@@ -119,13 +116,15 @@ def test_without_a_basis_and_on_a_fine_grid_it_is_exact():
         codes=grid.encode(given.weight, scale, zero), scale=scale, zero=zero, bits=8,
         group_size=COLUMNS, symmetric=False,
     ).dequantize()  # fmt: skip
-    plain = QuIP(bits=8, grid="minmax", projection="off")
+    plain = build_method(
+        read_settings({"method": "quip", "bits": 8, "grid": "minmax", "incoherence": "off"})
+    )
     layer = plain.quantize(dataclasses.replace(given, weight=on_grid))
     assert isinstance(layer, UniformLinear)
     torch.testing.assert_close(layer.dequantize(), on_grid, rtol=0, atol=1e-6)
     energy = float(((given.weight @ given.statistics.gram) * given.weight).sum())
     for rescale in (False, True):
-        fine = QuIP(bits=8, projection="off", rescale=rescale, grid="minmax").quantize(given)
+        fine = quip(bits=8, projection="off", rescale=rescale, grid="minmax").quantize(given)
         assert output_error(given, fine) < 1e-5 * energy  # (2^-8)^2 / 12 of the range, shaped
 
 
@@ -139,30 +138,37 @@ def test_at_two_bits_it_is_far_below_gptq_where_weights_have_heavy_tails():
         x = torch.randn(384, 96, generator=generator) * torch.logspace(0, -1.5, 96)
         statistics.update(x @ mix)
         given = LayerProblem(name="h.0.up", weight=weight * weight.abs(), statistics=statistics)
-        errors["quip"] += output_error(given, QuIP(bits=2).quantize(given))
+        errors["quip"] += output_error(given, quip(bits=2).quantize(given))
         errors["gptq"] += output_error(given, GPTQ(bits=2).quantize(given))
     assert errors["quip"] < 0.6 * errors["gptq"]
 
 
 def test_the_seed_of_the_layer_is_the_only_chance():
     given, _, _ = problem()
-    first, again = (QuIP(bits=2).quantize(given) for _ in range(2))
+    first, again = (quip(bits=2).quantize(given) for _ in range(2))
     assert torch.equal(first.dequantize(), again.dequantize())
-    other = QuIP(bits=2).quantize(dataclasses.replace(given, seed=1))
+    other = quip(bits=2).quantize(dataclasses.replace(given, seed=1))
     assert not torch.equal(first.dequantize(), other.dequantize())
+
+
+def stepped(method, wrapper, space, **options):
+    """With a wrapper within the random basis, or around it."""
+    if space == "original":
+        return wrapper(inner=method, **options)
+    return dataclasses.replace(method, inner=wrapper(inner=method.inner, **options))
 
 
 def factors(after, before):
     return (after * before).sum(1).double() / (before * before).sum(1).double()
 
 
-@pytest.mark.parametrize("grid", ["b", "minmax"])
+@pytest.mark.parametrize("grid", ["uniform", "minmax"])
 @pytest.mark.parametrize("space", ["rotated", "original"])
 def test_the_papers_alpha_in_either_space(space, grid):
     given, _, _ = problem()
-    method = QuIP(bits=2, rescale=True, step_space=space, grid=grid)
+    method = quip(bits=2, rescale=True, grid=grid)
     before = method.quantize(given)
-    after = method.with_step(NullSpace.paper).quantize(given)
+    after = stepped(method, NullSpace, space).quantize(given)
     assert torch.equal(before.inner.codes, after.inner.codes)
     weight, gram = given.weight.double(), given.statistics.gram.double()
     dequantized = [layer.dequantize() for layer in (before, after)]
@@ -171,7 +177,7 @@ def test_the_papers_alpha_in_either_space(space, grid):
         half = before.basis.inputs(gram)
         gram = before.basis.inputs(half.T)
         dequantized = [layer.inner.dequantize() for layer in (before, after)]
-        assert after.gain is None
+        assert after.output_scale is None
     else:
         assert torch.equal(after.inner.scale, before.inner.scale)
     values = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).tolist()
@@ -190,11 +196,11 @@ def test_the_papers_alpha_in_either_space(space, grid):
     )
 
 
-def test_the_output_steps_factors_in_the_random_basis():
+def test_output_scales_in_the_random_basis():
     given, x, full = problem()
-    method = QuIP(bits=2, rescale=True)
+    method = quip(bits=2, rescale=True)
     before = method.quantize(given)
-    after = method.with_step(OutputScales.cross).quantize(given)
+    after = stepped(method, OutputScales, "rotated").quantize(given)
     basis = before.basis
     expected = oracles.regressed_output_alpha(
         basis.weight(given.weight.double()),
@@ -213,11 +219,11 @@ def test_the_correction_is_the_same_in_either_space_without_rescaling():
     """The ridge is a share of the mean diagonal, which a rotation keeps."""
     given, _, _ = problem(dtype=torch.float64)
     layers = [
-        QuIP(bits=3, step_space=space).with_step(InputErrorCorrection).quantize(given)
+        stepped(quip(bits=3), InputErrorCorrection, space).quantize(given)
         for space in ("rotated", "original")
     ]
     assert torch.equal(layers[0].inner.codes, layers[1].inner.codes)
-    assert not torch.equal(layers[0].inner.codes, QuIP(bits=3).quantize(given).inner.codes)
+    assert not torch.equal(layers[0].inner.codes, quip(bits=3).quantize(given).inner.codes)
 
 
 def chain(method: Method) -> list[type]:
@@ -228,29 +234,46 @@ def chain(method: Method) -> list[type]:
     return found
 
 
-@pytest.mark.parametrize("space", ["rotated", "original"])
-def test_the_configuration_puts_everything_in_the_space_that_was_asked_for(space):
-    config = QuantizeConfig.from_settings(
-        {"method": "quip", "bits": 2, "quality": "good", "step_space": space, "greedy_passes": 2}
+@pytest.mark.parametrize(
+    ("around", "order"),
+    [
+        ("wrappers", [Incoherence, OutputScales, InputErrorCorrection, LDLQ]),
+        ("method", [OutputScales, InputErrorCorrection, Incoherence, LDLQ]),
+    ],
+)
+def test_the_settings_say_what_the_basis_goes_around(around, order):
+    settings = read_settings(
+        {
+            "method": "quip",
+            "bits": 2,
+            "quality": "good",
+            "incoherence_around": around,
+            "descent_passes": 2,
+        }
     )
-    steps = [OutputScales, InputErrorCorrection, QuIP]
-    assert chain(config.build_method()) == ([Rotated, *steps] if space == "rotated" else steps)
-    again = QuantizeConfig.from_settings(config.settings())
-    assert again.build_method() == config.build_method()
-    assert config.build_method().required_statistics == NEEDS
-    layer = config.build_method().quantize(problem()[0])
-    assert isinstance(layer, RotatedLinear) and (layer.gain is None) == (space == "rotated")
+    method = build_method(settings)
+    assert chain(method) == order
+    assert build_method(read_settings(settings.flat())) == method
+    assert method.required_statistics == NEEDS
+    layer = method.quantize(problem()[0])
+    assert isinstance(layer, RotatedLinear) and (layer.output_scale is None) == (
+        around == "wrappers"
+    )
     assert {"correction", "alpha_mean", "damping"} <= layer.record.keys()  # all of it was done
 
 
 def test_what_cannot_be_is_refused():
-    assert METHODS["quip"] is QuIP and QuIP().required_statistics == RequiredStatistics.GRAM
-    with pytest.raises(InputError, match="projection_damping"):
-        QuIP(projection_damping=float("nan"))
-    for method in (QuIP(), QuIP().with_step(NullSpace.paper)):
+    assert quip().required_statistics == RequiredStatistics.GRAM
+    assert Incoherence(inner=RTN()).required_statistics == RequiredStatistics.GRAM
+    with pytest.raises(InputError, match="projection is 'dense'; it takes one of kronecker"):
+        Incoherence(inner=RTN(), projection="dense")
+    for method in (quip(), *(stepped(quip(), NullSpace, x) for x in ("rotated", "original"))):
         method.check("h.0.up", (576, 4093))  # a prime: dense
         with pytest.raises(InputError, match=r"h\.0\.up: its width 8209 = 8209 x 1 has no useful"):
             method.check("h.0.up", (576, 8209))
-    QuIP(projection="off").check("h.0.up", (576, 8209))
-    with pytest.raises(InputError, match="quip has none"):
-        QuIP().with_step(NullSpace.released)
+    quip(projection="off").check("h.0.up", (576, 8209))
+    for space, name in (("rotated", "ldlq"), ("original", "incoherence")):
+        with pytest.raises(InputError, match=f"{name} has none"):
+            stepped(quip(), NullSpace, space, **NULLSPACE_PRESETS["released"])
+    with pytest.raises(InputError, match=r"h\.0\.up.*24 columns"):  # the method's own
+        Incoherence(inner=RTN(group_size=16)).check("h.0.up", (ROWS, COLUMNS))

@@ -1,0 +1,63 @@
+"""Texts in the tokens of one model: what a run calibrates on and measures."""
+
+from pathlib import Path
+from typing import Any
+
+from q2n.data.corpora import load_corpus
+from q2n.data.tokenizer import load_tokenizer
+from q2n.data.windows import TokenWindows, calibration_windows, evaluation_windows
+from q2n.errors import InputError
+
+
+class Texts:
+    """Cuts texts into windows with one tokenizer, which is loaded when it is first needed."""
+
+    def __init__(
+        self, checkpoint: Path | None, tokenizer: Any = None, *, trust_remote_code: bool = False
+    ):
+        """`checkpoint` is the folder that has the tokenizer; None where `tokenizer` is it."""
+        self._checkpoint, self._tokenizer = checkpoint, tokenizer
+        self._trust_remote_code = trust_remote_code
+
+    def calibration(
+        self, corpus: str, *, count: int, length: int, seed: int, longest: int | None = None
+    ) -> TokenWindows:
+        """Windows at seeded random places of the training split.
+
+        Raises:
+            InputError: no such text, one that is too short, or `length` above `longest`, the
+                positions that the model has.
+        """
+        if longest is not None and length > longest:
+            raise InputError(
+                f"length {length} is more than the {longest} positions of the model; give "
+                f"--length {longest} or less"
+            )
+        return calibration_windows(
+            load_corpus(corpus, "train"), self._words(), count=count, length=length, seed=seed
+        )
+
+    def evaluation(
+        self,
+        corpus: str,
+        *,
+        length: int,
+        limit: int | None = None,
+        stride: int | None = None,
+        split: str = "test",
+    ) -> TokenWindows:
+        """Windows side by side from the start of a split.
+
+        Raises:
+            InputError: no such text, or one that is too short.
+        """
+        text = load_corpus(corpus, split)
+        return evaluation_windows(text, self._words(), length, limit=limit, stride=stride)
+
+    def _words(self) -> Any:
+        """The tokenizer."""
+        if self._tokenizer is None:
+            if self._checkpoint is None:
+                raise InputError("a model object comes without its tokenizer: give tokenizer=...")
+            self._tokenizer = load_tokenizer(self._checkpoint, self._trust_remote_code)
+        return self._tokenizer

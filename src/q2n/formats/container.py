@@ -1,0 +1,110 @@
+"""A container says how tensors, configuration, tokenizer and metadata become a checkpoint.
+
+Whatever it is, it lies in a folder of its own, written under another name and renamed at the end:
+the checkpoint is complete or it is not there.
+"""
+
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from q2n.errors import InputError
+from q2n.formats.codec import Codec
+from q2n.formats.quantized_model import QuantizedModel
+
+
+class Container(ABC):
+    """One kind of checkpoint on disk."""
+
+    @property
+    @abstractmethod
+    def tags(self) -> tuple[str, ...]:
+        """Under which model hubs list such checkpoints."""
+
+    @abstractmethod
+    def loading_example(self, directory: Path) -> str:
+        """Python lines that load a checkpoint."""
+
+    @abstractmethod
+    def write_into(self, folder: Path, model: QuantizedModel, codec: Codec) -> int:
+        """Write everything into an empty folder, one tensor at a time; returns the bytes of all
+        tensors. Each layer is read once, in the model's order.
+
+        Raises:
+            InputError: the codec or the container cannot hold a layer.
+            OSError, SafetensorError: the disk is full.
+        """
+
+    @abstractmethod
+    def recognizes(self, directory: Path) -> bool:
+        """Whether `read` reads what lies there."""
+
+    @abstractmethod
+    def read(self, directory: Path, codec: Codec, dtype: torch.dtype | None) -> PreTrainedModel:
+        """The checkpoint as a dense model in `dtype` (default: the checkpoint's), each weight
+        dequantized in float32 and rounded once.
+
+        Raises:
+            InputError: a file is missing, truncated or of an unknown variant; the message names it.
+            RuntimeError, ValueError: the tensors do not fit the configuration.
+        """
+
+    def write(
+        self,
+        directory: Path,
+        model: QuantizedModel,
+        codec: Codec,
+        complete: Callable[[Path, int], None] | None = None,
+    ) -> int:
+        """Write a checkpoint; returns the bytes of all its tensors.
+
+        Args:
+            directory: must not exist.
+            complete: called with the folder, loadable but not yet in its place, and the bytes of
+                its tensors: what it measures there and writes there appears with the rest.
+
+        Raises:
+            InputError: the folder exists, the disk is too small, or a layer cannot be held.
+                Nothing is left behind.
+        """
+        with _complete_folder(Path(directory)) as folder:
+            _require_space(folder, model.size_bytes(codec))
+            size = self.write_into(folder, model, codec)
+            if complete is not None:
+                complete(folder, size)
+        return size
+
+
+@contextmanager
+def _complete_folder(directory: Path) -> Iterator[Path]:
+    """A folder to write into, renamed to `directory` on success and removed on failure."""
+    if directory.exists():
+        raise InputError(f"{directory} exists already; choose another output folder")
+    folder = directory.with_name(f".{directory.name}.writing")
+    try:
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+        folder.mkdir(parents=True)
+        yield folder
+        folder.rename(directory)
+    except (OSError, SafetensorError) as cause:
+        raise InputError(
+            f"{directory} cannot be written ({cause}); free space or choose another output folder"
+        ) from cause
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _require_space(folder: Path, needed: float) -> None:
+    """Refuse a disk that is too small."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"the checkpoint needs about {needed / 1e9:.2f} GB, and {folder.parent} has "
+            f"{free / 1e9:.2f} GB free; free space or choose another output folder"
+        )

@@ -1,0 +1,66 @@
+"""What config.json of a Hugging Face folder says of a codec's layers, and back.
+
+Readers choose how to load a checkpoint by `quantization_config`. It describes the layers, names
+those that are not quantized, and is all that tells a reader which tensors are packed.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic
+
+from q2n.formats.codec import Description
+from q2n.formats.stored import StoredLayer
+
+
+class FolderEntry(ABC):
+    """How readers of a Hugging Face folder are told of a codec."""
+
+    quant_method: ClassVar[str | None] = None
+    """What readers find in config.json; None for a plain checkpoint."""
+    config_copy: ClassVar[str | None] = None
+    """A second file, beside config.json, in which readers look for the quantization config."""
+
+    @abstractmethod
+    def quantization_config(
+        self, layers: Mapping[str, StoredLayer], unquantized: Sequence[str]
+    ) -> dict[str, Any] | None:
+        """`quantization_config` of config.json; None for a plain checkpoint.
+
+        `unquantized` names the model's other linears.
+
+        Raises:
+            InputError: the entry cannot describe this mixture of layers.
+        """
+
+    @abstractmethod
+    def loading_example(self, directory: Path) -> str:
+        """Python lines that load the folder with transformers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedLayer(Generic[Description]):
+    """How a layer is read back."""
+
+    parts: tuple[str, ...]
+    """Names, under the module, of the tensors that replace its weight."""
+    description: Description
+    """What the codec needs besides them."""
+
+
+class PackedEntry(FolderEntry, Generic[Description]):
+    """The entry of a codec that has an inverse."""
+
+    quant_method: ClassVar[str]
+
+    @abstractmethod
+    def packed_layers(
+        self, keys: Iterable[str], config: Mapping[str, Any]
+    ) -> dict[str, PackedLayer[Description]]:
+        """Every quantized linear of a checkpoint, in the order of its tensors' names `keys`, from
+        the quantization config.
+
+        Raises:
+            InputError: the file is of a variant that is not read here.
+        """

@@ -1,0 +1,90 @@
+"""What a container is given to write: the original tensors and what replaces them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from q2n.errors import InputError
+from q2n.formats.codec import Codec
+from q2n.layers.quantized import QuantizedLinear
+from q2n.models.source import ModelSource
+from q2n.models.targets import Target, targets_in
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedModel:
+    """A model, some of its linears quantized."""
+
+    source: ModelSource
+    """The original tensors, by the model's own names."""
+    layers: Mapping[str, QuantizedLinear]
+    """Module name (without ".weight") -> quantized linear. May load lazily, a block at a time."""
+    norm_weights: Mapping[str, Shaped[Tensor, " width"]]
+    """Norm weights, by tensor name, that take the place of the original ones."""
+
+    @cached_property
+    def skeleton(self) -> PreTrainedModel:
+        """The model's modules."""
+        return self.source.skeleton()
+
+    @cached_property
+    def replaced(self) -> dict[str, str]:
+        """Tensor name -> module name of every weight that is replaced. Iterates over the names of
+        `layers` only: looking into it may load a block.
+
+        Raises:
+            InputError: the model has no such tensor.
+        """
+        replaced = {f"{module}.weight": module for module in self.layers}
+        unknown = sorted(replaced.keys() - set(self.source.names()))
+        if unknown:
+            raise InputError(f"{self.source.label} has no tensor {unknown[0]!r} to replace")
+        return replaced
+
+    @cached_property
+    def targets(self) -> dict[str, Target]:
+        """Every matrix that could be quantized, by module name."""
+        return targets_in(self.skeleton)
+
+    @cached_property
+    def unquantized(self) -> list[str]:
+        """Names of the linears that stay in full precision."""
+        quantized = set(self.replaced.values())
+        return [name for name in self.targets if name not in quantized]
+
+    def laid_out(
+        self, module: str, part: str, value: Shaped[Tensor, "..."]
+    ) -> Shaped[Tensor, "..."]:
+        """A tensor of a quantized linear as the model keeps it: its dense weight transposed or
+        not."""
+        target = self.targets[module]
+        return target.stored(value).contiguous() if part == "weight" else value
+
+    def other_tensor(self, name: str) -> Shaped[Tensor, "..."]:
+        """A tensor that no quantized linear replaces, as it is written.
+
+        Raises:
+            NumericalError: it is NaN or Inf in the model's dtype.
+        """
+        changed = self.norm_weights.get(name)
+        return self.source.in_model_dtype(name) if changed is None else changed
+
+    def size_bytes(self, codec: Codec) -> float:
+        """About the bytes of all tensors, judged by what the first layer takes in this codec."""
+        itemsize = torch.finfo(self.source.dtype).bits / 8
+        weights = {
+            module: self.skeleton.get_parameter(name).numel()
+            for name, module in self.replaced.items()
+        }
+        rest = self.source.size_bytes() - itemsize * sum(weights.values())
+        if not weights:
+            return rest
+        first = next(iter(weights))
+        stored = codec.encode(first, self.layers[first], self.source.dtype).values()
+        per_weight = sum(x.numel() * x.element_size() for x in stored) / weights[first]
+        return rest + per_weight * sum(weights.values())

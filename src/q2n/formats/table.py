@@ -1,0 +1,20 @@
+"""Every format: which codec lies in which container."""
+
+from q2n.formats.compressed_tensors import CompressedTensors, CompressedTensorsEntry
+from q2n.formats.dequantized import Dequantized, PlainEntry
+from q2n.formats.format import Format
+from q2n.formats.gptq_v2 import GPTQEntry, GPTQv2
+from q2n.formats.hf_folder import HFFolder
+from q2n.formats.native import Native
+from q2n.formats.native_entry import NativeEntry
+
+FORMATS: dict[str, Format] = {
+    format.name: format
+    for format in (
+        Format("compressed-tensors", CompressedTensors(), HFFolder(CompressedTensorsEntry())),
+        Format("gptq_v2", GPTQv2(), HFFolder(GPTQEntry())),
+        Format("native", Native(), HFFolder(NativeEntry())),
+        Format("dequantized", Dequantized(), HFFolder(PlainEntry())),
+    )
+}
+"""By name on the command line; the first is the default."""

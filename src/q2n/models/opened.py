@@ -1,0 +1,62 @@
+"""A model that a run works on: its original tensors, the changed ones, and its blocks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from q2n.models.blocks import BlockwiseModel
+from q2n.models.devices import parse_device
+from q2n.models.rotated_source import surrounded
+from q2n.models.source import ModelSource, assemble, open_source
+from q2n.models.targets import LayerFilter
+from q2n.transforms.model_changes import ModelChanges
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model from three sides."""
+
+    original: ModelSource
+    """As the user gave it."""
+    source: ModelSource
+    """As its layers are quantized: rotated, if the run asks for that."""
+    blocks: BlockwiseModel
+    """The same, a block at a time."""
+
+    @property
+    def longest(self) -> int | None:
+        """Positions that the model has; None where it does not say."""
+        return getattr(self.source.config.get_text_config(), "max_position_embeddings", None)
+
+    def in_memory(self, source: ModelSource) -> PreTrainedModel:
+        """One of the two as a whole, on the device of the run."""
+        return assemble(source, device=self.blocks.device)
+
+
+def open_model(
+    model: str | Path | PreTrainedModel,
+    changes: ModelChanges,
+    layers: LayerFilter,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    seed: int = 0,
+) -> OpenedModel:
+    """Open a checkpoint folder, hub name, packaged model or model object; no weight is loaded yet.
+
+    Args:
+        changes: what the run changes around the layers; `seed` draws its random rotations.
+        layers: which layers are quantized.
+
+    Raises:
+        InputError: no such model, device or layer, or a model that cannot be changed so.
+    """
+    where = parse_device(device)
+    original = open_source(
+        model, dtype=dtype, trust_remote_code=trust_remote_code, revision=revision
+    )
+    source = surrounded(original, changes, seed)
+    return OpenedModel(original, source, BlockwiseModel(source, where, layers))

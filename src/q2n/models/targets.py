@@ -1,0 +1,179 @@
+"""Targets: the matrices to quantize, wherever a model keeps them.
+
+A method sees `W` of shape [out, in]: rows are outputs, columns are inputs. Models store it as an
+`nn.Linear` does, [out, in], or as GPT-2's `Conv1D` does, [in, out]. A target hides that: everything
+else in the package reads and sets [out, in] and hooks `module`, which is called with the input.
+
+A parameter may hold several targets (the experts of a fused 3-D parameter): `weight`, `set` and
+`stored` then speak of their own part of it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from q2n.errors import InputError
+
+_EXAMPLES = 3
+"""Names that a message lists."""
+
+
+@dataclass(frozen=True, eq=False)
+class Target(ABC):
+    """One matrix to quantize."""
+
+    name: str
+    """Dotted, within the block or model in which the target was looked up."""
+    module: nn.Module
+    """What is called with the target's input: hooks go in front of it."""
+
+    @property
+    def parameter(self) -> str:
+        """Name of the tensor that holds the weight: in the module tree and, with the name of the
+        block before it, in the checkpoint."""
+        return f"{self.name}.weight"
+
+    @property
+    @abstractmethod
+    def transposed(self) -> bool:
+        """Whether the tensor is stored as [in, out]."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(out, in); known on the meta device too."""
+
+    @abstractmethod
+    def weight(self) -> Float[Tensor, "out in"]:
+        """The current weight in float32. It may share memory with the parameter."""
+
+    @abstractmethod
+    def stored(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, "rows columns"]:
+        """A weight laid out as the parameter is; a view where one will do."""
+
+    def set(self, weight: Float[Tensor, "out in"]) -> None:
+        """Write a weight into the parameter, in the parameter's dtype."""
+        self.module.get_parameter("weight").copy_(self.stored(weight))
+
+
+class LinearTarget(Target):
+    """The weight of an `nn.Linear`."""
+
+    @property
+    def transposed(self) -> bool:
+        return False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.module.get_parameter("weight").shape
+        return rows, columns
+
+    def weight(self) -> Float[Tensor, "out in"]:
+        return self.module.get_parameter("weight").detach().float()
+
+    def stored(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+        return weight
+
+
+class Conv1DTarget(Target):
+    """The weight of a transformers `Conv1D` (GPT-2): `y = x W^T` with `W^T` stored."""
+
+    @property
+    def transposed(self) -> bool:
+        return True
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        columns, rows = self.module.get_parameter("weight").shape
+        return rows, columns
+
+    def weight(self) -> Float[Tensor, "out in"]:
+        return self.module.get_parameter("weight").detach().float().T.contiguous()
+
+    def stored(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, "in out"]:
+        return weight.T
+
+
+TARGETS: dict[type[nn.Module], type[Target]] = {nn.Linear: LinearTarget, Conv1D: Conv1DTarget}
+"""The kinds of modules that hold a matrix to quantize, and how it is read and set."""
+
+
+def targets_in(root: nn.Module) -> dict[str, Target]:
+    """Every matrix in a block or model that could be quantized, by name, in module order."""
+    return {
+        name: kind(name, module)
+        for name, module in root.named_modules()
+        for of, kind in TARGETS.items()
+        if isinstance(module, of)
+    }
+
+
+def matrix_holders(root: nn.Module) -> list[str]:
+    """Names of the classes of modules that hold matrices, sorted."""
+    return sorted(
+        {
+            type(module).__name__
+            for module in root.modules()
+            if any(parameter.ndim == 2 for parameter in module.parameters(recurse=False))
+        }
+    )
+
+
+@dataclass(frozen=True)
+class LayerFilter:
+    """Which layers are quantized; the others keep their weights.
+
+    A pattern is matched against the full name of a layer, e.g. `model.layers.3.mlp.down_proj`, as
+    the shell matches file names: `*` is anything, dots included, `?` one character, `[03]` one of
+    these; upper and lower case differ. A pattern without a dot and without `*`, `?`, `[` also
+    matches the last part of a name: `down_proj` is every down projection. A layer that `ignore`
+    names stays in full precision even if `only` names it too.
+    """
+
+    ignore: tuple[str, ...] = ()
+    """Patterns of layers that stay in full precision."""
+    only: tuple[str, ...] = ()
+    """Patterns of the only layers that are quantized; none means all."""
+
+    def keeps(self, name: str) -> bool:
+        """Whether the layer of this full name is to be quantized."""
+        asked = not self.only or any(_matches(pattern, name) for pattern in self.only)
+        return asked and not any(_matches(pattern, name) for pattern in self.ignore)
+
+    def check(self, names: Iterable[str]) -> None:
+        """Refuse patterns that do not fit the model whose layers have these full names.
+
+        Raises:
+            InputError: a pattern matches no layer, or no layer is left.
+        """
+        names = list(names)
+        for option, patterns in (("ignore", self.ignore), ("only", self.only)):
+            for pattern in patterns:
+                if not any(_matches(pattern, name) for name in names):
+                    raise InputError(
+                        f"{option} {pattern!r} matches no layer of the decoder blocks; their names "
+                        f"are {_examples(names)}"
+                    )
+        if not any(map(self.keeps, names)):
+            raise InputError(
+                f"ignore {' '.join(self.ignore) or '(none)'} and only "
+                f"{' '.join(self.only) or '(all)'} leave no layer to quantize, of "
+                f"{_examples(names)}"
+            )
+
+
+EVERY_LAYER = LayerFilter()
+
+
+def _matches(pattern: str, name: str) -> bool:
+    plain = not any(character in pattern for character in ".*?[")
+    return fnmatchcase(name, pattern) or (plain and name.rpartition(".")[2] == pattern)
+
+
+def _examples(names: list[str]) -> str:
+    return ", ".join(names[:_EXAMPLES]) + (", .." if len(names) > _EXAMPLES else "")

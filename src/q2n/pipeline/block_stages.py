@@ -1,0 +1,83 @@
+"""The turn of one block as a list of stages over one state, built once from the settings.
+
+    for each round of sites:     one site with true_sequential, else all at once
+        measure                  passes run to the sites; their inputs become statistics
+        (rewrite)                what changes weights by what was measured goes here
+        quantize                 every target of the sites takes its new weight
+    refit                        scales and norm weights, toward the full-precision output
+    store                        the block is on disk
+    advance                      the passes run to the end: the inputs of the next block
+
+A stage that changes what ran before the site (a norm's weight) must drop the paused passes: they
+have used the old one. What it changes in norms goes into `norm_weights`, which are stored.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from q2n.logging import Reporter
+from q2n.method import Method
+from q2n.pipeline.block_state import BlockStage, BlockState
+from q2n.pipeline.finish import Stopwatch, Store, advance
+from q2n.pipeline.measure import Measure
+from q2n.pipeline.options import LoopOptions
+from q2n.pipeline.quantize import Quantize
+from q2n.pipeline.refit_block import RefitBlock
+from q2n.pipeline.store import RunStore
+from q2n.refit.block import BlockRefit
+
+
+@dataclass(frozen=True)
+class EachRound:
+    """Runs some stages once for each round of sites."""
+
+    stages: Sequence[BlockStage]
+    one_site: bool
+    """A round is one site; else all of them, measured before any of their targets is quantized."""
+
+    def __call__(self, state: BlockState) -> BlockState:
+        for together in self._rounds(len(state.sites)):
+            state = run_stages(self.stages, replace(state, round=together))
+        return state
+
+    def _rounds(self, count: int) -> list[list[int]]:
+        """Positions of the sites of each round; no round where nothing is to be quantized."""
+        sites = list(range(count))
+        if self.one_site:
+            return [[site] for site in sites]
+        return [sites] if sites else []
+
+
+def run_stages(stages: Sequence[BlockStage], state: BlockState) -> BlockState:
+    """One stage after another."""
+    for stage in stages:
+        state = stage(state)
+    return state
+
+
+def block_stages(
+    method: Method,
+    options: LoopOptions,
+    refit: BlockRefit | None,
+    *,
+    device: torch.device,
+    scale_dtype: torch.dtype,
+    store: RunStore,
+    stopwatch: Stopwatch,
+    reporter: Reporter,
+) -> list[BlockStage]:
+    """The stages that these settings ask for, in order."""
+    required = method.required_statistics
+    each_round: list[BlockStage] = [
+        *([Measure(required, options, device)] if required else []),
+        # here: rewrites that read the statistics of the round
+        Quantize(method, options, scale_dtype),
+    ]
+    return [
+        EachRound(each_round, options.true_sequential),
+        *([RefitBlock(refit, options)] if refit is not None else []),
+        Store(store, stopwatch, reporter),
+        advance,
+    ]

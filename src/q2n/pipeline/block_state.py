@@ -1,0 +1,99 @@
+"""One block on its way through the stages of the loop."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from q2n.layers.quantized import QuantizedLinear
+from q2n.linalg.statistics import InputStatistics
+from q2n.models.blocks import BatchInputs, BlockwiseModel
+from q2n.models.sites import Site, find_sites
+from q2n.models.targets import Target
+from q2n.pipeline.facts import BlockFacts
+from q2n.pipeline.passes import PausingBlock
+from q2n.pipeline.streams import Stream, StreamThroughBlock
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BlockState:
+    """What a stage is given and, with its own part replaced, hands on.
+
+    Names of targets and norms are those in the block; `full_name` makes full ones of them.
+    """
+
+    index: int
+    name: str
+    """Full name of the block."""
+    is_last: bool
+    block: nn.Module
+    """The block in memory, which takes every weight as soon as it is quantized."""
+    targets: Mapping[str, Target]
+    """The matrices of `block` to quantize."""
+    sites: Sequence[Site]
+    """The inputs that they read, in call order."""
+    passes: Sequence[StreamThroughBlock]
+    """The streams inside the block: that of the quantized prefix, which runs through `block`, then
+    that of the full-precision model where one is needed. None without calibration text."""
+    say: Callable[[str], None]
+    """Tells people what is being done."""
+    round: Sequence[int] = ()
+    """Positions of the sites that are measured and quantized now."""
+    statistics: Mapping[int, InputStatistics] = field(default_factory=dict)
+    """Of these sites' inputs, by position; empty for a method that needs none."""
+    layers: Mapping[str, QuantizedLinear] = field(default_factory=dict)
+    """What is quantized so far."""
+    norm_weights: Mapping[str, Float[Tensor, " _"]] = field(default_factory=dict)
+    """Parameters of norms that are no longer the original ones."""
+    facts: BlockFacts
+
+    def full_name(self, name: str) -> str:
+        """Name in the model of a module or parameter of the block."""
+        return f"{self.name}.{name}"
+
+
+BlockStage = Callable[[BlockState], BlockState]
+"""One step of a block's turn."""
+
+
+def enter_block(
+    model: BlockwiseModel,
+    index: int,
+    streams: Sequence[Stream],
+    probe: BatchInputs,
+    say: Callable[[str], None],
+) -> BlockState:
+    """A block at the start of its turn: loaded, once more for each further stream, and its sites
+    looked up while its weights are the original ones."""
+    name, block = model.block_name(index), model.load_block(index)
+    originals = [model.load_block(index) for _ in streams[1:]]
+    targets, ignored = model.targets_of(index, block)
+    sites = find_sites(block, targets, probe.hidden, probe.calls[index])
+    called = {target for site in sites for target in site.targets}
+    passes = [
+        StreamThroughBlock(stream, PausingBlock(each, sites), index)
+        for stream, each in zip(streams, [block, *originals], strict=False)
+    ]
+    facts = BlockFacts(
+        block=name,
+        never_called=tuple(f"{name}.{target}" for target in targets if target not in called),
+        ignored=tuple(f"{name}.{target}" for target in ignored),
+    )
+    return BlockState(
+        index=index,
+        name=name,
+        is_last=index + 1 == len(model),
+        block=block,
+        targets=targets,
+        sites=sites,
+        passes=passes,
+        say=say,
+        facts=facts,
+    )
+
+
+def set_norm_weights(block: nn.Module, weights: Mapping[str, Float[Tensor, " _"]]) -> None:
+    """Write parameters of norms, by their names in the block."""
+    for name, weight in weights.items():
+        block.get_parameter(name).copy_(weight)

@@ -1,0 +1,67 @@
+"""What a run notes about itself and about each block, as it lies on disk (JSON)."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+LossChange = tuple[float, float]
+"""The loss of a refit before its first step and before its last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockFacts:
+    """What is known of a finished block besides its layers."""
+
+    block: str
+    """Full name of the module."""
+    seconds: float = 0.0
+    """Of the run that this block took."""
+    never_called: tuple[str, ...] = ()
+    """Full names of layers that the text did not reach; they stay in full precision."""
+    ignored: tuple[str, ...] = ()
+    """Full names of layers that the settings leave in full precision."""
+    refit_loss: LossChange | None = None
+    """Of the refit of this block, if there was one."""
+    model_refit_loss: LossChange | None = None
+    """Of the refit of the whole model; with the first block only."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Flat; a loss that there is none of is left out."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_json`; keys of others are ignored."""
+        own = {field.name: values[field.name] for field in fields(cls) if field.name in values}
+        return cls(**{key: _frozen(value) for key, value in own.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStart:
+    """What a run was begun with."""
+
+    fingerprint: Mapping[str, Any]
+    """Everything that the result depends on; flat."""
+    labels: Mapping[str, Any]
+    """Names of things whose content is in the fingerprint."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"labels": dict(self.labels), "fingerprint": dict(self.fingerprint)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_json`."""
+        return cls(fingerprint=values["fingerprint"], labels=values["labels"])
+
+    def differences(self, fingerprint: Mapping[str, Any]) -> list[str]:
+        """What another fingerprint (of JSON values) says otherwise, in words."""
+        before = self.fingerprint
+        return [
+            f"{key} was {before.get(key)!r}, is {fingerprint.get(key)!r}"
+            for key in sorted(before.keys() | fingerprint.keys())
+            if before.get(key) != fingerprint.get(key)
+        ]
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

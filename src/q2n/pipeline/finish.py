@@ -1,0 +1,51 @@
+"""The stages that end a block's turn: it is stored, and its outputs become the next inputs."""
+
+import time
+from dataclasses import dataclass, replace
+
+from q2n.logging import Reporter
+from q2n.pipeline.block_state import BlockState
+from q2n.pipeline.store import RunStore
+
+
+class Stopwatch:
+    """Shares all time of a run out among its blocks."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap, or since the start."""
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return seconds
+
+
+@dataclass(frozen=True)
+class Store:
+    """Writes the block's layers, its changed norm weights and its facts."""
+
+    store: RunStore
+    stopwatch: Stopwatch
+    reporter: Reporter
+
+    def __call__(self, state: BlockState) -> BlockState:
+        """Store one block.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        facts = replace(state.facts, seconds=self.stopwatch.lap())
+        layers = {state.full_name(name): layer for name, layer in state.layers.items()}
+        norms = {state.full_name(name): weight for name, weight in state.norm_weights.items()}
+        self.store.write_block(state.index, layers, facts, norms)
+        self.reporter.event("block", block=facts.block, seconds=facts.seconds)
+        return replace(state, facts=facts)
+
+
+def advance(state: BlockState) -> BlockState:
+    """Run the passes to the end of the block; after the last block nobody needs its outputs."""
+    state.say(f"{state.name}: outputs")
+    for stream in state.passes:
+        stream.drop() if state.is_last else stream.finish()
+    return state

@@ -1,0 +1,64 @@
+"""The stage that measures: statistics of the inputs of one round of sites, over all batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from q2n.errors import InputError
+from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.pipeline.block_state import BlockState
+from q2n.pipeline.options import LoopOptions
+from q2n.pipeline.passes import BlockPass
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Runs every batch up to the sites of the round."""
+
+    required: RequiredStatistics
+    options: LoopOptions
+    device: torch.device
+
+    def __call__(self, state: BlockState) -> BlockState:
+        """Measure one round.
+
+        Raises:
+            InputError: no token reached a site.
+            NumericalError: NaN or Inf in an input.
+        """
+        statistics = {site: self._empty(state, site) for site in state.round}
+        state.say(f"{state.name}: inputs of {state.sites[state.round[0]].targets[0]}")
+        for batch in range(len(state.passes[0].stream)):
+            running = [stream.take(batch) for stream in state.passes]
+            for site in state.round:
+                inputs, *full = [one.input_at(site) for one in running]
+                if inputs is not None:  # an idle expert gets none
+                    statistics[site].update(inputs, *full)
+            _lay_aside(state, batch, running)
+        for site, sums in statistics.items():
+            _require_usable(sums, state.full_name(state.sites[site].targets[0]))
+        return replace(state, statistics=statistics)
+
+    def _empty(self, state: BlockState, site: int) -> InputStatistics:
+        width = state.sites[site].width
+        stride = self.options.cross_stride(state.passes[0].stream.tokens, width)
+        return InputStatistics(width, self.required, self.device, cross_stride=stride)
+
+
+def _lay_aside(state: BlockState, batch: int, running: Sequence[BlockPass]) -> None:
+    """Leave the passes of a batch paused where the next round can go on from them."""
+    for stream, one in zip(state.passes, running, strict=True):
+        if len(state.round) == 1:
+            stream.keep(batch, one)
+        else:  # it has used weights that are about to change
+            one.close()
+
+
+def _require_usable(statistics: InputStatistics, name: str) -> None:
+    if statistics.tokens == 0:
+        raise InputError(
+            f"{name}: no token of the calibration text reached it, so there is nothing to quantize "
+            "it by; give more text, or leave it in full precision with --ignore"
+        )
+    statistics.require_finite(name)

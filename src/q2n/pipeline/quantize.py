@@ -1,0 +1,69 @@
+"""The stage that quantizes: every target of one round of sites takes its new weight."""
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from q2n.layers.quantized import QuantizedLinear
+from q2n.linalg.output_error import OutputError
+from q2n.linalg.statistics import InputStatistics
+from q2n.method import LayerProblem, Method
+from q2n.pipeline.block_state import BlockState
+from q2n.pipeline.options import LoopOptions
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Hands each target to the method, in call order, and drops the statistics."""
+
+    method: Method
+    options: LoopOptions
+    scale_dtype: torch.dtype
+
+    def __call__(self, state: BlockState) -> BlockState:
+        """Quantize one round.
+
+        Raises:
+            InputError: the method's options do not fit a layer.
+            NumericalError: a layer's statistics cannot be used.
+        """
+        layers = {
+            name: self._quantize(state, name, state.statistics.get(site))
+            for site in state.round
+            for name in state.sites[site].targets
+        }
+        return replace(state, layers={**state.layers, **layers}, statistics={})
+
+    def _quantize(
+        self, state: BlockState, name: str, statistics: InputStatistics | None
+    ) -> QuantizedLinear:
+        full_name = state.full_name(name)
+        state.say(full_name)
+        target = state.targets[name]
+        weight = target.weight()
+        start = time.perf_counter()
+        problem = LayerProblem(
+            name=full_name,
+            weight=weight,
+            statistics=statistics,
+            scale_dtype=self.scale_dtype,
+            seed=self.options.seed_of(full_name),
+        )
+        layer = self.method.quantize(problem)
+        seconds = time.perf_counter() - start
+        layer = layer.with_record(seconds=seconds, **_output_error(layer, weight, statistics))
+        target.set(layer.dequantize())  # `weight` may be the very tensor that this overwrites
+        return layer
+
+
+def _output_error(
+    layer: QuantizedLinear, weight: Float[Tensor, "out in"], statistics: InputStatistics | None
+) -> dict[str, Any]:
+    """The relative output error, unless the method has noted it already or nothing was measured."""
+    if statistics is None or "output_error" in layer.record:
+        return {}
+    return {"output_error": OutputError.of(weight, layer.dequantize(), statistics.gram).relative()}

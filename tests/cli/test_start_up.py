@@ -1,0 +1,63 @@
+"""What only prints starts quickly: it imports nothing that takes long to import."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import q2n
+
+SLOW = ("torch", "numpy", "transformers", "numba", "matplotlib")
+"""Each takes a tenth of a second or several."""
+CALL = """
+import json, sys
+from q2n.cli.main import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as stop:  # argparse, after help and version
+    code = stop.code or 0
+print(json.dumps([name for name in %r if name in sys.modules]), file=sys.stderr)
+sys.exit(code)
+"""
+QUANTIZE = ["quantize", "model", "--output", "out"]
+CASES: dict[str, tuple[list[str], int]] = {
+    "help": (["--help"], 0),
+    "version": (["--version"], 0),
+    "methods": (["methods"], 0),
+    "help of quantize": (["quantize", "--help"], 0),
+    "help of eval": (["eval", "--help"], 0),
+    "settings": ([*QUANTIZE, "--quality", "good", "--print-config"], 0),
+    "no command": ([], 2),
+    "unknown command": (["quantise"], 2),
+    "unknown flag": ([*QUANTIZE, "--bit", "4"], 2),
+    "bad value": ([*QUANTIZE, "--bits", "5"], 2),
+    "unknown method": ([*QUANTIZE, "--method", "magic"], 2),
+    "option of another method": ([*QUANTIZE, "--method", "rtn", "--act-order"], 2),
+    "option of what is off": ([*QUANTIZE, "--ridge", "0.1"], 2),
+    "no output": (["quantize", "model"], 2),
+}
+
+
+@pytest.mark.parametrize(("arguments", "code"), CASES.values(), ids=CASES)
+def test_what_only_prints_imports_nothing_slow(tmp_path, arguments, code):
+    """CPU seconds are printed (pytest -s), not judged: expected are less than 0.5."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(q2n.__file__).parents[1])}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", CALL % (SLOW,), *arguments],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"q2n {' '.join(arguments)}: {seconds:.2f} s of CPU")
+    *message, imported = done.stderr.splitlines()
+    assert (done.returncode, json.loads(imported)) == (code, []), done.stderr
+    assert bool(message) == bool(code) and bool(done.stdout) == (code == 0)
+    assert len(message) <= 1 and list(tmp_path.iterdir()) == []

@@ -1,0 +1,167 @@
+"""Presets are names for settings: each is the same as these settings written out."""
+
+import pytest
+
+from q2n.config.options import CHANGES, table
+from q2n.config.owners import build_changes, build_method, build_model_refit, storage
+from q2n.config.presets import (
+    METHOD_PRESETS,
+    NULLSPACE_PRESETS,
+    PRESET_SUMMARIES,
+    QUALITIES,
+)
+from q2n.config.reading import read_settings
+from q2n.config.settings import Settings
+from q2n.methods import METHODS
+from q2n.methods.gptq import GPTQ
+from q2n.methods.ldlq import LDLQ
+from q2n.methods.owq import OWQ
+from q2n.methods.rtn import RTN
+from q2n.transforms.model_changes import ModelChanges
+from q2n.wrappers.correction import InputErrorCorrection
+from q2n.wrappers.incoherence import Incoherence
+from q2n.wrappers.nullspace import NullSpace
+from q2n.wrappers.output_scales import OutputScales
+
+NAMES = [*METHODS, *METHOD_PRESETS]
+QUALITY_NAMES = [None, *QUALITIES]
+
+
+def read(**settings) -> Settings:
+    return read_settings(settings)
+
+
+def built(settings: Settings) -> tuple:
+    """Everything that settings describe."""
+    return build_method(settings), build_changes(settings), build_model_refit(settings)
+
+
+def written_out(method: str, quality: str | None) -> dict:
+    """The settings that both names stand for."""
+    preset = METHOD_PRESETS.get(method, {"method": method})
+    return {**preset, **(QUALITIES[quality][method] if quality else {})}
+
+
+def test_quip_is_ldlq_in_a_random_basis():
+    method, changes, _ = built(read(method="quip", bits=2))
+    assert method == Incoherence(inner=LDLQ(bits=2, damping=0.0201))
+    assert 0.0201 == pytest.approx((1 + 0.01) * (1 + 0.01) - 1)  # before and after its rotation
+    assert changes.none
+
+
+def test_quarot_is_gptq_on_a_signed_grid_after_rotations():
+    method, changes, _ = built(read(method="quarot", bits=4))
+    assert method == GPTQ(bits=4, grid="signed", symmetric=True, clip="mse", act_order=False)
+    assert changes == ModelChanges(rotate="hadamard", activation_bits=4)
+    assert storage(method, changes).runtime and not storage(method, ModelChanges()).runtime
+
+
+@pytest.mark.parametrize("quality", QUALITY_NAMES)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_is_its_settings_written_out(name, quality):
+    settings = read(method=name, quality=quality)
+    assert built(settings) == built(read(**written_out(name, quality)))
+    assert settings.run.method == name and settings.run.quality == quality
+    assert settings.method in METHODS
+
+
+@pytest.mark.parametrize("quality", QUALITY_NAMES)
+@pytest.mark.parametrize("name", NAMES)
+def test_flat_settings_of_a_preset_read_again_are_the_same(name, quality):
+    settings = read(method=name, quality=quality)
+    again = read_settings(settings.flat())
+    assert again == settings and built(again) == built(settings)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_good_is_the_closed_forms_and_best_adds_the_refit(name):
+    plain, good, best = (read(method=name, quality=quality) for quality in QUALITY_NAMES)
+    method = build_method(good)
+    if isinstance(method, Incoherence):
+        method = method.inner
+    assert type(method) is OutputScales and method.target == "full_precision"
+    assert type(method.inner) is InputErrorCorrection
+    assert build_method(best) == build_method(good)
+    assert build_changes(plain) == build_changes(good) == build_changes(best)
+    assert good.run.refit == "off" and best.run.refit == "model"
+    assert build_model_refit(good) is None
+    assert build_model_refit(best).steps == best.run.refit_steps
+
+
+def test_good_chooses_the_best_grid_of_each_method():
+    grids = {}
+    for name in NAMES:
+        options = read(method=name, quality="good").options
+        (own,) = [values for owner, values in options.items() if owner in METHODS]
+        grids[name] = own.get("clip"), own.get("grid")
+    assert grids == {
+        "rtn": ("scale_zero", "uniform"),
+        "gptq": ("scale_zero", "uniform"),
+        "ldlq": (None, "trellis"),
+        "pbllm": (None, None),
+        "leanquant": (None, None),
+        "owq": ("scale_zero", "uniform"),
+        "quip": (None, "trellis"),
+        "quarot": ("mse", "signed"),
+    }
+    assert read(method="quip").options["ldlq"]["grid"] == "uniform"
+
+
+@pytest.mark.parametrize("quality", QUALITIES)
+def test_what_is_set_beside_a_quality_wins(quality):
+    settings = read(quality=quality, correct=False, refit="off", refit_steps=7)
+    assert built(settings)[0] == OutputScales(inner=GPTQ(clip="scale_zero"))
+    assert build_model_refit(settings) is None and settings.run.refit_steps == 7
+    without = build_method(read(quality=quality, output_scales=False))
+    assert without == InputErrorCorrection(inner=GPTQ(clip="scale_zero"))
+    both = build_method(read(quality=quality, nullspace="paper"))
+    assert type(both) is OutputScales and type(both.inner) is NullSpace
+    options = {"scales_ridge": 0.25, "correction_ridge": 0.75, "clip": "minmax"}
+    method = build_method(read(quality=quality, **options))
+    assert (method.scales_ridge, method.inner.correction_ridge) == (0.25, 0.75)
+    assert method.inner.inner == GPTQ()
+    assert build_method(read(quality=quality, method="rtn")).inner.inner == RTN(clip="scale_zero")
+
+
+def test_what_is_set_beside_a_method_preset_wins():
+    rotated, changes, _ = built(read(method="quarot", rotate="none", clip="minmax", act_order=True))
+    assert changes == ModelChanges(activation_bits=4)
+    assert rotated == GPTQ(grid="signed", symmetric=True, clip="minmax", act_order=True)
+    assert build_changes(read(method="quarot", activation_bits=16, rotate=False)).none
+    quip = build_method(read(method="quip", damping=0.5, incoherence="blocks", grid="minmax"))
+    assert quip == Incoherence(inner=LDLQ(damping=0.5, grid="minmax"), projection="blocks")
+    assert build_method(read(method="quip", incoherence=False)) == LDLQ(damping=0.0201)
+
+
+def test_a_quality_wins_over_the_preset_of_the_method():
+    good = read(method="quip", quality="good")
+    assert good.options["ldlq"]["grid"] == "trellis" and good.options["ldlq"]["damping"] == 0.0201
+
+
+def test_null_space_presets_are_their_options():
+    paper, released = (build_method(read(nullspace=name)) for name in ("paper", "released"))
+    assert paper == NullSpace(inner=GPTQ())
+    assert released == NullSpace(inner=GPTQ(), **NULLSPACE_PRESETS["released"])
+    assert build_method(read(nullspace=True)) == paper
+    mixed = build_method(read(nullspace="released", solver="closed", threshold=0.3))
+    changed = {**NULLSPACE_PRESETS["released"], "solver": "closed", "threshold": 0.3}
+    assert mixed == NullSpace(inner=GPTQ(), **changed)
+
+
+def test_presets_hold_nothing_that_nobody_reads():
+    """Every setting of a preset is an option of the run, the method or what takes part."""
+    for name, quality in ((name, quality) for name in NAMES for quality in QUALITY_NAMES):
+        settings = read(method=name, quality=quality)
+        flat = settings.flat()
+        for key, value in written_out(name, quality).items():
+            assert key == "method" or flat[key] == value, (name, quality, key)
+    assert PRESET_SUMMARIES.keys() == METHOD_PRESETS.keys()
+    assert all(name in table().methods for name in NAMES)
+    assert all(set(by_method) == set(NAMES) for by_method in QUALITIES.values())
+
+
+def test_defaults_of_a_method_are_its_own():
+    assert build_method(read(method="owq")) == OWQ()  # clip scale_zero, where gptq has minmax
+    assert build_method(read(method="gptq")) == GPTQ()
+    assert read(method="leanquant").options["leanquant"]["damping"] == 0.1
+    assert read().options[CHANGES]["activation_bits"] == 16

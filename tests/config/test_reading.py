@@ -1,0 +1,203 @@
+"""Flat settings: what stands for what, what wins, and what is refused."""
+
+from itertools import product
+from typing import get_args
+
+import pytest
+
+from q2n.config.owners import build_block_refit, build_method, build_model_refit
+from q2n.config.presets import ALIASES, QUALITIES
+from q2n.config.reading import read_settings
+from q2n.config.settings import RunSettings, Settings
+from q2n.errors import InputError
+from q2n.methods.gptq import GPTQ
+from q2n.methods.rtn import RTN
+from q2n.wrappers.correction import InputErrorCorrection
+from q2n.wrappers.incoherence import Incoherence
+from q2n.wrappers.nullspace import NullSpace
+from q2n.wrappers.output_scales import OutputScales
+
+NULLSPACES, TARGETS, REFITS = (
+    get_args(RunSettings.__annotations__[name]) for name in ("nullspace", "output_scales", "refit")
+)
+
+
+def read(**settings) -> Settings:
+    return read_settings(settings)
+
+
+def parts(settings: Settings) -> list[type]:
+    """Classes of the method, from the outermost inwards."""
+    method, classes = build_method(settings), []
+    while method is not None:
+        classes.append(type(method))
+        method = getattr(method, "inner", None)
+    return classes
+
+
+def test_nothing_but_the_method_by_default():
+    plain = read()
+    assert parts(plain) == [GPTQ] and plain.run.quality is None
+    assert build_method(plain) == GPTQ()
+    assert build_block_refit(plain) is None and build_model_refit(plain) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "word"),
+    [
+        ("nullspace", True, "paper"),
+        ("nullspace", False, "off"),
+        ("output_scales", True, "full_precision"),
+        ("output_scales", False, "off"),
+        ("incoherence", True, "kronecker"),
+        ("incoherence", False, "off"),
+        ("refit", False, "off"),  # what YAML reads in `refit: off`
+    ],
+)
+def test_a_bare_flag_stands_for_a_word(name, asked, word):
+    assert getattr(read(**{name: asked}).run, name) == word
+
+
+def test_rotation_alone_is_hadamard():
+    for asked, word in ((True, "hadamard"), (False, "none")):
+        assert read(rotate=asked).options["model changes"]["rotate"] == word
+
+
+def test_wrappers_go_around_the_method_in_one_order():
+    everything = {"correct": True, "nullspace": True, "output_scales": True, "incoherence": True}
+    inner = [OutputScales, NullSpace, InputErrorCorrection]
+    assert parts(read(**everything)) == [Incoherence, *inner, GPTQ]
+    around_method = read(**everything, incoherence_around="method")
+    assert parts(around_method) == [*inner, Incoherence, GPTQ]
+    assert parts(read(nullspace=True, output_scales="own")) == [OutputScales, NullSpace, GPTQ]
+
+
+@pytest.mark.parametrize("name", NULLSPACES[1:])
+def test_the_null_space_step_takes_its_own_options(name):
+    plain, changed = read(nullspace=name), read(nullspace=name, threshold=0.3)
+    assert parts(plain) == [NullSpace, GPTQ]
+    assert build_method(changed).threshold == 0.3 != build_method(plain).threshold
+
+
+@pytest.mark.parametrize("name", TARGETS[1:])
+def test_output_scales_take_their_own_options(name):
+    plain, changed = read(output_scales=name), read(output_scales=name, scales_threshold=0.3)
+    assert build_method(plain) == OutputScales(inner=GPTQ(), target=name)
+    assert build_method(changed) == OutputScales(inner=GPTQ(), target=name, scales_threshold=0.3)
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_an_alias_is_the_setting(alias):
+    name, value = ALIASES[alias], {"lambda": 0.7, "wbits": 2}.get(alias, 64)
+    beside = {"nullspace": True} if alias == "lambda" else {}
+    aliased = read(**{alias: value}, **beside)
+    assert aliased == read(**{name: value}, **beside)
+    assert aliased != read(**beside) and aliased.flat()[name] == value
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_a_setting_under_both_names_is_refused(alias):
+    name = ALIASES[alias]
+    for first, second in ((alias, name), (name, alias)):
+        with pytest.raises(InputError, match=f"{second}.* same setting: give one of them"):
+            read(nullspace=True, **{first: 3, second: 3})
+
+
+def test_none_means_not_set():
+    assert read(quality="good", correct=None).run.correct
+    assert read(group_size=None) == read()
+
+
+def test_whole_numbers_are_numbers():
+    settings = read(nullspace=True, threshold=1, ridge=0)
+    method = build_method(settings)
+    assert (method.threshold, method.ridge) == (1.0, 0.0)
+    assert isinstance(method.threshold, float) and isinstance(settings.flat()["ridge"], float)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"quality": "perfect"}, ["quality", "'perfect'", *QUALITIES]),
+        ({"quality": True}, ["quality", "True", *QUALITIES]),
+        ({"refit": "sometimes"}, ["refit", "'sometimes'", *REFITS]),
+        ({"nullspace": "sometimes"}, ["nullspace", "'sometimes'", *NULLSPACES]),
+        ({"nullspace": "true"}, ["nullspace", "'true'", *NULLSPACES]),
+        ({"output_scales": "cross"}, ["output_scales", "'cross'", *TARGETS]),
+        ({"refit": True}, ["refit", "True", *REFITS]),
+        ({"correct": "yes"}, ["correct", "'yes'", "true or false"]),
+        ({"correct": True, "correction_ridge": "1"}, ["correction_ridge", "'1'", "number"]),
+        ({"refit": "block", "refit_steps": 2.5}, ["refit_steps", "2.5", "whole number"]),
+        ({"bits": 5}, ["bits is 5; it takes one of 2, 3, 4, 8"]),
+        ({"bits": True}, ["bits is True; it takes one of 2, 3, 4, 8"]),
+        ({"length": 1}, ["length is 1; it takes a whole number at least 2"]),
+        ({"method": "gptk"}, ["unknown method 'gptk'", "quarot", "Did you mean 'gptq'?"]),
+        ({"ignore": "lm_head"}, ["ignore is 'lm_head'; it takes a list of texts"]),
+    ],
+)
+def test_a_refused_value_names_those_there_are(settings, words):
+    with pytest.raises(InputError) as failure:
+        read(**settings)
+    assert all(word in str(failure.value) for word in words), failure.value
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "switch"),
+    [
+        ({"ridge": 0.1}, "ridge", "--nullspace"),
+        ({"lambda": 0.1}, "ridge", "--nullspace"),
+        ({"threshold": 0.1}, "threshold", "--nullspace"),
+        ({"nullspace": "off", "rule": "ratio"}, "rule", "--nullspace"),
+        ({"output_scales": True, "rule": "ratio"}, "rule", "--nullspace"),
+        ({"output_scales": True, "solver": "adam"}, "solver", "--nullspace"),
+        ({"quality": "best", "skip_layers": ["*"]}, "skip_layers", "--nullspace"),
+        ({"scales_per": "row"}, "scales_per", "--output-scales"),
+        ({"nullspace": "paper", "scales_directions": "all"}, "directions", "--output-scales"),
+        ({"incoherence_rescale": True}, "incoherence_rescale", "--incoherence"),
+        ({"correction_ridge": 0.1}, "correction_ridge", "--correct"),
+        ({"quality": "good", "correct": False, "correction_ridge": 1}, "correction", "--correct"),
+        ({"method": "rtn", "act_order": True}, "act_order", "method rtn"),
+        ({"method": "quip", "act_order": True}, "act_order", "method ldlq"),
+        ({"nonsense": 1}, "nonsense", "method gptq"),
+        ({"group_sise": 64}, "group_sise", "Did you mean 'group_size'?"),
+        ({"target": "own"}, "target", "method gptq"),  # said by --output-scales
+        ({"projection": "blocks"}, "projection", "method gptq"),  # said by --incoherence
+    ],
+)
+def test_an_option_of_what_is_not_chosen_names_its_switch(settings, name, switch):
+    with pytest.raises(InputError) as failure:
+        read(**settings)
+    assert name in str(failure.value) and switch in str(failure.value), failure.value
+
+
+COMBINATIONS = list(product((False, True), NULLSPACES, TARGETS, REFITS))
+
+
+@pytest.mark.parametrize(("correct", "nullspace", "output_scales", "refit"), COMBINATIONS)
+@pytest.mark.parametrize("quality", [None, *QUALITIES])
+def test_flat_settings_read_again_are_the_same(quality, correct, nullspace, output_scales, refit):
+    options = {"ridge": 0.3} if nullspace != "off" else {}
+    options |= {"scales_ridge": 0.4} if output_scales != "off" else {}
+    options |= {"correction_ridge": 0.7} if correct else {}
+    if correct and nullspace == "released":
+        options["reference"] = "original"  # as the error without it says
+    first = read(
+        model="m", output="o", bits=3, quality=quality, correct=correct, nullspace=nullspace,
+        output_scales=output_scales, refit=refit, refit_steps=5, **options,
+    )  # fmt: skip
+    second = read_settings(first.flat())
+    assert second == first and second.flat() == first.flat()
+    assert build_method(second) == build_method(first)
+    assert build_block_refit(second) == build_block_refit(first)
+    assert build_model_refit(second) == build_model_refit(first)
+    plain = not correct and nullspace == output_scales == "off"
+    assert (parts(first) == [GPTQ]) == plain
+    assert (build_block_refit(first) is None) == (refit in ("off", "model"))
+    assert (build_model_refit(first) is None) == (refit in ("off", "block"))
+
+
+def test_the_released_step_on_corrected_weights_is_refused():
+    """The correction has no error feedback whose working copy the step could take."""
+    with pytest.raises(InputError, match="correction has none.*reference='original'"):
+        build_method(read(correct=True, nullspace="released"))
+    assert parts(read(method="rtn", nullspace="paper")) == [NullSpace, RTN]
