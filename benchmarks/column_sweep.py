@@ -1,24 +1,27 @@
 """How fast is GPTQ's column sweep, next to this machine's matrix product?
 
 The rate counts what the feedback needs at least: out m^2 operations (each of the m^2 / 2
-entries of the triangle, a multiplication and an addition, for every row). `tensors` is the
-fallback for other devices, run here on the CPU.
+entries of the triangle, a multiplication and an addition, for every row). `reference` is plain
+torch, which serves devices without a kernel, run here on the CPU.
 """
 
+import os
 from functools import partial
+from unittest.mock import patch
 
 import torch
 from measuring import best_seconds, heading, inputs, matrix_product_rate
 
 from q2n.grids.uniform import UniformGrid
-from q2n.kernels.column_rounding import UniformRule, round_with_numba, round_with_tensors
+from q2n.kernels.column_rounding import UniformRule
 from q2n.kernels.column_sweep import sweep
 from q2n.linalg.factor import feedback
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 
 SHAPES = ((1536, 576), (576, 1536))
 BLOCKS = (32, 64, 128)
-KERNELS = {"numba": round_with_numba, "tensors": round_with_tensors}
+KERNELS = {"numba": "", "reference": "reference"}
+"""Values of Q2N_KERNELS (kernels/dispatch.py)."""
 
 
 def problem(rows: int, m: int) -> tuple[torch.Tensor, torch.Tensor, UniformRule]:
@@ -39,19 +42,19 @@ def problem(rows: int, m: int) -> tuple[torch.Tensor, torch.Tensor, UniformRule]
 def main() -> None:
     heading("Rounding a layer column by column, 3 bits")
     print(
-        f"{'out x in':>12} {'kernel':>8} {'block':>6} {'seconds':>8} {'Gflop/s':>8} "
+        f"{'out x in':>12} {'kernel':>9} {'block':>6} {'seconds':>8} {'Gflop/s':>8} "
         f"{'of product':>10}"
     )
     for rows, m in SHAPES:
         rate = matrix_product_rate(m)
         given = problem(rows, m)
-        for name, kernel in KERNELS.items():
+        for name, kernels in KERNELS.items():
             for block in BLOCKS:
-                run = partial(sweep, *given, block_size=block, round_block=kernel)
-                seconds = best_seconds(run)
+                with patch.dict(os.environ, Q2N_KERNELS=kernels):
+                    seconds = best_seconds(partial(sweep, *given, block_size=block))
                 done = rows * m**2 / seconds
                 print(
-                    f"{f'{rows} x {m}':>12} {name:>8} {block:6} {seconds:8.4f} "
+                    f"{f'{rows} x {m}':>12} {name:>9} {block:6} {seconds:8.4f} "
                     f"{done / 1e9:8.1f} {done / rate:10.0%}"
                 )
 

@@ -1,16 +1,17 @@
-"""What do trellis codes leave of Gaussian weights, and how fast are they found?
+"""How much error do trellis codes leave on Gaussian weights, and how long does the search take?
 
-Error over energy, with the values of the states in three orders: random; the newest code decides on
-the part of the Gaussian, so that the next values are never alike; and newest and oldest code decide
-(linalg/trellis_code.py). Time of the last one, feedback between columns not counted, as a share of
-a matrix product's rate, which counts 4 operations a state and weight.
+Error over energy, with the values of the states in three orders: random; the newest code decides
+the part of the Gaussian, so that the next values are never alike; newest and oldest code decide it
+together (linalg/trellis_code.py). The time is that of the last order, and as a share of the rate of
+a matrix product, at 4 operations per state and weight.
 """
 
 import numpy as np
 import torch
 from measuring import best_seconds, heading, matrix_product_rate
 
-from q2n.kernels.trellis_search import TrellisRule, round_to_trellis
+from q2n.kernels.dispatch import round_columns
+from q2n.kernels.trellis_search import TrellisRule
 from q2n.linalg import lloyd_max, trellis_code
 
 COLUMNS, ROWS = 100, 1536
@@ -52,11 +53,9 @@ def other_orders(bits: int) -> list[torch.Tensor]:
 
 
 def rounded(weight: torch.Tensor, values: torch.Tensor, bits: int) -> torch.Tensor:
-    """What is left of the weight."""
-    codes, left = torch.empty(weight.shape, dtype=torch.uint8), torch.empty_like(weight)
+    """The error of each weight."""
     no_feedback = torch.zeros(len(weight), len(weight))
-    round_to_trellis(weight.clone(), weight, no_feedback, TrellisRule(values, bits), codes, left)
-    return left
+    return round_columns(weight, weight, no_feedback, TrellisRule(values, bits))[1]
 
 
 def error(weight: torch.Tensor, values: torch.Tensor, bits: int) -> float:
