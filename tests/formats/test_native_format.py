@@ -113,7 +113,7 @@ def test_biases_tied_embeddings_and_the_same_bytes_again(tmp_path: Path) -> None
     assert_reads_back(tmp_path / "again", model, layers)
 
 
-def test_the_printed_example_writes_the_text_of_the_dense_checkpoint(tmp_path: Path) -> None:
+def test_printed_example_generates_the_dense_model_text(tmp_path: Path) -> None:
     model = llama(tied=True)
     layers = random_layers(model, 2, 32, False, torch.float32)
     FORMATS["dequantized"].write(tmp_path / "dense", open_source(model), layers)
@@ -141,7 +141,7 @@ def test_transformers_places_packed_layers(tmp_path: Path, placed: str) -> None:
     assert torch.equal(logits(loaded), logits(quantized_in_memory(model, layers)))
 
 
-def test_another_dtype_leaves_the_packed_tensors_as_they_are(tmp_path: Path) -> None:
+def test_another_dtype_leaves_packed_tensors_unchanged(tmp_path: Path) -> None:
     model = llama()
     layers = random_layers(model, 3, -1, False, torch.float32)
     out = written(tmp_path / "out", model, layers)

@@ -172,7 +172,7 @@ def test_the_units_of_the_input_do_not_matter():
             torch.testing.assert_close(scaled, expected, rtol=0, atol=1e-6)
 
 
-def test_it_does_not_matter_how_tokens_were_batched_or_merged():
+def test_factors_do_not_depend_on_batching_or_merging():
     weight, quantized, x, x_full = (t.float() for t in problem(0))
 
     def gathered(*cuts):
