@@ -135,7 +135,7 @@ def test_alpha_of_real_layers_equals_the_projector_form(problems, method, layers
         expected = oracles.projected_alpha(weight, quantized, gram, after.record["kept_rank"], 0.2)
         found = (scaled * quantized).sum(1) / quantized.square().sum(1)
         torch.testing.assert_close(found, expected, rtol=0, atol=tolerance, msg=name)
-        # nothing but a factor a row has changed
+        # nothing but one factor per row has changed
         torch.testing.assert_close(scaled, found[:, None] * quantized, rtol=1e-3, atol=1e-6)
 
 

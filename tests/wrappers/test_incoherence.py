@@ -184,7 +184,7 @@ def test_the_papers_alpha_in_either_space(space, grid):
     start = oracles.paper_start(values, 0.1)
     assert after.record["kept_rank"] == start
     expected = oracles.projected_alpha(weight, dequantized[0].double(), gram, start, 0.2)
-    # float32 eigenvectors, and a float16 gain in the original space
+    # float32 eigenvectors, and a float16 output scale in the original space
     torch.testing.assert_close(
         factors(*dequantized[::-1]), expected, rtol=0, atol=2e-5 if space == "rotated" else 6e-4
     )
