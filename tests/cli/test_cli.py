@@ -12,7 +12,7 @@ from q2n.formats import FORMATS
 from q2n.methods import METHODS
 
 
-def test_quantize_says_what_it_cost_and_how_to_load(quantize, capsys):
+def test_quantize_prints_size_and_loading_example(quantize, capsys):
     code, out = quantize("--bits", "3", "--nullspace", "--lambda", "0.3")
     assert code == 0
     said = capsys.readouterr().out
@@ -98,7 +98,7 @@ def test_printed_config_drives_the_same_run(monkeypatch, capsys, tmp_path, place
     assert settings["model"] == model and settings["text"].endswith("text.txt")
 
 
-def test_methods_are_listed_with_what_they_store_and_who_holds_it(capsys, monkeypatch):
+def test_methods_are_listed_with_storage_and_formats(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["methods"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -112,7 +112,7 @@ def test_methods_are_listed_with_what_they_store_and_who_holds_it(capsys, monkey
     assert ", ".join(FORMATS) in line
 
 
-def test_the_help_of_method_has_a_line_for_each(capsys, monkeypatch):
+def test_help_of_method_describes_every_method(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit):
         main(["quantize", "--help"])

@@ -119,7 +119,7 @@ def test_an_output_folder_that_exists(quantize, one_line, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["quip", "pbllm", "leanquant", "owq", "quarot", "ldlq"])
-def test_the_default_format_names_those_that_hold_each_method(quantize, one_line, method):
+def test_default_format_lists_formats_that_hold_the_method(quantize, one_line, method):
     code, out = quantize("--method", method)
     line = one_line()
     assert code == 2 and f"compressed-tensors cannot hold what {method} stores" in line
@@ -137,7 +137,7 @@ def test_the_default_format_names_those_that_hold_each_method(quantize, one_line
         (["--kv-bits", "4"], "native"),
     ],
 )
-def test_a_format_refuses_what_a_run_adds_to_a_method(quantize, one_line, flags, formats):
+def test_format_refuses_changes_of_the_run(quantize, one_line, flags, formats):
     code, out = quantize("--method", "rtn", *flags)
     line = one_line()
     assert code == 2 and "compressed-tensors cannot hold what rtn stores" in line
@@ -145,7 +145,7 @@ def test_a_format_refuses_what_a_run_adds_to_a_method(quantize, one_line, flags,
     assert not out.exists() and not out.with_name("out.partial").exists()
 
 
-def test_a_format_refuses_a_method_that_it_cannot_hold(quantize, one_line, monkeypatch):
+def test_format_refuses_layers_that_it_cannot_hold(quantize, one_line, monkeypatch):
     monkeypatch.setattr(METHODS["rtn"], "storage", StorageSpec(kind="codebook"))
     code, out = quantize("--method", "rtn")
     line = one_line()

@@ -50,7 +50,7 @@ def test_quip_is_ldlq_in_a_random_basis():
     assert plan.changes.none
 
 
-def test_quarot_is_gptq_on_a_signed_grid_after_rotations():
+def test_quarot_is_rotated_gptq_on_a_signed_grid():
     plan = built(method="quarot", bits=4)
     assert plan.method == GPTQ(bits=4, grid="signed", symmetric=True, clip="mse", act_order=False)
     assert plan.changes == ModelChanges(rotate="hadamard", activation_bits=4)
@@ -68,14 +68,14 @@ def test_a_preset_is_its_settings_written_out(name, quality):
 
 @pytest.mark.parametrize("quality", QUALITY_NAMES)
 @pytest.mark.parametrize("name", NAMES)
-def test_flat_settings_of_a_preset_read_again_are_the_same(name, quality):
+def test_flat_settings_of_a_preset_read_back_equal(name, quality):
     settings = read(method=name, quality=quality)
     again = read_settings(settings.flat())
     assert again == settings and build_plan(again) == build_plan(settings)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_good_is_the_closed_forms_and_best_adds_the_refit(name):
+def test_good_adds_closed_forms_best_adds_the_refit(name):
     plain, good, best = (built(method=name, quality=quality) for quality in QUALITY_NAMES)
     method = good.method
     if isinstance(method, Incoherence):
@@ -133,7 +133,7 @@ def test_what_is_set_beside_a_method_preset_wins():
     assert build_method(read(method="quip", incoherence=False)) == LDLQ(damping=0.0201)
 
 
-def test_a_quality_wins_over_the_preset_of_the_method():
+def test_quality_overrides_the_preset_of_the_method():
     good = read(method="quip", quality="good")
     assert good.options["ldlq"]["grid"] == "trellis" and good.options["ldlq"]["damping"] == 0.0201
 

@@ -165,7 +165,7 @@ def test_a_refused_value_names_those_there_are(settings, words):
         ({"projection": "blocks"}, "projection", "method gptq"),  # said by --incoherence
     ],
 )
-def test_an_option_of_what_is_not_chosen_names_its_switch(settings, name, switch):
+def test_option_of_an_unchosen_part_names_its_switch(settings, name, switch):
     with pytest.raises(InputError) as failure:
         read(**settings)
     assert name in str(failure.value) and switch in str(failure.value), failure.value

@@ -31,9 +31,7 @@ def greedy(model: PreTrainedModel) -> list[int]:
 @torch.no_grad()
 @pytest.mark.parametrize("incoherence", ["preset", "blocks"])
 @pytest.mark.parametrize("method", [*METHODS, *METHOD_PRESETS])
-def test_a_method_from_its_settings_to_text_and_the_same_bytes(
-    tmp_path: Path, method: str, incoherence: str
-):
+def test_saved_method_generates_same_text_and_bytes(tmp_path: Path, method: str, incoherence: str):
     save_tiny(tmp_path / "model", layers=2)
     (tmp_path / "text.txt").write_text(tiny_text())
     done = q2n.quantize(

@@ -135,18 +135,18 @@ def test_alpha_of_real_layers_equals_the_projector_form(problems, method, layers
         expected = oracles.projected_alpha(weight, quantized, gram, after.record["kept_rank"], 0.2)
         found = (scaled * quantized).sum(1) / quantized.square().sum(1)
         torch.testing.assert_close(found, expected, rtol=0, atol=tolerance, msg=name)
-        # nothing but a factor a row has changed
+        # nothing but one factor per row has changed
         torch.testing.assert_close(scaled, found[:, None] * quantized, rtol=1e-3, atol=1e-6)
 
 
-def test_groups_that_do_not_fit_are_refused_with_those_that_do(smollm2_head, tmp_path):
+def test_refused_group_size_names_sizes_that_fit(smollm2_head, tmp_path):
     with pytest.raises(q2n.errors.InputError) as failure:
         q2n.quantize(smollm2_head, tmp_path / "out", bits=4, group_size=128, method="rtn")
     for word in ("model.layers.0.self_attn.q_proj", "576", "64"):
         assert word in str(failure.value)
 
 
-def test_transformers_reads_what_is_written_and_says_the_same(smollm2_head, tmp_path):
+def test_transformers_reads_equal_weights_and_generates_equal_text(smollm2_head, tmp_path):
     """A real checkpoint: weights to the bit, and the same greedy text."""
     done = q2n.quantize(
         smollm2_head,

@@ -54,7 +54,7 @@ def in_basis(basis, given, x, x_full):
 
 @pytest.mark.parametrize("rescale", [False, True])
 @every_method
-def test_the_output_error_is_that_of_the_layers_own_space(inner, rescale):
+def test_output_error_is_that_of_the_original_space(inner, rescale):
     given, x, x_full = problem()
     method = Incoherence(inner=inner, incoherence_rescale=rescale)
     layer = method.quantize(given)
@@ -71,7 +71,7 @@ def test_the_output_error_is_that_of_the_layers_own_space(inner, rescale):
 
 
 @every_method
-def test_the_method_within_is_the_method_in_that_basis(inner):
+def test_method_within_equals_method_in_that_basis(inner):
     """Measured on rotated tokens instead of by rotated moments: nearly all codes are the same."""
     given, x, x_full = problem()
     layer = Incoherence(inner=inner).quantize(given)
@@ -129,7 +129,7 @@ def _with(method, innermost):
 
 
 @every_method
-def test_the_record_of_q2n_within_speaks_of_the_layers_output(inner):
+def test_record_of_q2n_within_reports_original_output_error(inner):
     given, x, _ = problem()
     before = Incoherence(inner=inner).quantize(given)
     after = Incoherence(inner=NullSpace(inner=inner)).quantize(given)
