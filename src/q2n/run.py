@@ -7,10 +7,13 @@ write              the checkpoint is written, measured and described in a folder
                    name when all of it is there
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
+import numba
 import torch
+import transformers
 
 from q2n.config.owners import Plan, build_plan
 from q2n.config.settings import RunSettings, Settings
@@ -63,6 +66,8 @@ class Run:
         self.fingerprint = {
             "q2n_version": __version__,
             "torch_version": torch.__version__,
+            "transformers_version": transformers.__version__,
+            "kernels": f"numba {numba.__version__} {os.environ.get('Q2N_KERNELS', '')}".strip(),
             "model_sha256": source.digest(),
             "text_sha256": text.sha256 if text is not None else None,
             **settings.fingerprint(),
@@ -117,7 +122,12 @@ class Run:
 
     def _evaluation(self, texts: Texts) -> TokenWindows:
         config = self.config
-        return texts.evaluation(str(config.ppl), length=config.length, limit=config.ppl_windows)
+        return texts.evaluation(
+            str(config.ppl),
+            length=config.length,
+            limit=config.ppl_windows,
+            longest=self.opened.longest,
+        )
 
     def write(self) -> Quantized:
         """The checkpoint from the stored blocks, what was measured, and the card."""
@@ -174,7 +184,7 @@ def _new_folder(config: RunSettings) -> Path:
     """The folder to write, which must not be there yet."""
     for needed in ("model", "output"):
         if not getattr(config, needed):
-            raise InputError(f"no {needed} given")
+            raise InputError(f"no {needed} given: q2n quantize MODEL --output DIR")
     target = Path(config.output)
     if target.exists():
         raise InputError(f"output {target} exists; choose another folder or delete it")

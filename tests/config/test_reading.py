@@ -198,6 +198,6 @@ def test_flat_settings_read_again_are_the_same(quality, correct, nullspace, outp
 
 def test_the_released_step_on_corrected_weights_is_refused():
     """The correction has no error feedback whose working copy the step could take."""
-    with pytest.raises(InputError, match="correction has none.*reference='original'"):
+    with pytest.raises(InputError, match="not around correction; use --reference original"):
         build_method(read(correct=True, nullspace="released"))
     assert parts(read(method="rtn", nullspace="paper")) == [NullSpace, RTN]

@@ -113,13 +113,11 @@ LAYERS = [
     rotated(centred_layer()),
     rotated(uniform_layer(), "blocks", rescale=False),
     rotated(uniform_layer(), "blocks_unpermuted").scale_rows(ALPHA),
-    rotated(centred_layer(), "off"),
     rotated(LloydMaxLinear(codes=codes(3), scale=ALPHA, bits=3)),
     rotated(TrellisLinear(codes=codes(3), scale=ALPHA, bits=3)),
     rotated(codebook_layer()),
     rotated(binary_layer(), "blocks").scale_rows(ALPHA),
     rotated(outlier_layer(), rescale=False).scale_rows(ALPHA),
-    rotated(outlier_layer(), "off"),
     rotated(rotated(codebook_layer(), "blocks"), rescale=False),
 ]
 ANY = pytest.mark.parametrize(
@@ -144,20 +142,18 @@ def test_every_stored_bit_is_counted():
     within = uniform_layer().stored_bits
     assert rotated(uniform_layer()).stored_bits == within + 64 + 16 * COLUMNS
     assert rotated(uniform_layer(), rescale=False).stored_bits == within + 64
-    assert rotated(uniform_layer(), "off").stored_bits == within + 16 * COLUMNS
     scaled = rotated(uniform_layer()).scale_rows(ALPHA)
     assert scaled.stored_bits == within + 64 + 16 * COLUMNS + 16 * ROWS
 
 
-@pytest.mark.parametrize("projection", ["kronecker", "off"])
-def test_a_factor_per_row_after_the_rotation_back(projection):
-    layer = rotated(centred_layer(), projection)
+def test_a_factor_per_row_after_the_rotation_back():
+    layer = rotated(centred_layer())
     scaled = layer.scale_rows(ALPHA)
-    # float16 output scales, or bfloat16 scales within
+    # float16 output scales
     expected = layer.dequantize() * ALPHA[:, None]
     torch.testing.assert_close(scaled.dequantize(), expected, rtol=2**-8, atol=1e-6)
     assert torch.equal(scaled.inner.codes, layer.inner.codes)
-    assert (scaled.output_scale is None) == (projection == "off")
+    assert scaled.output_scale is not None
     twice = scaled.scale_rows(1 / ALPHA)
     torch.testing.assert_close(twice.dequantize(), layer.dequantize(), rtol=2**-7, atol=1e-6)
     with pytest.raises(InputError, match="one factor per row"):
@@ -186,17 +182,9 @@ def test_tensors_within_are_stored_under_a_prefix(within):
 
 
 def test_columns_fixed_within_are_scaled_once_mixed():
-    mixed, rescaled = rotated(outlier_layer()), rotated(outlier_layer(), "off")
+    mixed = rotated(outlier_layer())
     assert mixed.fixed_columns.numel() == 0
     assert torch.equal(mixed.scaled_part(), mixed.dequantize())
-    assert rescaled.fixed_columns.tolist() == [3, 8]
-    fixed = rescaled.dequantize() - rescaled.scaled_part()
-    assert (fixed[:, [3, 8]] != 0).all()
-    # bfloat16 scales
-    expected = fixed + ALPHA[:, None] * rescaled.scaled_part()
-    torch.testing.assert_close(
-        rescaled.scale_rows(ALPHA).dequantize(), expected, rtol=2**-8, atol=0
-    )
 
 
 @ANY

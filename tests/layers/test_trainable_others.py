@@ -79,16 +79,10 @@ LAYERS = {
         rescale=None,
         output_scale=ALPHA.half(),
     ),
-    "rescaled alone": lambda: rotated(
-        wide_centred(), projection="off", rescale=random(COLUMNS).bfloat16()
-    ),
     "codebook": codebook,
     "rotated codebook": lambda: rotated(codebook(), rescale=random(COLUMNS).bfloat16()),
     "outliers": outliers,
     "rotated outliers": lambda: rotated(outliers(), output_scale=ALPHA.half()),
-    "rescaled outliers": lambda: rotated(
-        outliers(), projection="off", rescale=random(COLUMNS).bfloat16()
-    ),
     "binary": partly_binary,
     "binary, ragged groups": lambda: partly_binary(group_size=4),
     "binary, no mean": lambda: partly_binary(mean=False),

@@ -198,7 +198,7 @@ def test_held_out_ridge_works_with_weak_columns():
     given, x, x_full = problem(torch.float32)
     inner = OWQ(bits=2, target_rank=4, group_size=8)
     layer = OutputScales(inner=inner, scales_held_out=True).quantize(given)
-    ridge = layer.record["alpha_ridge"]
+    ridge = layer.record["scales_ridge"]
     again = OutputScales(inner=inner, scales_ridge=ridge).quantize(given)
     assert torch.equal(layer.dequantize(), again.dequantize())
 

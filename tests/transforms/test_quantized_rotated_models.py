@@ -19,7 +19,7 @@ from q2n.formats.load import load_model
 from q2n.methods.gptq import GPTQ
 from q2n.methods.rtn import RTN
 from q2n.models.blocks import BlockwiseModel
-from q2n.models.rotated_source import surrounded
+from q2n.models.rotated_source import changed_source
 from q2n.models.source import assemble, open_source
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.sequential import SequentialLoop
@@ -51,7 +51,7 @@ def _model():
 
 def _quantized(method, changes, folder):
     """The model as it runs."""
-    source = surrounded(open_source(_model()), changes, 0)
+    source = changed_source(open_source(_model()), changes, 0)
     store = RunStore(folder)
     store.start({}, {}, resume=False)
     SequentialLoop(BlockwiseModel(source), method, store, LoopOptions()).run(_windows())
@@ -73,7 +73,7 @@ def test_statistics_are_those_of_the_unrounded_rotated_model(tmp_path, monkeypat
 
     monkeypatch.setattr(GPTQ, "quantize", quantize)
     method, changes = quarot(bits=8, kv_bits=4, activation_bits=3)
-    source = surrounded(open_source(_model()), changes, 0)
+    source = changed_source(open_source(_model()), changes, 0)
     model = _quantized(method, changes, tmp_path / "run")
     original, inputs = _model(), {}
     for name in ("self_attn.o_proj", "mlp.down_proj"):
@@ -149,7 +149,7 @@ def test_from_the_settings_to_a_loaded_model(tmp_path):
 def test_a_resumed_run_is_the_same(tmp_path):
     folders = [tmp_path / "whole", tmp_path / "resumed"]
     method, changes = quarot(bits=3)
-    source = surrounded(open_source(_model()), changes, 0)
+    source = changed_source(open_source(_model()), changes, 0)
     for folder in folders:
         store = RunStore(folder)
         store.start({}, {}, resume=False)
@@ -161,8 +161,8 @@ def test_a_resumed_run_is_the_same(tmp_path):
     whole, resumed = (RunStore(folder).layers() for folder in folders)
     for name, layer in whole.items():
         assert torch.equal(layer.dequantize(), resumed[name].dequantize())
-    other = surrounded(open_source(_model()), changes, 1)
-    same = surrounded(open_source(_model()), replace(changes), 0)
+    other = changed_source(open_source(_model()), changes, 1)
+    same = changed_source(open_source(_model()), replace(changes), 0)
     assert source.digest() == same.digest() != other.digest()
 
 
@@ -182,7 +182,7 @@ def test_alpha_of_real_layers_is_of_rotated_inputs(smollm2_head, tmp_path, monke
     inner = RTN(bits=3, grid="signed", symmetric=True)
     method = NullSpace(inner=inner, skip_layers=("model.layers.0.*",))
     _, changes = quarot()
-    source = surrounded(open_source(smollm2_head, dtype="float32"), changes, 0)
+    source = changed_source(open_source(smollm2_head, dtype="float32"), changes, 0)
     store = RunStore(tmp_path / "run")
     store.start({}, {}, resume=False)
     SequentialLoop(BlockwiseModel(source), method, store, LoopOptions()).run(windows)

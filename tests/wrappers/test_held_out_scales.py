@@ -45,7 +45,7 @@ def test_held_out_ridge_is_best_on_unseen_windows(tokens, target, per):
     method = OutputScales(scales_held_out=True, **options)
     assert RequiredStatistics.FOLDS in method.required_statistics
     layer = method.quantize(given)
-    assert layer.record["alpha_ridge"] == best
+    assert layer.record["scales_ridge"] == best
     assert torch.equal(
         layer.scale, OutputScales(scales_ridge=best, **options).quantize(given).scale
     )
@@ -83,5 +83,5 @@ def test_held_out_threshold_is_best_on_unseen_windows(directions):
             errors[error] = threshold, ridge
     options = {"inner": inner, "scales_directions": directions}
     record = OutputScales(scales_held_out=True, **options).quantize(given).record
-    assert (record["alpha_threshold"], record["alpha_ridge"]) == errors[min(errors)]
+    assert (record["scales_threshold"], record["scales_ridge"]) == errors[min(errors)]
     assert len({errors[e] for e in errors}) == len(THRESHOLDS) * len(HELD_OUT_RIDGES)

@@ -118,7 +118,7 @@ def test_correction_and_output_scales_on_either_side(name, around):
     assert corrected < alone and scaled < alone
     assert both < corrected
     assert (layer.output_scale is None) == (around == "wrappers")
-    assert {"alpha_mean", "alpha_ridge"} <= layer.record.keys()
+    assert {"scales_mean", "scales_ridge"} <= layer.record.keys()
 
 
 def _with(method, innermost):
@@ -180,7 +180,7 @@ def test_output_scales_after_q2n_fit_what_q2n_left(inner, target):
     factors = (both.scale / stepped.scale).double()
     torch.testing.assert_close(factors, expected.expand(factors.shape), rtol=0, atol=3e-5)
     assert (stepped.scale / inner.quantize(given).scale - 1).abs().max() > 0.005
-    assert {"kept_rank", "output_error", "alpha_ridge", "alpha_mean"} <= both.record.keys()
+    assert {"kept_rank", "output_error", "scales_ridge", "alpha_mean"} <= both.record.keys()
     # alpha_* are those of the step that came last
     assert both.record["alpha_mean"] == pytest.approx(float(expected.mean()), abs=3e-5)
 
@@ -196,4 +196,4 @@ def test_q2n_and_output_scales_together_by_settings():
         for quantized in (layer, method.inner.quantize(given))
     ]
     assert losses[0] < losses[1]
-    assert {"correction", "kept_rank", "alpha_ridge"} <= layer.record.keys()
+    assert {"correction", "kept_rank", "scales_ridge"} <= layer.record.keys()

@@ -159,7 +159,7 @@ def test_presets():
 
 
 def test_refusals():
-    with pytest.raises(InputError, match="rtn has none.*reference='original'"):
+    with pytest.raises(InputError, match="not around rtn; use --reference original"):
         NullSpace(inner=RTN(), reference="compensated")
     with pytest.raises(InputError, match="threshold is 0.0; it takes a finite number above 0"):
         NullSpace(inner=RTN(), threshold=0.0)

@@ -31,11 +31,11 @@ def test_any_method_gets_factors_and_keeps_its_codes(inner, per, target):
     torch.testing.assert_close(factors(after, before), expected.expand(before.scale.shape), **SAME)
     assert (expected - 1).abs().max() > 0.005
     record = after.record
-    assert record["alpha_ridge"] == 0.5
-    assert record["alpha_mean"] == pytest.approx(float(expected.mean()), abs=3e-5)
-    assert record["alpha_min"] == pytest.approx(float(expected.min()), abs=3e-5)
-    assert record["alpha_max"] == pytest.approx(float(expected.max()), abs=3e-5)
-    assert record["alpha_std"] == pytest.approx(float(expected.std(correction=0)), abs=3e-5)
+    assert record["scales_ridge"] == 0.5
+    assert record["scales_mean"] == pytest.approx(float(expected.mean()), abs=3e-5)
+    assert record["scales_min"] == pytest.approx(float(expected.min()), abs=3e-5)
+    assert record["scales_max"] == pytest.approx(float(expected.max()), abs=3e-5)
+    assert record["scales_std"] == pytest.approx(float(expected.std(correction=0)), abs=3e-5)
     assert dict(before.record).items() <= dict(record).items()
 
 

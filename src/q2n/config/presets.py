@@ -50,6 +50,9 @@ QUALITIES: dict[str, dict[str, dict[str, Any]]] = {
 }
 """`--quality NAME`, by method."""
 
+ANY_METHOD = {"good": _CLOSED_FORMS, "best": {**_CLOSED_FORMS, "refit": "model"}}
+"""The same for a method that has no entry there."""
+
 NULLSPACE_PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "released": {

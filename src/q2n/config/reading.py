@@ -12,6 +12,7 @@ from typing import Any
 from q2n.config.options import CHANGES, RUN, SWITCHES, Option, table
 from q2n.config.presets import (
     ALIASES,
+    ANY_METHOD,
     METHOD_PRESETS,
     NULLSPACE_PRESETS,
     QUALITIES,
@@ -39,20 +40,23 @@ def read_settings(settings: Mapping[str, Any]) -> Settings:
         own = _checked(expanded, table().owners[owner])
         defaults = {name: option.default for name, option in table().owners[owner].items()}
         options[owner] = {**defaults, **own}
+    _refuse_idle(plain, {**run, **options[CHANGES]})
     taken = run.keys() | {name for own in options.values() for name in own}
-    _refuse_strangers(expanded.keys() - taken, base)
+    _refuse_unknown(expanded.keys() - taken, base)
     return Settings(run=RunSettings(**run), method=base, options=options)
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings under their own names, without those that were not set."""
     plain: dict[str, Any] = {}
+    set_as: dict[str, str] = {}
     for key, value in settings.items():
         name = ALIASES.get(key, key)
         if value is None:
             continue
         if name in plain:
-            raise InputError(f"{key} and {name} are the same setting: give one of them")
+            raise InputError(f"{set_as[name]} and {key} are the same setting: give one of them")
+        set_as[name] = key
         plain[name] = tuple(value) if isinstance(value, list) else _word(name, value)
     return plain
 
@@ -77,9 +81,16 @@ def _expanded(plain: Mapping[str, Any]) -> dict[str, Any]:
     message = refusal("quality", quality, table().owners[RUN]["quality"].kind)
     if message:
         raise InputError(message)
-    below = {**METHOD_PRESETS.get(method, {}), **(QUALITIES[quality][method] if quality else {})}
+    below = {**METHOD_PRESETS.get(method, {}), **_quality(quality, method)}
     expanded = {**below, **plain, "method": method}
     return {**NULLSPACE_PRESETS.get(expanded.get("nullspace", ""), {}), **expanded}
+
+
+def _quality(quality: str | None, method: str) -> Mapping[str, Any]:
+    """What a quality stands for; a method without an entry gets what any method can take."""
+    if quality is None:
+        return {}
+    return QUALITIES[quality].get(method, ANY_METHOD[quality])
 
 
 def _wrappers(run: Mapping[str, Any]) -> list[str]:
@@ -104,8 +115,38 @@ def _checked(values: Mapping[str, Any], options: Mapping[str, Option]) -> dict[s
     return own
 
 
-def _refuse_strangers(names: set[str], method: str) -> None:
-    """Name a setting that nobody in this configuration has."""
+IDLE_WITHOUT: dict[str, tuple[str, Any]] = {
+    **dict.fromkeys(("kv_group_size", "kv_clip_ratio"), ("kv_bits", 16)),
+    **dict.fromkeys(
+        ("activation_symmetric", "activation_group_size", "activation_clip_ratio"),
+        ("activation_bits", 16),
+    ),
+    "refit_steps": ("refit", "off"),
+    "incoherence_around": ("incoherence", "off"),
+    "ppl_windows": ("ppl", None),
+}
+"""Setting -> the one without which it does nothing, and that one's value for off."""
+
+
+def _refuse_idle(plain: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuse a setting that would do nothing because what it belongs to is off. Its default, as in
+    a printed configuration, is no such setting."""
+    for name, (switch, off) in IDLE_WITHOUT.items():
+        owner = next(options for options in table().owners.values() if name in options)
+        if name in plain and plain[name] != owner[name].default:
+            if settings.get(switch, _switch_default(switch)) == off:
+                raise InputError(
+                    f"option {name!r} does nothing without --{switch.replace('_', '-')}: add it, "
+                    f"or leave {name!r} out"
+                )
+
+
+def _switch_default(name: str) -> Any:
+    return next(options[name].default for options in table().owners.values() if name in options)
+
+
+def _refuse_unknown(names: set[str], method: str) -> None:
+    """Refuse a setting that nobody in this configuration has."""
     if not names:
         return
     name = min(names)

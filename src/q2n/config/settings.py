@@ -67,9 +67,9 @@ class RunSettings:
     batch_size: Count = 4
     """Windows in one forward pass."""
     cross_tokens: CountOrZero = 16
-    """Where the quantized model's inputs are compared with the full-precision model's (correct,
-    output_scales), longer text is thinned evenly to about so many tokens for each input channel;
-    0: all tokens, more slowly."""
+    """Tokens per input channel used to compare the quantized model's inputs with the
+    full-precision model's (correct, output_scales), evenly spaced in longer text; 0: all tokens
+    (slower)."""
     activations: Literal["device", "cpu", "disk"] = "device"
     """Where block inputs lie: device (fastest), cpu, or disk."""
     format: str = "compressed-tensors"

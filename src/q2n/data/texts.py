@@ -28,13 +28,13 @@ class Texts:
             InputError: no such text, one that is too short, or `length` above `longest`, the
                 positions that the model has.
         """
-        if longest is not None and length > longest:
-            raise InputError(
-                f"length {length} is more than the {longest} positions of the model; give "
-                f"--length {longest} or less"
-            )
+        _require_positions(length, longest)
         return calibration_windows(
-            load_corpus(corpus, "train"), self._words(), count=count, length=length, seed=seed
+            load_corpus(corpus, "train"),
+            self._load_tokenizer(),
+            count=count,
+            length=length,
+            seed=seed,
         )
 
     def evaluation(
@@ -45,19 +45,25 @@ class Texts:
         limit: int | None = None,
         stride: int | None = None,
         split: str = "test",
+        longest: int | None = None,
     ) -> TokenWindows:
-        """Windows side by side from the start of a split.
-
-        Raises:
-            InputError: no such text, or one that is too short.
-        """
+        """Windows side by side from the start of a split. Raises as `calibration`."""
+        _require_positions(length, longest)
         text = load_corpus(corpus, split)
-        return evaluation_windows(text, self._words(), length, limit=limit, stride=stride)
+        return evaluation_windows(text, self._load_tokenizer(), length, limit=limit, stride=stride)
 
-    def _words(self) -> Any:
+    def _load_tokenizer(self) -> Any:
         """The tokenizer."""
         if self._tokenizer is None:
             if self._checkpoint is None:
                 raise InputError("a model object comes without its tokenizer: give tokenizer=...")
             self._tokenizer = load_tokenizer(self._checkpoint, self._trust_remote_code)
         return self._tokenizer
+
+
+def _require_positions(length: int, longest: int | None) -> None:
+    if longest is not None and length > longest:
+        raise InputError(
+            f"length {length} is more than the {longest} positions of the model; give "
+            f"--length {longest} or less"
+        )

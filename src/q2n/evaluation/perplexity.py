@@ -122,7 +122,7 @@ def perplexity(
 def _require_fit(model: PreTrainedModel, windows: TokenWindows, batch_size: int) -> None:
     if batch_size < 1:
         raise InputError(f"batch size {batch_size} must be at least 1")
-    context = getattr(model.config, "max_position_embeddings", None)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and windows.length > context:
         raise InputError(
             f"windows of {windows.length} tokens exceed the model's context of {context}; "

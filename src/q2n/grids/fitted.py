@@ -43,31 +43,40 @@ def storage(grid: GridName, bits: int) -> StorageSpec:
 
 
 def fit(
-    grid: GridName, weight: Float[Tensor, "out in"], bits: int, dtype: torch.dtype, name: str
+    grid: GridName,
+    weight: Float[Tensor, "out in"],
+    bits: int,
+    dtype: torch.dtype,
+    name: str,
+    *,
+    clip_sigma: float | None = None,
+    clamp_first: bool = False,
 ) -> FittedGrid:
-    """Any grid but `uniform`, fitted to the weight of the layer `name`, with scales of `dtype`.
+    """A grid fitted to the weight of the layer `name`, with scales of `dtype`. `clip_sigma` and
+    `clamp_first` are for the `uniform` grid (`_uniform`).
 
     Raises:
         NumericalError: weights that are not finite, or a scale that overflows `dtype`.
     """
     if grid == "minmax":
         return _minmax(weight, bits, dtype, name)
+    if grid == "uniform":
+        return _uniform(weight, bits, dtype, name, clip_sigma, clamp_first)
     fitted = _trellis if _has_trellis(grid, bits) else _lloyd_max
     return fitted(weight, bits, dtype, name)
 
 
-def fit_even(
+def _uniform(
     weight: Float[Tensor, "out in"],
     bits: int,
     dtype: torch.dtype,
     name: str,
-    *,
     clip_sigma: float | None,
     clamp_first: bool,
 ) -> FittedGrid:
     """The `uniform` grid: evenly spaced levels over [-S, S], where S is `clip_sigma` root mean
     squares (None: the best for Gaussian weights). The weight is moved up by S, so that code 0 means
-    0; `clamp_first` clamps it to [-S, S] before. Raises as `fit`."""
+    0; `clamp_first` clamps it to [-S, S] before."""
     best = gaussian_range.BEST_CLIP_SIGMA[bits]
     scale = gaussian_range.fit(weight, best if clip_sigma is None else clip_sigma, dtype, name)
     end = scale.to(weight)

@@ -10,16 +10,15 @@ the stream is one that does not change with the machine (linalg/random_orthogona
 
 Once U has mixed them, a row of this layer is a mixture of all rows of the layer within. So the
 scales within cannot absorb a factor per row: the output scales do, and they multiply the whole row,
-also what lies in fixed columns within. Without U and V (projection "off") rows and columns are
-those of the layer within, and a factor goes there.
+also what lies in fixed columns within.
 """
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from q2n.layers.autograd import rotated_back
@@ -27,8 +26,6 @@ from q2n.layers.fields import nested
 from q2n.layers.quantized import QuantizedLinear, Trainable
 from q2n.linalg.basis import Basis
 from q2n.linalg.random_orthogonal import Mode, random_rotation
-
-Projection = Literal[Mode, "off"]
 
 RESCALE_DTYPE = torch.bfloat16
 """Its range matters, its precision does not: s is rounded before it is used."""
@@ -38,13 +35,11 @@ _SEED_BITS = 64
 
 def basis_of(
     shape: tuple[int, int],
-    projection: Projection,
+    projection: Mode,
     seed: int,
     rescale: Float[Tensor, " in"] | None,
 ) -> Basis:
     """The basis that is stored as a seed and s, for a layer of `shape` (out, in)."""
-    if projection == "off":
-        return Basis(rescale=rescale)
     rows, columns = shape
     left = random_rotation(rows, projection, seed, stream=0)
     right = random_rotation(columns, projection, seed, stream=1)
@@ -59,7 +54,7 @@ class RotatedLinear(QuantizedLinear):
 
     inner: QuantizedLinear = nested()
     """Q', in that basis."""
-    projection: Projection
+    projection: Mode
     seed: int
     rescale: Float[Tensor, " in"] | None = None
     """s, if the input channels were rescaled."""
@@ -75,13 +70,7 @@ class RotatedLinear(QuantizedLinear):
         weight = self.basis.weight_back(self.inner.dequantize())
         return weight if self.output_scale is None else weight * self.output_scale.float()[:, None]
 
-    @property
-    def fixed_columns(self) -> Int[Tensor, " fixed"]:
-        return self.inner.fixed_columns if self.projection == "off" else super().fixed_columns
-
     def scale_rows(self, alpha: Float[Tensor, " out"]) -> Self:
-        if self.projection == "off":
-            return replace(self, inner=self.inner.scale_rows(alpha))
         before = 1.0 if self.output_scale is None else self.output_scale.float()
         return replace(self, output_scale=(before * alpha.float()).to(OUTPUT_SCALE_DTYPE))
 
@@ -90,7 +79,7 @@ class RotatedLinear(QuantizedLinear):
 
     @property
     def metadata_bits(self) -> int:
-        return super().metadata_bits + (0 if self.projection == "off" else _SEED_BITS)
+        return super().metadata_bits + _SEED_BITS
 
 
 class TrainableRotated:

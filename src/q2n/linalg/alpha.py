@@ -62,11 +62,11 @@ def adam(
     return alpha
 
 
-def alpha_summary(alpha: Float[Tensor, "*factors"]) -> dict[str, float]:
-    """Mean, extremes and population standard deviation of a layer's factors, for its record."""
+def summary(factors: Float[Tensor, "*factors"]) -> dict[str, float]:
+    """What a layer's record says of its factors: mean, min, max and standard deviation."""
     return {
-        "alpha_mean": float(alpha.mean()),
-        "alpha_min": float(alpha.min()),
-        "alpha_max": float(alpha.max()),
-        "alpha_std": float(alpha.std(correction=0)),
+        "mean": float(factors.mean()),
+        "min": float(factors.min()),
+        "max": float(factors.max()),
+        "std": float(factors.std(correction=0)),
     }

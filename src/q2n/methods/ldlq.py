@@ -34,7 +34,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from q2n.errors import InputError
-from q2n.grids.fitted import FittedGrid, GridName, fit, fit_even, storage
+from q2n.grids.fitted import FittedGrid, GridName, fit, storage
 from q2n.kernels.column_rounding import UniformRule
 from q2n.kernels.column_sweep import Sweep, sweep
 from q2n.kernels.coordinate_descent import descend
@@ -143,10 +143,15 @@ class LDLQ(Method):
         return visit, feedback(gram[visit][:, visit], self.damping, name=name)
 
     def _fitted(self, problem: LayerProblem, weight: Float[Tensor, "out in"]) -> FittedGrid:
-        arguments = (weight, self.bits, problem.scale_dtype, problem.name)
-        if self.grid == "uniform":
-            return fit_even(*arguments, clip_sigma=self.clip_sigma, clamp_first=self.clamp_first)
-        return fit(self.grid, *arguments)
+        return fit(
+            self.grid,
+            weight,
+            self.bits,
+            problem.scale_dtype,
+            problem.name,
+            clip_sigma=self.clip_sigma,
+            clamp_first=self.clamp_first,
+        )
 
     def _noise(self, grid: FittedGrid, problem: LayerProblem) -> Float[Tensor, "in out"] | None:
         """Uniform over one step: rounding to nearest then rounds up with the probability of

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.devices import parse_device
-from q2n.models.rotated_source import surrounded
+from q2n.models.rotated_source import changed_source
 from q2n.models.source import ModelSource, assemble, open_source
 from q2n.models.targets import LayerFilter
 from q2n.transforms.model_changes import ModelChanges
@@ -15,7 +15,7 @@ from q2n.transforms.model_changes import ModelChanges
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A model from three sides."""
+    """The original model, the changed one, and its blocks."""
 
     original: ModelSource
     """As the user gave it."""
@@ -58,5 +58,5 @@ def open_model(
     original = open_source(
         model, dtype=dtype, trust_remote_code=trust_remote_code, revision=revision
     )
-    source = surrounded(original, changes, seed)
+    source = changed_source(original, changes, seed, layers)
     return OpenedModel(original, source, BlockwiseModel(source, where, layers))

@@ -28,12 +28,18 @@ from q2n.models.layout import (
     find_layout,
 )
 from q2n.models.source import ModelSource
+from q2n.models.targets import EVERY_LAYER, LayerFilter
 from q2n.transforms.decoder import DecoderRotation
 from q2n.transforms.model_changes import ModelChanges
 from q2n.transforms.runtime import RuntimeParts, attach_rotations
 
 
-def surrounded(source: ModelSource, changes: ModelChanges, seed: int) -> ModelSource:
+def changed_source(
+    source: ModelSource,
+    changes: ModelChanges,
+    seed: int,
+    layers: LayerFilter = EVERY_LAYER,
+) -> ModelSource:
     """The source of the changed model; the same source if nothing changes.
 
     Raises:
@@ -49,13 +55,18 @@ def surrounded(source: ModelSource, changes: ModelChanges, seed: int) -> ModelSo
     if changes.cache is not None:
         changes.cache.check(sizes.head_dim, f"a head of {source.label}")
     if changes.rotate == "none":
-        return RuntimeSource(source, _runtime_parts(layout, changes, None))
+        return RuntimeSource(source, _runtime_parts(layout, changes, layers, None))
     rotation = DecoderRotation.build(sizes, changes.rotate, seed)
-    return RotatedSource(source, _runtime_parts(layout, changes, rotation), layout, rotation)
+    return RotatedSource(
+        source, _runtime_parts(layout, changes, layers, rotation), layout, rotation
+    )
 
 
 def _runtime_parts(
-    layout: DecoderLayout, changes: ModelChanges, rotation: DecoderRotation | None
+    layout: DecoderLayout,
+    changes: ModelChanges,
+    layers: LayerFilter,
+    rotation: DecoderRotation | None,
 ) -> RuntimeParts:
     rotated = {}
     if rotation is not None:
@@ -65,12 +76,20 @@ def _runtime_parts(
         }
     return RuntimeParts(
         rotated=rotated,
-        rounded=layout.linears,
+        rounded=_quantized_linears(layout, layers),
         activations=changes.activations,
         attention=layout.everywhere(ATTENTION),
         keys=rotation.head if rotation is not None and changes.cache is not None else None,
         cache=changes.cache,
     )
+
+
+def _quantized_linears(layout: DecoderLayout, layers: LayerFilter) -> tuple[str, ...]:
+    """Patterns of the linears whose input is rounded: those that are quantized."""
+    blocks = [f"{layout.blocks}.{index}" for index in range(layout.count)]
+    names = [f"{block}.{name}" for block in blocks for name in LINEARS]
+    quantized = tuple(name for name in names if layers.keeps(name))
+    return layout.linears if len(quantized) == len(names) else quantized
 
 
 class RuntimeSource(ModelSource):
@@ -104,7 +123,7 @@ class RuntimeSource(ModelSource):
 
 
 class RotatedSource(RuntimeSource):
-    """The rotated model: gains in the weights, the head untied."""
+    """The rotated model: norm weights folded into the linears, the head untied."""
 
     def __init__(
         self,
@@ -153,13 +172,16 @@ class RotatedSource(RuntimeSource):
     def _is_tied_head(self, name: str) -> bool:
         return self._tied and name == self._head
 
-    def _gain(self, norm: str) -> Tensor:
+    def _norm_weight(self, norm: str) -> Tensor:
         return self.inner.tensor(f"{norm}.weight").float()
 
     def _outside(self) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
         layout, rotation = self.layout, self.rotation
         yield f"{layout.embeddings}.weight", rotation.embedding
-        yield self._head, lambda weight: rotation.reader(weight, self._gain(layout.last_norm))
+        yield (
+            self._head,
+            lambda weight: rotation.reader(weight, self._norm_weight(layout.last_norm)),
+        )
         yield f"{layout.last_norm}.weight", torch.ones_like
 
     def _inside(self) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
@@ -181,7 +203,7 @@ class RotatedSource(RuntimeSource):
         if name == DOWN:
             return self.rotation.gated_output
         rotate = self.rotation.value if name == VALUE else self.rotation.reader
-        return lambda weight: rotate(weight, self._gain(f"{block}.{NORM_OF[name]}"))
+        return lambda weight: rotate(weight, self._norm_weight(f"{block}.{NORM_OF[name]}"))
 
 
 def _untie(config: PretrainedConfig) -> PretrainedConfig:

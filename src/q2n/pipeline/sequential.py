@@ -83,6 +83,8 @@ class SequentialLoop:
         """
         if windows is None and self.reads_text:
             raise InputError(f"method {self.method_name} needs calibration text: give --corpus")
+        if finished == len(self.model):
+            return
         self.stopwatch.lap()
         with torch.no_grad(), self.reporter.bar("blocks", len(self.model), finished) as bar:
             probe = next(self.model.record_inputs([_probe_tokens(windows)]))
@@ -127,7 +129,7 @@ class SequentialLoop:
         folder = self.store.folder / "activations"
         streams = (
             []
-            if windows is None
+            if windows is None or not self.reads_text
             else open_streams(self.model, windows.tokens, names, self.options, folder)
         )
         try:

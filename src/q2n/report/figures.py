@@ -11,7 +11,8 @@ from q2n.report.record import LayerRecord, RunRecord
 
 
 def plot_layers(record: RunRecord, file: Path) -> None:
-    """Output error of every quantized linear, block by block, and the step's mean alpha.
+    """Output error of every quantized linear, block by block, and the mean of the factors on its
+    scales: alpha of the null-space step or, without it, the output scales.
 
     One line per kind of linear (q_proj, ...). With the null-space step dashed lines are the
     error before it.
@@ -23,16 +24,19 @@ def plot_layers(record: RunRecord, file: Path) -> None:
     kinds = _by_kind(layers, "output_error")
     if not kinds:
         raise InputError("nothing to plot: no layer of this record has an output error")
-    stepped = bool(_by_kind(layers, "alpha_mean"))
+    alpha, scales = _by_kind(layers, "alpha_mean"), _by_kind(layers, "scales_mean")
+    stepped = bool(alpha or scales)
     figure = Figure(figsize=(11 if stepped else 6, 4), layout="constrained")
     axes = figure.subplots(1, 2 if stepped else 1, squeeze=False)[0]
     _lines(axes[0], kinds, "-")
     axes[0].set(yscale="log", xlabel="block", ylabel="|(W - Q) X|² / |W X|²", title="output error")
-    if stepped:
+    if alpha:
         _lines(axes[0], _by_kind(layers, "output_error_before"), "--", labelled=False)
         axes[0].set_title("output error (dashed: before the step)")
-        _lines(axes[1], _by_kind(layers, "alpha_mean"), "-")
-        axes[1].set(xlabel="block", ylabel="mean over rows", title="alpha")
+    if stepped:
+        _lines(axes[1], alpha or scales, "-")
+        title = "alpha" if alpha else "output scales"
+        axes[1].set(xlabel="block", ylabel="mean over factors", title=title)
     axes[-1].legend(fontsize="small", ncols=2)
     try:
         figure.savefig(file, dpi=120)

@@ -49,11 +49,6 @@ class LayerRecord:
         """|(W - Q) X|^2 / |W X|^2 on the calibration text; None without any."""
         return self.notes.get("output_error")
 
-    @property
-    def alpha_mean(self) -> float | None:
-        """Mean over rows of the factors of the null-space step; None without it."""
-        return self.notes.get("alpha_mean")
-
 
 @dataclass(frozen=True, kw_only=True)
 class BlockRecord:

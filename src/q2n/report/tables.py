@@ -9,14 +9,18 @@ from q2n.report.record import LayerRecord, RunRecord
 
 
 def layer_table(record: RunRecord) -> Table:
-    """One row per quantized linear: bits, output error, and what the null-space step did."""
+    """One row per quantized linear: bits, output error, what the null-space step and the output
+    scales did."""
     layers = record.layers
-    stepped = any(layer.alpha_mean is not None for layer in layers.values())
+    stepped = any("alpha_mean" in layer.notes for layer in layers.values())
+    scaled = any("scales_mean" in layer.notes for layer in layers.values())
     table = Table(title=f"{len(layers)} quantized linears", box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("layer", no_wrap=True)
     titles = ["bits", "error %"]
     if stepped:
         titles += ["before", "rank", "null %", "alpha", "min", "max"]
+    if scaled:
+        titles += ["scales", "min", "max"]
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
     prefix = commonprefix(list(layers))
@@ -24,6 +28,8 @@ def layer_table(record: RunRecord) -> Table:
         cells = [f"{layer.bits_per_weight:.2f}", _percent(layer.output_error)]
         if stepped:
             cells += _step_cells(layer)
+        if scaled:
+            cells += _factor_cells(layer, "scales")
         table.add_row(name.removeprefix(prefix), *cells)
     table.caption = "error: |(W - Q) X|^2 / |W X|^2 on the calibration text"
     if stepped:
@@ -31,18 +37,25 @@ def layer_table(record: RunRecord) -> Table:
             "; before: the same without the step; rank: principal directions kept; "
             "null: energy in the null space; alpha: mean over rows"
         )
+    if scaled:
+        table.caption += "; scales: mean of the factors fitted to the output"
     return table
 
 
 def _step_cells(layer: LayerRecord) -> list[str]:
-    if layer.alpha_mean is None:
+    if "alpha_mean" not in layer.notes:
         return ["-"] * 6
     return [
         _percent(layer.notes.get("output_error_before")),
         str(layer.notes.get("kept_rank", "-")),
         _percent(layer.notes.get("nullspace_energy")),
-        *(f"{layer.notes[f'alpha_{kind}']:.3f}" for kind in ("mean", "min", "max")),
+        *_factor_cells(layer, "alpha"),
     ]
+
+
+def _factor_cells(layer: LayerRecord, which: str) -> list[str]:
+    keys = [f"{which}_{kind}" for kind in ("mean", "min", "max")]
+    return [f"{layer.notes[key]:.3f}" if key in layer.notes else "-" for key in keys]
 
 
 def settings_table(record: RunRecord) -> Table:

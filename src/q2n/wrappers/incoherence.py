@@ -19,9 +19,9 @@ from typing import ClassVar
 
 from q2n.errors import InputError
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
-from q2n.layers.rotated import RESCALE_DTYPE, Projection, RotatedLinear, basis_of
+from q2n.layers.rotated import RESCALE_DTYPE, RotatedLinear, basis_of
 from q2n.linalg.basis import balancing
-from q2n.linalg.random_orthogonal import factors
+from q2n.linalg.random_orthogonal import Mode, factors
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import LayerProblem, Wrapper
 
@@ -37,7 +37,7 @@ class Incoherence(Wrapper):
 
     incoherence_rescale: bool = False
     """Balance the energies of weight and input, channel by channel."""
-    projection: Projection = "kronecker"
+    projection: Mode = "kronecker"
     """How the random rotations are made (linalg/random_orthogonal.py)."""
 
     @property
@@ -53,13 +53,13 @@ class Incoherence(Wrapper):
         return StorageSpec(kind=RotatedLinear.kind)
 
     def check(self, name: str, shape: tuple[int, int]) -> None:
-        for width in shape if self.projection != "off" else ():
+        for width in shape:
             p, q = factors(width)
             if max(p, q) > _LARGEST_FACTOR:
                 raise InputError(
                     f"{name}: its width {width} = {p} x {q} has no useful factorisation, a random "
                     f"rotation would need a dense block of {max(p, q)}; leave the layer out with "
-                    "--ignore, or use incoherence='off'"
+                    "--ignore, or use --incoherence off"
                 )
         super().check(name, shape)
 

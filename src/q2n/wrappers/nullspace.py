@@ -61,8 +61,8 @@ class NullSpace(Wrapper):
         super().__post_init__()
         if self.reference == "compensated" and not isinstance(self.inner, Compensating):
             raise InputError(
-                f"reference='compensated' needs a method with error feedback, and "
-                f"{self.inner.name} has none; use reference='original'"
+                f"--reference compensated (which --nullspace released sets) works around gptq and "
+                f"owq, not around {self.inner.name}; use --reference original"
             )
 
     @property
@@ -116,7 +116,7 @@ class NullSpace(Wrapper):
         record = {
             "kept_rank": start,
             "nullspace_energy": spectrum.tail_energy(start),
-            **solvers.alpha_summary(alpha),
+            **{f"alpha_{key}": value for key, value in solvers.summary(alpha).items()},
             "output_error_before": before.relative(),
             "output_error": after,
         }
@@ -124,7 +124,7 @@ class NullSpace(Wrapper):
         return stepped, record | ({"nullspace_note": note} if note else {})
 
     def _spectrum(self, statistics: InputStatistics, name: str) -> Spectrum:
-        """One decomposition an input site, shared by its linears."""
+        """One decomposition per input site, shared by its linears."""
         second = self.gram == "second_moment"
         return statistics.once(
             ("spectrum", self.gram, self.decomposition),

@@ -12,7 +12,7 @@ absorbs the factors in the scales it already stores (`scale_groups`); its codes 
 multiplies (`fixed_columns`, outliers in 16 bits) is taken off the target first.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from q2n.layers.quantized import QuantizedLinear
 from q2n.linalg import spectrum as rules
-from q2n.linalg.alpha import alpha_summary
+from q2n.linalg.alpha import summary
 from q2n.linalg.held_out import alpha_ridge
 from q2n.linalg.output_alpha import per_group
 from q2n.linalg.spectrum import Spectrum
@@ -30,7 +30,7 @@ from q2n.method import LayerProblem, Wrapper
 from q2n.option_types import NonNegative, Positive
 
 THRESHOLDS = (0.01, 0.03, 0.1, 0.3)
-"""Thresholds that are tried where they choose themselves."""
+"""Thresholds tried with scales_held_out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +80,12 @@ class OutputScales(Wrapper):
         filtered = self.scales_directions != "all"
         gram, goal = self._products(problem, fixed, statistics, threshold if filtered else None)
         alpha = per_group(scaled, gram, goal, ridge, size)
-        record = alpha_summary(alpha) | {"alpha_ridge": ridge}
+        notes = {f"scales_{key}": x for key, x in summary(alpha).items()} | {"scales_ridge": ridge}
         if filtered:
-            record["alpha_threshold"] = threshold
-        return layer.scale_groups(alpha).with_record(**record)
+            notes["scales_threshold"] = threshold
+        # an output error that was noted before is no longer true
+        before = {key: x for key, x in layer.record.items() if key != "output_error"}
+        return replace(layer.scale_groups(alpha), record={**before, **notes})
 
     def _strength(
         self,
@@ -126,7 +128,7 @@ class OutputScales(Wrapper):
         return statistics.once(key, lambda: root @ gram @ root), goal @ root @ root
 
     def _filter(self, problem: LayerProblem, threshold: float) -> Float[Tensor, "in in"]:
-        """F^1/2 of a threshold; one an input site."""
+        """F^1/2 of a threshold; one per input site."""
         statistics = problem.measured
         return statistics.once(
             ("filter", self.scales_directions, threshold),
