@@ -37,7 +37,10 @@ def test_the_search_finds_the_best_of_its_candidates(bits, symmetric, dtype):
     def storage(x):
         return torch.tensor(x).to(dtype)
 
-    brute = [oracle.tuned(row, bits, symmetric, 40, storage)[2] for row in weight.double().numpy()]
+    brute = [
+        oracle.scale_zero_search(row, bits, symmetric, 40, storage)[2]
+        for row in weight.double().numpy()
+    ]
     # float32 sums, and three Newton steps of a fifth root, against float64
     np.testing.assert_allclose(found, brute, rtol=1e-5)
     minmax = UniformGrid(**options).fit(weight, dtype, "layer")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from oracles.quarot import signed_range
+from oracles.quarot import signed_scale
 
 from q2n.errors import NumericalError
 from q2n.grids.signed import SignedGrid
@@ -13,7 +13,7 @@ def test_the_clip_search_is_its_definition(bits):
     weight[0] = weight[0].abs()
     weight[1, 0] = 9.0
     scale, zero = SignedGrid(bits=bits, clip="mse").fit(weight, torch.float32, "w")
-    expected = [signed_range(row.double().numpy(), bits) for row in weight]
+    expected = [signed_scale(row.double().numpy(), bits) for row in weight]
     np.testing.assert_allclose(scale.squeeze(1), expected, rtol=1e-6)  # eps of float32, no ties
     assert (zero == 2 ** (bits - 1)).all()
 

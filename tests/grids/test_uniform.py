@@ -68,7 +68,7 @@ def test_clip_search_finds_the_best_of_its_candidates(bits, symmetric):
     searched = criterion("mse")
     assert (searched <= criterion("minmax") * (1 + 1e-6)).all()
     assert (searched < criterion("minmax") * 0.9).any()
-    brute = [oracles.clip_search(row.double().numpy(), bits, symmetric) for row in weight]
+    brute = [oracles.mse_clip_error(row.double().numpy(), bits, symmetric) for row in weight]
     # float32 against float64 on a sum of 32 terms
     np.testing.assert_allclose(searched.numpy(), brute, rtol=1e-5)
 

@@ -33,7 +33,7 @@ def test_every_sequence_is_tried_and_the_nearest_found(bits, rows):
     weight, digits = gaussian(COLUMNS, rows), trellis_code.DIGITS[bits]
     found = rounded(weight, bits, torch.zeros_like(MATRIX))
     values = rule(bits).values.numpy()
-    codes, points = oracle.every_sequence(rows, values, 2**bits, digits)
+    codes, points = oracle.all_sequences(rows, values, 2**bits, digits)
     for column, code, error in zip(weight.numpy(), found.codes.numpy(), found.error, strict=True):
         distance = ((points - column) ** 2).sum(1)
         same = (codes[:, rows - digits :] == code[rows - digits :]).all(1)

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from oracles.quarot import dense
+from oracles.quarot import kronecker_product
 
 from q2n.linalg.kronecker import Factor, KroneckerMatrix
 from q2n.linalg.random_orthogonal import haar_factor, mixing_factors, random_rotation, random_signs
@@ -84,7 +84,9 @@ def test_it_is_the_kronecker_product_of_its_factors():
     for name in ("hadamard", "three", "heads", "not symmetric"):
         matrix = CASES[name]
         factors = [f.size if f.blocks is None else f.blocks[0] for f in matrix.factors]
-        np.testing.assert_allclose(written_out(matrix), dense(factors, matrix.signs), atol=1e-15)
+        np.testing.assert_allclose(
+            written_out(matrix), kronecker_product(factors, matrix.signs), atol=1e-15
+        )
 
 
 @pytest.mark.parametrize("name", ["hadamard", "everything"])

@@ -53,7 +53,7 @@ def test_factors_minimise_the_loss_on_the_tokens(seed, stream, ridge):
     given = (weight, quantized, x, target)
     for size, found in ((SIZE, groups_of(*given, ridge)), (COLUMNS, rows_of(*given, ridge))):
         minimised = oracles.minimised_output_alpha(*given, size, ridge)
-        regressed = oracles.regressed_output_alpha(*given, size, ridge)
+        regressed = oracles.least_squares_output_alpha(*given, size, ridge)
         torch.testing.assert_close(minimised, regressed, rtol=0, atol=1e-6)
         torch.testing.assert_close(found, regressed, **SAME)
         assert (found - 1).abs().max() > 0.01  # the test would see a step that does nothing
@@ -62,7 +62,7 @@ def test_factors_minimise_the_loss_on_the_tokens(seed, stream, ridge):
 @pytest.mark.parametrize("size", [1, 5, 11])
 def test_any_group_size_will_do(size):
     given = problem(4)
-    expected = oracles.regressed_output_alpha(*given, size, 0.2)
+    expected = oracles.least_squares_output_alpha(*given, size, 0.2)
     assert expected.shape[1] == -(-COLUMNS // size)
     torch.testing.assert_close(groups_of(*given, 0.2, size), expected, **SAME)
 
@@ -143,7 +143,7 @@ def test_zero_rows_and_groups_keep_one(ridge):
     assert (alpha[2] == 1).all() and alpha[4, 1] == 1 and alpha[5, 2] == 1
     torch.testing.assert_close(
         alpha,
-        oracles.regressed_output_alpha(weight, quantized, x, x_full, SIZE, ridge),
+        oracles.least_squares_output_alpha(weight, quantized, x, x_full, SIZE, ridge),
         **SAME,
     )
     rows = rows_of(weight, quantized, x, x_full, ridge)
@@ -156,7 +156,7 @@ def test_groups_without_input_keep_one(ridge):
     x[:, SIZE : 2 * SIZE] = 0
     alpha = groups_of(weight, quantized, x, x_full, ridge)
     assert (alpha[:, 1] == 1).all()
-    expected = oracles.regressed_output_alpha(weight, quantized, x, x_full, SIZE, ridge)
+    expected = oracles.least_squares_output_alpha(weight, quantized, x, x_full, SIZE, ridge)
     torch.testing.assert_close(alpha, expected, **SAME)
     nothing = torch.zeros_like(x)
     assert (groups_of(weight, quantized, nothing, x_full, ridge) == 1).all()
@@ -187,7 +187,7 @@ def test_factors_do_not_depend_on_batching_or_merging():
     )
     first.update(x[:90], x_full[:90])
     second.update(x[90:], x_full[90:])
-    expected = oracles.regressed_output_alpha(
+    expected = oracles.least_squares_output_alpha(
         *(t.double() for t in (weight, quantized, x, x_full)), SIZE, 0.3
     )
     for statistics in (gathered(), gathered(1, 77, 200), first + second, second + first):
@@ -205,7 +205,7 @@ def test_groups_that_say_the_same_share_the_change(ridge):
     quantized[:, SIZE : 2 * SIZE] = quantized[:, :SIZE]
     alpha = groups_of(weight, quantized, x, x_full, ridge)
     torch.testing.assert_close(alpha[:, 0], alpha[:, 1], rtol=0, atol=1e-6)
-    expected = oracles.regressed_output_alpha(weight, quantized, x, x_full, SIZE, ridge)
+    expected = oracles.least_squares_output_alpha(weight, quantized, x, x_full, SIZE, ridge)
     torch.testing.assert_close(alpha, expected, **SAME)
 
 

@@ -52,7 +52,7 @@ def test_layer_equals_codes_decoded_one_by_one(bits, rows):
     for low, high in zip(ends, ends[1:], strict=False):
         for column in range(3):
             part = codes[low:high, column]
-            expected[low:high, column] = oracle.decoded(part, values, 2**bits, digits)
+            expected[low:high, column] = oracle.decode(part, values, 2**bits, digits)
     alpha = torch.linspace(0.5, 2, rows)
     layer = TrellisLinear(codes=codes, scale=torch.tensor([2.0]), bits=bits)
     np.testing.assert_array_equal(layer.dequantize(), 2 * expected)

@@ -4,7 +4,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from oracles.quarot import signed_range
+from oracles.quarot import signed_scale
 
 from q2n.config.presets import NULLSPACE_PRESETS
 from q2n.errors import InputError, NumericalError
@@ -193,7 +193,7 @@ def test_signed_codes_have_a_searched_range():
     given = problem(dtype=torch.float32)
     for bits in (2, 4):
         layer = RTN(bits=bits, **SIGNED).quantize(given)
-        scale = np.array([signed_range(row.double().numpy(), bits) for row in given.weight])
+        scale = np.array([signed_scale(row.double().numpy(), bits) for row in given.weight])
         low = -(2 ** (bits - 1))
         codes = np.clip(np.round(given.weight.numpy() / scale[:, None]), low, -low - 1)
         # one rounding of scale times code to float32

@@ -54,7 +54,7 @@ def test_ldlq_and_coordinate_descent_are_their_definition(bits, order, clamp_fir
         clamp_first=clamp_first,
     )  # fmt: skip
     np.testing.assert_array_equal(plain.codes.numpy()[:, ascending], codes)
-    passed = oracle.greedy_pass(v, codes, hessian, 2**bits - 1)
+    passed = oracle.coordinate_descent_pass(v, codes, hessian, 2**bits - 1)
     descended = LDLQ(descent_passes=1, **options).quantize(given)
     np.testing.assert_array_equal(descended.codes.numpy()[:, ascending], passed)
     assert descended.record["descent_changes"] == (passed != codes).sum() > 0

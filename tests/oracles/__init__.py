@@ -1,4 +1,4 @@
-"""Slow, plain transcriptions of the definitions. They share no code with the package."""
+"""The definitions as slow, plain code. It shares nothing with the package."""
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ def _lbfgs(loss, parameter):
 
 
 def adam_alpha(weight, quantized, gram, start, ridge, steps=20, rate=2e-3):
-    """The released GPTQ's solver: Adam on the loss of Eq 8, by automatic differentiation."""
+    """The solver of the released Q2N code: Adam on the loss of Eq 8 with autograd, from ones."""
     null = torch.linalg.eigh(gram)[1].flip(1)[:, start:]
     target = weight - (weight - quantized) @ (null @ null.T)
     alpha = torch.ones(len(weight), dtype=weight.dtype, requires_grad=True)
@@ -61,7 +61,7 @@ def adam_alpha(weight, quantized, gram, start, ridge, steps=20, rate=2e-3):
 
 
 def paper_start(values, threshold):
-    """Kept directions by Eq 6, one k at a time (1-based as in the paper)."""
+    """How many leading directions Eq 6 keeps; `k` counts from 1 as in the paper."""
     mu = list(values[1:])
     for k in range(1, len(mu) + 1):
         if sum(mu[:k]) > 0 and sum(mu[k:]) / sum(mu[:k]) <= threshold:
@@ -70,7 +70,7 @@ def paper_start(values, threshold):
 
 
 def released_start(values, threshold):
-    """The released code's index: one value belongs to neither sum."""
+    """The same by the index of the released code, where one value belongs to neither sum."""
     s = list(values[1:])
     for j in range(len(s) - 1):
         if sum(s[: j + 1]) > 1e-12 and sum(s[j + 2 :]) / sum(s[: j + 1]) <= threshold:
@@ -79,7 +79,7 @@ def released_start(values, threshold):
 
 
 def minmax(values, bits, symmetric, storage=np.float32):
-    """Scale and zero point of each row of `values`, METHODS' rules for a range."""
+    """Scale and zero point of each row of `values` from its range, which includes 0."""
     top = 2**bits - 1
     scales, zeros = [], []
     for row in values:
@@ -96,14 +96,14 @@ def minmax(values, bits, symmetric, storage=np.float32):
 
 
 def rtn(values, scale, zero, bits):
-    """`s (clamp(round(x / s) + z, 0, 2^b - 1) - z)`."""
+    """Round to nearest: `s (clamp(round(x / s) + z, 0, 2^b - 1) - z)`."""
     return scale * (np.clip(np.rint(values / scale) + zero, 0, 2**bits - 1) - zero)
 
 
 def gptq(weight, gram, *, bits, group_size, symmetric, act_order, static_groups, damping):
-    """GPTQ as it is written down: explicit inverse, its Cholesky factor, and every later
-    column updated after each column. Returns the dense quantized weight, and for each
-    visited column the working copy as it stood before that column was rounded."""
+    """GPTQ from its definition: explicit inverse, Cholesky factor, and an update of all later
+    columns after each column. Returns the dequantized weight, for each visited column the
+    working copy before that column was rounded, and the order of the columns."""
     work = weight.copy()
     rows, m = weight.shape
     size = m if group_size == -1 else group_size
@@ -129,8 +129,8 @@ def gptq(weight, gram, *, bits, group_size, symmetric, act_order, static_groups,
     return quantized[:, back], [state[:, back] for state in history], order
 
 
-def clip_search(values, bits, symmetric):
-    """GPTQ's `mse` search on one group, one candidate at a time: its least criterion."""
+def mse_clip_error(values, bits, symmetric):
+    """The smallest `sum |error|^2.4` of GPTQ's clip search on one group."""
     lo, hi = min(0.0, values.min()), max(0.0, values.max())
     if symmetric:
         hi = max(abs(lo), hi)
@@ -145,8 +145,9 @@ def clip_search(values, bits, symmetric):
 
 
 def minimised_output_alpha(weight, quantized, x, x_full, size, ridge):
-    """The factors of every `size` columns that bring `Q x` closest to `W x_full`, token by
-    token, by L-BFGS. Each row's loss is divided by its energy: rows do not meet in the sum."""
+    """One factor per row and group of `size` columns that minimises `|W x_full - Q x|^2` plus
+    the ridge over all tokens, by L-BFGS. Rows are independent; dividing each row's loss by its
+    energy only makes them equally large."""
     group = torch.arange(weight.shape[1]) // size
     count = int(group[-1]) + 1
     target = x_full @ weight.T
@@ -161,9 +162,9 @@ def minimised_output_alpha(weight, quantized, x, x_full, size, ridge):
     return _lbfgs(loss, alpha)
 
 
-def regressed_output_alpha(weight, quantized, x, x_full, size, ridge):
-    """The same by a plain least-squares fit of each row: one regressor a group, one more
-    observation a group for the ridge. The smallest change where several are best."""
+def least_squares_output_alpha(weight, quantized, x, x_full, size, ridge):
+    """The same by a least-squares fit per row: one regressor per group, and one additional
+    observation per group for the ridge. The change of least norm if the fit is not unique."""
     rows, m = weight.shape
     alpha = []
     for i in range(rows):
@@ -184,9 +185,8 @@ def regressed_output_alpha(weight, quantized, x, x_full, size, ridge):
 def filtered_output_alpha(
     weight, quantized, x, x_full, size, ridge, directions, threshold, everything=None
 ):
-    """Factors where the residual is weighed along the eigenvectors of `sum x x^T`: the weights
-    as a matrix F, one plain linear system a row, one product an entry. The eigenvectors are those
-    of the tokens `everything`, if given."""
+    """The same with the residual weighted along the eigenvectors of `sum x x^T`, by one linear
+    system per row. `everything`: tokens whose eigenvectors are used instead of those of `x`."""
     basis = (x if everything is None else everything).double().numpy()
     weight, quantized, x, x_full = (t.double().numpy() for t in (weight, quantized, x, x_full))
     gram, cross = x.T @ x, x_full.T @ x
@@ -195,12 +195,12 @@ def filtered_output_alpha(
     values, vectors = values[order].clip(min=0), vectors[:, order]
     start = paper_start(values.tolist(), threshold)
     if directions == "principal":
-        kept = np.array([float(k < start) for k in range(len(values))])
+        share = np.array([float(k < start) for k in range(len(values))])
     else:
-        kept = values / (values + values[start - 1])
-    f = sum(w * np.outer(u, u) for w, u in zip(kept, vectors.T, strict=True))
+        share = values / (values + values[start - 1])
+    f = sum(w * np.outer(u, u) for w, u in zip(share, vectors.T, strict=True))
     blocks = [slice(a, a + size) for a in range(0, weight.shape[1], size)]
-    root = sum(w**0.5 * np.outer(u, u) for w, u in zip(kept, vectors.T, strict=True))
+    root = sum(w**0.5 * np.outer(u, u) for w, u in zip(share, vectors.T, strict=True))
     filtered, goal = root @ gram @ root, weight @ cross @ f
     alpha = []
     for q, t in zip(quantized, goal, strict=True):
@@ -212,8 +212,8 @@ def filtered_output_alpha(
 
 
 def minimised_correction(weight, x, x_full, ridge):
-    """The W' that brings `W' x` closest to `W x_full`, token by token, by L-BFGS; `ridge` as
-    a share of the mean energy of an input channel."""
+    """The W' that minimises `|W x_full - W' x|^2 + ridge |W' - W|^2` over all tokens, by L-BFGS;
+    `ridge` is relative to the mean energy of an input channel."""
     hold = ridge * (x**2).sum() / x.shape[1]
     corrected = weight.clone().requires_grad_()
     target = x_full @ weight.T
@@ -225,32 +225,33 @@ def minimised_correction(weight, x, x_full, ridge):
     return _lbfgs(loss, corrected)
 
 
-def adam_refit(codes, scale, zero, size, gain, rows, target, rates, steps):
-    """Scales of one linear and the gain before it after Adam on the mean squared error, with
-    relative changes as parameters and every formula written out in float64."""
-    steps_of_grid, scale, gain = codes.double(), scale.double(), gain.double()
-    rows, target = rows.double(), target.double()
+def adam_refit(codes, scale, zero, size, norm, inputs, target, rates, steps):
+    """Scales of one linear and the norm weights before it, after Adam on the mean squared error
+    of its outputs. Parameters are relative changes; every gradient is written out in float64.
+    Returns scales, norm weights and the loss of every step."""
+    levels, scale, norm = codes.double(), scale.double(), norm.double()
+    inputs, target = inputs.double(), target.double()
     group = torch.arange(codes.shape[1]) // size
-    steps_of_grid = steps_of_grid - zero.double()[:, group]
-    changes = [torch.zeros_like(scale), torch.zeros_like(gain)]
+    levels = levels - zero.double()[:, group]
+    changes = [torch.zeros_like(scale), torch.zeros_like(norm)]
     first = [torch.zeros_like(x) for x in changes]
     second = [torch.zeros_like(x) for x in changes]
     losses = []
     for step in range(steps):
         now = scale * (1 + changes[0])
-        scaled = rows * gain * (1 + changes[1])
-        dense = now[:, group] * steps_of_grid
+        scaled = inputs * norm * (1 + changes[1])
+        dense = now[:, group] * levels
         residual = scaled @ dense.T - target
         losses.append(float(residual.square().mean()))
         slope = 2 * residual / residual.numel()
-        by_weight = slope.T @ scaled * steps_of_grid
+        by_weight = slope.T @ scaled * levels
         by_scale = torch.stack([by_weight[:, group == g].sum(1) for g in range(len(scale[0]))], 1)
-        gradients = [by_scale * scale, ((slope @ dense) * rows).sum(0) * gain]
-        course = min(1.0, (step + 1) / max(1, round(0.1 * steps))) * (1 - step / steps)
+        gradients = [by_scale * scale, ((slope @ dense) * inputs).sum(0) * norm]
+        schedule = min(1.0, (step + 1) / max(1, round(0.1 * steps))) * (1 - step / steps)
         for i, gradient in enumerate(gradients):
             first[i] = 0.9 * first[i] + 0.1 * gradient
             second[i] = 0.99 * second[i] + 0.01 * gradient**2
             mean = first[i] / (1 - 0.9 ** (step + 1))
-            spread = second[i] / (1 - 0.99 ** (step + 1))
-            changes[i] = changes[i] - rates[i] * course * mean / (spread.sqrt() + 1e-8)
-    return scale * (1 + changes[0]), gain * (1 + changes[1]), losses
+            variance = second[i] / (1 - 0.99 ** (step + 1))
+            changes[i] = changes[i] - rates[i] * schedule * mean / (variance.sqrt() + 1e-8)
+    return scale * (1 + changes[0]), norm * (1 + changes[1]), losses

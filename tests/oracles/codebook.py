@@ -1,4 +1,4 @@
-"""k-means of one row and LeanQuant, as they are written down: numpy, float64, plain loops."""
+"""Weighted k-means of one row, and LeanQuant, from their definitions: numpy, float64, loops."""
 
 import itertools
 
@@ -6,11 +6,12 @@ import numpy as np
 
 
 def cost(row, weight, centroids):
+    """Weighted squared distance of all points to their nearest centroids."""
     return float((weight * ((row[:, None] - centroids[None, :]) ** 2).min(1)).sum())
 
 
 def lloyd(row, weight, start, steps=100, tolerance=1e-6):
-    """Every point looks at every centroid. The first empty cluster moves to the dearest point."""
+    """Lloyd's iteration. The first empty cluster moves to the point of the largest cost."""
     centroids = np.array(start, dtype=float)
     for _ in range(steps):
         label = ((row[:, None] - centroids[None, :]) ** 2).argmin(1)
@@ -20,9 +21,9 @@ def lloyd(row, weight, start, steps=100, tolerance=1e-6):
             if mass > 0:
                 after[i] = (weight * row)[label == i].sum() / mass
         empty = [i for i in range(len(centroids)) if weight[label == i].sum() == 0]
-        price = weight * (row - after[label]) ** 2
-        if empty and price.max() > 0:
-            after[empty[0]] = row[price.argmax()]
+        costs = weight * (row - after[label]) ** 2
+        if empty and costs.max() > 0:
+            after[empty[0]] = row[costs.argmax()]
         after = np.sort(after)
         shift = ((after - centroids) ** 2).sum()
         centroids = after
@@ -32,7 +33,7 @@ def lloyd(row, weight, start, steps=100, tolerance=1e-6):
 
 
 def best_partition(row, weight, count):
-    """The least cost of all: every way to cut the sorted row into `count` intervals."""
+    """The smallest cost over all cuts of the sorted row into `count` intervals."""
     order = np.argsort(row)
     row, weight = row[order], weight[order]
     best = np.inf
@@ -45,8 +46,8 @@ def best_partition(row, weight, count):
 
 
 def feedback_sweep(weight, gram, order, damping, round_column):
-    """GPTQ as it is written down: explicit inverse, every later column updated after each.
-    `round_column(values, column)` gives the rounded values of a column of the layer."""
+    """GPTQ from its definition, with any rounding: explicit inverse, and an update of all later
+    columns after each. `round_column(values, column)` rounds the values of one column."""
     m = weight.shape[1]
     damped = gram + damping * np.diag(gram).mean() * np.eye(m)
     upper = np.linalg.cholesky(np.linalg.inv(damped[np.ix_(order, order)])).T
@@ -59,17 +60,19 @@ def feedback_sweep(weight, gram, order, damping, round_column):
 
 
 def pivots(gram, order, damping):
-    """U_jj by column of the layer, U the upper Cholesky factor of the damped inverse."""
+    """`U_jj` of every column, where U is the upper Cholesky factor of the damped inverse."""
     m = len(gram)
     damped = gram + damping * np.diag(gram).mean() * np.eye(m)
     upper = np.linalg.cholesky(np.linalg.inv(damped[np.ix_(order, order)])).T
-    found = np.empty(m)
-    found[order] = np.diag(upper)
-    return found
+    diagonal = np.empty(m)
+    diagonal[order] = np.diag(upper)
+    return diagonal
 
 
 def leanquant(weight, gram, *, bits, exponent, damping, act_order):
-    """Equally spaced start, Lloyd, sweep to the nearest centroid."""
+    """k-means per row from equally spaced centroids, then GPTQ to the nearest centroid.
+
+    Returns the dequantized weight and the centroids of every row."""
     order = np.argsort(-np.diag(gram), kind="stable") if act_order else np.arange(len(gram))
     omega = pivots(gram, order, damping) ** -exponent
     books = np.array(

@@ -1,11 +1,11 @@
-"""OWQ written down: every candidate, every column and every working copy in turn; float64."""
+"""OWQ from its definition: every candidate and every column in a loop; numpy, float64."""
 
 import numpy as np
 import torch
 
 
-def tuned(values, bits, symmetric, steps, storage=np.float32):
-    """Scale, zero point and criterion of one group by trying all of them."""
+def scale_zero_search(values, bits, symmetric, steps, storage=np.float32):
+    """Best scale and zero point of one group among all candidates, and their criterion."""
     top = 2**bits - 1
     lo, hi = min(0.0, values.min()), max(0.0, values.max())
     if symmetric:
@@ -27,14 +27,17 @@ def criterion(values, scale, zero, bits):
 
 
 def rounded(values, scale, zero, bits):
-    """Each value at the nearest of the points that the zero point leaves."""
+    """Each value rounded to the nearest point of the grid."""
     return scale * (np.clip(np.rint(values / scale), -zero, 2**bits - 1 - zero))
 
 
 def sensitivities(weight, tokens, bits, symmetric):
-    """Of every column: its input's energy times the energy of its rounding error."""
+    """Energy of the input times energy of the rounding error, for every column."""
     error = np.array(
-        [row - rounded(row, *tuned(row, bits, symmetric, 40)[:2], bits) for row in weight]
+        [
+            row - rounded(row, *scale_zero_search(row, bits, symmetric, 40)[:2], bits)
+            for row in weight
+        ]
     )
     return np.array(
         [(tokens[:, j] ** 2).sum() * (error[:, j] ** 2).sum() for j in range(len(error.T))]
@@ -42,8 +45,9 @@ def sensitivities(weight, tokens, bits, symmetric):
 
 
 def owq(weight, tokens, *, bits, count, size, symmetric, act_order, damping):
-    """The dense weight, its weak columns as they are when all others are rounded, and these
-    columns, the most sensitive first. One group of parameters for every `size` columns."""
+    """The dequantized weight and the indices of its weak columns, the most sensitive first. Weak
+    columns stay in full precision and compensate the error of the others. One scale and zero
+    point per row and `size` columns."""
     m = weight.shape[1]
     importance = sensitivities(weight, tokens, bits, symmetric)
     ranked = sorted(range(m), key=lambda j: -importance[j])
@@ -52,10 +56,10 @@ def owq(weight, tokens, *, bits, count, size, symmetric, act_order, damping):
         others = sorted(others)
     steps = 100 if size == m else 40
     parameters = [[None] * -(-m // size) for _ in weight]
-    for row, found in zip(weight, parameters, strict=True):
-        for g in range(len(found)):
+    for row, chosen in zip(weight, parameters, strict=True):
+        for g in range(len(chosen)):
             own = [row[j] for j in range(g * size, min((g + 1) * size, m)) if j not in weak]
-            found[g] = tuned(np.array(own or [0.0]), bits, symmetric, steps)[:2]
+            chosen[g] = scale_zero_search(np.array(own or [0.0]), bits, symmetric, steps)[:2]
     order = others + weak
     gram = (tokens.T @ tokens)[np.ix_(order, order)]
     inverse = np.linalg.inv(gram + damping * np.diag(gram).mean() * np.eye(m))
@@ -64,7 +68,7 @@ def owq(weight, tokens, *, bits, count, size, symmetric, act_order, damping):
     for j in range(len(others)):
         g = order[j] // size
         quantized = [
-            rounded(w, *found[g], bits) for w, found in zip(work[:, j], parameters, strict=True)
+            rounded(w, *chosen[g], bits) for w, chosen in zip(work[:, j], parameters, strict=True)
         ]
         error = (work[:, j] - quantized) / upper[j, j]
         work[:, j:] -= np.outer(error, upper[j, j:])
@@ -74,10 +78,10 @@ def owq(weight, tokens, *, bits, count, size, symmetric, act_order, damping):
     return dense, weak
 
 
-def nullspace_alpha(weight, quantized, weak, tokens, kept, ridge):
-    """Eq 9 where weak columns count as exact: the projector formed, row by row."""
+def nullspace_alpha(weight, quantized, weak, tokens, start, ridge):
+    """Eq 9 with exact weak columns, with the projector on the null space formed explicitly."""
     values, vectors = np.linalg.eigh(tokens.T @ tokens)
-    null = vectors[:, np.argsort(-values)][:, kept:]
+    null = vectors[:, np.argsort(-values)][:, start:]
     exact = quantized.copy()
     exact[:, weak] = weight[:, weak]
     target = weight - (weight - exact) @ (null @ null.T)
@@ -88,8 +92,8 @@ def nullspace_alpha(weight, quantized, weak, tokens, kept, ridge):
 
 
 def minimised_output_alpha(weight, scaled, fixed, x, target, size, ridge):
-    """Factors for every `size` columns of `scaled` that bring `(fixed + alpha scaled) x` closest
-    to `weight target`, token by token, by L-BFGS. Rows do not meet in the sum."""
+    """One factor per row and `size` columns of `scaled` that minimises
+    `|weight target - (fixed + alpha scaled) x|^2` plus the ridge over all tokens, by L-BFGS."""
     group = torch.arange(weight.shape[1]) // size
     count = int(group[-1]) + 1
     energy = ((x @ scaled.T) ** 2).sum(0)

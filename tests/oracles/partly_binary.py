@@ -1,4 +1,4 @@
-"""PB-LLM as it is written down: numpy, one weight at a time."""
+"""PB-LLM from its definition: numpy, one weight at a time."""
 
 import numpy as np
 
@@ -9,20 +9,21 @@ DEGREES = {"2bit": 2, "4bit": 4}
 
 
 def low_mask(weight, gram, *, saliency, fraction, size, damping):
-    """Sort each group of columns over all rows; low up to and with the entry at floor(f count)."""
-    price = np.abs(weight)
+    """True for low weights. In each group of columns, over all rows, the salience of a low weight
+    is at most the sorted salience at index floor(fraction count)."""
+    salience = np.abs(weight)
     if saliency == "hessian":
-        price = weight**2 / pivots(gram, np.arange(len(gram)), damping) ** 2
+        salience = weight**2 / pivots(gram, np.arange(len(gram)), damping) ** 2
     mask = np.zeros(weight.shape, dtype=bool)
     for a in range(0, weight.shape[1], size):
-        block = price[:, a : a + size]
+        block = salience[:, a : a + size]
         threshold = sorted(block.flatten())[int(fraction * block.size)]
         mask[:, a : a + size] = block <= threshold
     return mask
 
 
 def low_levels(weight, mask, kind, size):
-    """For each row and group the list of its low levels."""
+    """The levels of the low weights, for each row and group."""
     levels = []
     for row in np.where(mask, weight, 0.0):
         groups = [row[a : a + size] for a in range(0, len(row), size)]
@@ -42,17 +43,18 @@ def low_levels(weight, mask, kind, size):
 
 
 def pbllm(weight, gram, *, kind, fraction, saliency, size, damping, feedback):
+    """The mask of low weights and the dequantized weight."""
     mask = low_mask(weight, gram, saliency=saliency, fraction=fraction, size=size, damping=damping)
     levels = low_levels(weight, mask, kind, size)
     scale, zero = minmax(weight, 8, False)
 
     def round_column(values, column):
-        found = np.empty_like(values)
+        rounded = np.empty_like(values)
         for i, x in enumerate(values):
-            near = levels[i][column // size]
+            low = levels[i][column // size]
             high = rtn(np.array([x]), scale[i], zero[i], 8)[0]
-            found[i] = near[np.abs(near - x).argmin()] if mask[i, column] else high
-        return found
+            rounded[i] = low[np.abs(low - x).argmin()] if mask[i, column] else high
+        return rounded
 
     if feedback:
         order = np.arange(weight.shape[1])

@@ -1,18 +1,18 @@
-"""Slow definitions behind QuaRot: Hadamard by counting, products written out, RMSNorm decoders."""
+"""The parts of QuaRot from their definitions: Hadamard matrices, Kronecker products, rounding."""
 
 import numpy as np
 
 
 def is_hadamard(matrix):
-    """Entries +-1 and every two rows agree in exactly half of the places."""
+    """True if all entries are +-1 and any two rows agree in exactly half of them."""
     entries = set(np.unique(matrix).tolist())
     n = len(matrix)
     agree = [int((matrix[i] == matrix[j]).sum()) for i in range(n) for j in range(i)]
     return entries <= {1.0, -1.0} and matrix.shape == (n, n) and all(2 * a == n for a in agree)
 
 
-def dense(factors, signs=None):
-    """The full matrix of a Kronecker product of (matrix or size) factors."""
+def kronecker_product(factors, signs=None):
+    """The dense Kronecker product; a factor is a matrix, or the size of an identity."""
     full = np.eye(1)
     for factor in factors:
         full = np.kron(full, np.eye(factor) if isinstance(factor, int) else np.asarray(factor))
@@ -20,7 +20,7 @@ def dense(factors, signs=None):
 
 
 def per_token(x, bits, symmetric, size, clip):
-    """Dynamic quantization of one vector at a time, group by group, value by value."""
+    """Activation quantization per token and group, value by value."""
     result = np.zeros_like(x)
     for row, out in zip(x.reshape(-1, x.shape[-1]), result.reshape(-1, x.shape[-1]), strict=True):
         for a in range(0, len(row), size):
@@ -40,8 +40,8 @@ def _one_group(values, bits, symmetric, clip):
     return [scale * (min(max(round(v / scale) + zero, 0), top) - zero) for v in values]
 
 
-def signed_range(row, bits, steps=80):
-    """The scale of a row: clip search over p = 1 - i/100 with |error|^2.4, s = p max / top."""
+def signed_scale(row, bits, steps=80):
+    """The scale of one row by a clip search: p = 1 - i/100, s = p max / top, |error|^2.4."""
     top = 2 ** (bits - 1) - 1
     largest = np.abs(row).max()
     best, scale = np.inf, None

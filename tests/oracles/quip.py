@@ -1,26 +1,28 @@
-"""QuIP as it is written down: float64, one column and one entry at a time."""
+"""QuIP from its definition: numpy, float64, one column at a time."""
 
 import numpy as np
 
 
 def ldl(hessian):
-    """`H = L~ D L~^T`, L~ unit lower: the Cholesky factor, columns over its diagonal."""
+    """The unit lower factor of `H = L D L^T`: the Cholesky factor divided by its diagonal."""
     lower = np.linalg.cholesky(hessian)
     return lower / np.diag(lower)
 
 
-def centred_scale(weight, spread):
-    return spread * np.sqrt((weight**2).mean())
+def centred_scale(weight, clip_sigma):
+    """The half-width of the grid: `clip_sigma` times the root mean square of the weight."""
+    return clip_sigma * np.sqrt((weight**2).mean())
 
 
-def gaussian_error(bits, spread):
-    """Expected square error of a standard normal number on the levels over [-spread, spread]."""
-    return level_error(np.linspace(-spread, spread, 2**bits))[0]
+def gaussian_error(bits, clip_sigma):
+    """Expected squared error of a standard normal variable on 2^bits equally spaced levels from
+    -clip_sigma to clip_sigma."""
+    return level_error(np.linspace(-clip_sigma, clip_sigma, 2**bits))[0]
 
 
 def level_error(levels):
-    """Expected square error of a standard normal number on these levels, and the mean of the
-    numbers that are rounded to each."""
+    """Expected squared error of a standard normal variable rounded to the nearest level, and its
+    mean in the cell of each level."""
     x = np.linspace(-8, 8, 400_001)
     density = np.exp(-x * x / 2)
     cell = np.searchsorted((levels[1:] + levels[:-1]) / 2, x)
@@ -29,7 +31,8 @@ def level_error(levels):
 
 
 def ldlq_centred(weight, hessian, bits, scale, *, clamp_first):
-    """LDLQ in units of codes on the levels S (2 k / (2^b - 1) - 1). Returns the codes."""
+    """LDLQ on the levels `scale (2 k / (2^b - 1) - 1)`. Returns the codes `k`, and the weight in
+    units of codes."""
     top = 2**bits - 1
     v = (weight / scale + 1) / 2 * top
     if clamp_first:
@@ -43,7 +46,7 @@ def ldlq_centred(weight, hessian, bits, scale, *, clamp_first):
 
 
 def ldlq_levels(weight, hessian, levels):
-    """LDLQ on any levels, the nearest by trying all. Returns the codes."""
+    """LDLQ on any levels. Returns the indices of the levels."""
     strict = ldl(hessian) - np.eye(len(hessian))
     rounded, codes = np.zeros_like(weight), np.zeros(weight.shape, dtype=int)
     for i in reversed(range(weight.shape[1])):
@@ -53,19 +56,20 @@ def ldlq_levels(weight, hessian, levels):
     return codes
 
 
-def greedy_pass(v, codes, hessian, top):
-    """One pass of coordinate descent, columns in descending order, each clamped at once."""
+def coordinate_descent_pass(v, codes, hessian, top):
+    """One pass of coordinate descent over the codes, from the last column to the first. `v` is
+    the weight in units of codes."""
     codes = codes.copy()
     for i in reversed(range(v.shape[1])):
         residual = codes - v
-        wanted = np.floor(codes[:, i] - residual @ hessian[:, i] / hessian[i, i] + 0.5)
-        codes[:, i] = wanted.clip(0, top)
+        best = np.floor(codes[:, i] - residual @ hessian[:, i] / hessian[i, i] + 0.5)
+        codes[:, i] = best.clip(0, top)
     return codes
 
 
 def kronecker(first, second, into, out):
-    """`P_out (B1 (x) B2) P_in` as a dense matrix; several blocks lie along the diagonal of the
-    axis that they do not turn."""
+    """The dense matrix `P_out (B1 (x) B2) P_in`. If a factor has several blocks, index `i` along
+    the other axis uses block `i mod count`."""
     p, q = first.shape[1], second.shape[1]
     on_p, on_q = np.zeros((p * q, p * q)), np.zeros((p * q, p * q))
     for a in range(p):
@@ -79,14 +83,15 @@ def kronecker(first, second, into, out):
 
 
 def rescaling(weight, gram):
+    """The diagonal rescaling s of the input columns."""
     hessian = gram / np.abs(gram).max()
     norms = (weight**2).sum(0)
     return (np.maximum(np.diag(hessian), 1e-8) / np.maximum(norms, 1e-8)) ** 0.25
 
 
 def preprocessed(weight, gram, s, left, right, damping, projection_damping):
-    """W and H after rescaling by s, projection and both dampings, in the order of the released
-    code. `left`, `right` are dense U and V."""
+    """W and H after rescaling by `s`, rotation by the dense matrices `left` and `right`, and both
+    dampings, in the order of the released code."""
     m = len(gram)
     hessian = gram / np.abs(gram).max()
     scaled = np.diag(1 / s) @ hessian @ np.diag(1 / s)

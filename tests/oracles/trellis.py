@@ -1,22 +1,22 @@
-"""Trellis codes as they are written down: one code at a time, and every sequence tried."""
+"""Tail-biting trellis codes from their definition: one code at a time, all sequences."""
 
 import itertools
 
 import numpy as np
 
 
-def decoded(codes, values, base, digits):
-    """What the codes of one circular segment stand for."""
-    found = []
+def decode(codes, values, base, digits):
+    """The values of the codes of one circular segment."""
+    result = []
     for i in range(len(codes)):
         state = 0
         for back in range(digits):
             state += int(codes[(i - back) % len(codes)]) * base ** (digits - 1 - back)
-        found.append(values[state])
-    return np.array(found)
+        result.append(values[state])
+    return np.array(result)
 
 
-def every_sequence(rows, values, base, digits):
-    """All circular segments of so many rows: their codes and what these stand for."""
+def all_sequences(rows, values, base, digits):
+    """Codes and values of all circular segments of `rows` codes."""
     codes = np.array(list(itertools.product(range(base), repeat=rows)))
-    return codes, np.array([decoded(row, values, base, digits) for row in codes])
+    return codes, np.array([decode(row, values, base, digits) for row in codes])

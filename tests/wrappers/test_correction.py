@@ -133,7 +133,7 @@ def test_output_scales_after_correction_target_original_weight():
     before = inner.quantize(given)
     for target, goal in (("full_precision", x_full), ("own", x)):
         after = OutputScales(inner=inner, target=target).quantize(given)
-        expected = oracles.regressed_output_alpha(
+        expected = oracles.least_squares_output_alpha(
             *(t.double() for t in (given.weight, before.dequantize(), x, goal)), 8, 0.5
         )
         found = (after.scale / before.scale).double()

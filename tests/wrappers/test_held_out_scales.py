@@ -35,7 +35,9 @@ def test_held_out_ridge_is_best_on_unseen_windows(tokens, target, per):
         error = 0.0
         for fitted, unseen in (HALVES, HALVES[::-1]):
             fold = (t[fitted].flatten(0, 1) for t in (x, goal))
-            alpha = oracles.regressed_output_alpha(*on_tokens(given, before, *fold), size, ridge)
+            alpha = oracles.least_squares_output_alpha(
+                *on_tokens(given, before, *fold), size, ridge
+            )
             scaled = dataclasses.replace(before, scale=(before.scale * alpha).float())
             rest = (t[unseen].flatten(0, 1) for t in (x, goal))
             error += float(loss(given, scaled, *rest).sum())

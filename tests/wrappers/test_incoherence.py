@@ -85,7 +85,7 @@ def test_quip_is_its_definition(projection):
         oracle.centred_scale(turned, gaussian_range.BEST_CLIP_SIGMA[3]), rel=1e-6
     )
     codes, v = oracle.ldlq_centred(turned, hessian, 3, scale, clamp_first=False)
-    codes = oracle.greedy_pass(v, codes, hessian, 7)
+    codes = oracle.coordinate_descent_pass(v, codes, hessian, 7)
     np.testing.assert_array_equal(layer.inner.codes, codes)
 
 
@@ -202,7 +202,7 @@ def test_output_scales_in_the_random_basis():
     before = method.quantize(given)
     after = stepped(method, OutputScales, "rotated").quantize(given)
     basis = before.basis
-    expected = oracles.regressed_output_alpha(
+    expected = oracles.least_squares_output_alpha(
         basis.weight(given.weight.double()),
         before.inner.dequantize().double(),
         basis.inputs(x),

@@ -171,7 +171,7 @@ def test_output_scales_after_q2n_fit_what_q2n_left(inner, target):
     both = OutputScales(inner=NullSpace(inner=inner), target=target).quantize(given)
     assert torch.equal(both.codes, stepped.codes)
     goal = x if target == "own" else x_full
-    expected = oracles.regressed_output_alpha(
+    expected = oracles.least_squares_output_alpha(
         *(t.double() for t in (given.weight, stepped.dequantize(), x, goal)),
         stepped.group_size,
         0.5,

@@ -27,7 +27,7 @@ def test_any_method_gets_factors_and_keeps_its_codes(inner, per, target):
     assert torch.equal(after.codes, before.codes) and torch.equal(after.zero, before.zero)
     size = before.group_size if per == "group" else COLUMNS
     goal = x if target == "own" else x_full
-    expected = oracles.regressed_output_alpha(*on_tokens(given, before, x, goal), size, 0.5)
+    expected = oracles.least_squares_output_alpha(*on_tokens(given, before, x, goal), size, 0.5)
     torch.testing.assert_close(factors(after, before), expected.expand(before.scale.shape), **SAME)
     assert (expected - 1).abs().max() > 0.005
     record = after.record
@@ -105,7 +105,7 @@ def test_a_shorter_last_group_has_its_factor():
     given, x, x_full = problem()
     inner = RTN(bits=3, group_size=12, ragged_groups=True)
     before = inner.quantize(given)
-    expected = oracles.regressed_output_alpha(*on_tokens(given, before, x, x_full), 12, 0.5)
+    expected = oracles.least_squares_output_alpha(*on_tokens(given, before, x, x_full), 12, 0.5)
     assert before.scale.shape == expected.shape == (ROWS, 3)
     after = OutputScales(inner=inner).quantize(given)
     torch.testing.assert_close(factors(after, before), expected, **SAME)
@@ -123,7 +123,9 @@ def test_zero_rows_and_dead_inputs_keep_their_scales():
         after = OutputScales(inner=inner, scales_ridge=ridge).quantize(given)
         found = factors(after, before)
         assert (found[3] == 1).all() and found[5, 1] == 1 and (found[:, 2] == 1).all()
-        expected = oracles.regressed_output_alpha(*on_tokens(given, before, x, x_full), 8, ridge)
+        expected = oracles.least_squares_output_alpha(
+            *on_tokens(given, before, x, x_full), 8, ridge
+        )
         torch.testing.assert_close(found, expected, **SAME)
 
 
@@ -143,7 +145,7 @@ def test_scales_are_rounded_once_to_their_dtype(dtype):
     given, x, x_full = problem(scale_dtype=dtype)
     inner = GPTQ(bits=3, group_size=8)
     before, after = inner.quantize(given), OutputScales(inner=inner).quantize(given)
-    alpha = oracles.regressed_output_alpha(*on_tokens(given, before, x, x_full), 8, 0.5)
+    alpha = oracles.least_squares_output_alpha(*on_tokens(given, before, x, x_full), 8, 0.5)
     assert after.scale.dtype == dtype
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(

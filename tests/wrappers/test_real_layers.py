@@ -70,7 +70,7 @@ def test_factors_of_real_layers_equal_those_of_tokens(real_layers, name, target)
     ):
         before = inner.quantize(given)
         after = OutputScales(inner=inner, target=target, scales_per=per).quantize(given)
-        expected = oracles.regressed_output_alpha(
+        expected = oracles.least_squares_output_alpha(
             *on_tokens(given, before, x, goal), size, 0.5
         ).expand(before.scale.shape)
         torch.testing.assert_close(factors(after, before), expected, rtol=0, atol=1e-4)
