@@ -180,11 +180,12 @@ def test_flat_settings_read_again_are_the_same(quality, correct, nullspace, outp
     options = {"ridge": 0.3} if nullspace != "off" else {}
     options |= {"scales_ridge": 0.4} if output_scales != "off" else {}
     options |= {"correction_ridge": 0.7} if correct else {}
+    options |= {"refit_steps": 5} if refit != "off" else {}
     if correct and nullspace == "released":
         options["reference"] = "original"  # as the error without it says
     first = read(
         model="m", output="o", bits=3, quality=quality, correct=correct, nullspace=nullspace,
-        output_scales=output_scales, refit=refit, refit_steps=5, **options,
+        output_scales=output_scales, refit=refit, **options,
     )  # fmt: skip
     second = read_settings(first.flat())
     assert second == first and second.flat() == first.flat()

@@ -259,7 +259,7 @@ def test_the_settings_say_what_the_basis_goes_around(around, order):
     assert isinstance(layer, RotatedLinear) and (layer.output_scale is None) == (
         around == "wrappers"
     )
-    assert {"correction", "alpha_mean", "damping"} <= layer.record.keys()  # all of it was done
+    assert {"correction", "scales_mean", "damping"} <= layer.record.keys()  # all of it was done
 
 
 def test_what_cannot_be_is_refused():
