@@ -34,7 +34,7 @@ demo: venv
 	@$(BIN)/q2n demo --output q2n-demo
 
 test: lint typecheck
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2
 
 check: lint typecheck
 	@$(BIN)/python -m pytest -q --numprocesses 2 -m "not slow"

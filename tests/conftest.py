@@ -8,6 +8,15 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers reads it
 
+# Threads of this process, before torch and numba read them. Processes side by side that use all
+# cores each take many times as long.
+os.environ.update(
+    dict.fromkeys(
+        ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"),
+        "1" if "PYTEST_XDIST_WORKER" in os.environ else str(min(2, os.cpu_count() or 1)),
+    )
+)
+
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -16,14 +25,15 @@ from jaxtyping import install_import_hook
 # A numba kernel says `@no_type_check` below its `@njit`: numba cannot compile the check.
 install_import_hook("q2n", "shapes.checked")
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
+    """What needs the real model is slow; what needs a GPU is skipped where there is none."""
     for item in items:
-        if "gpu" in item.keywords:
+        if {"smollm2", "smollm2_head"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+        if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 

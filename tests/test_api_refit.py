@@ -13,6 +13,9 @@ import q2n
 from q2n.errors import ResumeError
 from q2n.formats.load import load_model
 
+pytestmark = pytest.mark.slow
+
+
 SETTINGS = {"bits": 3, "output_scales": True, "windows": 4, "length": 16}
 
 

@@ -11,7 +11,9 @@ import pytest
 
 import q2n
 
-SLOW = ("torch", "numpy", "transformers", "numba", "matplotlib")
+pytestmark = pytest.mark.slow
+
+HEAVY = ("torch", "numpy", "transformers", "numba", "matplotlib")
 """Each takes a tenth of a second or several."""
 CALL = """
 import json, sys
@@ -48,7 +50,7 @@ def test_what_only_prints_imports_nothing_slow(tmp_path, arguments, code):
     environment = {**os.environ, "PYTHONPATH": str(Path(q2n.__file__).parents[1])}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
-        [sys.executable, "-c", CALL % (SLOW,), *arguments],
+        [sys.executable, "-c", CALL % (HEAVY,), *arguments],
         env=environment,
         cwd=tmp_path,
         capture_output=True,

@@ -14,6 +14,9 @@ from q2n.formats.load import load_model
 from q2n.formats.packed_linear import PackedLinear
 from q2n.methods import METHODS
 
+pytestmark = pytest.mark.slow
+
+
 PROMPT = torch.tensor([[5, 17, 40, 3, 9]])
 OPTIONS = {
     "quip": {"bits": 2},

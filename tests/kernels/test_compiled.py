@@ -14,6 +14,9 @@ import pytest
 import q2n
 from q2n.kernels import compiled as room
 
+pytestmark = pytest.mark.slow
+
+
 AS_NOBODY = [
     *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
     # root's own Python may lie in a folder that others cannot enter: let it read, not write

@@ -13,6 +13,8 @@ from q2n.errors import InputError
 from q2n.models import packaged
 from q2n.models.packaged import SMOLLM2, packaged_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def checkpoint(smollm2):

@@ -30,6 +30,8 @@ from q2n.pipeline.store import RunStore
 from q2n.wrappers.incoherence import Incoherence
 from q2n.wrappers.nullspace import NullSpace
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded(RTN):

@@ -24,6 +24,8 @@ from q2n.pipeline.store import RunStore
 from q2n.refit.block import BlockRefit
 from q2n.refit.tuner import Rates
 
+pytestmark = pytest.mark.slow
+
 
 def as_stored(model, folder):
     """The model with the stored layers and norms in their places."""

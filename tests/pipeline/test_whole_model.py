@@ -17,6 +17,9 @@ from q2n.refit.block import BlockRefit
 from q2n.refit.model import ModelRefit
 from q2n.refit.tuner import Rates
 
+pytestmark = pytest.mark.slow
+
+
 RATES = Rates(scale=0.01, norm=0.01)
 
 

@@ -15,6 +15,8 @@ from q2n.models.targets import targets_in
 from q2n.refit.block import BlockRefit, relative_error
 from q2n.refit.tuner import Rates, shuffled
 
+pytestmark = pytest.mark.slow
+
 
 class OneBlock:
     """The second block of a tiny model, its linears rounded, and windows of its input."""

@@ -13,6 +13,8 @@ from q2n.models.targets import targets_in
 from q2n.refit.model import _CHUNK, ModelRefit, _Divergence
 from q2n.refit.tuner import Rates, norm_weights, shuffled
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def exact(monkeypatch):

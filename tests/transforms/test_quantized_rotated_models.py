@@ -27,6 +27,8 @@ from q2n.pipeline.store import RunStore
 from q2n.transforms.runtime import attach_quantizers
 from q2n.wrappers.nullspace import NullSpace
 
+pytestmark = pytest.mark.slow
+
 
 def quarot(**settings):
     """The preset's method and changes, with some settings of its own."""

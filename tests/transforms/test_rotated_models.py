@@ -17,6 +17,9 @@ from q2n.transforms.kv_cache import round_cache
 from q2n.transforms.model_changes import ModelChanges
 from q2n.transforms.runtime import RuntimeParts, attach, attach_quantizers
 
+pytestmark = pytest.mark.slow
+
+
 MODELS = {
     "llama": ("llama", {}),
     "tied": ("llama", {"tie_word_embeddings": True}),

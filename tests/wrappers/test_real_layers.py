@@ -18,6 +18,9 @@ from q2n.methods.rtn import RTN
 from q2n.wrappers.correction import InputErrorCorrection
 from q2n.wrappers.output_scales import OutputScales
 
+pytestmark = pytest.mark.slow
+
+
 REAL = ("self_attn.q_proj", "mlp.down_proj")
 
 
