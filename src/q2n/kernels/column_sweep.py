@@ -24,7 +24,7 @@ from q2n.linalg.factor import pending
 
 
 @dataclass(frozen=True, eq=False)
-class Refit:
+class GroupFit:
     """Parameters of groups that are fitted during the sweep."""
 
     group: Int[Tensor, " in"]
@@ -56,7 +56,7 @@ def sweep(
     rule: Rule,
     *,
     block_size: int,
-    refit: Refit | None = None,
+    refit: GroupFit | None = None,
     offset: Float[Tensor, "in out"] | None = None,
 ) -> Sweep:
     """Round `weight` to the grid of `rule`, with the upper triangle of the feedback `matrix`.
@@ -78,7 +78,7 @@ def sweep(
     return Sweep(codes, error)
 
 
-def _borders(m: int, block_size: int, refit: Refit | None) -> list[int]:
+def _borders(m: int, block_size: int, refit: GroupFit | None) -> list[int]:
     """Where blocks start, and the end: every `block_size` columns, counted from the start of each
     group that is fitted during the sweep."""
     if refit is None:
