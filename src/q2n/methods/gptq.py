@@ -89,14 +89,14 @@ class GPTQ(UniformMethod):
             back.matrix,
             rule,
             block_size=self.block_size,
-            refit=self._refit(problem, rule),
+            group_fit=self._group_fit(problem, rule),
         )
         codes = rounded.layer_codes(back.order, weight.shape[1])
         layer = self.stored(problem, codes, rule.scale.T.to(problem.scale_dtype), rule.zero.T)
         layer = layer.with_record(**back.record)
         return layer, rounded, back
 
-    def _refit(self, problem: LayerProblem, rule: UniformRule) -> GroupFit | None:
+    def _group_fit(self, problem: LayerProblem, rule: UniformRule) -> GroupFit | None:
         if self.static_groups or self.group_size == -1:
             return None
 

@@ -71,6 +71,7 @@ class BlockWindows:
         return len(self._places)
 
     def __call__(self, number: int) -> Window:
+        """Input, output and call of one window."""
         batch, row = self._places[number]
         call = self.inputs.calls[batch][self.index].window(row, self._sizes[batch])
         one = slice(row, row + 1)
