@@ -41,7 +41,7 @@ def quantize(
             nullspace=True, corpus="sotu".
 
     Raises:
-        InputError: something cannot be used; nothing is left behind.
+        InputError: something cannot be used; finished blocks stay in `output`.partial.
         NumericalError: NaN, Inf or an indefinite Hessian, with the layer's name.
         ResumeError: the interrupted run had other settings, text, model or version.
     """

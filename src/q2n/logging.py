@@ -1,7 +1,7 @@
 """Progress for people, events for programs.
 
 One `Reporter` goes through a run. In `bars` mode it draws rich progress bars on standard
-error; in `json` mode it prints one JSON object a line on standard output; in `quiet` mode
+error; in `json` mode it prints one JSON object per line on standard output; in `quiet` mode
 it prints nothing.
 """
 

@@ -31,7 +31,7 @@ class LayerProblem:
 
     @property
     def measured(self) -> InputStatistics:
-        """The statistics, looked at before use.
+        """The statistics, checked: present, not empty, finite.
 
         Raises:
             NumericalError: no token reached the layer, or they are not finite.
@@ -119,7 +119,7 @@ class Compensating(Protocol):
 
 
 def shared_feedback(problem: LayerProblem, damping: float, *, descending: bool) -> Feedback:
-    """The factor of the damped Gram matrix, computed once an input site.
+    """The factor of the damped Gram matrix, computed once per input site.
 
     Raises:
         NumericalError: the statistics are not finite, or no damping helps.

@@ -129,7 +129,8 @@ def test_a_native_checkpoint_is_written_inspected_and_evaluated(quantize, capsys
     assert "import q2n" in (out / "README.md").read_text()
     assert main(["inspect", "out"]) == 0
     text = str(place / "text.txt")
-    assert main(["eval", "out", "--ppl", text, "--length", "16", "--windows", "2"]) == 0
+    options = ["--length", "16", "--windows", "2", "--dtype", "auto"]
+    assert main(["eval", "out", "--ppl", text, *options]) == 0
 
 
 @pytest.mark.parametrize("step", ["--nullspace", "--output-scales"])

@@ -1,5 +1,6 @@
 import json
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -228,3 +229,32 @@ def test_no_config_and_an_unknown_method(written: Path, tmp_path: Path) -> None:
     file.write_text(json.dumps(config))
     with pytest.raises(InputError, match="'awq'"):
         load_model(written)
+
+
+@pytest.mark.parametrize("name", ["compressed-tensors", "native"])
+def test_packed_checkpoints_run_trusted_code_only(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = str(tmp_path / "modules")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", cache)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    model = llama()
+    layers = random_layers(model, 4, 32, False, torch.float16)
+    FORMATS[name].write(tmp_path / "out", open_source(model), layers)
+    expected = load_model(tmp_path / "out")
+    (tmp_path / "out" / "ours.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class OurConfig(LlamaConfig):\n"
+        "    model_type = 'ours'\n"
+        "class OurModel(LlamaForCausalLM):\n"
+        "    config_class = OurConfig\n"
+    )
+    file = tmp_path / "out" / "config.json"
+    classes = {"AutoConfig": "ours.OurConfig", "AutoModelForCausalLM": "ours.OurModel"}
+    config = {**json.loads(file.read_text()), "model_type": "ours", "auto_map": classes}
+    file.write_text(json.dumps(config))
+    with pytest.raises(InputError, match="trust_remote_code"):
+        load_model(tmp_path / "out")
+    loaded = load_model(tmp_path / "out", trust_remote_code=True)
+    assert type(loaded).__name__ == "OurModel"
+    assert_same_model(loaded, expected)

@@ -1,7 +1,7 @@
 import pytest
 
 from q2n.errors import InputError
-from q2n.grids.granularity import PerChannel, PerGroup
+from q2n.grids.granularity import PerChannel, PerGroup, granularity_of
 
 
 def test_sizes():
@@ -13,10 +13,22 @@ def test_sizes():
 
 def test_refused_size_names_layer_width_and_divisors():
     with pytest.raises(InputError) as raised:
-        PerGroup(128).group_size(576, "layers.0.q_proj")
-    for part in ("layers.0.q_proj", "128", "576", "64", "96", "288", "ragged"):
+        PerGroup(128, ragged=False).group_size(576, "layers.0.q_proj")
+    for part in ("layers.0.q_proj", "128", "576", "64", "96", "288", "--ragged-groups"):
         assert part in str(raised.value)
     assert " 128," not in str(raised.value).split("group sizes that do:")[1]
+
+
+def test_ragged_groups_are_advised_only_as_an_option():
+    with pytest.raises(InputError, match="one scale per row$"):
+        granularity_of(128).group_size(576, "q")
+    with pytest.raises(InputError, match="ragged"):
+        granularity_of(128, ragged=False).group_size(576, "q")
+
+
+def test_the_granularity_of_a_group_size():
+    assert granularity_of(-1, ragged=True) == PerChannel()
+    assert granularity_of(128, ragged=True).group_size(576, "q") == 128
 
 
 def test_an_empty_group_is_refused():

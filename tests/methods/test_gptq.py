@@ -215,13 +215,13 @@ def test_gptq_makes_up_for_rounding_on_signed_codes():
 
 def test_options_that_cannot_be():
     for options, match in (
-        ({"act_order": True, "static_groups": False, "group_size": 16}, "static_groups=True"),
+        ({"act_order": True, "static_groups": False, "group_size": 16}, "--static-groups or"),
         ({"damping": -1.0}, "damping is -1.0; .* at least 0"),
         ({"damping": float("inf")}, "damping is inf"),
         ({"block_size": 0}, "block_size is 0; .* at least 1"),
         ({"bits": 7}, "bits is 7; it takes one of 2, 3, 4, 8"),
-        ({"grid": "signed"}, "with grid='signed' use symmetric"),
-        ({"grid": "signed", "symmetric": True, "clip": "scale_zero"}, "use clip='mse'"),
+        ({"grid": "signed"}, "with --grid signed use --symmetric"),
+        ({"grid": "signed", "symmetric": True, "clip": "scale_zero"}, "use --clip mse"),
     ):
         with pytest.raises(InputError, match=match):
             GPTQ(**options)

@@ -151,6 +151,7 @@ def test_layers_are_chosen_by_name():
     given, _, _ = problem(torch.float32)
     assert not len(OWQ(target_rank=4, outlier_layers=("*down",)).quantize(given).columns)
     assert len(OWQ(target_rank=4, outlier_layers=("*down", "*.q")).quantize(given).columns) == 4
+    assert len(OWQ(target_rank=4, outlier_layers=("q",)).quantize(given).columns) == 4
 
 
 @pytest.mark.parametrize("size", [-1, 8])

@@ -165,7 +165,7 @@ def test_cross_moments_of_long_text_are_thinned(tmp_path):
     """By every site's own width, and not at all where the text is short or nothing was asked."""
     options = LoopOptions(cross_tokens=4)
     assert [options.cross_stride(1024, width) for width in (16, 64, 100, 400)] == [16, 4, 2, 1]
-    assert LoopOptions().cross_stride(10**6, 16) == 1
+    assert LoopOptions(cross_tokens=0).cross_stride(10**6, 16) == 1
     with pytest.raises(InputError, match="cross_tokens"):
         LoopOptions(cross_tokens=-1)
     seen, windows = {}, token_windows(count=24, length=32)

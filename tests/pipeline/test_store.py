@@ -134,8 +134,9 @@ def test_a_damaged_block_is_named(tmp_path, stem):
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
+    advice = rf"delete {stem}-00000\.\* .*{'and all refit' if stem == 'block' else 'name, then'}"
     for read in (store.read_block, store.read_norm_weights):
-        with pytest.raises(ResumeError, match=f"{stem}-00000"):
+        with pytest.raises(ResumeError, match=advice):
             read(0)
     with pytest.raises(ResumeError, match=f"{stem}-00000"):
         store.norm_weights()

@@ -3,21 +3,38 @@ from pathlib import Path
 
 import yaml
 
+from q2n.evaluation.perplexity import PerplexityResult
 from q2n.formats import FORMATS
-from q2n.report.card import CardFacts, Perplexity, render_card
+from q2n.report.card import About, CardFacts, render_card
 
 FACTS = CardFacts(
+    about=About(
+        method="gptq with the null-space step",
+        format="compressed-tensors",
+        tags=("compressed-tensors", "q2n"),
+        runtime=False,
+    ),
     base_model="someone/it's-a-model",
     title="A model in 3 bits",
-    format="compressed-tensors",
-    tags=("quantized", "q2n", "compressed-tensors"),
     loading_example="import somewhere\n",
-    method="gptq with the null-space step",
     settings={"bits": 3, "group size": "one per row"},
     bits_per_weight=3.0625,
     bytes_before=269_000_000,
     bytes_after=96_500_000,
     version="0.1.0",
+)
+
+ORIGINAL = PerplexityResult(
+    perplexity=20.5,
+    loss=3.02,
+    standard_error=0.25,
+    windows=64,
+    tokens=64 * 1023,
+    length=1024,
+    stride=None,
+    label="wikitext2",
+    sha256="",
+    seconds=1.0,
 )
 
 
@@ -32,31 +49,12 @@ def test_card_separates_measured_from_unmeasured() -> None:
     bare = render_card(FACTS)
     assert "Perplexity was not measured" in bare and "## Method" not in bare
     assert "3.062" in bare and "269.0 MB" in bare and "96.5 MB" in bare and "| bits | 3 |" in bare
+    quantized = replace(ORIGINAL, perplexity=31.25, standard_error=None)
     measured = render_card(
-        replace(
-            FACTS,
-            perplexities=(
-                Perplexity(
-                    model="original",
-                    corpus="wikitext2",
-                    value=20.5,
-                    standard_error=0.25,
-                    context=1024,
-                    windows=64,
-                ),
-                Perplexity(
-                    model="this checkpoint",
-                    corpus="wikitext2",
-                    value=31.25,
-                    standard_error=None,
-                    context=1024,
-                    windows=64,
-                ),
-            ),
-        )
+        replace(FACTS, perplexities={"original": ORIGINAL, "quantized": quantized})
     )
     assert "| original | wikitext2 | 20.500 | 0.250 | 64 x 1024 |" in measured
-    assert "| this checkpoint | wikitext2 | 31.250 | not measured | 64 x 1024 |" in measured
+    assert "| quantized | wikitext2 | 31.250 | not measured | 64 x 1024 |" in measured
     assert "Perplexity was not measured" not in measured
 
 

@@ -58,7 +58,8 @@ def _quantized(method, changes, folder):
     store.start({}, {}, resume=False)
     SequentialLoop(BlockwiseModel(source), method, store, LoopOptions()).run(_windows())
     weights = {f"{name}.weight": layer.dequantize() for name, layer in store.layers().items()}
-    model = assemble(source, weights)
+    model = assemble(source)
+    model.load_state_dict(weights, strict=False)
     attach_quantizers(model, source.runtime)
     return model
 

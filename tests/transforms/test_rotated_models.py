@@ -156,7 +156,7 @@ def test_cache_rounding_is_equal_at_once_or_stepwise():
 
 def test_what_cannot_be_rotated_is_refused():
     for architecture, match in (
-        ("gemma", "GemmaRMSNorm is not gain"),
+        ("gemma", "GemmaRMSNorm is not norm weight"),
         ("gemma2", "post_feedforward_layernorm"),
         ("phi3", "gate_up_proj"),
         ("opt", "embed_positions"),

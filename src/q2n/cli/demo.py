@@ -26,6 +26,7 @@ VARIANTS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
 
 
 def add_demo(commands: Any) -> None:
+    """Register `q2n demo`."""
     parser = commands.add_parser(
         "demo",
         help="quantize a small real model and compare",

@@ -7,6 +7,7 @@ from q2n.cli.flags import add_output_flags, reporter
 
 
 def add_eval(commands: Any) -> None:
+    """Register `q2n eval`."""
     parser = commands.add_parser(
         "eval",
         help="measure perplexity",
@@ -21,7 +22,9 @@ def add_eval(commands: Any) -> None:
     parser.add_argument("--stride", type=int, help="Tokens between windows; default: no overlap.")
     parser.add_argument("--batch-size", type=int, default=1, help="Windows in one forward pass.")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... or auto.")
-    parser.add_argument("--dtype", help="Run in float32, bfloat16 or float16.")
+    parser.add_argument(
+        "--dtype", default="auto", help="float32, bfloat16, float16, or auto: the checkpoint's."
+    )
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="Let a checkpoint run its own code."
     )

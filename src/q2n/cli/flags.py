@@ -56,7 +56,7 @@ class PlainHelp(argparse.HelpFormatter):
 
 
 def add_options(parser: argparse.ArgumentParser, title: str, options: Iterable[Flag]) -> None:
-    """One flag an option; an option that is not set is None, so that its owner's default holds."""
+    """One flag per option; an option that is not set is None, so that its owner's default holds."""
     group = parser.add_argument_group(title)
     others = {name: alias for alias, name in ALIASES.items()}
     for option in options:
@@ -79,7 +79,7 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     """--quiet and --json, the same on every command that takes a while."""
     parser.add_argument("--quiet", action="store_true", help="Print nothing but errors.")
     parser.add_argument(
-        "--json", action="store_true", help="Print one JSON object a line, for programs."
+        "--json", action="store_true", help="Print one JSON object per line, for programs."
     )
 
 

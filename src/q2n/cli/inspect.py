@@ -6,6 +6,7 @@ from typing import Any
 
 
 def add_inspect(commands: Any) -> None:
+    """Register `q2n inspect`."""
     parser = commands.add_parser(
         "inspect",
         help="show what was quantized, and how",

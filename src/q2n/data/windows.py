@@ -27,6 +27,9 @@ MOST_DRAWS = 10_000
 false alarm has probability 0.975^10000."""
 
 
+_LEAST = "; give at least 1 window of at least 2 tokens"
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenWindows:
     """Windows of equal length, on the CPU."""
@@ -64,7 +67,7 @@ def calibration_windows(
         InputError: the text is too short; the message has the counts.
     """
     if count < 1 or length < 2:
-        raise InputError(f"cannot draw {count} windows of {length} tokens: 1 of 2 is the least")
+        raise InputError(f"cannot draw {count} windows of {length} tokens{_LEAST}")
     stream = random.Random(seed)
     if corpus.by_document:
         texts = _long_documents(corpus, tokenizer, length, stream)
@@ -91,7 +94,7 @@ def evaluation_windows(
         InputError: the text does not fill one window, or an option is out of range.
     """
     if length < 2 or (limit is not None and limit < 1):
-        raise InputError(f"cannot cut {limit or 'any'} windows of {length} tokens: 1 of 2 at least")
+        raise InputError(f"cannot cut {limit or 'any'} windows of {length} tokens{_LEAST}")
     if stride is not None and not 1 <= stride <= length:
         raise InputError(f"stride {stride} must be between 1 and the window length {length}")
     tokens = _tokenize_whole(corpus, tokenizer, more_than=length - 1)

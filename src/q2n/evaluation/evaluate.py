@@ -10,7 +10,7 @@ from q2n.evaluation.perplexity import PerplexityResult, perplexity
 from q2n.formats.load import load_model
 from q2n.logging import Reporter
 from q2n.models.checkpoint_files import resolve_checkpoint
-from q2n.models.devices import parse_device, parse_dtype
+from q2n.models.devices import parse_device, requested_dtype
 
 
 def evaluate(
@@ -22,7 +22,7 @@ def evaluate(
     stride: int | None = None,
     batch_size: int = 1,
     device: str = "auto",
-    dtype: str | None = None,
+    dtype: str | None = "auto",
     split: str = "test",
     trust_remote_code: bool = False,
     tokenizer: Any = None,
@@ -36,7 +36,8 @@ def evaluate(
         length: context length in tokens.
         windows: at most so many windows; None takes the whole text.
         stride: tokens by which windows advance; None for disjoint windows.
-        device, dtype: for a model that is loaded; an object is taken as it is.
+        device, dtype: for a model that is loaded, dtype "auto" or None in the checkpoint's; an
+            object is taken as it is.
         split: which part of a corpus that has parts.
         tokenizer: needed for a model object.
 
@@ -54,7 +55,7 @@ def evaluate(
         assert folder is not None
         model = load_model(
             folder,
-            dtype=parse_dtype(dtype) if dtype else None,
+            dtype=requested_dtype(dtype),
             device=parse_device(device),
             trust_remote_code=trust_remote_code,
         )

@@ -46,9 +46,17 @@ class Container(ABC):
         """Whether `read` reads what lies there."""
 
     @abstractmethod
-    def read(self, directory: Path, codec: Codec, dtype: torch.dtype | None) -> PreTrainedModel:
+    def read(
+        self,
+        directory: Path,
+        codec: Codec,
+        dtype: torch.dtype | None,
+        *,
+        trust_remote_code: bool = False,
+    ) -> PreTrainedModel:
         """The checkpoint as a dense model in `dtype` (default: the checkpoint's), each weight
-        dequantized in float32 and rounded once.
+        dequantized in float32 and rounded once. `trust_remote_code` lets it run its own Python
+        code.
 
         Raises:
             InputError: a file is missing, truncated or of an unknown variant; the message names it.

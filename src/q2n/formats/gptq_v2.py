@@ -84,7 +84,7 @@ class GPTQv2(UniformCodec):
 
 
 class GPTQEntry(UniformEntry):
-    """One scheme, and the linears of the decoder blocks that do without."""
+    """One scheme, and the decoder linears that are not quantized."""
 
     codec = GPTQv2
     quant_method = "gptq"
@@ -111,7 +111,8 @@ class GPTQEntry(UniformEntry):
         version = config.get("checkpoint_format")
         if version != self.codec.name:
             raise InputError(
-                f"checkpoint_format {version!r} is not read here, only {self.codec.name!r}"
+                f"checkpoint_format {version!r} is not read here, only {self.codec.name!r}; "
+                "load it with gptqmodel"
             )
         return Scheme(bits=config["bits"], group_size=config["group_size"], symmetric=config["sym"])
 

@@ -85,16 +85,23 @@ class HFFolder(Container):
         method = (quantization_config(directory) or {}).get("quant_method")
         return method is not None and method == self.entry.quant_method
 
-    def read(self, directory: Path, codec: Codec, dtype: torch.dtype | None) -> PreTrainedModel:
+    def read(
+        self,
+        directory: Path,
+        codec: Codec,
+        dtype: torch.dtype | None,
+        *,
+        trust_remote_code: bool = False,
+    ) -> PreTrainedModel:
         assert isinstance(self.entry, PackedEntry) and isinstance(codec, PackedCodec)
         quantization = quantization_config(directory)
         assert quantization is not None
-        config = folder_config(directory)
+        config = folder_config(directory, trust_remote_code)
         del config.quantization_config
         dtype = dtype or getattr(config, "dtype", None) or torch.float32
         files = TensorFiles(directory)
         tensors = dict(_dense_tensors(files, self.entry, codec, quantization, dtype))
-        model = _assemble(directory, config, tensors, dtype)
+        model = _assemble(directory, config, tensors, dtype, trust_remote_code)
         attach_runtime(model, quantization.get(RUNTIME, {}))
         return model
 
@@ -108,7 +115,9 @@ def folder_config(directory: Path, trust_remote_code: bool = False) -> Pretraine
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as cause:
-        raise InputError(f"config.json cannot be read: {cause}") from cause
+        raise InputError(
+            f"config.json cannot be read: {cause}; fetch the checkpoint again"
+        ) from cause
 
 
 def quantization_config(directory: Path) -> dict[str, Any] | None:
@@ -126,7 +135,7 @@ def require_all(missing: Collection[str]) -> None:
         InputError: the message names up to five.
     """
     if missing:
-        raise InputError(f"tensors are missing: {sorted(missing)[:5]}")
+        raise InputError(f"tensors are missing: {sorted(missing)[:5]}; fetch the checkpoint again")
 
 
 def _dense_tensors(
@@ -155,9 +164,10 @@ def _assemble(
     config: PretrainedConfig,
     tensors: dict[str, Shaped[Tensor, "..."]],
     dtype: torch.dtype,
+    trust_remote_code: bool,
 ) -> PreTrainedModel:
     """A model from tensors under its own names."""
-    model = build_skeleton(config, dtype)
+    model = build_skeleton(config, dtype, trust_remote_code)
     model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
     if (directory / "generation_config.json").exists():

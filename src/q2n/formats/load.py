@@ -20,7 +20,7 @@ def load_model(
 ) -> PreTrainedModel:
     """A dense model in evaluation mode, in `dtype` (default: the checkpoint's).
 
-    `trust_remote_code` lets an unquantized checkpoint run its own Python code.
+    `trust_remote_code` lets a checkpoint run its own Python code.
 
     Raises:
         InputError: a file is missing, truncated or of an unknown kind, or tensors do not fit
@@ -39,7 +39,9 @@ def load_model(
 def _read(directory: Path, dtype: torch.dtype | None, trust_remote_code: bool) -> PreTrainedModel:
     for format in FORMATS.values():
         if format.container.recognizes(directory):
-            return format.container.read(directory, format.codec, dtype)
+            return format.container.read(
+                directory, format.codec, dtype, trust_remote_code=trust_remote_code
+            )
     return _read_plain(directory, dtype, trust_remote_code)
 
 
@@ -50,13 +52,16 @@ def _read_plain(
     config = folder_config(directory, trust_remote_code)
     quantization = quantization_config(directory)
     if quantization is not None:
-        raise InputError(f"quant_method {quantization.get('quant_method')!r} is not read here")
+        raise InputError(
+            f"quant_method {quantization.get('quant_method')!r} is not read here; load it with "
+            "transformers"
+        )
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         directory,
         dtype=dtype or getattr(config, "dtype", None) or torch.float32,
         output_loading_info=True,
         trust_remote_code=trust_remote_code,
     )
-    model, found = loaded
-    require_all(found["missing_keys"])
+    model, loading = loaded
+    require_all(loading["missing_keys"])
     return model

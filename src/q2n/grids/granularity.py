@@ -17,10 +17,11 @@ class PerChannel:
 @dataclass(frozen=True)
 class PerGroup:
     """One scale for `size` neighbouring columns of a row: weight [out, in] -> scales
-    [out, in / size], or [out, ceil(in / size)] if a shorter last group is allowed (`ragged`)."""
+    [out, in / size], or [out, ceil(in / size)] if `ragged`."""
 
     size: int
-    ragged: bool = False
+    ragged: bool | None = None
+    """Whether a shorter last group is allowed; None: the method has no such option."""
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -34,12 +35,18 @@ class PerGroup:
         """
         if columns % self.size and not self.ragged:
             fitting = [str(d) for d in range(8, columns) if columns % d == 0]
+            advice = "" if self.ragged is None else ", or --ragged-groups"
             raise InputError(
                 f"{name}: groups of {self.size} do not divide its {columns} columns; "
                 f"group sizes that do: {', '.join(fitting) or 'none'}; "
-                "or -1 for one scale per row, or allow a ragged last group"
+                f"or -1 for one scale per row{advice}"
             )
         return min(self.size, columns)
 
 
 Granularity = PerChannel | PerGroup
+
+
+def granularity_of(group_size: int, *, ragged: bool | None = None) -> Granularity:
+    """The granularity that an option `group_size` means; -1: one scale per row."""
+    return PerChannel() if group_size == -1 else PerGroup(group_size, ragged)

@@ -39,9 +39,8 @@ class ScaleZeroGrid(UniformGrid):
         step = ((hi - lo) / self.top).unsqueeze(-1)
         scales = (step * share).to(dtype).clamp(min=torch.finfo(dtype).tiny)
         scales[..., -1] = widest
-        zeros = torch.arange(2**self.bits, device=values.device)
-        if self.symmetric:
-            zeros = zeros[2 ** (self.bits - 1)].unsqueeze(0)
+        tried = [self.middle] if self.symmetric else range(2**self.bits)
+        zeros = torch.tensor(tried, device=values.device)
         return best_pair(values, scales, step, zeros, self.top)
 
 

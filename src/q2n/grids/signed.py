@@ -1,11 +1,12 @@
 r"""The uniform grid of signed codes: `w ~ s q`, q = -2^(b-1) .. 2^(b-1) - 1.
 
 The largest weight of a row lies on the largest code: `s = max|w| / (2^(b-1) - 1)`. (GPTQ's
-symmetric grid, affine.py, divides the range -max|w| .. max|w| in 2^b - 1 steps, so that its code 0
+symmetric grid, uniform.py, divides the range -max|w| .. max|w| in 2^b - 1 steps, so that its code 0
 lies half a step inside.) Stored as the same `UniformLinear`, its codes moved up by 2^(b-1).
 
-The clip search is that of affine.py. The zero point is the same for every range, so that the
-compiled search of tuned.py does it, in a thirtieth of the time of tensor operations.
+The clip search is that of uniform.py. The zero point is the same for every range, so that the
+compiled search of kernels/scale_zero_search.py does it, in a thirtieth of the time of tensor
+operations.
 """
 
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class SignedGrid(UniformGrid):
         if self.clip == "minmax":
             return widest, zero
         tried = [self.parameters(p * lo, p * hi, dtype, name)[0] for p in reversed(clip_ranges())]
-        middle = torch.tensor([2 ** (self.bits - 1)], device=values.device)
+        middle = torch.tensor([self.middle], device=values.device)
         unit = widest.float().unsqueeze(-1)
         return best_pair(values, torch.stack(tried, -1), unit, middle, self.top)
 
@@ -44,9 +45,8 @@ class SignedGrid(UniformGrid):
         dtype: torch.dtype,
         name: str,
     ) -> tuple[Float[Tensor, "*groups"], UInt8[Tensor, "*groups"]]:
-        middle = 2 ** (self.bits - 1)
-        exact = hi / (middle - 1)
+        exact = hi / (self.middle - 1)
         scale = exact.to(dtype).clamp(min=torch.finfo(dtype).tiny)
         if not torch.isfinite(scale).all():
             raise unusable_scale(exact, dtype, name)
-        return scale, torch.full_like(lo, middle).to(torch.uint8)
+        return scale, torch.full_like(lo, self.middle).to(torch.uint8)

@@ -15,7 +15,7 @@ chosen. One that would be rounded to 0 becomes the smallest normal number of tha
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, UInt8
@@ -24,8 +24,8 @@ from torch import Tensor
 from q2n.errors import InputError, NumericalError
 from q2n.grids.granularity import Granularity, PerChannel
 from q2n.linalg.groups import whole_and_ragged
+from q2n.option_types import Bits
 
-BITS = (2, 3, 4, 8)
 _CLIP_STEPS, _CLIP_RANGE, _CLIP_POWER = 100, 0.8, 2.4
 
 
@@ -39,8 +39,13 @@ class UniformGrid:
     clip: Literal["minmax", "mse"] = "minmax"
 
     def __post_init__(self) -> None:
-        if self.bits not in BITS:
-            raise InputError(f"bits must be one of {BITS}, got {self.bits}")
+        if self.bits not in get_args(Bits):
+            raise InputError(f"bits must be one of {get_args(Bits)}, got {self.bits}")
+
+    @property
+    def middle(self) -> int:
+        """The zero point of symmetric grids."""
+        return 2 ** (self.bits - 1)
 
     @property
     def top(self) -> int:
@@ -113,7 +118,7 @@ class UniformGrid:
         if not torch.isfinite(scale).all():
             raise unusable_scale(exact, dtype, name)
         if self.symmetric:
-            zero = torch.full_like(lo, 2 ** (self.bits - 1))
+            zero = torch.full_like(lo, self.middle)
         else:
             zero = torch.round(-lo / scale.to(lo.dtype)).clamp_(0, self.top)
         return scale, zero.to(torch.uint8)

@@ -1,1 +1,1 @@
-"""The inner loops, one operation a file: plain torch, and faster code by device (dispatch.py)."""
+"""The inner loops, one operation per file: plain torch, and faster code by device (dispatch.py)."""

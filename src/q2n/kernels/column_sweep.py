@@ -7,8 +7,8 @@ the block, the operation of column_rounding.py goes on column by column.
 
 Everything here is transposed: a column of the layer is a row in memory.
 
-The parameters of a group are either known beforehand (static groups), or fitted by `refit` when the
-sweep reaches the group's first column, to the values that GPTQ's working copy has then.
+The parameters of a group are either known beforehand (static groups), or fitted by `group_fit` when
+the sweep reaches the group's first column, to the values that GPTQ's working copy has then.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from q2n.linalg.factor import pending
 
 
 @dataclass(frozen=True, eq=False)
-class Refit:
+class GroupFit:
     """Parameters of groups that are fitted during the sweep."""
 
     group: Int[Tensor, " in"]
@@ -56,7 +56,7 @@ def sweep(
     rule: Rule,
     *,
     block_size: int,
-    refit: Refit | None = None,
+    group_fit: GroupFit | None = None,
     offset: Float[Tensor, "in out"] | None = None,
 ) -> Sweep:
     """Round `weight` to the grid of `rule`, with the upper triangle of the feedback `matrix`.
@@ -64,11 +64,11 @@ def sweep(
     `offset` is added to the values before they are rounded; the error still refers to `weight`."""
     error = torch.empty_like(weight)
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
-    borders = _borders(len(weight), block_size, refit)
+    borders = _borders(len(weight), block_size, group_fit)
     for a, b in zip(borders, borders[1:], strict=False):
-        if refit is not None and (a == 0 or refit.group[a] != refit.group[a - 1]):
-            end = int((refit.group == refit.group[a]).sum()) + a
-            refit.write(int(refit.group[a]), pending(weight, error, matrix, a, end))
+        if group_fit is not None and (a == 0 or group_fit.group[a] != group_fit.group[a - 1]):
+            end = int((group_fit.group == group_fit.group[a]).sum()) + a
+            group_fit.write(int(group_fit.group[a]), pending(weight, error, matrix, a, end))
         target = torch.addmm(weight[a:b], matrix[:a, a:b].T, error[:a])
         if offset is not None:
             target += offset[a:b]
@@ -78,11 +78,11 @@ def sweep(
     return Sweep(codes, error)
 
 
-def _borders(m: int, block_size: int, refit: Refit | None) -> list[int]:
+def _borders(m: int, block_size: int, group_fit: GroupFit | None) -> list[int]:
     """Where blocks start, and the end: every `block_size` columns, counted from the start of each
     group that is fitted during the sweep."""
-    if refit is None:
+    if group_fit is None:
         return [*range(0, m, block_size), m]
-    starts = [0, *(torch.nonzero(refit.group.diff()).flatten() + 1).tolist(), m]
+    starts = [0, *(torch.nonzero(group_fit.group.diff()).flatten() + 1).tolist(), m]
     spans = zip(starts, starts[1:], strict=False)
     return [*(i for a, b in spans for i in range(a, b, block_size)), m]

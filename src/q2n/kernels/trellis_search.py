@@ -204,11 +204,11 @@ def _before(state, x, values, symbols, best):
     shared, base = len(best), len(symbols)
     first = state % shared * base
     value, best = values[first : first + base], best[first % shared :]
-    found, least = 0, best[0] + (x - value[0]) * (x - value[0])
+    nearest, least = 0, best[0] + (x - value[0]) * (x - value[0])
     for q in range(1, base):
         away = x - value[q]
         cost = best[q] + away * away
         less = cost < least
-        found = q if less else found
+        nearest = q if less else nearest
         least = cost if less else least
-    return first + found
+    return first + nearest

@@ -1,4 +1,4 @@
-"""What is stored of one linear: a representation a file, each with its form for gradient steps."""
+"""What is stored of one linear: one representation per file, each with its trainable form."""
 
 from q2n.layers.centred import CentredLinear
 from q2n.layers.codebook import CodebookLinear

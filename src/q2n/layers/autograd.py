@@ -87,7 +87,7 @@ def scaled_levels(
 def take_levels(
     levels: Float[Tensor, " levels"], index: Integer[Tensor, "out in"]
 ) -> Float[Tensor, "out in"]:
-    """`levels[index]`, which takes four times as long."""
+    """`levels[index]`, four times as fast as indexing."""
     return levels.index_select(0, index.flatten().int()).view(index.shape)
 
 

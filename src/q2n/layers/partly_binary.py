@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from q2n.layers.autograd import scaled, zero_change
 from q2n.layers.fields import packed
 from q2n.layers.quantized import QuantizedLinear
-from q2n.linalg.groups import in_groups
+from q2n.linalg.groups import by_column, in_groups
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,9 +51,10 @@ class PartlyBinaryLinear(QuantizedLinear):
             return high.masked_fill(self.low, 0)
         codes[self.low] = self.low_codes.float()
         position = codes * (2 / (2**self.low_bits - 1)) - 1  # -1 .. 1
-        low = self._by_column(self.magnitude) * position
+        columns = self.low.shape[1]
+        low = by_column(self.magnitude.float(), self.group_size, columns) * position
         if self.mean is not None:
-            low += self._by_column(self.mean)
+            low += by_column(self.mean.float(), self.group_size, columns)
         return torch.where(self.low, low, high)
 
     def scale_rows(self, alpha: Float[Tensor, " out"]) -> Self:
@@ -71,9 +72,6 @@ class PartlyBinaryLinear(QuantizedLinear):
         """What the weights are linear in: scale, magnitude and mean, as far as there are any."""
         factors = {"scale": self.scale, "magnitude": self.magnitude, "mean": self.mean}
         return {name: values for name, values in factors.items() if values is not None}
-
-    def _by_column(self, groups: Float[Tensor, "out groups"]) -> Float[Tensor, "out _"]:
-        return groups.float().repeat_interleave(self.group_size, 1)[:, : self.low.shape[1]]
 
 
 class TrainablePartlyBinary(nn.Module):

@@ -105,7 +105,7 @@ class QuantizedLinear(ABC):
         if alpha.shape[1] != 1:
             raise InputError(
                 f"{self.kind} layers have one factor per row, got factors of shape "
-                f"{tuple(alpha.shape)}; use scales per row"
+                f"{tuple(alpha.shape)}; use --scales-per row"
             )
         return self.scale_rows(alpha.squeeze(1))
 
@@ -116,7 +116,9 @@ class QuantizedLinear(ABC):
         Raises:
             InputError: this representation has no such form.
         """
-        raise InputError(f"{self.kind} layers cannot be refitted by gradient steps")
+        raise InputError(
+            f"{self.kind} layers cannot be refitted by gradient steps; use --refit off"
+        )
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -55,6 +55,11 @@ class Feedback:
     damping: float
     """The damping used, as a share of the mean of H's diagonal."""
 
+    @property
+    def record(self) -> dict[str, float | int]:
+        """What a layer's record says of it."""
+        return {"damping": self.damping, "dead_columns": int(self.dead.sum())}
+
 
 def feedback(
     gram: Float[Tensor, "in in"],

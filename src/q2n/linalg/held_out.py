@@ -84,11 +84,11 @@ def alpha_ridge(
         fitted = seen if filtered is folds else _systems(quantized, filtered, rows, size)
         pairs = zip(fitted, seen[::-1], strict=True)
         for (matrix, right), (seen_matrix, seen_right) in pairs:
-            gain = seen_right.double() - seen_matrix.double().sum(2)
+            line = seen_right.double() - seen_matrix.double().sum(2)
             for position, ridge in enumerate(GRID):
                 change = output_alpha.solve(matrix, right, ridge).double() - 1
                 pushed = torch.einsum("nhk,nk->nh", seen_matrix.double(), change)
-                errors[position] += ((pushed - 2 * gain) * change).sum().cpu()
+                errors[position] += ((pushed - 2 * line) * change).sum().cpu()
     best = int(errors.argmin())
     return GRID[best], float(errors[best])
 

@@ -29,7 +29,7 @@ Columns that no factor multiplies (a part p of the row, zeros in q) are taken of
 
 Restricted to directions of the input: let `F = sum_k f_k u_k u_k^T` over the eigenvectors u_k of C,
 with f_k = 1 on the principal ones and 0 in the null space (spectrum.py), or
-`f_k = v_k / (v_k + v_start)` with v the eigenvalues, which falls off smoothly. The factors shall
+`f_k = v_k / (v_k + v_start)` with v the eigenvalues, which falls off smoothly. The factors must
 leave a residual that is uncorrelated with the part `x F q_k^T` of the row's output. C F = F C, so
 that weighs direction k by f_k: `A_hk = q_h (F C)_hk q_k^T`, `b_h = (w M F)_h q_h^T`. On a part of
 the tokens, whose C has other eigenvectors, `F^1/2 C F^1/2` takes the place of F C.

@@ -35,7 +35,7 @@ from q2n.linalg.triangle import add_gram, mirror_upper
 T = TypeVar("T")
 
 LinearMap = Callable[[Float[Tensor, "tokens in"]], Float[Tensor, "tokens in"]]
-"""Does to every row what one m x m matrix does."""
+"""Applies one m x m matrix to every row."""
 
 
 class RequiredStatistics(enum.Flag):
@@ -264,13 +264,13 @@ class InputStatistics:
         if values.ndim != 3:
             raise InputError(
                 "the mean activation at each position needs inputs [sequences, length, width], "
-                f"got {tuple(values.shape)}; use gram='second_moment'"
+                f"got {tuple(values.shape)}; use --gram second_moment"
             )
         added = values.sum(0)
         if self._positions is not None and self._positions.shape != added.shape:
             raise InputError(
                 "the mean activation at each position needs sequences of one length, got "
-                f"{added.shape[0]} after {self._positions.shape[0]}; use gram='second_moment'"
+                f"{added.shape[0]} after {self._positions.shape[0]}; use --gram second_moment"
             )
         self._positions = added if self._positions is None else self._positions + added
         self.sequences += values.shape[0]

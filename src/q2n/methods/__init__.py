@@ -1,4 +1,4 @@
-"""Quantization methods: `LayerProblem -> QuantizedLinear`, one file a method."""
+"""Quantization methods: `LayerProblem -> QuantizedLinear`, one file per method."""
 
 from q2n.method import Method
 from q2n.methods.gptq import GPTQ

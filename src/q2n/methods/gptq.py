@@ -2,7 +2,8 @@
 does to the layer's output is made up for by the columns that follow.
 
 The feedback matrix comes from one Cholesky factor of the damped Gram matrix
-(linalg/factor.py), the loop over columns is in sweep.py.
+(linalg/factor.py), the loop over columns is in
+kernels/column_sweep.py.
 
 Parameters of the grid: *static* ones are fitted to the original weights, group by group in
 the layer's own column order, before anything is rounded; with `act_order` a visited
@@ -23,7 +24,7 @@ from torch import Tensor
 from q2n.errors import InputError
 from q2n.grids.fitted import uniform_rule
 from q2n.kernels.column_rounding import UniformRule
-from q2n.kernels.column_sweep import Refit, Sweep, sweep
+from q2n.kernels.column_sweep import GroupFit, Sweep, sweep
 from q2n.layers.uniform import UniformLinear
 from q2n.linalg.factor import Feedback, working_copy
 from q2n.linalg.groups import group_of_column
@@ -54,7 +55,7 @@ class GPTQ(UniformMethod):
         if self.act_order and not self.static_groups and self.group_size != -1:
             raise InputError(
                 "act_order visits the columns of a group at different times: "
-                "use static_groups=True or act_order=False"
+                "use --static-groups or --act-order false"
             )
 
     @property
@@ -88,14 +89,14 @@ class GPTQ(UniformMethod):
             back.matrix,
             rule,
             block_size=self.block_size,
-            refit=self._refit(problem, rule),
+            group_fit=self._group_fit(problem, rule),
         )
         codes = rounded.layer_codes(back.order, weight.shape[1])
         layer = self.stored(problem, codes, rule.scale.T.to(problem.scale_dtype), rule.zero.T)
-        layer = layer.with_record(damping=back.damping, dead_columns=int(back.dead.sum()))
+        layer = layer.with_record(**back.record)
         return layer, rounded, back
 
-    def _refit(self, problem: LayerProblem, rule: UniformRule) -> Refit | None:
+    def _group_fit(self, problem: LayerProblem, rule: UniformRule) -> GroupFit | None:
         if self.static_groups or self.group_size == -1:
             return None
 
@@ -104,4 +105,4 @@ class GPTQ(UniformMethod):
                 columns.T, problem.scale_dtype, problem.name
             )
 
-        return Refit(rule.group, write)
+        return GroupFit(rule.group, write)

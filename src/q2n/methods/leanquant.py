@@ -7,7 +7,7 @@ price, larger exponents p spare the dearest columns more. It is found on the ori
 and frozen; then the sweep rounds as in GPTQ.
 
 - `codebook`: any `2^b` values per row, by weighted k-means (linalg/kmeans.py);
-- `uniform`: a uniform grid a row or group, by a search of its range (grids/weighted_range.py).
+- `uniform`: a uniform grid per row or group, by a search of its range (grids/weighted_range.py).
 
 Dead columns (input always 0) weigh nothing.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from q2n.errors import InputError
 from q2n.grids.fitted import uniform_rule
-from q2n.grids.granularity import PerChannel, PerGroup
+from q2n.grids.granularity import granularity_of
 from q2n.grids.uniform import UniformGrid
 from q2n.grids.weighted_range import fit_weighted
 from q2n.kernels.column_rounding import CodebookRule, Rule
@@ -63,7 +63,7 @@ class LeanQuant(Method):
         if self.levels == "codebook" and self.group_size != -1:
             raise InputError(
                 f"group_size {self.group_size} is for the uniform grid: a codebook belongs to a "
-                "whole row; use levels='uniform', or group_size=-1"
+                "whole row; use --levels uniform, or --group-size -1"
             )
 
     @property
@@ -85,7 +85,7 @@ class LeanQuant(Method):
         importance = self._importance(back)
         fit = self._uniform if self.levels == "uniform" else self._codebook
         layer = fit(problem, weight, importance, back)
-        return layer.with_record(damping=back.damping, dead_columns=int(back.dead.sum()))
+        return layer.with_record(**back.record)
 
     def _importance(self, back: Feedback) -> Float[Tensor, " in"]:
         """omega in the layer's own order, the largest as 1."""
@@ -132,6 +132,4 @@ class LeanQuant(Method):
         return rounded.layer_codes(back.order, weight.shape[1])
 
     def _uniform_grid(self) -> UniformGrid:
-        whole = self.group_size == -1
-        granularity = PerChannel() if whole else PerGroup(self.group_size)
-        return UniformGrid(bits=self.bits, granularity=granularity)
+        return UniformGrid(bits=self.bits, granularity=granularity_of(self.group_size))

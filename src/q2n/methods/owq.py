@@ -23,7 +23,6 @@ what a layer's weights cost; `bits_per_weight` has everything. Figures: docs/mat
 """
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
 import torch
@@ -43,6 +42,7 @@ from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import LayerProblem
 from q2n.methods.uniform import UniformMethod
 from q2n.option_types import Count, CountOrZero, NonNegative, Patterns, ShareAboveZero
+from q2n.patterns import matches
 
 _PUBLISHED_WEIGHTS = 12
 """Weights of a block, in d^2."""
@@ -50,7 +50,7 @@ _PUBLISHED_WEIGHTS = 12
 
 @dataclass(frozen=True, kw_only=True)
 class OWQ(UniformMethod):
-    """GPTQ with a tuned grid and the most sensitive columns in 16 bits."""
+    """GPTQ with a searched grid and the most sensitive columns in 16 bits."""
 
     name: ClassVar[str] = "owq"
 
@@ -108,7 +108,7 @@ class OWQ(UniformMethod):
         Raises:
             InputError: more than it has.
         """
-        count = self._wanted(name, columns) if _matches(name, self.outlier_layers) else 0
+        count = self._outlier_count(name, columns) if _any(self.outlier_layers, name) else 0
         if count >= columns:
             raise InputError(
                 f"{name}: {count} columns in 16 bits leave nothing to quantize of its {columns}; "
@@ -154,8 +154,7 @@ class OWQ(UniformMethod):
         values = pending(ordered, rounded.error, back.matrix, last, m).T
         grid = self.stored(problem, codes, scale, zero)
         layer = OutlierLinear.of(grid, weak, values).with_record(
-            damping=back.damping,
-            dead_columns=int(back.dead.sum()),
+            **back.record,
             weak_columns=len(weak),
             weight_bits=self.bits + (16 - self.bits) * len(weak) / m,
         )
@@ -187,16 +186,16 @@ class OWQ(UniformMethod):
         rounded = scale.to(weight.dtype) * (codes.to(weight.dtype) - zero)
         return energy * (weight - rounded).square().sum(0)
 
-    def _wanted(self, name: str, columns: int) -> int:
+    def _outlier_count(self, name: str, columns: int) -> int:
         if self.target_bits is None:
             return self.target_rank or 0
         share = (self.target_bits - self.bits) / (16 - self.bits)
         if self.split == "layer":
             return round(columns * share)
-        ratio = self.narrow_ratio if _matches(name, self.narrow_layers) else 1.0
+        ratio = self.narrow_ratio if _any(self.narrow_layers, name) else 1.0
         count = round(columns * _PUBLISHED_WEIGHTS * share / self.layers_per_block * ratio)
         return count + count % 2
 
 
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+def _any(patterns: Patterns, name: str) -> bool:
+    return any(matches(pattern, name) for pattern in patterns)

@@ -27,14 +27,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from q2n.grids.granularity import Granularity, PerChannel, PerGroup
+from q2n.grids.granularity import Granularity, granularity_of
 from q2n.grids.uniform import UniformGrid
 from q2n.kernels.column_rounding import SplitRule
 from q2n.kernels.column_sweep import sweep
 from q2n.layers.partly_binary import PartlyBinaryLinear
 from q2n.layers.quantized import StorageSpec
 from q2n.linalg.factor import Feedback
-from q2n.linalg.groups import group_of_column
+from q2n.linalg.groups import group_of_column, in_groups
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import LayerProblem, Method, shared_feedback
 from q2n.option_types import Bits, Count, GroupSize, NonNegative, ShareInside
@@ -114,11 +114,11 @@ class PBLLM(Method):
         )
         if back is None:
             return layer
-        return layer.with_record(damping=back.damping, dead_columns=int(back.dead.sum()))
+        return layer.with_record(**back.record)
 
     @property
     def _granularity(self) -> Granularity:
-        return PerChannel() if self.group_size == -1 else PerGroup(self.group_size)
+        return granularity_of(self.group_size)
 
     def _saliency(
         self, weight: Float[Tensor, "out in"], back: Feedback | None
@@ -132,7 +132,7 @@ class PBLLM(Method):
         """Low levels of each row and group, rounded as they will be stored."""
         if self.low == "prune":
             return Levels(None, None)
-        groups = left.unflatten(1, (-1, size))
+        groups = in_groups(left, size)
         if self.low == "sign":
             return Levels(None, groups.abs().mean(-1).to(problem.scale_dtype))
         if self.low == "xnor":
@@ -190,7 +190,7 @@ def low_mask(
 ) -> Bool[Tensor, "out in"]:
     """The least salient entries of every `size` columns, over all rows."""
     rows, m = saliency.shape
-    groups = saliency.unflatten(1, (-1, size)).transpose(0, 1)  # [groups, out, size]
+    groups = in_groups(saliency, size).transpose(0, 1)  # [groups, out, size]
     index = int(fraction * rows * size)
     threshold = groups.flatten(1).kthvalue(index + 1, dim=1).values
     return (groups <= threshold.view(-1, 1, 1)).transpose(0, 1).reshape(rows, m)

@@ -1,6 +1,6 @@
 """Round to nearest: the grid is fitted to the weights, each weight goes to its nearest point.
 
-RequiredStatistics no calibration text. The yardstick for everything else.
+Needs no calibration text. The yardstick for everything else.
 """
 
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from q2n.errors import InputError
-from q2n.grids.granularity import Granularity, PerChannel, PerGroup
+from q2n.grids.granularity import Granularity, granularity_of
 from q2n.grids.scale_zero_search import GROUP_STEPS, ROW_STEPS, ScaleZeroGrid
 from q2n.grids.signed import SignedGrid
 from q2n.grids.uniform import UniformGrid
@@ -40,16 +40,14 @@ class UniformMethod(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.grid == "signed" and not self.symmetric:
-            raise InputError("a signed grid has no zero point: with grid='signed' use symmetric")
+            raise InputError("a signed grid has no zero point: with --grid signed use --symmetric")
         if self.grid == "signed" and self.clip == "scale_zero":
-            raise InputError("a signed grid has no zero point to search: use clip='mse'")
+            raise InputError("a signed grid has no zero point to search: use --clip mse")
 
     @property
     def granularity(self) -> Granularity:
         """Which weights share a scale."""
-        if self.group_size == -1:
-            return PerChannel()
-        return PerGroup(self.group_size, self.ragged_groups)
+        return granularity_of(self.group_size, ragged=self.ragged_groups)
 
     @property
     def fitted_grid(self) -> UniformGrid:

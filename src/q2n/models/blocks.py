@@ -42,11 +42,11 @@ class BlockCall:
 
 @dataclass(frozen=True)
 class BatchInputs:
-    """One batch of windows at the door of the first block."""
+    """One batch of windows at the input of the first block."""
 
     hidden: Float[Tensor, "windows length hidden"]
     calls: list[BlockCall]
-    """One a block; equal tensors are the same object, within and between batches."""
+    """One per block; equal tensors are the same object, within and between batches."""
 
 
 class BlockwiseModel:

@@ -97,7 +97,8 @@ class TensorFiles:
             return self._handle(key).get_tensor(key).clone()
         except SafetensorError as cause:
             raise InputError(
-                f"{self.file_of[key]}: tensor {key!r} cannot be read ({cause})"
+                f"{self.file_of[key]}: tensor {key!r} cannot be read ({cause}); "
+                "fetch the checkpoint again"
             ) from cause
 
     def _handle(self, key: str) -> safe_open:
@@ -138,7 +139,9 @@ def _indexed_files(path: Path, index: Path) -> dict[str, Path]:
         ) from cause
     missing = sorted({file.name for file in files.values() if not file.exists()})
     if missing:
-        raise InputError(f"{path}: the index names files that are missing: {missing}")
+        raise InputError(
+            f"{path}: the index names files that are missing: {missing}; fetch the checkpoint again"
+        )
     held = {file: set(open_tensors(file).keys()) for file in set(files.values())}
     for key, file in files.items():
         if key not in held[file]:

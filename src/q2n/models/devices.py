@@ -8,10 +8,19 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def parse_dtype(name: str) -> torch.dtype:
-    """float32, float16 or bfloat16 from its name."""
+    """float32, float16 or bfloat16 from its name.
+
+    Raises:
+        InputError: another name.
+    """
     if name not in DTYPES:
         raise InputError(f"dtype {name!r} is not one of auto, {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def requested_dtype(name: str | None) -> torch.dtype | None:
+    """As `parse_dtype`; None for "auto" or None: the checkpoint's own."""
+    return None if name is None or name == "auto" else parse_dtype(name)
 
 
 def parse_device(name: str) -> torch.device:

@@ -3,7 +3,7 @@
 That kind (LLaMA, Mistral, Qwen2, Qwen3, ..): a block is two residual branches, each RMSNorm then
 attention (q, k, v, o, with norms of queries and keys head by head or without) or a gated MLP (gate,
 up, down). It is recognised by what is there, not by the model's name: every parameter of a block
-must have a known part in it, and the norms are tried out, for a gain that enters as 1 + g or a
+must have a known part in it, and the norms are tried out, for a weight that enters as 1 + g or a
 mean that is subtracted would not survive a rotation.
 """
 
@@ -85,7 +85,7 @@ def find_layout(model: PreTrainedModel) -> DecoderLayout:
     norms = [model.get_submodule(last_norm)]
     norms += [block.get_submodule(name) for block in blocks for name in NORMS]
     for norm in norms:
-        _require_plain_gain(model, norm)
+        _require_plain_norm(model, norm)
     return DecoderLayout(
         embeddings=named[id(embeddings)],
         head=named[id(head)],
@@ -125,17 +125,17 @@ def _require_known(model: PreTrainedModel, block: nn.Module) -> None:
         raise _unlike(model, f"its blocks have no {min(missing)}")
 
 
-def _require_plain_gain(model: PreTrainedModel, norm: nn.Module) -> None:
-    """The norm gives `gain * x / rms(x)`: tried out with values far above its epsilon."""
+def _require_plain_norm(model: PreTrainedModel, norm: nn.Module) -> None:
+    """The norm gives `weight * x / rms(x)`: tried out with values far above its epsilon."""
     tried = deepcopy(norm)
     generator = torch.Generator().manual_seed(0)
     width = norm.get_parameter("weight").shape[0]
-    gain, x = torch.randn(2, width, generator=generator).unbind()
-    tried.weight = nn.Parameter(gain)
+    norm_weight, x = torch.randn(2, width, generator=generator).unbind()
+    tried.weight = nn.Parameter(norm_weight)
     x = 10 * x + 1
-    expected = gain * x / x.square().mean().sqrt()
+    expected = norm_weight * x / x.square().mean().sqrt()
     if not torch.allclose(tried(x.unsqueeze(0))[0].float(), expected, rtol=1e-3, atol=1e-3):
-        raise _unlike(model, f"its {type(norm).__name__} is not gain * x / rms(x)")
+        raise _unlike(model, f"its {type(norm).__name__} is not norm weight * x / rms(x)")
 
 
 def _unlike(model: PreTrainedModel, what: str) -> InputError:

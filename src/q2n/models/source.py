@@ -9,7 +9,6 @@ import hashlib
 import json
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 
@@ -263,21 +262,10 @@ def _config_bytes(config: PretrainedConfig) -> bytes:
     return json.dumps(values, sort_keys=True).encode()
 
 
-def assemble(
-    source: ModelSource,
-    replaced: Mapping[str, Shaped[Tensor, "..."]] | None = None,
-    device: str | torch.device = "cpu",
-) -> PreTrainedModel:
-    """The source's model, its rotations attached, its activations and cache not rounded.
-
-    Args:
-        replaced: tensors by full name that take the place of the source's.
-    """
-    replaced, model = replaced or {}, source.skeleton()
-    state = {
-        name: replaced[name].to(source.dtype) if name in replaced else source.in_model_dtype(name)
-        for name in source.names()
-    }
+def assemble(source: ModelSource, device: str | torch.device = "cpu") -> PreTrainedModel:
+    """The source's model, its rotations attached, its activations and cache not rounded."""
+    model = source.skeleton()
+    state = {name: source.in_model_dtype(name) for name in source.names()}
     model.load_state_dict(state, strict=False, assign=True)
     if model.config.get_text_config().tie_word_embeddings:
         model.tie_weights()

@@ -11,13 +11,13 @@ A parameter may hold several targets (the experts of a fused 3-D parameter): `we
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from q2n.errors import InputError
+from q2n.patterns import matches
 
 _EXAMPLES = 3
 """Names that a message lists."""
@@ -128,11 +128,8 @@ def matrix_holders(root: nn.Module) -> list[str]:
 class LayerFilter:
     """Which layers are quantized; the others keep their weights.
 
-    A pattern is matched against the full name of a layer, e.g. `model.layers.3.mlp.down_proj`, as
-    the shell matches file names: `*` is anything, dots included, `?` one character, `[03]` one of
-    these; upper and lower case differ. A pattern without a dot and without `*`, `?`, `[` also
-    matches the last part of a name: `down_proj` is every down projection. A layer that `ignore`
-    names stays in full precision even if `only` names it too.
+    Patterns are matched against full names (patterns.py). A layer that `ignore` names stays in full
+    precision even if `only` names it too.
     """
 
     ignore: tuple[str, ...] = ()
@@ -142,8 +139,8 @@ class LayerFilter:
 
     def keeps(self, name: str) -> bool:
         """Whether the layer of this full name is to be quantized."""
-        asked = not self.only or any(_matches(pattern, name) for pattern in self.only)
-        return asked and not any(_matches(pattern, name) for pattern in self.ignore)
+        asked = not self.only or any(matches(pattern, name) for pattern in self.only)
+        return asked and not any(matches(pattern, name) for pattern in self.ignore)
 
     def check(self, names: Iterable[str]) -> None:
         """Refuse patterns that do not fit the model whose layers have these full names.
@@ -154,7 +151,7 @@ class LayerFilter:
         names = list(names)
         for option, patterns in (("ignore", self.ignore), ("only", self.only)):
             for pattern in patterns:
-                if not any(_matches(pattern, name) for name in names):
+                if not any(matches(pattern, name) for name in names):
                     raise InputError(
                         f"{option} {pattern!r} matches no layer of the decoder blocks; their names "
                         f"are {_examples(names)}"
@@ -168,11 +165,6 @@ class LayerFilter:
 
 
 EVERY_LAYER = LayerFilter()
-
-
-def _matches(pattern: str, name: str) -> bool:
-    plain = not any(character in pattern for character in ".*?[")
-    return fnmatchcase(name, pattern) or (plain and name.rpartition(".")[2] == pattern)
 
 
 def _examples(names: list[str]) -> str:

@@ -7,6 +7,7 @@ dtype). `device` is the fastest; `cpu` and `disk` keep one batch on the device a
 from abc import ABC, abstractmethod
 from pathlib import Path
 from shutil import rmtree
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -55,7 +56,7 @@ class InMemory(Activations):
 
 
 class OnDisk(Activations):
-    """Hidden states in one safetensors file a batch."""
+    """Hidden states in one safetensors file per batch."""
 
     keeps_passes = False
 
@@ -85,11 +86,11 @@ class OnDisk(Activations):
         return self.folder / f"batch-{batch:05d}.safetensors"
 
 
-PLACES = ("device", "cpu", "disk")
+Place = Literal["device", "cpu", "disk"]
 
 
-def activations(place: str, device: torch.device, folder: Path) -> Activations:
-    """Storage for block inputs at one of PLACES; `folder` is used by disk."""
+def activations(place: Place, device: torch.device, folder: Path) -> Activations:
+    """Storage for block inputs at this place; `folder` is used by disk."""
     if place == "disk":
         return OnDisk(folder, device)
     return InMemory(device if place == "device" else torch.device("cpu"), device)

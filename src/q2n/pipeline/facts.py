@@ -26,7 +26,7 @@ class BlockFacts:
     """Of the refit of the whole model; with the first block only."""
 
     def to_json(self) -> dict[str, Any]:
-        """Flat; a loss that there is none of is left out."""
+        """Flat; a missing loss is left out."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     @classmethod
@@ -46,6 +46,7 @@ class RunStart:
     """Names of things whose content is in the fingerprint."""
 
     def to_json(self) -> dict[str, Any]:
+        """Both, as they are."""
         return {"labels": dict(self.labels), "fingerprint": dict(self.fingerprint)}
 
     @classmethod

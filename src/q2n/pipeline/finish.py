@@ -9,7 +9,7 @@ from q2n.pipeline.store import RunStore
 
 
 class Stopwatch:
-    """Shares all time of a run out among its blocks."""
+    """Splits the run's wall time among its blocks."""
 
     def __init__(self) -> None:
         self._last = time.perf_counter()

@@ -183,9 +183,10 @@ class RunStore:
         file = self._file(index, ".safetensors")
         data = file.read_bytes() if file.exists() else b""
         if hashlib.sha256(data).hexdigest() != values["sha256"]:
+            refits = " and all refit-*" if self.stem == "block" else ""
             raise ResumeError(
-                f"{file} is damaged (its checksum differs); delete it and the .json files of "
-                f"block {index} and later, then --resume"
+                f"{file} is damaged (its checksum differs); delete "
+                f"{self.stem}-{index:05d}.* and all later files of that name{refits}, then --resume"
             )
         return values, load(data)
 

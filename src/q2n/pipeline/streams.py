@@ -31,6 +31,7 @@ class Stream:
         return len(self.calls)
 
     def close(self) -> None:
+        """Give up the hidden states, and the files in which they lie."""
         self.hidden.close()
 
 
@@ -41,10 +42,10 @@ def open_streams(
     options: LoopOptions,
     folder: Path,
 ) -> list[Stream]:
-    """Streams that stand at the door of the first block, where all of them carry the same.
+    """Streams that stand at the input of the first block, where all of them carry the same.
 
     Args:
-        folder: what lies on disk lies in a folder of the stream's name in here.
+        folder: parent of the streams' folders when activations are on disk.
     """
     streams = [
         Stream(activations(options.activations, model.device, folder / name), tokens.numel())
@@ -70,6 +71,7 @@ class BlockWindows:
         return len(self._places)
 
     def __call__(self, number: int) -> Window:
+        """Input, output and call of one window."""
         batch, row = self._places[number]
         call = self.inputs.calls[batch][self.index].window(row, self._sizes[batch])
         one = slice(row, row + 1)

@@ -3,7 +3,7 @@ r"""Refit of the whole model: scales and norm weights toward the full-precision 
 The error of a block is not worth the same in every direction: what counts is what it does to
 the predictions. With all codes fixed, the scales of all layers and the weights of all norms
 are tuned to bring the next-token distributions s of the quantized model close to the p of the
-full-precision model, averaged over the tokens of one calibration window a step:
+full-precision model, averaged over the tokens of one calibration window per step:
 
     KL(p | s) = sum_v p_v (log p_v - log s_v),     d KL / d logits = s - p.
 

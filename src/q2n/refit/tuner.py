@@ -3,7 +3,7 @@
 The module itself is not changed: each step computes the dense weights of its quantized linears
 from their trainable forms and runs the module with those in their place. Matrix products are in
 bfloat16 where the machine has them, parameters and losses in float32. A rate is a relative
-change a step; it rises over the first tenth of the steps and then falls to 0 in a straight line.
+change per step; it rises over the first tenth of the steps and then falls to 0 in a straight line.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -29,7 +29,7 @@ _BETAS = (0.9, 0.99)
 
 @dataclass(frozen=True)
 class Rates:
-    """The largest change a step; 0 leaves that kind of parameter as it is."""
+    """The largest change per step; 0 leaves that kind of parameter as it is."""
 
     scale: float
     """Of a scale, relative to it."""
@@ -103,8 +103,8 @@ def tune(
             losses.append(float(value.detach()))
             if not torch.isfinite(value):
                 raise NumericalError(
-                    f"{name}: the loss of refit step {step} is {losses[-1]}; lower the rates, or "
-                    "quantize without refitting"
+                    f"{name}: the loss of refit step {step} is {losses[-1]}; "
+                    "use --refit off, or --dtype float32"
                 )
             value.backward()
             optimizer.step()

@@ -4,51 +4,52 @@ Its text is card.md.jinja. It states what is known and says what is not: a numbe
 measured is called that.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from q2n.evaluation.perplexity import PerplexityResult
+
 
 @dataclass(frozen=True, kw_only=True)
-class Perplexity:
-    """One measured perplexity."""
+class About:
+    """What a card says besides measurements."""
 
-    model: str
-    """Which weights: "original" or "this checkpoint"."""
-    corpus: str
-    value: float
-    standard_error: float | None
-    context: int
-    """Tokens per window."""
-    windows: int
+    method: str
+    """One line: the method and what is around it."""
+    format: str
+    """As `--format` calls it."""
+    tags: tuple[str, ...]
+    """Under which model hubs list it."""
+    runtime: bool
+    """Whether the model runs with parts beside its weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
     """Everything that the card says."""
 
+    about: About
     base_model: str
     title: str
-    format: str
-    """As `--format` calls it."""
-    tags: Sequence[str]
-    """Under which model hubs list it, each once."""
     loading_example: str
     """Python lines that load the checkpoint."""
-    method: str
-    """One line: the method and whether the null-space step was applied."""
     settings: Mapping[str, Any]
     bits_per_weight: float
     bytes_before: int
     bytes_after: int
-    perplexities: Sequence[Perplexity] = ()
-    runtime: bool = False
-    """Whether the model runs with parts beside its weights."""
+    perplexities: Mapping[str, PerplexityResult] = field(default_factory=dict)
+    """Of "original" and "quantized", as far as they were measured."""
     version: str
     """Of q2n."""
+
+    @property
+    def tags(self) -> list[str]:
+        """Under which model hubs list the checkpoint, each once."""
+        return list(dict.fromkeys(("quantized", "q2n", *self.about.tags)))
 
 
 def render_card(facts: CardFacts) -> str:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from q2n.evaluation.perplexity import PerplexityResult
-from q2n.report.card import CardFacts, Perplexity, render_card
+from q2n.report.card import About, CardFacts, render_card
 from q2n.report.record import RECORD_FILE, TIMINGS_FILE, BlockRecord, RunRecord, timings
 from q2n.version import __version__
+
+__all__ = ["About", "Quantized", "describe"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,20 +29,6 @@ class Quantized:
     """Python lines that load the checkpoint."""
     perplexities: Mapping[str, PerplexityResult]
     """Of "original" and "quantized", if `ppl` was asked for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class About:
-    """What a card says besides measurements."""
-
-    method: str
-    """One line: the method and what is around it."""
-    format: str
-    """As `--format` calls it."""
-    tags: tuple[str, ...]
-    """Under which model hubs list it."""
-    runtime: bool
-    """Whether the model runs with parts beside its weights."""
 
 
 def describe(
@@ -76,30 +64,16 @@ def describe(
 
 def _card(about: About, done: Quantized, base_model: str) -> CardFacts:
     return CardFacts(
+        about=about,
         base_model=base_model,
         title=done.directory.name,
-        format=about.format,
-        tags=list(dict.fromkeys(("quantized", "q2n", *about.tags))),
         loading_example=done.loading_example.replace(str(done.directory), done.directory.name),
-        method=about.method,
-        runtime=about.runtime,
         settings=done.record["settings"],
         bits_per_weight=done.record["bits_per_weight"],
         bytes_before=done.bytes_before,
         bytes_after=done.bytes_after,
-        perplexities=[_measured(which, result) for which, result in done.perplexities.items()],
+        perplexities=done.perplexities,
         version=__version__,
-    )
-
-
-def _measured(which: str, result: PerplexityResult) -> Perplexity:
-    return Perplexity(
-        model=which,
-        corpus=result.label,
-        value=result.perplexity,
-        standard_error=result.standard_error,
-        context=result.length,
-        windows=result.windows,
     )
 
 

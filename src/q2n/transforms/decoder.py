@@ -1,11 +1,11 @@
 r"""The rotation of a decoder with RMSNorm and gated MLPs (QuaRot, Ashkboos et al. 2024).
 
-Letters: `h` residual stream, `gamma` the gain of a norm, `R` the rotation of the residual stream,
+Letters: `h` residual stream, `gamma` the weight of a norm, `R` the rotation of the residual stream,
 `M` of a head's channels, `A` of the heads among each other, `D` of the gated MLP's channels; all
 orthogonal.
 
-- RMSNorm without its gain commutes with R, since |R h| = |h|. So the gain goes into the weights
-  that read the norm, `W diag(gamma)`, and becomes 1.
+- RMSNorm without its weight commutes with R, since |R h| = |h|. So the norm weight goes into the
+  weights that read the norm, `W diag(gamma)`, and becomes 1.
 - R1: the stream carries R h. What writes to it writes R y (embeddings, o, down: `R W`, `R b`), what
   reads it undoes R (q, k, v, gate, up, head: `W diag(gamma) R^T`).
 - R2: each head's values are M v (`M W_v`, `M b_v`), and attention, linear in the values, passes on
@@ -81,33 +81,38 @@ class DecoderRotation:
         )
 
     def embedding(self, weight: Float[Tensor, "words hidden"]) -> Float[Tensor, "words hidden"]:
+        """`R W`, of the stream's vector for each word."""
         return self.residual.apply_exactly(weight)
 
     def reader(
-        self, weight: Float[Tensor, "out hidden"], gain: Float[Tensor, " hidden"]
+        self, weight: Float[Tensor, "out hidden"], norm_weight: Float[Tensor, " hidden"]
     ) -> Float[Tensor, "out hidden"]:
-        """A weight that reads the stream through a norm with this gain."""
-        return self.residual.apply_exactly(weight, gain)
+        """`W diag(gamma) R^T`, of what reads the stream through a norm with this weight."""
+        return self.residual.apply_exactly(weight, norm_weight)
 
     def value(
-        self, weight: Float[Tensor, "out hidden"], gain: Float[Tensor, " hidden"]
+        self, weight: Float[Tensor, "out hidden"], norm_weight: Float[Tensor, " hidden"]
     ) -> Float[Tensor, "out hidden"]:
-        """A reader that writes values: `size` rows a head."""
-        rows = self.reader(weight, gain).unflatten(0, (-1, self.head.size))
+        """`M W_v` of each head, W_v a reader: `size` rows per head."""
+        rows = self.reader(weight, norm_weight).unflatten(0, (-1, self.head.size))
         return torch.cat([self.head.apply_to_outputs_exactly(head) for head in rows])
 
     def value_bias(self, bias: Float[Tensor, " out"]) -> Float[Tensor, " out"]:
+        """`M b_v` of each head."""
         return self.head.apply(bias.unflatten(0, (-1, self.head.size))).flatten()
 
     def attention_output(
         self, weight: Float[Tensor, "hidden heads"]
     ) -> Float[Tensor, "hidden heads"]:
+        """`R W_o (A (x) M)^T`."""
         return self.residual.apply_to_outputs_exactly(self.heads.apply_exactly(weight))
 
     def gated_output(
         self, weight: Float[Tensor, "hidden intermediate"]
     ) -> Float[Tensor, "hidden intermediate"]:
+        """`R W_down D^T`."""
         return self.residual.apply_to_outputs_exactly(self.gated.apply_exactly(weight))
 
     def writer_bias(self, bias: Float[Tensor, " hidden"]) -> Float[Tensor, " hidden"]:
+        """`R b`, of what writes to the stream."""
         return self.residual.apply(bias)

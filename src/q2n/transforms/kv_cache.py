@@ -62,7 +62,7 @@ def round_cache(
     if model.config._attn_implementation != name:
         raise InputError(
             f"{type(model).__name__} does not let its attention be replaced, so its cache cannot "
-            "be rounded; use kv_bits=16"
+            "be rounded; use --kv-bits 16"
         )
 
 

@@ -65,7 +65,7 @@ class RuntimeParts:
 
 
 def attach(model: nn.Module, parts: RuntimeParts) -> None:
-    """Everything, on a transformers model; once a model.
+    """Attach all parts to a transformers model; call once per model.
 
     Raises:
         InputError: a pattern fits no module.
