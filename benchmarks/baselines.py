@@ -5,7 +5,7 @@ that is in the file is not repeated, so this script can be stopped and started a
 combination that q2n refuses is a cell with its message.
 
     python benchmarks/baselines.py --data FOLDER --results baselines.jsonl
-    python benchmarks/baselines.py ... --methods gptq owq --variants alone best --settings 2g64
+    python benchmarks/baselines.py ... --methods gptq owq --variants alone best --settings "W2 g64"
     python benchmarks/baselines.py ... --table
 
 Each method in the smallest public format that can hold it, else in the native one. Rows whose
@@ -19,47 +19,44 @@ from typing import Any, NamedTuple
 
 from measuring.cells import ORIGINAL, add_conditions, measured, past
 
-from q2n.config import QuantizeConfig
+from q2n.config.owners import build_plan
+from q2n.config.reading import read_settings
 from q2n.formats.choice import formats_for
 
-PER_CHANNEL_2 = {"bits": 2, "group_size": -1}
-PER_CHANNEL_3 = {"bits": 3, "group_size": -1}
-GROUPS_2 = {"bits": 2, "group_size": 64}
-EVEN = {"grid": "b"}
-SPREAD_24 = {**EVEN, "spread": 2.4}
-"""QuIP's published grid, which the presets replace."""
-GAUSSIAN = {"grid": "lloyd-max", "greedy_passes": 4}
+W2, W3, W2_G64 = "W2 per channel", "W3 per channel", "W2 g64"
+GROUPS = {"bits": 2, "group_size": 64}
+UNIFORM = {"grid": "uniform"}
+PUBLISHED_GRID = {**UNIFORM, "clip_sigma": 2.4}
+"""QuIP's, which the quality levels replace."""
+PUBLISHED = {**PUBLISHED_GRID, "incoherence_rescale": True}
+GAUSSIAN = {"grid": "lloyd-max", "descent_passes": 4}
+
+
+def per_channel(**options: Any) -> dict[str, dict[str, Any]]:
+    """2 and 3 bits per weight, one scale per row or per matrix."""
+    return {W2: {"bits": 2, **options}, W3: {"bits": 3, **options}}
+
 
 METHODS: dict[str, dict[str, dict[str, Any]]] = {
-    "rtn": {"2pc": PER_CHANNEL_2, "2g64": GROUPS_2, "3pc": PER_CHANNEL_3},
-    "gptq": {"2pc": PER_CHANNEL_2, "2g64": GROUPS_2, "3pc": PER_CHANNEL_3},
-    "quip": {"2pc": {"bits": 2}, "3pc": {"bits": 3}},
-    "quip trellis": {
-        "2pc": {"bits": 2, "grid": "trellis"},
-        "3pc": {"bits": 3, "grid": "trellis"},
-    },
-    "quip lloyd-max": {"2pc": {"bits": 2, **GAUSSIAN}, "3pc": {"bits": 3, **GAUSSIAN}},
-    "quip even levels": {"2pc": {"bits": 2, **EVEN}, "3pc": {"bits": 3, **EVEN}},
-    "quip spread 2.4": {"2pc": {"bits": 2, **SPREAD_24}, "3pc": {"bits": 3, **SPREAD_24}},
-    "quip as published": {
-        "2pc": {"bits": 2, "rescale": True, **SPREAD_24},
-        "3pc": {"bits": 3, "rescale": True, **SPREAD_24},
-    },
+    "rtn": {**per_channel(), W2_G64: GROUPS},
+    "gptq": {**per_channel(), W2_G64: GROUPS},
+    "quip": per_channel(),
+    "quip trellis": per_channel(grid="trellis"),
+    "quip lloyd-max": per_channel(**GAUSSIAN),
+    "quip uniform": per_channel(**UNIFORM),
+    "quip clip_sigma 2.4": per_channel(**PUBLISHED_GRID),
+    "quip as published": per_channel(**PUBLISHED),
     "pbllm": {"90% low": {"low_fraction": 0.9}},
-    "leanquant": {
-        "2pc": {"bits": 2},
-        "2g64": {**GROUPS_2, "levels": "affine"},
-        "3pc": {"bits": 3},
-    },
+    "leanquant": {**per_channel(), W2_G64: {**GROUPS, "levels": "uniform"}},
     "owq": {
-        "2g64": {**GROUPS_2, "target_bits": 2.05},
-        "3pc": {**PER_CHANNEL_3, "target_bits": 3.01},
+        W2_G64: {**GROUPS, "target_bits": 2.05},
+        W3: {"bits": 3, "target_bits": 3.01},
     },
     "quarot": {"W4A4": {"bits": 4}, "W4A4KV4": {"bits": 4, "kv_bits": 4}},
-    "quarot unrotated": {"W4A4": {"bits": 4, "rotation": "none"}},
+    "quarot unrotated": {"W4A4": {"bits": 4, "rotate": "none"}},
 }
-"""Settings of each row by the name of the row, whose first word is the method's: bits a channel
-(pc) or in groups of 64 (g64), or widths of weights, activations and cache."""
+"""Settings of each row by the name of the row, whose first word is the method's: bits of a weight
+and scales per channel or in groups of 64 (g64), or widths of weights, activations and cache."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "alone": {},
     "paper": {"nullspace": "paper"},
@@ -123,7 +120,7 @@ def cells(options: argparse.Namespace) -> list[Cell]:
 def cell(method: str, setting: str, variant: str, seed: int, windows: int) -> Cell:
     """With the first format of the list that can hold what is stored."""
     settings = {"method": method.split()[0], **METHODS[method][setting], **VARIANTS[variant]}
-    storage = QuantizeConfig.from_settings(settings).build_method().storage
+    storage = build_plan(read_settings(settings)).storage
     return Cell(
         {
             "method": method,

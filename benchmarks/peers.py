@@ -1,7 +1,7 @@
 """The best-known peers' cells of the table that baselines.py makes: same model, windows and file.
 
     python benchmarks/peers.py --data FOLDER --results baselines.jsonl --environments FOLDER
-    python benchmarks/peers.py ... --peers autoround-50 --settings 2g64
+    python benchmarks/peers.py ... --peers autoround-50 --settings "W2 g64"
     python benchmarks/baselines.py ... --table
 
 A cell that is in the file is not repeated. Seconds are those of the quantization alone, as each
@@ -76,7 +76,9 @@ def parse_options() -> argparse.Namespace:
     add_conditions(parser)
     parser.set_defaults(eval_dtype="float32")
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=PEERS)
-    parser.add_argument("--settings", nargs="+", default=["3pc", "2g64"], choices=SETTINGS)
+    parser.add_argument(
+        "--settings", nargs="+", default=["W3 per channel", "W2 g64"], choices=SETTINGS
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument(

@@ -1,11 +1,11 @@
-"""What each step after GPTQ is worth on SmolLM2-135M and WikiText-2, with its spread.
+"""What each step around GPTQ gains on SmolLM2-135M and WikiText-2, with its spread.
 
 Calibrates on a train text (windows drawn with each seed), evaluates on test texts. One line
 a run goes to a JSONL file; a run that is in the file is not repeated, so this script can be
 stopped and started again.
 
     python benchmarks/protocol.py --data FOLDER --results results.jsonl
-    python benchmarks/protocol.py ... --variants gptq good best --settings 4g64 --seeds 0
+    python benchmarks/protocol.py ... --variants gptq good best --settings "W4 g64" --seeds 0
     python benchmarks/protocol.py ... --variants good --windows 4 32 64
     python benchmarks/protocol.py ... --calibration c4.jsonl --evaluation wiki.test.raw ptb.txt
     python benchmarks/protocol.py ... --table
@@ -21,29 +21,34 @@ from typing import Any
 from measuring.cells import ORIGINAL, add_conditions, measured, past
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "3pc": {"bits": 3, "group_size": -1},
-    "2g64": {"bits": 2, "group_size": 64},
-    "4g64": {"bits": 4, "group_size": 64},
+    "W3 per channel": {"bits": 3, "group_size": -1},
+    "W2 g64": {"bits": 2, "group_size": 64},
+    "W4 g64": {"bits": 4, "group_size": 64},
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "rtn": {"method": "rtn"},
     "gptq": {},
     "paper": {"nullspace": "paper"},
-    "output row": {"nullspace": "output", "per": "row"},
-    "output group": {"nullspace": "output"},
-    "cross row": {"nullspace": "cross", "per": "row"},
-    "cross group": {"nullspace": "cross"},
-    "cross principal": {"nullspace": "cross", "directions": "principal"},
-    "cross spectral": {"nullspace": "cross", "directions": "spectral"},
-    "auto": {"nullspace": "auto"},
+    "own scales per row": {"output_scales": "own", "scales_per": "row"},
+    "own scales": {"output_scales": "own"},
+    "scales per row": {"output_scales": True, "scales_per": "row"},
+    "scales": {"output_scales": True},
+    "scales principal": {"output_scales": True, "scales_directions": "principal"},
+    "scales spectral": {"output_scales": True, "scales_directions": "spectral"},
+    "scales held out": {"output_scales": True, "scales_held_out": True},
+    "paper, scales": {"nullspace": "paper", "output_scales": True},
     "correct": {"correct": True},
     "correct, paper": {"correct": True, "nullspace": "paper"},
-    "correct, output group": {"correct": True, "nullspace": "output"},
-    "correct, cross row": {"correct": True, "nullspace": "cross", "per": "row"},
+    "correct, own scales": {"correct": True, "output_scales": "own"},
+    "correct, scales per row": {"correct": True, "output_scales": True, "scales_per": "row"},
     "good": {"quality": "good"},
-    "good, principal": {"quality": "good", "directions": "principal"},
-    "good, spectral": {"quality": "good", "directions": "spectral"},
-    "good, auto": {"quality": "good", "nullspace": "auto", "correction_held_out": True},
+    "good, principal": {"quality": "good", "scales_directions": "principal"},
+    "good, spectral": {"quality": "good", "scales_directions": "spectral"},
+    "good, held out": {
+        "quality": "good",
+        "scales_held_out": True,
+        "correction_held_out": True,
+    },
     "good, refit block": {"quality": "good", "refit": "block"},
     "best": {"quality": "best"},
     "best, refit both": {"quality": "best", "refit": "both"},
@@ -69,7 +74,9 @@ def parse_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_conditions(parser)
-    parser.add_argument("--settings", nargs="+", default=["3pc", "2g64"], choices=SETTINGS)
+    parser.add_argument(
+        "--settings", nargs="+", default=["W3 per channel", "W2 g64"], choices=SETTINGS
+    )
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--windows", type=int, nargs="+", default=[16])

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from measuring.cells import past
 from peers import PEERS
 
-WIDTHS = {"3 bits": ("3pc",), "2 bits": ("2pc", "2g64")}
+WIDTHS = {"3 bits": ("W3 per channel",), "2 bits": ("W2 per channel", "W2 g64")}
 Point = tuple[float, float]
 """Seconds and perplexity."""
 
@@ -64,7 +64,7 @@ def draw(axes: Axes, found: dict[tuple[str, str, str], Point]) -> None:
         steps = [(variant, point) for (*key, variant), point in found.items() if (*key,) == row]
         steps.sort(key=lambda step: step[1])
         style = "s--" if row[0] in PEERS else "o-"
-        axes.plot(*zip(*(point for _, point in steps), strict=True), style, label=" ".join(row))
+        axes.plot(*zip(*(point for _, point in steps), strict=True), style, label=", ".join(row))
         for variant, point in steps:
             if variant != "alone":
                 axes.annotate(f"{variant} ", point, fontsize="small", va="top", ha="right")

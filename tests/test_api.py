@@ -153,7 +153,7 @@ def test_a_model_object_gives_what_its_checkpoint_gives(place):
     assert all(torch.equal(by_object[name], by_path[name]) for name in by_path)
 
 
-def test_perplexity_before_and_after_is_in_record_and_card(place):
+def test_both_perplexities_are_in_record_and_card(place):
     done = quantize(place, "out", ppl=str(place / "text.txt"), ppl_windows=8)
     before, after = done.perplexities["original"], done.perplexities["quantized"]
     assert before.windows == after.windows == 8
@@ -188,7 +188,7 @@ def test_a_failed_evaluation_leaves_no_half_checkpoint(place, monkeypatch):
         raise InputError("no perplexity today")
 
     with monkeypatch.context() as patched:
-        patched.setattr("q2n.run.perplexity", broken)
+        patched.setattr("q2n.run.compare_perplexity", broken)
         with pytest.raises(InputError, match="today"):
             quantize(place, "out", ppl=str(place / "text.txt"), ppl_windows=4)
     assert not (place / "out" / "checkpoint").exists()

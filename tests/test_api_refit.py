@@ -110,7 +110,7 @@ def test_the_refit_lowers_its_loss_whatever_is_stored(place, monkeypatch, option
 
 @pytest.mark.parametrize("refit", ["block", "model", "both"])
 @pytest.mark.parametrize("architecture", ["llama", "opt"])
-def test_a_refit_of_a_model_object_leaves_it_alone(tmp_path, architecture, refit):
+def test_refit_leaves_a_model_object_unchanged(tmp_path, architecture, refit):
     """In training mode, where OPT would drop out, and to another dtype than its own."""
     (tmp_path / "text.txt").write_text(tiny_text())
     save_tiny(tmp_path / "model", architecture, layers=2)
@@ -133,7 +133,7 @@ def test_a_refit_of_a_model_object_leaves_it_alone(tmp_path, architecture, refit
     assert {t.dtype for name, t in found.items() if "norm" in name} == {torch.bfloat16}
 
 
-def test_an_interrupted_refit_goes_on_to_the_same_checkpoint(place, monkeypatch):
+def test_interrupted_refit_resumes_to_the_same_checkpoint(place, monkeypatch):
     """Stopped in the middle of writing what the refit of the model found."""
     from q2n.pipeline.store import RunStore
 

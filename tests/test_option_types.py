@@ -66,7 +66,7 @@ def test_a_kind_takes_what_its_type_says(hint, taken, refused):
         (Literal["off", "on"], "on", "on"),
     ],
 )
-def test_a_word_of_the_command_line_becomes_a_value(hint, text, value):
+def test_word_of_the_command_line_becomes_a_value(hint, text, value):
     parsed = ValueKind.of(hint).parse(text)
     if text == "nan":
         assert math.isnan(parsed)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import q2n
+from measuring.names import renamed
 from q2n.api import Quantized
 from q2n.errors import Q2NError
 
@@ -74,10 +75,10 @@ def kept(options: argparse.Namespace, key: dict, quantize: Quantize | None) -> d
 
 
 def past(results: Path) -> list[dict[str, Any]]:
-    """The cells that are done."""
+    """The cells that are done, those under former names too."""
     if not results.exists():
         return []
-    return [json.loads(line) for line in results.read_text().splitlines()]
+    return [renamed(json.loads(line)) for line in results.read_text().splitlines()]
 
 
 def _run(options: argparse.Namespace, quantize: Quantize | None) -> dict[str, Any]:

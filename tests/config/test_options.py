@@ -29,7 +29,7 @@ def test_the_page_of_options_is_up_to_date():
     assert stored == current, "the options have changed: run `make options`"
 
 
-def test_the_table_holds_every_field_with_default_and_help():
+def test_table_holds_every_field_with_its_default():
     assert list(table().owners) == list(OWNERS)
     for owner, owning in OWNERS.items():
         assert is_dataclass(owning)
@@ -98,7 +98,7 @@ def test_every_option_of_some_owners_is_one_flag():
     assert not {"inner", "target", "projection"} & of_wrappers
 
 
-def test_a_flag_says_who_has_it_with_which_default():
+def test_help_of_a_flag_names_owners_and_defaults():
     of_methods = {flag.name: flag for flag in flags(list(METHODS))}
     assert of_methods["damping"].help.endswith(
         "(default: 0.01) [gptq, ldlq, pbllm, owq, leanquant: 0.1]"

@@ -3,7 +3,7 @@
 import pytest
 
 from q2n.config.options import CHANGES, table
-from q2n.config.owners import build_changes, build_method, build_model_refit, storage
+from q2n.config.owners import Plan, build_method, build_plan, storage
 from q2n.config.presets import (
     METHOD_PRESETS,
     NULLSPACE_PRESETS,
@@ -17,6 +17,7 @@ from q2n.methods.gptq import GPTQ
 from q2n.methods.ldlq import LDLQ
 from q2n.methods.owq import OWQ
 from q2n.methods.rtn import RTN
+from q2n.refit.model import ModelRefit
 from q2n.transforms.model_changes import ModelChanges
 from q2n.wrappers.correction import InputErrorCorrection
 from q2n.wrappers.incoherence import Incoherence
@@ -31,9 +32,9 @@ def read(**settings) -> Settings:
     return read_settings(settings)
 
 
-def built(settings: Settings) -> tuple:
+def built(**settings) -> Plan:
     """Everything that settings describe."""
-    return build_method(settings), build_changes(settings), build_model_refit(settings)
+    return build_plan(read(**settings))
 
 
 def written_out(method: str, quality: str | None) -> dict:
@@ -43,49 +44,48 @@ def written_out(method: str, quality: str | None) -> dict:
 
 
 def test_quip_is_ldlq_in_a_random_basis():
-    method, changes, _ = built(read(method="quip", bits=2))
-    assert method == Incoherence(inner=LDLQ(bits=2, damping=0.0201))
+    plan = built(method="quip", bits=2)
+    assert plan.method == Incoherence(inner=LDLQ(bits=2, damping=0.0201))
     assert 0.0201 == pytest.approx((1 + 0.01) * (1 + 0.01) - 1)  # before and after its rotation
-    assert changes.none
+    assert plan.changes.none
 
 
-def test_quarot_is_gptq_on_a_signed_grid_after_rotations():
-    method, changes, _ = built(read(method="quarot", bits=4))
-    assert method == GPTQ(bits=4, grid="signed", symmetric=True, clip="mse", act_order=False)
-    assert changes == ModelChanges(rotate="hadamard", activation_bits=4)
-    assert storage(method, changes).runtime and not storage(method, ModelChanges()).runtime
+def test_quarot_is_rotated_gptq_on_a_signed_grid():
+    plan = built(method="quarot", bits=4)
+    assert plan.method == GPTQ(bits=4, grid="signed", symmetric=True, clip="mse", act_order=False)
+    assert plan.changes == ModelChanges(rotate="hadamard", activation_bits=4)
+    assert plan.storage.runtime and not storage(plan.method, ModelChanges()).runtime
 
 
 @pytest.mark.parametrize("quality", QUALITY_NAMES)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_is_its_settings_written_out(name, quality):
     settings = read(method=name, quality=quality)
-    assert built(settings) == built(read(**written_out(name, quality)))
+    assert build_plan(settings) == built(**written_out(name, quality))
     assert settings.run.method == name and settings.run.quality == quality
     assert settings.method in METHODS
 
 
 @pytest.mark.parametrize("quality", QUALITY_NAMES)
 @pytest.mark.parametrize("name", NAMES)
-def test_flat_settings_of_a_preset_read_again_are_the_same(name, quality):
+def test_flat_settings_of_a_preset_read_back_equal(name, quality):
     settings = read(method=name, quality=quality)
     again = read_settings(settings.flat())
-    assert again == settings and built(again) == built(settings)
+    assert again == settings and build_plan(again) == build_plan(settings)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_good_is_the_closed_forms_and_best_adds_the_refit(name):
-    plain, good, best = (read(method=name, quality=quality) for quality in QUALITY_NAMES)
-    method = build_method(good)
+def test_good_adds_closed_forms_best_adds_the_refit(name):
+    plain, good, best = (built(method=name, quality=quality) for quality in QUALITY_NAMES)
+    method = good.method
     if isinstance(method, Incoherence):
         method = method.inner
     assert type(method) is OutputScales and method.target == "full_precision"
     assert type(method.inner) is InputErrorCorrection
-    assert build_method(best) == build_method(good)
-    assert build_changes(plain) == build_changes(good) == build_changes(best)
-    assert good.run.refit == "off" and best.run.refit == "model"
-    assert build_model_refit(good) is None
-    assert build_model_refit(best).steps == best.run.refit_steps
+    assert best.method == good.method
+    assert plain.changes == good.changes == best.changes
+    assert good.model_refit is good.block_refit is best.block_refit is None
+    assert best.model_refit == ModelRefit(steps=32)
 
 
 def test_good_chooses_the_best_grid_of_each_method():
@@ -109,9 +109,9 @@ def test_good_chooses_the_best_grid_of_each_method():
 
 @pytest.mark.parametrize("quality", QUALITIES)
 def test_what_is_set_beside_a_quality_wins(quality):
-    settings = read(quality=quality, correct=False, refit="off", refit_steps=7)
-    assert built(settings)[0] == OutputScales(inner=GPTQ(clip="scale_zero"))
-    assert build_model_refit(settings) is None and settings.run.refit_steps == 7
+    plan = built(quality=quality, correct=False, refit="block", refit_steps=7)
+    assert plan.method == OutputScales(inner=GPTQ(clip="scale_zero"))
+    assert plan.model_refit is None and plan.block_refit.steps == 7
     without = build_method(read(quality=quality, output_scales=False))
     assert without == InputErrorCorrection(inner=GPTQ(clip="scale_zero"))
     both = build_method(read(quality=quality, nullspace="paper"))
@@ -124,16 +124,16 @@ def test_what_is_set_beside_a_quality_wins(quality):
 
 
 def test_what_is_set_beside_a_method_preset_wins():
-    rotated, changes, _ = built(read(method="quarot", rotate="none", clip="minmax", act_order=True))
-    assert changes == ModelChanges(activation_bits=4)
-    assert rotated == GPTQ(grid="signed", symmetric=True, clip="minmax", act_order=True)
-    assert build_changes(read(method="quarot", activation_bits=16, rotate=False)).none
+    plan = built(method="quarot", rotate="none", clip="minmax", act_order=True)
+    assert plan.changes == ModelChanges(activation_bits=4)
+    assert plan.method == GPTQ(grid="signed", symmetric=True, clip="minmax", act_order=True)
+    assert built(method="quarot", activation_bits=16, rotate=False).changes.none
     quip = build_method(read(method="quip", damping=0.5, incoherence="blocks", grid="minmax"))
     assert quip == Incoherence(inner=LDLQ(damping=0.5, grid="minmax"), projection="blocks")
     assert build_method(read(method="quip", incoherence=False)) == LDLQ(damping=0.0201)
 
 
-def test_a_quality_wins_over_the_preset_of_the_method():
+def test_quality_overrides_the_preset_of_the_method():
     good = read(method="quip", quality="good")
     assert good.options["ldlq"]["grid"] == "trellis" and good.options["ldlq"]["damping"] == 0.0201
 

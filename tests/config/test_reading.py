@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from q2n.config.owners import build_block_refit, build_method, build_model_refit
+from q2n.config.owners import build_method, build_plan
 from q2n.config.presets import ALIASES, QUALITIES
 from q2n.config.reading import read_settings
 from q2n.config.settings import RunSettings, Settings
@@ -39,7 +39,8 @@ def test_nothing_but_the_method_by_default():
     plain = read()
     assert parts(plain) == [GPTQ] and plain.run.quality is None
     assert build_method(plain) == GPTQ()
-    assert build_block_refit(plain) is None and build_model_refit(plain) is None
+    plan = build_plan(plain)
+    assert plan.block_refit is None and plan.model_refit is None and plan.changes.none
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_a_refused_value_names_those_there_are(settings, words):
         ({"projection": "blocks"}, "projection", "method gptq"),  # said by --incoherence
     ],
 )
-def test_an_option_of_what_is_not_chosen_names_its_switch(settings, name, switch):
+def test_option_of_an_unchosen_part_names_its_switch(settings, name, switch):
     with pytest.raises(InputError) as failure:
         read(**settings)
     assert name in str(failure.value) and switch in str(failure.value), failure.value
@@ -187,13 +188,12 @@ def test_flat_settings_read_again_are_the_same(quality, correct, nullspace, outp
     )  # fmt: skip
     second = read_settings(first.flat())
     assert second == first and second.flat() == first.flat()
-    assert build_method(second) == build_method(first)
-    assert build_block_refit(second) == build_block_refit(first)
-    assert build_model_refit(second) == build_model_refit(first)
+    plan = build_plan(first)
+    assert build_plan(second) == plan
     plain = not correct and nullspace == output_scales == "off"
     assert (parts(first) == [GPTQ]) == plain
-    assert (build_block_refit(first) is None) == (refit in ("off", "model"))
-    assert (build_model_refit(first) is None) == (refit in ("off", "block"))
+    assert (plan.block_refit is None) == (refit in ("off", "model"))
+    assert (plan.model_refit is None) == (refit in ("off", "block"))
 
 
 def test_the_released_step_on_corrected_weights_is_refused():

@@ -25,12 +25,12 @@ def test_raw_file_has_wikitext_rows(tmp_path):
     assert corpus.label == "wiki.test.raw"
 
 
-def test_raw_file_without_final_newline_keeps_its_last_line(tmp_path):
+def test_raw_file_without_final_newline_keeps_last_line(tmp_path):
     (tmp_path / "a.raw").write_text(" one \n two")
     assert list(load_corpus(tmp_path / "a.raw", "test").documents) == [" one \n", " two\n"]
 
 
-def test_txt_file_is_one_document_with_its_line_ends(tmp_path):
+def test_txt_file_is_one_document_with_line_ends(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"one\r\n\r\ntwo\n")
     assert load_corpus(str(tmp_path / "a.txt"), "train").text == "one\r\n\r\ntwo\n"
 
@@ -88,7 +88,7 @@ def test_folder_without_text_and_unknown_name(tmp_path):
         load_corpus("sotu", "valid")
 
 
-def test_sha256_depends_on_documents_their_borders_and_the_joiner():
+def test_sha256_depends_on_documents_borders_and_joiner():
     def digest(*documents, joiner="\n\n"):
         return Corpus(label="x", documents=documents, joiner=joiner).sha256
 
@@ -133,7 +133,7 @@ def test_ptb_joiner_goes_with_the_split(monkeypatch):
     assert rows.asked[0][2]["revision"] == "refs/convert/parquet"
 
 
-def test_c4_calibrates_by_document_and_evaluates_1100_joined_by_a_space(monkeypatch):
+def test_c4_calibrates_by_document_and_evaluates_1100_joined(monkeypatch):
     documents = [f"d{i}" for i in range(1200)]
     rows = _Rows(monkeypatch, {"text": documents})
     train = load_corpus("c4", "train")

@@ -56,7 +56,7 @@ def test_calibration_joins_documents():
     assert {tuple(window) for window in joined.tokens.tolist()} <= {(1, 2, 3, 4), (2, 3, 4, 5)}
 
 
-def test_by_document_draws_are_one_stream_and_strictly_longer():
+def test_draws_by_document_follow_one_random_stream():
     lengths = [8, 9, 30, 3, 8, 12]  # of 8 and shorter none may be used
     documents = [numbers(n, start=7 * i) for i, n in enumerate(lengths)]
     windows = calibration_windows(
@@ -73,7 +73,7 @@ def test_by_document_draws_are_one_stream_and_strictly_longer():
     assert windows.tokens.tolist() == expected
 
 
-def test_by_document_gives_up_when_every_document_is_short():
+def test_corpus_of_short_documents_is_refused():
     short = corpus(numbers(8), numbers(5), by_document=True)
     with pytest.raises(InputError, match="longest with 8 tokens.*more than 8"):
         calibration_windows(short, number_tokenizer(), count=1, length=8, seed=0)
@@ -81,7 +81,7 @@ def test_by_document_gives_up_when_every_document_is_short():
         calibration_windows(corpus(by_document=True), number_tokenizer(), count=1, length=8, seed=0)
 
 
-def test_evaluation_cuts_side_by_side_and_drops_the_tail():
+def test_evaluation_windows_are_adjacent_and_drop_the_tail():
     windows = evaluation_windows(corpus(numbers(31)), number_tokenizer(), length=8)
     assert windows.tokens.tolist() == [list(range(8 * w, 8 * w + 8)) for w in range(3)]
     whole = evaluation_windows(corpus(numbers(8)), number_tokenizer(), length=8)
@@ -100,7 +100,7 @@ def test_evaluation_stride_overlaps():
     assert windows.tokens[:, 0].tolist() == [0, 3, 6, 9, 12]
 
 
-def test_bos_comes_once_a_text_not_once_a_window():
+def test_bos_comes_once_per_text_not_per_window():
     bos = WORDS + 1
     windows = evaluation_windows(corpus(numbers(30)), number_tokenizer(bos=True), length=8)
     assert windows.tokens[0].tolist() == [bos, 0, 1, 2, 3, 4, 5, 6]

@@ -79,7 +79,7 @@ def test_equals_transformers_loss(name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_head_is_split_off_only_where_that_is_the_model(name):
+def test_head_is_split_off_only_where_logits_agree(name):
     model, probe = tiny(name), random_windows().tokens[:1]
     with torch.inference_mode():
         run, head = module._states_and_head(model, probe)
@@ -99,7 +99,7 @@ def test_batch_size_and_chunks_do_not_matter(monkeypatch):
 
 
 @pytest.mark.parametrize("stride", [1, 7, 23, 24])
-def test_stride_predicts_each_token_once_with_at_least_the_overlap_as_context(stride):
+def test_stride_predicts_each_token_once_with_overlap_context(stride):
     model, length, count = tiny(), 24, 4
     windows = random_windows(count, length, stride)
     text = torch.cat([windows.tokens[0], *(row[-stride:] for row in windows.tokens[1:])])
@@ -165,7 +165,7 @@ def test_overflowing_perplexity_is_a_named_error():
         perplexity(model, random_windows())
 
 
-def test_windows_that_do_not_fit_the_model_are_refused():
+def test_windows_that_do_not_fit_are_refused():
     model = tiny()
     with pytest.raises(InputError, match="65 tokens.*context of 64"):
         perplexity(model, random_windows(length=65))

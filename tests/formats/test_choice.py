@@ -17,7 +17,7 @@ def test_every_format_holds_a_uniform_grid() -> None:
 
 
 @pytest.mark.parametrize("name", ["compressed-tensors", "gptq_v2"])
-def test_what_has_no_place_is_refused_with_those_that_have(name: str) -> None:
+def test_refusal_names_the_formats_that_fit(name: str) -> None:
     with pytest.raises(InputError) as caught:
         choose_format(name, "leanquant", StorageSpec(kind="codebook"))
     assert str(caught.value) == (
@@ -28,7 +28,7 @@ def test_what_has_no_place_is_refused_with_those_that_have(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["compressed-tensors", "gptq_v2", "dequantized"])
-def test_weights_alone_do_not_hold_what_a_model_does_at_runtime(name: str) -> None:
+def test_runtime_work_needs_the_native_format(name: str) -> None:
     storage = UniformStorage(bits=4, group_size=-1, runtime=True)
     with pytest.raises(InputError, match="while the model runs.*formats that can: native$"):
         choose_format(name, "quarot", storage)

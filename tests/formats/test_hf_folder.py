@@ -42,7 +42,7 @@ def test_dequantized_is_an_ordinary_checkpoint(
     assert ("lm_head.weight" in load_file(tmp_path / "out" / "model.safetensors")) != tied
 
 
-def test_a_model_of_the_hub_is_read_by_the_same_reader(tmp_path: Path) -> None:
+def test_unquantized_checkpoint_is_read_by_the_same_reader(tmp_path: Path) -> None:
     model = qwen2()
     model.save_pretrained(tmp_path / "plain", max_shard_size="40KB")
     assert_same_model(load_model(tmp_path / "plain"), model)
@@ -145,7 +145,7 @@ def test_an_existing_folder_is_not_touched(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_seen_before_writing(tmp_path: Path, monkeypatch) -> None:
-    model = llama()  # 4 bytes a weight; 3-bit groups of 32 take about an eighth
+    model = llama()  # 4 bytes per weight; 3-bit groups of 32 take about an eighth
     layers = random_layers(model, 3, 32, True, torch.float32)
     small = 4 * sum(p.numel() for p in model.parameters()) // 2
     usage = shutil._ntuple_diskusage(10**12, 10**12 - small, small)
@@ -173,7 +173,7 @@ def test_nothing_is_left_of_a_failed_write(tmp_path: Path, monkeypatch) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_left_by_a_killed_run_is_replaced(tmp_path: Path) -> None:
+def test_folder_of_a_killed_run_is_replaced(tmp_path: Path) -> None:
     (tmp_path / ".out.writing").mkdir()
     (tmp_path / ".out.writing" / "shard-00000.safetensors").write_bytes(b"half")
     model = llama()

@@ -4,7 +4,6 @@ Everything is compared bit for bit: the layout stores what a layer is made of, a
 computes with the same dequantized weight, rounded to the model's dtype once, as a dense one.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from typing import Any, ClassVar, Self
 
 import pytest
 import torch
+from formats.native_folders import FORMAT, quantization_config, written
 from formats.tiny_models import (
     PROMPT,
     in_shards,
@@ -25,22 +25,16 @@ from formats.tiny_models import (
     random_layers,
 )
 from jaxtyping import Bool, Float
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from q2n.errors import InputError
 from q2n.formats import FORMATS
-from q2n.formats.format import Format
 from q2n.formats.load import load_model
 from q2n.formats.packed_linear import PackedLinear
-from q2n.formats.runtime import ATTACH
 from q2n.layers import REPRESENTATIONS
 from q2n.layers.quantized import QuantizedLinear
-from q2n.layers.uniform import UniformLinear
 from q2n.models.source import open_source
 
-FORMAT = FORMATS["native"]
 TOKENS = torch.arange(24).reshape(2, 12)
 
 
@@ -55,16 +49,6 @@ def greedy(model: PreTrainedModel) -> list[int]:
 
 def packed_linears(model: PreTrainedModel) -> dict[str, PackedLinear]:
     return {name: x for name, x in model.named_modules() if isinstance(x, PackedLinear)}
-
-
-def written(
-    folder: Path,
-    model: PreTrainedModel,
-    layers: Mapping[str, QuantizedLinear],
-    format: Format = FORMAT,
-) -> Path:
-    format.write(folder, open_source(model), layers)
-    return folder
 
 
 def assert_reads_back(
@@ -113,7 +97,7 @@ def test_biases_tied_embeddings_and_the_same_bytes_again(tmp_path: Path) -> None
     assert_reads_back(tmp_path / "again", model, layers)
 
 
-def test_the_printed_example_writes_the_text_of_the_dense_checkpoint(tmp_path: Path) -> None:
+def test_printed_example_generates_the_dense_model_text(tmp_path: Path) -> None:
     model = llama(tied=True)
     layers = random_layers(model, 2, 32, False, torch.float32)
     FORMATS["dequantized"].write(tmp_path / "dense", open_source(model), layers)
@@ -141,7 +125,7 @@ def test_transformers_places_packed_layers(tmp_path: Path, placed: str) -> None:
     assert torch.equal(logits(loaded), logits(quantized_in_memory(model, layers)))
 
 
-def test_another_dtype_leaves_the_packed_tensors_as_they_are(tmp_path: Path) -> None:
+def test_another_dtype_leaves_packed_tensors_unchanged(tmp_path: Path) -> None:
     model = llama()
     layers = random_layers(model, 3, -1, False, torch.float32)
     out = written(tmp_path / "out", model, layers)
@@ -153,20 +137,20 @@ def test_another_dtype_leaves_the_packed_tensors_as_they_are(tmp_path: Path) -> 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Flipped(QuantizedLinear):
-    """A layer around another: some columns change sign, all have a gain."""
+    """A layer around another: some columns change sign, and each has a factor."""
 
     kind: ClassVar[str] = "flipped"
 
     inner: QuantizedLinear
     flip: Bool[Tensor, " in"]
-    gain: Float[Tensor, " in"]
+    factor: Float[Tensor, " in"]
 
     @property
     def shape(self) -> tuple[int, int]:
         return self.inner.shape
 
     def dequantize(self) -> Tensor:
-        return torch.where(self.flip, -1.0, 1.0) * self.gain.float() * self.inner.dequantize()
+        return torch.where(self.flip, -1.0, 1.0) * self.factor.float() * self.inner.dequantize()
 
     def scale_rows(self, alpha: Tensor) -> Self:
         raise NotImplementedError
@@ -176,7 +160,7 @@ class Flipped(QuantizedLinear):
         raise NotImplementedError
 
     def tensors(self) -> dict[str, Tensor]:
-        own = {"flip": self.flip, "gain": self.gain}
+        own = {"flip": self.flip, "factor": self.factor}
         return own | {f"inner_{name}": x for name, x in self.inner.tensors().items()}
 
     @property
@@ -195,7 +179,7 @@ class Flipped(QuantizedLinear):
         }
         kind = REPRESENTATIONS[metadata["inner"]["kind"]]
         inner = kind.from_tensors(within, metadata["inner"])
-        return cls(inner=inner, flip=tensors["flip"], gain=tensors["gain"])
+        return cls(inner=inner, flip=tensors["flip"], factor=tensors["factor"])
 
 
 def flipped(inner: QuantizedLinear, seed: int) -> Flipped:
@@ -204,7 +188,7 @@ def flipped(inner: QuantizedLinear, seed: int) -> Flipped:
     return Flipped(
         inner=inner,
         flip=torch.rand(columns, generator=generator) < 0.5,
-        gain=(0.5 + torch.rand(columns, generator=generator)).half(),
+        factor=(0.5 + torch.rand(columns, generator=generator)).half(),
     )
 
 
@@ -235,75 +219,6 @@ def test_layers_that_agree_are_described_once(tmp_path: Path) -> None:
     assert len(set(shapes)) == len(shapes) == 4
     assert config["modules_not_converted"] == ["model.layers.0.mlp.down_proj", "lm_head"]
     assert_reads_back(out, model, layers)
-
-
-def test_entries_that_do_not_fit_are_not_written() -> None:
-    layer = random_layer((64, 64), 3, -1, False, torch.float32)
-    lying = UniformLinear(**{**vars(layer), "bits": 2})
-    with pytest.raises(ValueError, match="does not fit into 2 bits"):
-        FORMAT.codec.encode("q_proj", lying, torch.float32)
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    model = llama()
-    return written(tmp_path / "out", model, random_layers(model, 3, 32, False, torch.float32))
-
-
-def quantization_config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "config.json").read_text())["quantization_config"]
-
-
-def change_config(folder: Path, **changes: Any) -> None:
-    file = folder / "config.json"
-    config = json.loads(file.read_text())
-    config["quantization_config"] |= changes
-    file.write_text(json.dumps(config))
-
-
-WIDE = {"shape": [64, 64], "dtype": "uint8", "bits": 9}
-
-
-def test_an_unknown_or_damaged_config_gets_one_line(out: Path) -> None:
-    groups = quantization_config(out)["layer_groups"]
-    for changes, words in [
-        ({"version": 1}, "version 1 of the native layout"),
-        ({"layer_groups": [{"layers": ["x"]}]}, "damaged.*shape"),
-        ({"layer_groups": [{**groups[0], "tensors": {"codes": WIDE}}]}, "damaged.*9 bits"),
-        ({"layer_groups": [{**groups[0], "kind": "magic"}]}, "'magic' are not known.*uniform"),
-        ({"runtime": {"hum": 1}}, "needs 'hum' while it runs"),
-    ]:
-        change_config(out, **{"version": 2, "layer_groups": groups, **changes})
-        for read in (AutoModelForCausalLM.from_pretrained, load_model):
-            with pytest.raises(InputError, match=words) as caught:
-                read(out)
-            assert "\n" not in str(caught.value)
-
-
-def test_damaged_tensors_get_one_line(out: Path) -> None:
-    file = out / "model.safetensors"
-    whole, key = load_file(file), "model.layers.1.mlp.up_proj.codes"
-    without = {name: tensor for name, tensor in whole.items() if name != key}
-    for tensors, words in [
-        (without, f"{key} is missing"),
-        ({**whole, key: whole[key][:-1]}, f"{key} has shape .575,., not .576,."),
-    ]:
-        save_file(tensors, file, metadata={"format": "pt"})
-        for read in (AutoModelForCausalLM.from_pretrained, load_model):
-            with pytest.raises(InputError, match=words):
-                read(out)
-    save_file(whole, file, metadata={"format": "pt"})
-    with pytest.raises(InputError, match="LlamaModel has no linear.*AutoModelForCausalLM"):
-        AutoModel.from_pretrained(out)
-
-
-def test_runtime_work_is_attached_by_both_readers(out: Path, monkeypatch) -> None:
-    seen: list[tuple[str, Any]] = []
-    monkeypatch.setitem(ATTACH, "hum", lambda model, x: seen.append((type(model).__name__, x)))
-    change_config(out, runtime={"hum": {"pitch": [440]}})
-    for read in (AutoModelForCausalLM.from_pretrained, load_model):
-        read(out)
-    assert seen == 2 * [("LlamaForCausalLM", {"pitch": [440]})]
 
 
 def test_importing_q2n_registers_without_importing_transformers() -> None:

@@ -9,6 +9,7 @@ from tiny import save_tiny, tiny_text
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import q2n
+from q2n.config.presets import METHOD_PRESETS
 from q2n.formats.load import load_model
 from q2n.formats.packed_linear import PackedLinear
 from q2n.methods import METHODS
@@ -28,8 +29,9 @@ def greedy(model: PreTrainedModel) -> list[int]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("method", METHODS)
-def test_a_method_from_its_settings_to_text_and_the_same_bytes(tmp_path: Path, method: str):
+@pytest.mark.parametrize("incoherence", ["preset", "blocks"])
+@pytest.mark.parametrize("method", [*METHODS, *METHOD_PRESETS])
+def test_saved_method_generates_same_text_and_bytes(tmp_path: Path, method: str, incoherence: str):
     save_tiny(tmp_path / "model", layers=2)
     (tmp_path / "text.txt").write_text(tiny_text())
     done = q2n.quantize(
@@ -37,6 +39,7 @@ def test_a_method_from_its_settings_to_text_and_the_same_bytes(tmp_path: Path, m
         tmp_path / "out",
         method=method,
         nullspace="off" if method == "rtn" else "paper",
+        incoherence=None if incoherence == "preset" else incoherence,
         format="native",
         corpus=str(tmp_path / "text.txt"),
         windows=4,

@@ -15,7 +15,7 @@ def test_one_file_needs_no_index(tmp_path: Path) -> None:
     assert torch.equal(load_file(tmp_path / "model.safetensors")["a"].flatten(), torch.arange(6))
 
 
-def test_files_stay_below_the_limit_and_the_index_names_them(tmp_path: Path) -> None:
+def test_files_stay_below_limit_and_are_indexed(tmp_path: Path) -> None:
     tensors = {f"t{i}": torch.full((10,), float(i)) for i in range(7)}  # 40 bytes each
     writer = ShardWriter(tmp_path, limit=100)
     for name, tensor in tensors.items():
@@ -35,7 +35,7 @@ def test_only_one_file_is_buffered(tmp_path: Path) -> None:
         assert sum(t.numel() * 4 for t in writer._buffer.values()) <= 100
 
 
-def test_a_tensor_above_the_limit_has_its_own_file(tmp_path: Path) -> None:
+def test_tensor_above_the_limit_has_its_own_file(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, limit=100)
     for name, size in (("small", 2), ("large", 500), ("last", 2)):
         writer.add(name, torch.zeros(size))

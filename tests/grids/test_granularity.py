@@ -11,7 +11,7 @@ def test_sizes():
     assert PerGroup(1024, ragged=True).group_size(576, "q") == 576
 
 
-def test_a_size_that_does_not_fit_names_layer_width_and_divisors():
+def test_refused_size_names_layer_width_and_divisors():
     with pytest.raises(InputError) as raised:
         PerGroup(128).group_size(576, "layers.0.q_proj")
     for part in ("layers.0.q_proj", "128", "576", "64", "96", "288", "ragged"):

@@ -18,7 +18,7 @@ def test_the_clip_search_is_its_definition(bits):
     assert (zero == 2 ** (bits - 1)).all()
 
 
-def test_without_a_search_the_largest_weight_is_on_the_grid():
+def test_largest_weight_is_on_the_grid_without_search():
     weight = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
     grid = SignedGrid(bits=4)
     scale, zero = grid.fit(weight, torch.float32, "w")

@@ -90,7 +90,7 @@ def test_a_ragged_last_group_has_its_own_parameters():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_codes_are_chosen_for_the_scale_that_is_stored(dtype):
+def test_codes_are_nearest_under_the_stored_scale(dtype):
     weight = normal(8, 64)
     layer = quantized(UniformGrid(bits=4), weight, dtype)
     assert layer.scale.dtype == dtype
@@ -100,7 +100,7 @@ def test_codes_are_chosen_for_the_scale_that_is_stored(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_a_scale_below_the_dtype_is_its_smallest_normal_number(dtype):
+def test_scale_that_underflows_becomes_smallest_normal_number(dtype):
     layer = quantized(UniformGrid(bits=4), torch.full((2, 8), 1e-45), dtype)
     assert (layer.scale == torch.finfo(dtype).tiny).all()
     assert layer.dequantize().abs().max() == 0
@@ -148,7 +148,7 @@ def test_a_layer_comes_back_from_its_tensors():
     assert again.shape == (4, 24)
 
 
-def test_a_layer_moved_to_a_device_is_the_same_layer():
+def test_layer_moved_to_a_device_is_equal():
     layer = quantized(UniformGrid(bits=3, granularity=PerGroup(8)), normal(4, 24), size=8)
     layer = layer.with_record(kept_rank=3)
     same = layer.to(torch.device("cpu"))

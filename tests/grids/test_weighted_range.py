@@ -52,7 +52,7 @@ def test_it_comes_near_the_best_of_all_ranges(bits):
     assert found.sum() < 0.75 * plain.sum()
 
 
-def test_an_outlier_that_weighs_nothing_does_not_widen_the_grid():
+def test_outlier_of_zero_importance_does_not_widen_grid():
     weight, importance = given()
     weight[:, 0], importance[0] = 3.0 * weight.abs().amax(1), 0.0
     grid = UniformGrid(bits=3)

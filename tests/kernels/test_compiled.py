@@ -119,7 +119,7 @@ def test_damaged_files_are_compiled_anew(folder, suffix, damage):
     (file,) = folder.glob(f"*.{suffix}")
     whole = file.read_bytes()
     # an index begins with numba's version, and is read on if that is the same
-    gone = pickle.dumps(numba.__version__) + b"cq2n.kernels.column_rounding\nAffine\n."
+    gone = pickle.dumps(numba.__version__) + b"cq2n.kernels.column_rounding\nRemoved\n."
     damaged = {"empty": b"", "noise": b"\x07" * 99, "cut": whole[:-9], "class that is gone": gone}
     file.write_bytes(damaged[damage])
     kernel = room.compiled()(twice)

@@ -43,7 +43,7 @@ def test_every_sequence_is_tried_and_the_nearest_found(bits, rows):
 
 
 @WIDTHS
-def test_the_state_at_the_border_is_nearly_the_best(bits):
+def test_border_state_is_nearly_the_best(bits):
     """Against every state: within 2 % of the distance, on average over five columns."""
     weight, trellis_rule = gaussian(5, 100), rule(bits)
     every = torch.arange(len(trellis_rule.values))

@@ -32,7 +32,7 @@ def step(weight, quantized, gram, start, ridge, solve=closed_form):
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, COLUMNS), st.floats(0, 3))
-def test_alpha_is_the_minimiser_of_eq_8_and_the_projector_form(seed, start, ridge):
+def test_alpha_minimises_eq_8_and_equals_projector_form(seed, start, ridge):
     weight, quantized, gram = problem(seed)
     alpha = step(weight, quantized, gram, start, ridge)
     projected = oracles.projected_alpha(weight, quantized, gram, start, ridge)
@@ -52,7 +52,7 @@ def test_what_leaves_alpha_at_one(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_without_null_space_and_ridge_alpha_is_least_squares(seed):
+def test_alpha_is_least_squares_without_nullspace_and_ridge(seed):
     weight, quantized, gram = problem(seed)
     expected = (quantized * weight).sum(1) / (quantized**2).sum(1)
     torch.testing.assert_close(
@@ -70,7 +70,7 @@ def test_a_ridge_pulls_alpha_to_one(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_units_of_the_input_and_order_of_rows_do_not_matter(seed):
+def test_input_units_and_row_order_do_not_matter(seed):
     weight, quantized, gram = problem(seed)
     alpha = step(weight, quantized, gram, 7, 0.2)
     torch.testing.assert_close(
@@ -83,7 +83,7 @@ def test_units_of_the_input_and_order_of_rows_do_not_matter(seed):
 
 
 @pytest.mark.parametrize("noise", [0.02, 0.5])
-def test_adam_follows_the_loss_as_it_is_written_down(noise):
+def test_adam_equals_automatic_differentiation_of_the_loss(noise):
     weight, quantized, gram = problem(1, noise)
     alpha = step(weight, quantized, gram, 7, 0.2, adam)
     # Adam divides by the gradient's size, so rounding noise of the gradient stays relative

@@ -26,7 +26,7 @@ def test_a_basis_keeps_the_layers_output():
     assert torch.equal(same.weight(weight), weight) and torch.equal(same.inputs(x), x)
 
 
-def test_statistics_in_a_basis_are_those_of_the_tokens_in_it():
+def test_statistics_in_a_basis_equal_rotated_token_statistics():
     basis, needs = some_basis(6, 12), ~RequiredStatistics.NONE
     x, full = normal(5, 8, 12, seed=4), normal(5, 8, 12, seed=5)
     before = InputStatistics(12, needs, dtype=torch.float64)
@@ -44,7 +44,7 @@ def test_statistics_in_a_basis_are_those_of_the_tokens_in_it():
     torch.testing.assert_close(found.position_gram, after.position_gram, rtol=0, atol=1e-10)
 
 
-def test_no_small_change_of_the_balancing_lowers_its_product():
+def test_balancing_minimises_its_product():
     weight, x = normal(6, 12), normal(30, 12, seed=1) * torch.logspace(0, -1, 12)
     gram = x.T @ x
     s = balancing(weight, gram)

@@ -28,7 +28,7 @@ def corrected(weight, x, x_full, ridge):
 
 @pytest.mark.parametrize("ridge", [0.0, 0.01, 0.5])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_corrected_weight_minimises_the_loss_on_the_tokens(seed, ridge):
+def test_corrected_weight_minimises_the_loss_on_tokens(seed, ridge):
     weight, x, x_full = problem(seed)
     found = corrected(weight, x, x_full, ridge)
     expected = oracles.minimised_correction(weight, x, x_full, ridge)
@@ -55,7 +55,7 @@ def test_an_input_without_error_changes_nothing(ridge):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_without_a_ridge_the_losses_differ_by_a_constant(seed):
+def test_losses_differ_by_a_constant_without_ridge(seed):
     """`sum |W x_full - Q x|^2 = sum |W' x - Q x|^2 + const`, whatever Q is."""
     weight, x, x_full = problem(seed)
     goal = x @ corrected(weight, x, x_full, 0.0).T
@@ -99,7 +99,7 @@ def test_what_float32_cannot_factor_is_done_in_float64():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_singular_gram_without_a_ridge_names_the_layer(dtype):
+def test_singular_gram_without_ridge_names_the_layer(dtype):
     _, x, x_full = (t.to(dtype) for t in problem(0))
     few = slice(0, 6)  # tokens, for 18 columns
     dead = x.clone()
@@ -112,7 +112,7 @@ def test_a_singular_gram_without_a_ridge_names_the_layer(dtype):
             assert torch.isfinite(corrector(gram, residual, 0.5, name="h.0.up")).all()
 
 
-def test_a_channel_that_is_never_active_gets_no_correction():
+def test_inactive_channel_gets_no_correction():
     weight, x, x_full = problem(0)
     x[:, 4] = 0
     found = corrected(weight, x, x_full, 0.2)

@@ -32,7 +32,7 @@ def test_feedback_is_what_the_inverse_would_give(tokens, decay, descending):
     assert found.damping == 0.01
 
 
-def test_pending_is_the_working_copy_of_the_textbook_loop():
+def test_pending_equals_working_copy_of_textbook_loop():
     generator = torch.Generator().manual_seed(1)
     gram = gram_of(40, 12)
     weight, quantized = torch.randn(2, 5, 12, generator=generator, dtype=torch.float64)
@@ -60,7 +60,7 @@ def test_dead_columns_touch_no_other():
     torch.testing.assert_close(found.matrix[live][:, live], alone.matrix, rtol=0, atol=1e-12)
 
 
-def test_damping_is_raised_until_the_matrix_is_positive_definite():
+def test_damping_rises_until_matrix_is_positive_definite():
     gram = gram_of(100, 8).float()
     # one eigenvalue at -5 % of the mean diagonal: 0.01 is too little, 0.1 is enough
     mean = float(gram.diagonal().mean())

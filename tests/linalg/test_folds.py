@@ -14,7 +14,7 @@ def folded(*batches):
     return statistics
 
 
-def test_folds_add_up_to_the_whole_and_take_windows_in_turn():
+def test_folds_sum_to_the_whole_and_alternate_windows():
     x = torch.randn(5, 7, 6, generator=torch.Generator().manual_seed(0))
     statistics = folded(x[:3], x[3:]) + folded(x[:2])
     plain = InputStatistics(6, RequiredStatistics.GRAM | RequiredStatistics.CROSS)
@@ -27,7 +27,7 @@ def test_folds_add_up_to_the_whole_and_take_windows_in_turn():
     torch.testing.assert_close(first.gram + second.gram, plain.gram)
 
 
-def test_one_window_has_no_folds_and_loose_tokens_are_halved():
+def test_single_window_is_unfolded_loose_tokens_are_halved():
     x = torch.randn(1, 7, 6, generator=torch.Generator().manual_seed(0))
     assert folded(x).folds == []
     first, second = folded(x[0]).folds
@@ -36,7 +36,7 @@ def test_one_window_has_no_folds_and_loose_tokens_are_halved():
         InputStatistics(6).folds  # noqa: B018
 
 
-def test_an_odd_window_goes_to_the_fold_with_fewer_tokens():
+def test_odd_window_goes_to_the_smaller_fold():
     window = torch.randn(1, 7, 6, generator=torch.Generator().manual_seed(0))
     first, second = folded(window, window, window).folds
     assert sorted([first.tokens, second.tokens]) == [7, 14]

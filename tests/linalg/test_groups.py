@@ -19,7 +19,7 @@ def test_groups_are_filled_up_with_zeros(columns, size):
     assert not groups.flatten(1)[:, columns:].any()
 
 
-def test_any_number_of_axes_and_whole_groups_are_a_view():
+def test_whole_groups_are_a_view_at_any_rank():
     values = torch.randn(2, 3, 12)
     groups = in_groups(values, 4)
     assert groups.shape == (2, 3, 3, 4) and groups.data_ptr() == values.data_ptr()

@@ -30,7 +30,7 @@ def test_it_is_lloyds_algorithm(count):
         np.testing.assert_allclose(centroids, expected, rtol=0, atol=1e-9)
 
 
-def test_it_is_scikit_learns_where_no_cluster_is_empty():
+def test_kmeans_equals_scikit_learn_without_empty_clusters():
     generator = torch.Generator().manual_seed(0)
     values = torch.rand(20, 200, generator=generator, dtype=torch.float64)
     weight = torch.rand(200, generator=generator, dtype=torch.float64)
@@ -44,7 +44,7 @@ def test_it_is_scikit_learns_where_no_cluster_is_empty():
 
 
 @pytest.mark.parametrize("count", [3, 9])
-def test_no_partition_is_better_than_the_best_and_few_are_far_from_it(count):
+def test_cost_is_near_that_of_best_partition(count):
     values, weight = rows(count=40, m=12)
     found = room.row_kmeans(values, weight, count, seed=0)
     ratios = []
@@ -56,7 +56,7 @@ def test_no_partition_is_better_than_the_best_and_few_are_far_from_it(count):
         assert np.median(ratios) < 1.1
 
 
-def test_a_step_that_ends_leaves_every_centroid_the_mean_of_its_points():
+def test_converged_centroids_are_means_of_their_points():
     values, weight = rows(m=400, dtype=torch.float32)
     found = room.row_kmeans(values, weight, 16, seed=0).double()
     values, weight = values.double(), weight.double()
@@ -103,7 +103,7 @@ def test_an_entry_without_weight_does_not_matter():
     assert torch.isfinite(room.row_kmeans(values, 0 * weight, 4, seed=0)).all()
 
 
-def test_portions_change_nothing_and_the_seed_only_large_codebooks(monkeypatch):
+def test_portions_change_nothing_seed_only_large_codebooks(monkeypatch):
     values, weight = rows()
     small, large = (room.row_kmeans(values, weight, count, seed=0) for count in (4, 16))
     assert torch.equal(room.row_kmeans(values, weight, 4, seed=1), small)

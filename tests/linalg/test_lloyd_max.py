@@ -9,7 +9,7 @@ from q2n.linalg import lloyd_max
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_every_level_is_the_mean_of_what_is_rounded_to_it(bits):
+def test_every_level_is_the_mean_of_its_cell(bits):
     levels = lloyd_max.levels(bits).numpy()
     error, means = oracle.level_error(levels)
     np.testing.assert_allclose(means, levels, atol=4e-5)  # a step of the integral

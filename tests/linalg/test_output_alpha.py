@@ -40,16 +40,16 @@ def groups_of(weight, quantized, x, target, ridge, size=SIZE):
 def rows_of(weight, quantized, x, target, ridge):
     gram, toward = moments(x, target)
     energy = ((quantized @ gram) * quantized).sum(1)
-    gain = ((weight @ toward) * quantized).sum(1) - energy
-    return (1 + gain / ((1 + ridge) * energy).clamp(min=1e-300)).unsqueeze(1)
+    missing = ((weight @ toward) * quantized).sum(1) - energy
+    return (1 + missing / ((1 + ridge) * energy).clamp(min=1e-300)).unsqueeze(1)
 
 
 @pytest.mark.parametrize("ridge", [0.0, 0.5, 4.0])
-@pytest.mark.parametrize("objective", ["output", "cross"])
+@pytest.mark.parametrize("stream", ["own", "full_precision"])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_factors_minimise_the_loss_on_the_tokens(seed, objective, ridge):
+def test_factors_minimise_the_loss_on_the_tokens(seed, stream, ridge):
     weight, quantized, x, x_full = problem(seed)
-    target = x if objective == "output" else x_full
+    target = x if stream == "own" else x_full
     given = (weight, quantized, x, target)
     for size, found in ((SIZE, groups_of(*given, ridge)), (COLUMNS, rows_of(*given, ridge))):
         minimised = oracles.minimised_output_alpha(*given, size, ridge)
@@ -172,7 +172,7 @@ def test_the_units_of_the_input_do_not_matter():
             torch.testing.assert_close(scaled, expected, rtol=0, atol=1e-6)
 
 
-def test_it_does_not_matter_how_tokens_were_batched_or_merged():
+def test_factors_do_not_depend_on_batching_or_merging():
     weight, quantized, x, x_full = (t.float() for t in problem(0))
 
     def gathered(*cuts):

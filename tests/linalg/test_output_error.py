@@ -4,7 +4,7 @@ import torch
 from q2n.linalg.output_error import OutputError
 
 
-def test_the_gram_gives_the_error_of_a_forward_pass_for_any_alpha():
+def test_error_from_gram_equals_error_on_tokens():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(50, 12, generator=generator, dtype=torch.float64)
     weight = torch.randn(7, 12, generator=generator, dtype=torch.float64)

@@ -86,7 +86,7 @@ def test_eigh_and_svd_project_alike():
     torch.testing.assert_close(first @ first.T, second @ second.T, rtol=0, atol=1e-9)
 
 
-def test_float64_is_the_fallback_and_then_the_layer_is_named(monkeypatch):
+def test_failed_decomposition_retries_float64_then_names_layer(monkeypatch):
     real = torch.linalg.eigh
 
     def only_double(matrix):

@@ -20,7 +20,7 @@ def gathered(parts, required=RequiredStatistics.GRAM, width=13):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 40), st.integers(0, 2**31))
-def test_gram_is_the_same_however_tokens_are_batched_or_merged(first, second, width, seed):
+def test_gram_does_not_depend_on_batching_or_merging(first, second, width, seed):
     x = torch.randn(first + second, width, generator=torch.Generator().manual_seed(seed))
     expected = x.double().T @ x.double()
     whole = gathered([x], width=width)
@@ -49,7 +49,7 @@ def test_half_precision_inputs_are_summed_in_float32():
     assert (gram.double() - expected).abs().max() <= FLOAT32_SUMS * float(expected.abs().max())
 
 
-def test_cross_moment_has_the_full_precision_input_in_its_rows():
+def test_cross_moment_has_full_precision_inputs_in_rows():
     x, full = torch.randn(2, 20, 5), torch.randn(2, 20, 5)
     statistics = InputStatistics(5, RequiredStatistics.GRAM | RequiredStatistics.CROSS)
     statistics.update(x, full)
@@ -61,7 +61,7 @@ def test_cross_moment_has_the_full_precision_input_in_its_rows():
 
 
 @pytest.mark.parametrize("stride", [2, 3, 8])
-def test_a_strided_residual_counts_the_first_token_once_and_some_others_for_all(stride):
+def test_strided_residual_scales_up_all_but_first_token(stride):
     x, full = torch.randn(3, 8, 5), torch.randn(3, 8, 5)
     kept = list(range(1, 8, stride))
     expected = sum(
@@ -83,7 +83,7 @@ def test_a_strided_residual_counts_the_first_token_once_and_some_others_for_all(
     torch.testing.assert_close((parts[0] + parts[1]).residual, expected, rtol=0, atol=1e-5 * 40)
 
 
-def test_a_stride_leaves_alone_what_is_alike_at_every_token_and_what_is_no_sequence():
+def test_stride_changes_neither_constant_sequences_nor_loose_tokens():
     x, full = torch.randn(1, 1, 5).expand(2, 9, 5), torch.randn(1, 1, 5).expand(2, 9, 5)
     loose, loose_full = torch.randn(7, 5), torch.randn(7, 5)
     found = []
@@ -100,7 +100,7 @@ def test_a_stride_leaves_alone_what_is_alike_at_every_token_and_what_is_no_seque
         found[0] + found[1]
 
 
-def test_position_gram_is_that_of_the_mean_over_sequences():
+def test_position_gram_is_gram_of_the_sequence_mean():
     x = torch.randn(6, 11, 5)
     statistics = gathered([x[:2]], RequiredStatistics.POSITIONS, 5) + gathered(
         [x[2:]], RequiredStatistics.POSITIONS, 5

@@ -41,7 +41,7 @@ def test_the_values_stay_what_they_are():
 
 @WIDTHS
 @pytest.mark.parametrize("rows", [5, 160, 161, 500])
-def test_a_layer_is_its_codes_decoded_one_by_one(bits, rows):
+def test_layer_equals_codes_decoded_one_by_one(bits, rows):
     codes = torch.randint(2**bits, (rows, 3), generator=torch.Generator().manual_seed(1))
     codes = codes.to(torch.uint8)
     ends = trellis_code.borders(rows)
@@ -62,16 +62,16 @@ def test_a_layer_is_its_codes_decoded_one_by_one(bits, rows):
 
 
 @pytest.mark.parametrize(("bits", "error"), [(2, 0.0744), (3, 0.0208), (4, 0.0071)])
-def test_the_error_on_gaussian_weights_is_the_documented_one(bits, error):
+def test_error_on_gaussian_weights_is_as_documented(bits, error):
     """150 000 weights: the spread of their mean error is below 1 %."""
     weight = torch.randn(1500, 100, generator=torch.Generator().manual_seed(2))
     statistics = InputStatistics(100, RequiredStatistics.GRAM)
     statistics.update(torch.eye(100))
     problem = LayerProblem(name="up", weight=weight, statistics=statistics)
-    found = {
-        grid: LDLQ(bits=bits, grid=grid, greedy_passes=0).quantize(problem).dequantize()
+    quantized = {
+        grid: LDLQ(bits=bits, grid=grid, descent_passes=0).quantize(problem).dequantize()
         for grid in ("trellis", "lloyd-max")
     }
-    errors = {grid: float((weight - q).square().mean()) for grid, q in found.items()}
+    errors = {grid: float((weight - q).square().mean()) for grid, q in quantized.items()}
     assert errors["trellis"] == pytest.approx(error, rel=0.02)
     assert 2.0 ** (-2 * bits) < errors["trellis"] < 0.76 * errors["lloyd-max"]

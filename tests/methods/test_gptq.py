@@ -70,7 +70,7 @@ def test_float32_is_as_good_as_the_definition(act_order):
     )
 
 
-def test_the_compensated_weight_is_the_working_copy_at_block_borders():
+def test_compensated_weight_is_working_copy_at_block_borders():
     given = problem()
     method = GPTQ(bits=3, block_size=16)
     layer, compensated = method.quantize_compensated(given)
@@ -115,7 +115,7 @@ def test_the_output_error_is_below_that_of_rtn(group_size, clip):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_dead_columns_are_zero_and_do_not_disturb_the_others(order):
+def test_dead_columns_are_zero_and_disturb_no_others(order):
     given = problem(dtype=torch.float64)
     dead, live = [0, 5, 47], [i for i in range(COLUMNS) if i not in (0, 5, 47)]
     x = torch.randn(200, COLUMNS, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -154,7 +154,7 @@ def test_a_ragged_last_group(order):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_scales_are_stored_in_the_dtype_of_the_problem(dtype):
+def test_scales_are_stored_in_the_problem_dtype(dtype):
     given = problem(dtype=torch.float32, scale_dtype=dtype)
     rtn = output_error(given, RTN(bits=3).quantize(given))
     for order in ORDERS:
@@ -163,7 +163,7 @@ def test_scales_are_stored_in_the_dtype_of_the_problem(dtype):
         assert output_error(given, layer) < 0.8 * rtn
 
 
-def test_the_factor_is_shared_by_the_linears_of_a_site(monkeypatch):
+def test_linears_of_a_site_share_the_factor(monkeypatch):
     given = problem(dtype=torch.float32)
     real, calls = torch.linalg.cholesky_ex, []
     monkeypatch.setattr(

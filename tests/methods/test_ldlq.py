@@ -71,7 +71,7 @@ def test_uneven_levels_are_rounded_to_the_nearest(bits):
     np.testing.assert_array_equal(layer.codes, codes)
 
 
-def test_ldlq_is_gptq_from_the_last_column_to_the_first():
+def test_ldlq_is_gptq_in_reverse_column_order():
     given = problem()
     layer = LDLQ(bits=3, grid="minmax", damping=DAMPING, descent_passes=0).quantize(given)
     expected, _, _ = oracles.gptq(
@@ -160,7 +160,7 @@ def test_dead_columns_do_not_disturb_the_others():
     assert (layer.dequantize()[:, dead] == 0).all() and layer.record["dead_columns"] == 3
 
 
-def test_a_trellis_needs_as_many_rows_as_its_values_have_codes():
+def test_trellis_refuses_layers_with_too_few_rows():
     method = LDLQ(bits=2, grid="trellis")
     method.check("h.0.up", (5, 40))
     with pytest.raises(InputError, match=r"h\.0\.up: a trellis code of 2 bits needs 5 rows"):

@@ -66,7 +66,7 @@ def test_the_error_is_below_that_of_gptq():
         assert output_error(given, groups) < output_error(given, uniform)
 
 
-def test_a_codebook_with_room_for_every_weight_is_exact():
+def test_codebook_with_room_for_all_weights_is_exact():
     given = problem(dtype=torch.float32)
     layer = LeanQuant(bits=8).quantize(given)
     assert torch.equal(layer.dequantize(), given.weight)

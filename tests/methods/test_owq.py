@@ -89,7 +89,7 @@ def test_without_outliers_it_is_gptq(clip, symmetric, size):
     assert layer.stored_bits == gptq.stored_bits
 
 
-def test_weak_columns_take_up_the_error_of_the_others():
+def test_weak_columns_compensate_the_error_of_others():
     """At no damping they are the least-squares solution, given the others."""
     given, x, _ = problem()
     layer = OWQ(bits=2, target_rank=5, damping=0.0).quantize(given)
@@ -194,7 +194,7 @@ def test_output_scales_fit_what_weak_columns_leave(size, per, target):
     assert torch.equal(after.values, before.values)
 
 
-def test_a_held_out_ridge_is_found_with_weak_columns():
+def test_held_out_ridge_works_with_weak_columns():
     given, x, x_full = problem(torch.float32)
     inner = OWQ(bits=2, target_rank=4, group_size=8)
     layer = OutputScales(inner=inner, scales_held_out=True).quantize(given)

@@ -79,7 +79,7 @@ def test_what_is_stored_is_counted_once():
     assert layer.stored_bits == ROWS * COLUMNS + codes + ROWS * (3 * 16 + 8)
 
 
-def test_more_high_weights_are_better_and_the_hessian_chooses_better_than_size():
+def test_more_high_weights_and_hessian_saliency_reduce_error():
     given = problem(dtype=torch.float32)
     shares = [output_error(given, PBLLM(low_fraction=f).quantize(given)) for f in (0.9, 0.7, 0.3)]
     assert shares[0] > shares[1] > shares[2]

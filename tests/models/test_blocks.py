@@ -180,7 +180,7 @@ def test_ignored_linears_are_in_no_site():
 
 
 def test_blocks_without_linears_are_refused(monkeypatch):
-    monkeypatch.setattr(targets, "_KINDS", {})
+    monkeypatch.setattr(targets, "TARGETS", {})
     with pytest.raises(InputError, match="GPT2LMHeadModel.*no linear layer.*Conv1D"):
         BlockwiseModel(open_source(tiny_model("gpt2", layers=2)))
 

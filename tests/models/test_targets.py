@@ -42,7 +42,7 @@ def test_a_stored_weight_has_the_parameters_layout(kind, transposed):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_weights_are_read_in_float32_and_set_in_half(dtype):
+def test_weights_are_read_as_float32_set_as_half(dtype):
     root = modules().to(dtype)
     for target in targets_in(root).values():
         assert target.weight().dtype == torch.float32

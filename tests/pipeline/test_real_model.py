@@ -1,12 +1,11 @@
 """Real weights and real text: the first two blocks of SmolLM2-135M on presidential addresses."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import oracles
 import pytest
 import torch
-from q2n.methods.quip import QuIP
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 import q2n
@@ -18,6 +17,7 @@ from q2n.layers.uniform import UniformLinear
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import LayerProblem
 from q2n.methods.gptq import GPTQ
+from q2n.methods.ldlq import LDLQ
 from q2n.methods.leanquant import LeanQuant
 from q2n.methods.owq import OWQ
 from q2n.methods.pbllm import PBLLM
@@ -27,6 +27,7 @@ from q2n.models.source import open_source
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.sequential import SequentialLoop
 from q2n.pipeline.store import RunStore
+from q2n.wrappers.incoherence import Incoherence
 from q2n.wrappers.nullspace import NullSpace
 
 
@@ -87,6 +88,16 @@ def own_space(before, after, weight, gram):
     return weight, quantized, scaled, gram
 
 
+def both(method):
+    """The method alone, and with the null-space step: as it stands, or in its random basis."""
+    if isinstance(method, NullSpace):
+        return method.inner, method
+    if isinstance(method, Incoherence):
+        return method, replace(method, inner=NullSpace(inner=method.inner))
+    return method, NullSpace(inner=method)
+
+
+QUIP = Incoherence(inner=LDLQ(bits=2, damping=0.0201))
 ALL = ("",)
 ONE_OF_A_KIND = ("k_proj", "o_proj", "down_proj")
 
@@ -96,19 +107,19 @@ ONE_OF_A_KIND = ("k_proj", "o_proj", "down_proj")
     [
         # float32 eigenvectors at the cut: |d alpha| <= eps ||G|| / gap, seen below 1e-4
         (GPTQ(bits=3), ALL, 3e-4),
-        (QuIP(bits=2), ONE_OF_A_KIND, 3e-4),
-        # a gain in float16
-        (QuIP(bits=2, step_space="original"), ONE_OF_A_KIND, 3e-4 + 2**-11),
+        (QUIP, ONE_OF_A_KIND, 3e-4),
+        # an output scale in float16
+        (NullSpace(inner=QUIP), ONE_OF_A_KIND, 3e-4 + 2**-11),
         (PBLLM(), ONE_OF_A_KIND, 3e-4),
         (LeanQuant(bits=2), ONE_OF_A_KIND, 3e-4),
-        (LeanQuant(bits=2, levels="affine", group_size=64), ONE_OF_A_KIND, 3e-4),
-        (OWQ(bits=2, target_bits=2.05, search="none"), ONE_OF_A_KIND, 3e-4),
+        (LeanQuant(bits=2, levels="uniform", group_size=64), ONE_OF_A_KIND, 3e-4),
+        (OWQ(bits=2, target_bits=2.05, clip="minmax"), ONE_OF_A_KIND, 3e-4),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_alpha_of_real_layers_equals_the_projector_form(problems, method, layers, tolerance):
-    """In the space of each method. (QuaRot, whose layers are those of another model:
-    tests/methods/test_quarot.py.)"""
+    """In the space of each method, the random basis around the step or within it. (Layers of a
+    rotated model: tests/transforms/test_quantized_rotated_models.py.)"""
     chosen = {
         name: problem
         for name, problem in problems.items()
@@ -116,32 +127,32 @@ def test_alpha_of_real_layers_equals_the_projector_form(problems, method, layers
     }
     assert len(chosen) == (7 if layers == ALL else len(layers))
     for name, problem in chosen.items():
-        before = method.quantize(problem)
-        after = method.with_step(NullSpace.paper).quantize(problem)
+        plain, stepped = both(method)
+        before, after = plain.quantize(problem), stepped.quantize(problem)
         weight, quantized, scaled, gram = own_space(
             before, after, problem.weight.double(), problem.statistics.gram.double()
         )
         expected = oracles.projected_alpha(weight, quantized, gram, after.record["kept_rank"], 0.2)
         found = (scaled * quantized).sum(1) / quantized.square().sum(1)
         torch.testing.assert_close(found, expected, rtol=0, atol=tolerance, msg=name)
-        # nothing but a factor a row has changed
+        # nothing but one factor per row has changed
         torch.testing.assert_close(scaled, found[:, None] * quantized, rtol=1e-3, atol=1e-6)
 
 
-def test_groups_that_do_not_fit_are_refused_with_those_that_do(smollm2_head, tmp_path):
+def test_refused_group_size_names_sizes_that_fit(smollm2_head, tmp_path):
     with pytest.raises(q2n.errors.InputError) as failure:
         q2n.quantize(smollm2_head, tmp_path / "out", bits=4, group_size=128, method="rtn")
     for word in ("model.layers.0.self_attn.q_proj", "576", "64"):
         assert word in str(failure.value)
 
 
-def test_transformers_reads_what_is_written_and_says_the_same(smollm2_head, tmp_path):
+def test_transformers_reads_equal_weights_and_generates_equal_text(smollm2_head, tmp_path):
     """A real checkpoint: weights to the bit, and the same greedy text."""
     done = q2n.quantize(
         smollm2_head,
         tmp_path / "out",
         bits=3,
-        nullspace=True,
+        output_scales=True,
         corpus="sotu",
         windows=4,
         length=128,
@@ -167,7 +178,7 @@ def test_a_gpu_gives_the_same_layers_to_rounding(smollm2_head, tmp_path):
             tmp_path / device,
             device=device,
             bits=4,
-            nullspace=True,
+            output_scales=True,
             corpus="sotu",
             windows=4,
             length=256,

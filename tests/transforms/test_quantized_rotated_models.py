@@ -62,7 +62,7 @@ def _quantized(method, changes, folder):
 
 
 @torch.no_grad()
-def test_statistics_are_those_of_the_rotated_model_with_nothing_rounded(tmp_path, monkeypatch):
+def test_statistics_are_those_of_the_unrounded_rotated_model(tmp_path, monkeypatch):
     """The first layer behind a rotation at runtime, against a model that is run by hand."""
     seen = {}
     plain = GPTQ.quantize
@@ -166,9 +166,7 @@ def test_a_resumed_run_is_the_same(tmp_path):
     assert source.digest() == same.digest() != other.digest()
 
 
-def test_alpha_of_real_layers_is_that_of_the_rotated_weight_and_input(
-    smollm2_head, tmp_path, monkeypatch
-):
+def test_alpha_of_real_layers_is_of_rotated_inputs(smollm2_head, tmp_path, monkeypatch):
     """All linears of a block of SmolLM2, the null-space step after rounding on QuaRot's grid."""
     problems, plain = {}, RTN.quantize
 

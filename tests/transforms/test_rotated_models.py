@@ -80,7 +80,7 @@ def test_real_weights_on_real_text(smollm2_head):
 
 
 @torch.no_grad()
-def test_norm_weights_become_one_and_the_stream_is_mixed():
+def test_norm_weights_become_one_and_stream_is_mixed():
     model = _model("tied")
     with torch.no_grad():
         model.get_input_embeddings().weight[:, 5] *= 100  # an outlying channel
@@ -117,7 +117,7 @@ def test_runtime_parts_survive_json():
 
 
 @torch.no_grad()
-def test_every_linear_of_the_blocks_reads_rounded_inputs_and_the_head_does_not():
+def test_only_linears_of_blocks_read_rounded_inputs():
     parts = ModelChanges(activation_bits=3, activation_clip_ratio=1.0)
     source = surrounded(open_source(_model()), parts, 0)
     model = assemble(source)
@@ -135,7 +135,7 @@ def test_every_linear_of_the_blocks_reads_rounded_inputs_and_the_head_does_not()
 
 
 @torch.no_grad()
-def test_the_cache_is_rounded_alike_in_one_go_and_token_by_token():
+def test_cache_rounding_is_equal_at_once_or_stepwise():
     source = surrounded(open_source(_model()), ModelChanges(rotate="hadamard", **CACHE), 0)
     model = assemble(source)
     exact = model(_tokens()).logits

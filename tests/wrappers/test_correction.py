@@ -54,7 +54,7 @@ def corrected_weight(given, x, x_full, ridge):
 
 
 @pytest.mark.parametrize("ridge", [0.01, 0.5])
-def test_the_method_is_given_the_corrected_weight_and_nothing_else_changes(ridge):
+def test_only_the_weight_of_the_problem_changes(ridge):
     given, x, x_full = problem(scale_dtype=torch.bfloat16, seed=3)
     given = dataclasses.replace(given, seed=11)
     original = given.weight.clone()
@@ -105,7 +105,7 @@ def test_it_comes_closer_to_the_full_models_output(seed, inner, ridge):
         assert cross_loss(given, layer, x[tokens], x_full[tokens]) < before
 
 
-def test_gptq_gains_most_of_what_the_error_of_the_prefix_costs():
+def test_correction_recovers_most_of_the_prefix_error():
     given, x, x_full = problem(noise=0.5)
     exact = dataclasses.replace(given, statistics=gathered(x_full, x_full))
     inner = GPTQ(bits=4)
@@ -117,7 +117,7 @@ def test_gptq_gains_most_of_what_the_error_of_the_prefix_costs():
 
 
 @pytest.mark.parametrize("inner", INNER, ids=NAMES)
-def test_a_large_ridge_or_an_exact_prefix_leave_the_method_as_it_is(inner):
+def test_large_ridge_or_exact_prefix_changes_nothing(inner):
     given, x, x_full = problem()
     exact = dataclasses.replace(given, statistics=gathered(x, x))
     expected = inner.quantize(given)
@@ -127,7 +127,7 @@ def test_a_large_ridge_or_an_exact_prefix_leave_the_method_as_it_is(inner):
         assert layer.record["correction"] < 1e-4
 
 
-def test_a_step_after_it_aims_at_the_original_weight():
+def test_output_scales_after_correction_target_original_weight():
     given, x, x_full = problem()
     inner = InputErrorCorrection(inner=GPTQ(bits=2, group_size=8))
     before = inner.quantize(given)
@@ -161,7 +161,7 @@ def test_it_does_not_matter_how_tokens_were_merged():
 
 
 @pytest.mark.parametrize(("tokens", "noise"), [(80, 0.1), (240, 0.3)])
-def test_a_held_out_ridge_is_the_best_on_windows_it_has_not_seen(tokens, noise):
+def test_held_out_ridge_is_best_on_unseen_windows(tokens, noise):
     given, x, x_full = problem(noise=noise, tokens=tokens)
     x, x_full = (t.unflatten(0, (4, -1)) for t in (x, x_full))
     statistics = gathered(
@@ -202,7 +202,7 @@ def test_the_linears_of_a_site_share_one_factor(monkeypatch):
     assert len(calls) == 2
 
 
-def test_a_singular_gram_without_a_ridge_names_the_layer():
+def test_singular_gram_without_ridge_names_the_layer():
     given, x, x_full = problem()
     x[:, 5] = 0
     given = dataclasses.replace(given, statistics=gathered(x, x_full))

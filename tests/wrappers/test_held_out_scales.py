@@ -18,7 +18,7 @@ HALVES = (slice(0, None, 2), slice(1, None, 2))
 @pytest.mark.parametrize("per", ["row", "group"])
 @pytest.mark.parametrize("target", ["own", "full_precision"])
 @pytest.mark.parametrize("tokens", [16, 48, 240])
-def test_a_held_out_ridge_is_the_best_on_windows_it_has_not_seen(tokens, target, per):
+def test_held_out_ridge_is_best_on_unseen_windows(tokens, target, per):
     given, x, x_full = problem()
     x, x_full = (t[:tokens].unflatten(0, (4, -1)) for t in (x, x_full))
     statistics = InputStatistics(
@@ -52,7 +52,7 @@ def test_a_held_out_ridge_is_the_best_on_windows_it_has_not_seen(tokens, target,
 
 
 @pytest.mark.parametrize("directions", ["principal", "spectral"])
-def test_a_held_out_threshold_is_the_best_on_windows_it_has_not_seen(directions):
+def test_held_out_threshold_is_best_on_unseen_windows(directions):
     """The fit sees filtered inputs, the error all of them."""
     given, x, x_full = problem(noise=1.0)
     x, x_full = (t[:48].unflatten(0, (4, -1)) for t in (x, x_full))

@@ -89,7 +89,7 @@ def test_quip_is_its_definition(projection):
     np.testing.assert_array_equal(layer.inner.codes, codes)
 
 
-def test_what_the_inner_method_sees_is_the_layer_in_another_basis():
+def test_inner_method_sees_the_layer_in_another_basis():
     given, x, full = problem()
     inner, problems = witness(bits=8)
     layer = Incoherence(inner=inner, incoherence_rescale=True).quantize(given)
@@ -108,7 +108,7 @@ def test_what_the_inner_method_sees_is_the_layer_in_another_basis():
     assert rotated_error == pytest.approx(output_error(given, layer), rel=1e-2)
 
 
-def test_without_a_basis_and_on_a_fine_grid_it_is_exact():
+def test_weight_on_the_grid_without_basis_is_exact():
     given, _, _ = problem()
     grid = UniformGrid(bits=8)
     scale, zero = grid.fit(given.weight, torch.float32, given.name)
@@ -128,7 +128,7 @@ def test_without_a_basis_and_on_a_fine_grid_it_is_exact():
         assert output_error(given, fine) < 1e-5 * energy  # (2^-8)^2 / 12 of the range, shaped
 
 
-def test_at_two_bits_it_is_far_below_gptq_where_weights_have_heavy_tails():
+def test_quip_beats_gptq_on_heavy_tails():
     errors = {"quip": 0.0, "gptq": 0.0}
     for seed in range(3):
         generator = torch.Generator().manual_seed(seed)
@@ -143,7 +143,7 @@ def test_at_two_bits_it_is_far_below_gptq_where_weights_have_heavy_tails():
     assert errors["quip"] < 0.6 * errors["gptq"]
 
 
-def test_the_seed_of_the_layer_is_the_only_chance():
+def test_result_depends_on_the_layer_seed_alone():
     given, _, _ = problem()
     first, again = (quip(bits=2).quantize(given) for _ in range(2))
     assert torch.equal(first.dequantize(), again.dequantize())
@@ -184,7 +184,7 @@ def test_the_papers_alpha_in_either_space(space, grid):
     start = oracles.paper_start(values, 0.1)
     assert after.record["kept_rank"] == start
     expected = oracles.projected_alpha(weight, dequantized[0].double(), gram, start, 0.2)
-    # float32 eigenvectors, and a float16 gain in the original space
+    # float32 eigenvectors, and a float16 output scale in the original space
     torch.testing.assert_close(
         factors(*dequantized[::-1]), expected, rtol=0, atol=2e-5 if space == "rotated" else 6e-4
     )
@@ -215,7 +215,7 @@ def test_output_scales_in_the_random_basis():
     torch.testing.assert_close(found, expected.squeeze(1), rtol=0, atol=1e-4)
 
 
-def test_the_correction_is_the_same_in_either_space_without_rescaling():
+def test_correction_is_equal_in_both_spaces_without_rescaling():
     """The ridge is a share of the mean diagonal, which a rotation keeps."""
     given, _, _ = problem(dtype=torch.float64)
     layers = [

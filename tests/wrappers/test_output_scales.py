@@ -20,7 +20,7 @@ NAMES = ["rtn", "rtn-groups", "gptq", "gptq-groups"]
 @pytest.mark.parametrize("target", ["own", "full_precision"])
 @pytest.mark.parametrize("per", ["row", "group"])
 @pytest.mark.parametrize("inner", INNER, ids=NAMES)
-def test_any_method_gets_the_factors_and_keeps_its_codes(inner, per, target):
+def test_any_method_gets_factors_and_keeps_its_codes(inner, per, target):
     given, x, x_full = problem()
     before = inner.quantize(given)
     after = OutputScales(inner=inner, target=target, scales_per=per).quantize(given)
@@ -80,7 +80,7 @@ def test_every_row_comes_closer_to_its_target(inner, target, ridge):
         assert (groups <= rows * (1 + 1e-5)).all()
 
 
-def test_a_large_ridge_leaves_the_layer_as_it_is():
+def test_large_ridge_leaves_the_layer_unchanged():
     given, _, _ = problem()
     for per in ("row", "group"):
         inner = GPTQ(bits=3, group_size=8)
@@ -88,7 +88,7 @@ def test_a_large_ridge_leaves_the_layer_as_it_is():
         torch.testing.assert_close(after.scale, inner.quantize(given).scale, rtol=3e-7, atol=0)
 
 
-def test_both_targets_are_one_where_the_prefix_is_exact():
+def test_both_targets_are_equal_behind_an_exact_prefix():
     given, x, _ = problem()
     given = dataclasses.replace(given, statistics=gathered(x, x))
     for per in ("row", "group"):
@@ -111,7 +111,7 @@ def test_a_shorter_last_group_has_its_factor():
     torch.testing.assert_close(factors(after, before), expected, **SAME)
 
 
-def test_rows_of_zeros_and_dead_inputs_keep_their_scales():
+def test_zero_rows_and_dead_inputs_keep_their_scales():
     given, x, x_full = problem()
     given.weight[3] = 0
     given.weight[5, 8:16] = 0

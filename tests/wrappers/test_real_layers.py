@@ -58,7 +58,7 @@ def _inputs(model, windows):
 
 @pytest.mark.parametrize("name", REAL)
 @pytest.mark.parametrize("target", ["own", "full_precision"])
-def test_factors_of_real_layers_are_those_of_the_tokens(real_layers, name, target):
+def test_factors_of_real_layers_equal_those_of_tokens(real_layers, name, target):
     given, x, x_full = real_layers[name]
     given = dataclasses.replace(given, weight=given.weight[::24])
     goal = x if target == "own" else x_full

@@ -84,9 +84,12 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def reporter(parsed: argparse.Namespace) -> Reporter:
-    """The reporter that the flags ask for."""
+    """The reporter that the flags ask for; its bars stand alone, without those of transformers."""
+    from transformers.utils import logging as transformers_logging
+
     from q2n.logging import Reporter
 
+    transformers_logging.disable_progress_bar()
     if parsed.json:
         return Reporter("json")
     return Reporter("quiet" if parsed.quiet else "bars")

@@ -10,6 +10,7 @@ it writes).
 import json
 from pathlib import Path
 
+from jaxtyping import Shaped
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,7 +27,7 @@ class ShardWriter:
         self._buffered = 0
         self._shards: list[list[str]] = []
 
-    def add(self, name: str, tensor: Tensor) -> None:
+    def add(self, name: str, tensor: Shaped[Tensor, "..."]) -> None:
         """Queue one tensor; each name once."""
         size = tensor.numel() * tensor.element_size()
         if self._buffer and self._buffered + size > self.limit:
@@ -68,7 +69,7 @@ class ShardWriter:
         return self.directory / f"shard-{shard:05d}.safetensors"
 
 
-def _own_memory(tensor: Tensor) -> Tensor:
+def _own_memory(tensor: Shaped[Tensor, "..."]) -> Tensor:
     """Contiguous on the CPU, and not a window that keeps a larger tensor alive."""
     tensor = tensor.detach().cpu().contiguous()
     whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()

@@ -38,8 +38,12 @@ class SignedGrid(UniformGrid):
         return best_pair(values, torch.stack(tried, -1), unit, middle, self.top)
 
     def parameters(
-        self, lo: Tensor, hi: Tensor, dtype: torch.dtype, name: str
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        lo: Float[Tensor, "*groups"],
+        hi: Float[Tensor, "*groups"],
+        dtype: torch.dtype,
+        name: str,
+    ) -> tuple[Float[Tensor, "*groups"], UInt8[Tensor, "*groups"]]:
         middle = 2 ** (self.bits - 1)
         exact = hi / (middle - 1)
         scale = exact.to(dtype).clamp(min=torch.finfo(dtype).tiny)

@@ -129,7 +129,7 @@ def clip_ranges() -> list[float]:
     return [1 - step / _CLIP_STEPS for step in range(round(_CLIP_RANGE * _CLIP_STEPS))]
 
 
-def unusable_scale(exact: Tensor, dtype: torch.dtype, name: str) -> NumericalError:
+def unusable_scale(exact: Float[Tensor, "..."], dtype: torch.dtype, name: str) -> NumericalError:
     """Why a scale is not finite."""
     if not torch.isfinite(exact).all():
         return NumericalError(f"{name}: its weight holds NaN or infinite values")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import errors as hub
 from huggingface_hub import snapshot_download
+from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -83,7 +84,7 @@ class TensorFiles:
         """Shape of a tensor, from the header."""
         return tuple(self._handle(key).get_slice(key).get_shape())
 
-    def tensor(self, key: str) -> Tensor:
+    def tensor(self, key: str) -> Shaped[Tensor, "..."]:
         """A tensor on the CPU, in its stored dtype, in memory of its own.
 
         safetensors hands out views of one mapping: without the copy, whoever changes a tensor

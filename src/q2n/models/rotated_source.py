@@ -12,6 +12,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -86,7 +87,7 @@ class RuntimeSource(ModelSource):
     def names(self) -> list[str]:
         return self.inner.names()
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> Shaped[Tensor, "..."]:
         return self.inner.tensor(name)
 
     def digest(self) -> str:
@@ -133,7 +134,7 @@ class RotatedSource(RuntimeSource):
     def names(self) -> list[str]:
         return [*self.inner.names(), *([self._head] if self._tied else [])]
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> Shaped[Tensor, "..."]:
         """One tensor of the rotated model, in float32 where a rotation has changed it."""
         stored = f"{self.layout.embeddings}.weight" if self._is_tied_head(name) else name
         tensor = self.inner.tensor(stored)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -41,7 +42,7 @@ def share_skeleton(model: PreTrainedModel) -> PreTrainedModel:
     return deepcopy(model, shared).eval()
 
 
-def stored_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def stored_tensors(model: nn.Module) -> Iterator[tuple[str, Shaped[Tensor, "..."]]]:
     """Parameters and persistent buffers; of tied parameters the first name only."""
     yield from model.named_parameters()
     saved = model.state_dict().keys()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from jaxtyping import Shaped
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -65,14 +66,14 @@ class ModelSource(ABC):
         """Names of all parameters and saved buffers; a tied tensor appears once."""
 
     @abstractmethod
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> Shaped[Tensor, "..."]:
         """One original tensor on the CPU, in its stored dtype: a copy, the caller's to change.
 
         Raises:
             InputError: it cannot be read.
         """
 
-    def in_model_dtype(self, name: str) -> Tensor:
+    def in_model_dtype(self, name: str) -> Shaped[Tensor, "..."]:
         """One tensor on the CPU as the model is run and written: floating-point numbers in
         `dtype`, integers as they are.
 
@@ -153,7 +154,7 @@ class CheckpointSource(ModelSource):
     def names(self) -> list[str]:
         return list(self._key_of)
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> Shaped[Tensor, "..."]:
         return self._files.tensor(self._key_of[name])
 
     def digest(self) -> str:
@@ -234,7 +235,7 @@ class ObjectSource(ModelSource):
     def names(self) -> list[str]:
         return list(self._tensors)
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> Shaped[Tensor, "..."]:
         return self._tensors[name].detach().to("cpu", copy=True)
 
     def digest(self) -> str:
@@ -264,7 +265,7 @@ def _config_bytes(config: PretrainedConfig) -> bytes:
 
 def assemble(
     source: ModelSource,
-    replaced: Mapping[str, Tensor] | None = None,
+    replaced: Mapping[str, Shaped[Tensor, "..."]] | None = None,
     device: str | torch.device = "cpu",
 ) -> PreTrainedModel:
     """The source's model, its rotations attached, its activations and cache not rounded.

@@ -44,10 +44,10 @@ class InMemory(Activations):
         self.keeps_passes = storage == device
         self._batches: dict[int, Tensor] = {}
 
-    def get(self, batch: int) -> Tensor:
+    def get(self, batch: int) -> Float[Tensor, "w l h"]:
         return self._batches[batch].to(self.device)
 
-    def put(self, batch: int, hidden: Tensor) -> None:
+    def put(self, batch: int, hidden: Float[Tensor, "w l h"]) -> None:
         self._batches[batch] = hidden.to(self.storage)
 
     def close(self) -> None:
@@ -63,10 +63,10 @@ class OnDisk(Activations):
         self.folder, self.device = folder, device
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def get(self, batch: int) -> Tensor:
+    def get(self, batch: int) -> Float[Tensor, "w l h"]:
         return load_file(self._file(batch))["hidden"].to(self.device)
 
-    def put(self, batch: int, hidden: Tensor) -> None:
+    def put(self, batch: int, hidden: Float[Tensor, "w l h"]) -> None:
         # A tensor read from the old file may still map it: replace the file, never rewrite it.
         fresh = self._file(batch).with_suffix(".tmp")
         try:
