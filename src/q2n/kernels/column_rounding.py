@@ -141,7 +141,7 @@ def round_columns_numba(
     rule: UniformRule | CodebookRule | SplitRule,
 ) -> tuple[UInt8[Tensor, "columns out"], Float[Tensor, "columns out"]]:
     """The same on a CPU, tiles of output rows in parallel."""
-    target = target.clone(memory_format=torch.contiguous_format)
+    target = target.contiguous()
     codes, error = torch.empty_like(target, dtype=torch.uint8), torch.empty_like(target)
     _kernel(
         target.numpy(),
@@ -163,19 +163,20 @@ def _with_arrays(rule: Any) -> Any:
 @compiled(parallel=True)
 @no_type_check
 def _kernel(target, weight, matrix, rule, codes, error):
-    """Fill `codes` and `error`; `target` is used up."""
+    """Fill `codes` and `error`."""
     columns, rows = target.shape
     for tile in numba.prange((rows + _TILE - 1) // _TILE):
         low = tile * _TILE
         high = min(low + _TILE, rows)
+        updated = target[:, low:high].copy()  # the tile alone: smaller, and the argument stays
         for j in range(columns):
             e = error[j, low:high]
             _round_column(
-                rule, j, low, high, target[j, low:high], weight[j, low:high], codes[j, low:high], e
+                rule, j, low, high, updated[j], weight[j, low:high], codes[j, low:high], e
             )
             for k in range(j + 1, columns):
                 factor = matrix[j, k]
-                later = target[k, low:high]
+                later = updated[k]
                 for r in range(high - low):
                     later[r] += factor * e[r]
 
