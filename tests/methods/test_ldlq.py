@@ -181,13 +181,13 @@ def test_options_that_cannot_be():
         ({"bits": 5}, "bits is 5; it takes one of 2, 3, 4, 8"),
         ({"damping": -1.0}, "damping is -1.0; .* at least 0"),
         ({"descent_passes": -1}, "descent_passes is -1; .* at least 0"),
-        ({"unbiased": True}, "descent_passes=0"),
+        ({"unbiased": True}, "--descent-passes 0"),
         ({"clip_sigma": 0.0}, "clip_sigma is 0.0; it takes a finite number above 0"),
-        ({"clip_sigma": 2.4, "grid": "minmax"}, "clip_sigma belongs to grid='uniform'"),
-        ({"clip_sigma": 2.4, "grid": "lloyd-max"}, "clip_sigma belongs to grid='uniform'"),
+        ({"clip_sigma": 2.4, "grid": "minmax"}, "clip_sigma belongs to --grid uniform"),
+        ({"clip_sigma": 2.4, "grid": "lloyd-max"}, "clip_sigma belongs to --grid uniform"),
         ({"unbiased": True, "descent_passes": 0, "grid": "lloyd-max"}, "needs even levels"),
         ({"unbiased": True, "descent_passes": 0, "grid": "trellis"}, "needs even levels"),
-        ({"clamp_first": True, "grid": "trellis"}, "clamp_first belongs to grid='uniform'"),
+        ({"clamp_first": True, "grid": "trellis"}, "clamp_first belongs to --grid uniform"),
     ):
         with pytest.raises(InputError, match=match):
             LDLQ(**options)

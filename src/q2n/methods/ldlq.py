@@ -80,13 +80,13 @@ class LDLQ(Method):
         super().__post_init__()
         for name, value in (("clip_sigma", self.clip_sigma), ("clamp_first", self.clamp_first)):
             if value and self.grid != "uniform":
-                raise InputError(f"{name} belongs to grid='uniform': use that, or leave {name} out")
+                raise InputError(f"{name} belongs to --grid uniform: use that, or leave {name} out")
         if self.grid in ("lloyd-max", "trellis") and self.unbiased:
-            raise InputError("unbiased rounding needs even levels: use grid='uniform' or 'minmax'")
+            raise InputError("unbiased rounding needs even levels: use --grid uniform or minmax")
         if self.unbiased and self.descent_passes:
             raise InputError(
                 "coordinate descent rounds to nearest, which undoes unbiased rounding: "
-                "with unbiased use descent_passes=0"
+                "with unbiased use --descent-passes 0"
             )
 
     @property
@@ -102,7 +102,7 @@ class LDLQ(Method):
         if shape[0] < least:
             raise InputError(
                 f"{name}: a trellis code of {self.bits} bits needs {least} rows at least, not "
-                f"{shape[0]}; use grid='lloyd-max'"
+                f"{shape[0]}; use --grid lloyd-max"
             )
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
@@ -128,8 +128,7 @@ class LDLQ(Method):
         final = descend(first, _damped(gram, visit, back), self.descent_passes, rounded)
         codes = final.layer_codes(visit, problem.weight.shape[1])
         return grid.stored(codes).with_record(
-            damping=back.damping,
-            dead_columns=int(dead.sum()),
+            **back.record,
             descent_changes=int((final.codes != first.codes).sum()),
         )
 

@@ -13,7 +13,6 @@ code does where that differs, without its mistakes in column order.
 
 import time
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -30,6 +29,7 @@ from q2n.linalg.spectrum import Decomposition, Index, Spectrum
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 from q2n.method import Compensating, LayerProblem, Wrapper
 from q2n.option_types import NonNegative, Patterns, Positive
+from q2n.patterns import matches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class NullSpace(Wrapper):
         return self.inner.required_statistics | RequiredStatistics.GRAM | positions
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
-        if any(fnmatchcase(problem.name, pattern) for pattern in self.skip_layers):
+        if any(matches(pattern, problem.name) for pattern in self.skip_layers):
             layer = self.inner.quantize(problem)
             return layer.with_record(nullspace_note="layer skipped by its name")
         layer, reference = self._quantize_inner(problem)
