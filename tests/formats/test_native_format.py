@@ -221,6 +221,7 @@ def test_layers_that_agree_are_described_once(tmp_path: Path) -> None:
     assert_reads_back(out, model, layers)
 
 
+@pytest.mark.slow
 def test_importing_q2n_registers_without_importing_transformers() -> None:
     program = (
         "import sys, q2n, q2n.errors\n"

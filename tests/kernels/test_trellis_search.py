@@ -42,6 +42,7 @@ def test_every_sequence_is_tried_and_the_nearest_found(bits, rows):
         np.testing.assert_allclose(column - error.numpy(), points[best], atol=1e-12)
 
 
+@pytest.mark.slow
 @WIDTHS
 def test_border_state_is_nearly_the_best(bits):
     """Against every state: within 2 % of the distance, on average over five columns."""

