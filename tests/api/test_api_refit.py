@@ -1,6 +1,5 @@
 """The whole way with a refit: what it writes, into which formats, and again after a crash."""
 
-from pathlib import Path
 from shutil import rmtree
 
 import pytest
@@ -8,35 +7,13 @@ import torch
 from safetensors.torch import load_file
 from tiny import save_tiny, tiny_model, tiny_text, tiny_tokenizer
 from transformers import AutoModelForCausalLM
+from whole_way import SETTINGS, files_of, quantize
 
 import q2n
 from q2n.errors import ResumeError
 from q2n.formats.load import load_model
 
 pytestmark = pytest.mark.slow
-
-
-SETTINGS = {"bits": 3, "output_scales": True, "windows": 4, "length": 16}
-
-
-@pytest.fixture
-def place(tmp_path):
-    save_tiny(tmp_path / "model")
-    (tmp_path / "text.txt").write_text(tiny_text())
-    return tmp_path
-
-
-def quantize(place: Path, output: str, **settings):
-    return q2n.quantize(
-        place / "model",
-        place / output / "checkpoint",
-        corpus=str(place / "text.txt"),
-        **{**SETTINGS, **settings},
-    )
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir() if "timings" not in file.name}
 
 
 BEST = {"quality": "best", "bits": 2, "refit_steps": 4}

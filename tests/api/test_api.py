@@ -10,37 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import save_tiny, tiny_model, tiny_text, tiny_tokenizer
+from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
+from whole_way import SETTINGS, files_of, quantize
 
 import q2n
 from q2n.errors import InputError, ResumeError
 from q2n.formats.load import load_model
 
 pytestmark = pytest.mark.slow
-
-
-SETTINGS = {"bits": 3, "output_scales": True, "windows": 4, "length": 16}
-
-
-@pytest.fixture
-def place(tmp_path):
-    save_tiny(tmp_path / "model")
-    (tmp_path / "text.txt").write_text(tiny_text())
-    return tmp_path
-
-
-def quantize(place: Path, output: str, **settings):
-    return q2n.quantize(
-        place / "model",
-        place / output / "checkpoint",
-        corpus=str(place / "text.txt"),
-        **{**SETTINGS, **settings},
-    )
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir() if "timings" not in file.name}
 
 
 KILLED_RUN = """
@@ -215,5 +193,5 @@ def test_low_precision_models_store_scales_in_their_dtype(place):
 
 def test_the_version_is_that_of_the_package():
     """Said in pyproject.toml for pip and in version.py for everybody else."""
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     assert q2n.__version__ == project["project"]["version"]
