@@ -62,3 +62,8 @@ def test_the_card_shows_the_lines_that_load() -> None:
     for format in FORMATS.values():
         lines = format.container.loading_example(Path("out"))
         assert lines.strip() in render_card(replace(FACTS, loading_example=lines))
+
+
+def test_the_card_counts_linears_in_full_precision() -> None:
+    assert "full precision" not in render_card(FACTS)
+    assert "7 linears stay in full precision" in render_card(replace(FACTS, ignored=7))

@@ -39,6 +39,8 @@ class CardFacts:
     """Python lines that load the checkpoint."""
     settings: Mapping[str, Any]
     bits_per_weight: float
+    ignored: int = 0
+    """Linears that the settings leave in full precision."""
     bytes_before: int
     bytes_after: int
     perplexities: Mapping[str, PerplexityResult] = field(default_factory=dict)

@@ -70,6 +70,7 @@ def _card(about: About, done: Quantized, base_model: str) -> CardFacts:
         loading_example=done.loading_example.replace(str(done.directory), done.directory.name),
         settings=done.record["settings"],
         bits_per_weight=done.record["bits_per_weight"],
+        ignored=len(done.record["ignored"]),
         bytes_before=done.bytes_before,
         bytes_after=done.bytes_after,
         perplexities=done.perplexities,
