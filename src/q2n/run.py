@@ -16,10 +16,11 @@ import torch
 import transformers
 
 from q2n.config.owners import Plan, build_plan
-from q2n.config.settings import RunSettings, Settings
+from q2n.config.reading import new_folder
+from q2n.config.settings import Settings
 from q2n.data.texts import Texts
 from q2n.data.windows import TokenWindows
-from q2n.errors import InputError, Q2NError
+from q2n.errors import Q2NError
 from q2n.evaluation.compare import compare_perplexity
 from q2n.formats.choice import choose_format
 from q2n.formats.format import Format
@@ -31,7 +32,8 @@ from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.sequential import SequentialLoop
 from q2n.pipeline.store import RunStore, partial_folder
 from q2n.pipeline.whole_model import refit_stored, refitted
-from q2n.report.checkpoint import About, Quantized, describe
+from q2n.report.card import About
+from q2n.report.checkpoint import Quantized, describe
 from q2n.report.record import BlockRecord
 from q2n.version import __version__
 
@@ -42,7 +44,7 @@ class Run:
     def __init__(self, settings: Settings, model: Any, tokenizer: Any, reporter: Reporter):
         self.config = config = settings.run
         self.reporter = reporter
-        self.target = _new_folder(config)
+        self.target = new_folder(config)
         self.plan = build_plan(settings)
         self.format = choose_format(config.format, config.method, self.plan.storage)
         self.opened = open_model(
@@ -175,20 +177,9 @@ class Run:
             directory=self.target,
             bytes_before=opened.original.size_bytes(),
             bytes_after=size,
-            loading_example=format.container.loading_example(self.target),
+            loading_example=format.container.loading_example,
             perplexities=perplexities,
         )
-
-
-def _new_folder(config: RunSettings) -> Path:
-    """The folder to write, which must not be there yet."""
-    for needed in ("model", "output"):
-        if not getattr(config, needed):
-            raise InputError(f"no {needed} given: q2n quantize MODEL --output DIR")
-    target = Path(config.output)
-    if target.exists():
-        raise InputError(f"output {target} exists; choose another folder or delete it")
-    return target
 
 
 def _check_layers(opened: OpenedModel, plan: Plan, format: Format) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from q2n.cli.flags import add_options, add_output_flags, reporter
 from q2n.config.options import CHANGES, RUN, SWITCHES, table
 from q2n.config.options import flags as flags_of
-from q2n.config.reading import read_settings
+from q2n.config.reading import new_folder, read_settings
 from q2n.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,15 +55,18 @@ def run(parsed: Namespace) -> None:
     if parsed.print_config:
         _print_config(read.flat())
         return
-    output = Path(_required(settings, "output"))
-    model = _required(settings, "model")
-    if output.exists():
-        raise InputError(f"output {output} exists; choose another folder or delete it")
+    new_folder(read.run)
 
     from q2n.api import quantize
 
     reporting = reporter(parsed)
-    done = quantize(model, output, resume=parsed.resume, reporter=reporting, **settings)
+    done = quantize(
+        settings.pop("model"),
+        settings.pop("output"),
+        resume=parsed.resume,
+        reporter=reporting,
+        **settings,
+    )
     facts = {
         "output": str(done.directory),
         "bytes_before": done.bytes_before,
@@ -82,12 +85,6 @@ def _settings(parsed: Namespace) -> dict[str, Any]:
     if parsed.checkpoint:
         flags["model"] = parsed.checkpoint
     return {**(_read_yaml(Path(parsed.config)) if parsed.config else {}), **flags}
-
-
-def _required(settings: dict[str, Any], name: str) -> str:
-    if not settings.get(name):
-        raise InputError(f"no {name} set; usage: q2n quantize MODEL --output DIR [options]")
-    return str(settings.pop(name))
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

@@ -5,11 +5,11 @@ The order of precedence: what was set; the quality; the preset of the method; th
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
-from q2n.config.options import CHANGES, RUN, SWITCHES, Option, table
+from q2n.config.options import CHANGES, RUN, SWITCHES, table
 from q2n.config.presets import (
     ALIASES,
     ANY_METHOD,
@@ -32,18 +32,28 @@ def read_settings(settings: Mapping[str, Any]) -> Settings:
     """
     plain = _plain(settings)
     expanded = _expanded(plain)
-    run = _checked(expanded, table().owners[RUN])
+    run = _options_of(RUN, expanded)
     base = METHOD_PRESETS.get(run["method"], {}).get("method", run["method"])
-    owners = [base, *_wrappers(run), CHANGES]
-    options = {}
-    for owner in owners:
-        own = _checked(expanded, table().owners[owner])
-        defaults = {name: option.default for name, option in table().owners[owner].items()}
-        options[owner] = {**defaults, **own}
+    options = {owner: _options_of(owner, expanded) for owner in (base, *_wrappers(run), CHANGES)}
     _refuse_idle(plain, {**run, **options[CHANGES]})
     taken = run.keys() | {name for own in options.values() for name in own}
     _refuse_unknown(expanded.keys() - taken, base)
     return Settings(run=RunSettings(**run), method=base, options=options)
+
+
+def new_folder(run: RunSettings) -> Path:
+    """The folder to write, which must not be there yet.
+
+    Raises:
+        InputError: it is there, or no model or output was set.
+    """
+    for needed in ("model", "output"):
+        if not getattr(run, needed):
+            raise InputError(f"no {needed} set; usage: q2n quantize MODEL --output DIR [options]")
+    folder = Path(run.output)
+    if folder.exists():
+        raise InputError(f"output {folder} exists; choose another folder or delete it")
+    return folder
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,7 +81,7 @@ def _word(name: str, value: Any) -> Any:
 
 def _expanded(plain: Mapping[str, Any]) -> dict[str, Any]:
     """What was set, and below it what the presets stand for."""
-    method = plain.get("method", _default("method"))
+    method = plain.get("method", table().owners[RUN]["method"].default)
     if method not in table().methods:
         raise InputError(
             f"unknown method {method!r}; there are: {', '.join(table().methods)}"
@@ -95,18 +105,17 @@ def _quality(quality: str | None, method: str) -> Mapping[str, Any]:
 
 def _wrappers(run: Mapping[str, Any]) -> list[str]:
     """Those that take part."""
-    values = {switch: run.get(switch, _default(switch)) for switch in SWITCHES.values()}
-    return [owner for owner, switch in SWITCHES.items() if values[switch] not in (False, "off")]
+    return [owner for owner, switch in SWITCHES.items() if run[switch] not in (False, "off")]
 
 
-def _default(name: str) -> Any:
-    return next(item.default for item in fields(RunSettings) if item.name == name)
-
-
-def _checked(values: Mapping[str, Any], options: Mapping[str, Option]) -> dict[str, Any]:
-    """Those of the values that belong to one owner; whole numbers as floats where it takes such."""
-    own = {name: value for name, value in values.items() if name in options}
+def _options_of(owner: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of an owner: those of the values that belong to it, checked, and its defaults.
+    Whole numbers become floats where it takes such."""
+    options = table().owners[owner]
+    own = {name: values.get(name, option.default) for name, option in options.items()}
     for name, value in own.items():
+        if name not in values:
+            continue
         message = refusal(name, value, options[name].kind)
         if message is not None:
             raise InputError(message)
@@ -134,15 +143,11 @@ def _refuse_idle(plain: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     for name, (switch, off) in IDLE_WITHOUT.items():
         owner = next(options for options in table().owners.values() if name in options)
         if name in plain and plain[name] != owner[name].default:
-            if settings.get(switch, _switch_default(switch)) == off:
+            if settings[switch] == off:
                 raise InputError(
                     f"option {name!r} does nothing without --{switch.replace('_', '-')}: add it, "
                     f"or leave {name!r} out"
                 )
-
-
-def _switch_default(name: str) -> Any:
-    return next(options[name].default for options in table().owners.values() if name in options)
 
 
 def _refuse_unknown(names: set[str], method: str) -> None:

@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from q2n.grids.scale_zero_search import best_pair
-from q2n.grids.uniform import UniformGrid, clip_ranges, unusable_scale
+from q2n.grids.uniform import UniformGrid, clip_ranges, rounded_scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,5 @@ class SignedGrid(UniformGrid):
         dtype: torch.dtype,
         name: str,
     ) -> tuple[Float[Tensor, "*groups"], UInt8[Tensor, "*groups"]]:
-        exact = hi / (self.middle - 1)
-        scale = exact.to(dtype).clamp(min=torch.finfo(dtype).tiny)
-        if not torch.isfinite(scale).all():
-            raise unusable_scale(exact, dtype, name)
+        scale = rounded_scale(hi / (self.middle - 1), dtype, name)
         return scale, torch.full_like(lo, self.middle).to(torch.uint8)

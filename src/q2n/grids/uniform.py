@@ -113,10 +113,7 @@ class UniformGrid:
         name: str,
     ) -> tuple[Float[Tensor, "*groups"], UInt8[Tensor, "*groups"]]:
         """Scale and zero point of the grid from `lo` to `hi`. Raises as `fit`."""
-        exact = (hi - lo) / self.top
-        scale = exact.to(dtype).clamp(min=torch.finfo(dtype).tiny)
-        if not torch.isfinite(scale).all():
-            raise unusable_scale(exact, dtype, name)
+        scale = rounded_scale((hi - lo) / self.top, dtype, name)
         if self.symmetric:
             zero = torch.full_like(lo, self.middle)
         else:
@@ -134,11 +131,21 @@ def clip_ranges() -> list[float]:
     return [1 - step / _CLIP_STEPS for step in range(round(_CLIP_RANGE * _CLIP_STEPS))]
 
 
-def unusable_scale(exact: Float[Tensor, "..."], dtype: torch.dtype, name: str) -> NumericalError:
-    """Why a scale is not finite."""
+def rounded_scale(
+    exact: Float[Tensor, "*groups"], dtype: torch.dtype, name: str
+) -> Float[Tensor, "*groups"]:
+    """Scales of a layer `name` in the dtype in which they are stored, at least its smallest normal
+    number.
+
+    Raises:
+        NumericalError: one is not finite there.
+    """
+    scale = exact.to(dtype).clamp(min=torch.finfo(dtype).tiny)
+    if torch.isfinite(scale).all():
+        return scale
     if not torch.isfinite(exact).all():
-        return NumericalError(f"{name}: its weight holds NaN or infinite values")
-    return NumericalError(
+        raise NumericalError(f"{name}: its weight holds NaN or infinite values")
+    raise NumericalError(
         f"{name}: a scale of {float(exact.max()):.3g} overflows {dtype} "
         f"(largest {torch.finfo(dtype).max:.3g}); store the checkpoint in bfloat16 or float32"
     )

@@ -1,7 +1,7 @@
 """What describes a checkpoint, in its folder: q2n.json, q2n_timings.json and the model card."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,6 @@ from q2n.evaluation.perplexity import PerplexityResult
 from q2n.report.card import About, CardFacts, render_card
 from q2n.report.record import RECORD_FILE, TIMINGS_FILE, BlockRecord, RunRecord, timings
 from q2n.version import __version__
-
-__all__ = ["About", "Quantized", "describe"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +39,11 @@ def describe(
     directory: Path,
     bytes_before: int,
     bytes_after: int,
-    loading_example: str,
+    loading_example: Callable[[Path], str],
     perplexities: Mapping[str, PerplexityResult],
 ) -> Quantized:
-    """Write record, timings and card into `folder`, which will be called `directory`."""
+    """Write record, timings and card into `folder`, which will be called `directory`;
+    `loading_example` gives the lines that load a folder."""
     blocks = list(blocks)
     measured = {which: _without_time(result) for which, result in perplexities.items()}
     done = Quantized(
@@ -53,21 +52,22 @@ def describe(
         timings=timings(blocks),
         bytes_before=bytes_before,
         bytes_after=bytes_after,
-        loading_example=loading_example,
+        loading_example=loading_example(directory),
         perplexities=perplexities,
     )
+    card = _card(about, done, str(labels["model"]), loading_example(Path(directory.name)))
     (folder / RECORD_FILE).write_text(json.dumps(done.record, indent=1) + "\n")
     (folder / TIMINGS_FILE).write_text(json.dumps(done.timings, indent=1) + "\n")
-    (folder / "README.md").write_text(render_card(_card(about, done, str(labels["model"]))))
+    (folder / "README.md").write_text(render_card(card))
     return done
 
 
-def _card(about: About, done: Quantized, base_model: str) -> CardFacts:
+def _card(about: About, done: Quantized, base_model: str, loading_example: str) -> CardFacts:
     return CardFacts(
         about=about,
         base_model=base_model,
         title=done.directory.name,
-        loading_example=done.loading_example.replace(str(done.directory), done.directory.name),
+        loading_example=loading_example,
         settings=done.record["settings"],
         bits_per_weight=done.record["bits_per_weight"],
         ignored=len(done.record["ignored"]),
