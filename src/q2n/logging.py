@@ -52,6 +52,11 @@ class Reporter:
         if self.mode == "json":
             print(json.dumps({"event": kind, "time": round(time.time(), 3), **fields}), flush=True)
 
+    def note(self, text: str) -> None:
+        """Something about the result that the user must know; it is in the record too."""
+        self.event("note", text=text)
+        self.console.print(f"note: {text}", soft_wrap=True, markup=False)
+
     @contextmanager
     def bar(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:
         """A bar of `total` steps with time used and estimated time left."""

@@ -34,7 +34,7 @@ from q2n.pipeline.store import RunStore, partial_folder
 from q2n.pipeline.whole_model import refit_stored, refitted
 from q2n.report.card import About
 from q2n.report.checkpoint import Quantized, describe
-from q2n.report.record import BlockRecord
+from q2n.report.record import BlockRecord, notes_of
 from q2n.version import __version__
 
 
@@ -60,6 +60,9 @@ class Run:
         _check_layers(self.opened, self.plan, self.format)
         source = self.opened.source
         texts = Texts(source.folder, tokenizer, trust_remote_code=config.trust_remote_code)
+        self.notes: list[str] = []
+        """What a user must know of the result, known before the first block: in sentences
+        without a full stop, for the screen, the record and the card."""
         self.windows = self._calibration(texts) if self.plan.reads_text else None
         self.measured_on = self._evaluation(texts) if config.ppl else None
         self.store = RunStore(partial_folder(self.target))
@@ -79,6 +82,8 @@ class Run:
     def quantize_blocks(self, resume: bool) -> None:
         """Every block, or those that an interrupted run left; then the refit of the model."""
         config = self.config
+        for note in self.notes:
+            self.reporter.note(note)
         loop = SequentialLoop(
             self.opened.blocks,
             self.plan.method,
@@ -144,6 +149,8 @@ class Run:
             norm_weights=result.norm_weights(),
         )
         self.store.remove()
+        for note in notes_of(blocks):
+            self.reporter.note(note)
         return described[0]
 
     def _describe(self, folder: Path, size: int, blocks: list[BlockRecord]) -> Quantized:
@@ -179,6 +186,7 @@ class Run:
             bytes_after=size,
             loading_example=format.container.loading_example,
             perplexities=perplexities,
+            notes=self.notes,
         )
 
 

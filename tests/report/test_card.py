@@ -67,3 +67,8 @@ def test_the_card_shows_the_lines_that_load() -> None:
 def test_the_card_counts_linears_in_full_precision() -> None:
     assert "full precision" not in render_card(FACTS)
     assert "7 linears stay in full precision" in render_card(replace(FACTS, ignored=7))
+
+
+def test_notes_stand_in_the_card() -> None:
+    card = render_card(replace(FACTS, notes=["mtp.proj is copied unchanged"]))
+    assert "\n\n**Note:** mtp.proj is copied unchanged.\n\n| | |" in card

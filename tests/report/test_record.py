@@ -45,6 +45,7 @@ def test_json_has_this_order_and_no_times() -> None:
         "layers",
         "left_in_full_precision",
         "ignored",
+        "notes",
         "bits_per_weight",
         "perplexity",
     ]
@@ -94,3 +95,14 @@ def test_a_figure_needs_output_errors(tmp_path) -> None:
         plot_layers(record_of(), tmp_path / "errors.svg")
     plot_layers(record_of(output_error=0.25, **STEP), tmp_path / "errors.svg")
     assert (tmp_path / "errors.svg").read_text().startswith("<?xml")
+
+
+def test_notes_are_those_of_the_run_and_then_of_its_blocks() -> None:
+    of_run = "mtp.proj is copied unchanged"
+    record = RunRecord.of({}, {}, blocks(), notes=[of_run])
+    assert record.notes[0] == of_run
+    assert record.notes[1:] == [
+        "1 linears stay in full precision, for no calibration token reached them: "
+        "model.layers.1.expert"
+    ]
+    assert RunRecord.from_json(json.loads(json.dumps(record.to_json()))).notes == record.notes

@@ -51,7 +51,7 @@ def _print(values: dict[str, Any]) -> None:
     console.print(
         f"{record.bits_per_weight:.3f} bits per quantized weight, all stored parts counted"
     )
-    for name in record.left_in_full_precision:
-        console.print(f"left in full precision, never called: {name}")
+    for note in record.notes:
+        console.print(f"note: {note}", markup=False)
     for name in record.ignored:
         console.print(f"left in full precision, as asked for: {name}")

@@ -4,7 +4,7 @@ Its text is card.md.jinja. It states what is known and says what is not: a numbe
 measured is called that.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
@@ -41,6 +41,8 @@ class CardFacts:
     bits_per_weight: float
     ignored: int = 0
     """Linears that the settings leave in full precision."""
+    notes: Sequence[str] = ()
+    """What a user must know besides, in sentences."""
     bytes_before: int
     bytes_after: int
     perplexities: Mapping[str, PerplexityResult] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """What describes a checkpoint, in its folder: q2n.json, q2n_timings.json and the model card."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,14 +41,18 @@ def describe(
     bytes_after: int,
     loading_example: Callable[[Path], str],
     perplexities: Mapping[str, PerplexityResult],
+    notes: Sequence[str] = (),
 ) -> Quantized:
     """Write record, timings and card into `folder`, which will be called `directory`;
-    `loading_example` gives the lines that load a folder."""
+    `loading_example` gives the lines that load a folder, `notes` what was noted before the
+    first block."""
     blocks = list(blocks)
     measured = {which: _without_time(result) for which, result in perplexities.items()}
     done = Quantized(
         directory=directory,
-        record=RunRecord.of(fingerprint, labels, blocks, perplexity=measured).to_json(),
+        record=RunRecord.of(
+            fingerprint, labels, blocks, notes=notes, perplexity=measured
+        ).to_json(),
         timings=timings(blocks),
         bytes_before=bytes_before,
         bytes_after=bytes_after,
@@ -71,6 +75,7 @@ def _card(about: About, done: Quantized, base_model: str, loading_example: str) 
         settings=done.record["settings"],
         bits_per_weight=done.record["bits_per_weight"],
         ignored=len(done.record["ignored"]),
+        notes=done.record["notes"],
         bytes_before=done.bytes_before,
         bytes_after=done.bytes_after,
         perplexities=done.perplexities,

@@ -5,7 +5,7 @@ same settings and input it is the same bytes. Times go to `q2n_timings.json`, wh
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 RECORD_FILE = "q2n.json"
@@ -97,6 +97,8 @@ class RunRecord:
     """Linears that no calibration token reached."""
     ignored: Sequence[str]
     """Linears that the settings leave in full precision."""
+    notes: Sequence[str] = ()
+    """What a user must know of the result besides numbers, in sentences."""
     rest: Mapping[str, Any] = field(default_factory=dict)
     """What was measured afterwards (`perplexity`) or how far the run is (`finished_blocks`): JSON
     values by name, after everything else."""
@@ -107,28 +109,33 @@ class RunRecord:
         fingerprint: Mapping[str, Any],
         labels: Mapping[str, Any],
         blocks: Iterable[BlockRecord],
+        *,
+        notes: Sequence[str] = (),
         **rest: Any,
     ) -> Self:
-        """A run from what it depends on, what its model and text are called, and its blocks."""
+        """A run from what it depends on, what its model and text are called, its blocks, and
+        what was noted before the first of them."""
         blocks = list(blocks)
         return cls(
             settings={**labels, **fingerprint},
             layers={name: layer for block in blocks for name, layer in block.layers.items()},
             left_in_full_precision=[name for block in blocks for name in block.never_called],
             ignored=[name for block in blocks for name in block.ignored],
+            notes=[*notes, *notes_of(blocks)],
             rest=rest,
         )
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
         """Inverse of `to_json`."""
-        own = ("settings", "layers", "left_in_full_precision", "ignored", "bits_per_weight")
+        own = {field.name for field in fields(cls)} | {"bits_per_weight"}
         layers = record["layers"].items()
         return cls(
             settings=record["settings"],
             layers={name: LayerRecord.from_json(described) for name, described in layers},
             left_in_full_precision=record["left_in_full_precision"],
             ignored=record["ignored"],
+            notes=record["notes"],
             rest={key: value for key, value in record.items() if key not in own},
         )
 
@@ -139,6 +146,7 @@ class RunRecord:
             "layers": {name: layer.to_json() for name, layer in self.layers.items()},
             "left_in_full_precision": list(self.left_in_full_precision),
             "ignored": list(self.ignored),
+            "notes": list(self.notes),
             "bits_per_weight": self.bits_per_weight,
             **self.rest,
         }
@@ -149,6 +157,17 @@ class RunRecord:
         weights = sum(layer.weights for layer in self.layers.values())
         stored = sum(layer.weights * layer.bits_per_weight for layer in self.layers.values())
         return stored / weights if weights else 0.0
+
+
+def notes_of(blocks: Iterable[BlockRecord]) -> list[str]:
+    """What a user must know of quantized blocks, in sentences."""
+    never_called = [name for block in blocks for name in block.never_called]
+    if not never_called:
+        return []
+    return [
+        f"{len(never_called)} linears stay in full precision, for no calibration token reached "
+        f"them: {', '.join(never_called[:5])}{', ..' if len(never_called) > 5 else ''}"
+    ]
 
 
 def timings(blocks: Iterable[BlockRecord]) -> dict[str, Any]:
