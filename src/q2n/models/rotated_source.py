@@ -106,6 +106,9 @@ class RuntimeSource(ModelSource):
     def names(self) -> list[str]:
         return self.inner.names()
 
+    def source_key(self, name: str) -> str:
+        return self.inner.source_key(name)
+
     def tensor(self, name: str) -> Shaped[Tensor, "..."]:
         return self.inner.tensor(name)
 

@@ -72,6 +72,11 @@ class ModelSource(ABC):
             InputError: it cannot be read.
         """
 
+    def source_key(self, name: str) -> str:
+        """What the checkpoint calls a tensor of `names`; of a model in memory, and for a tensor
+        that no checkpoint has, its own name."""
+        return name
+
     def in_model_dtype(self, name: str) -> Shaped[Tensor, "..."]:
         """One tensor on the CPU as the model is run and written: floating-point numbers in
         `dtype`, integers as they are.
@@ -152,6 +157,9 @@ class CheckpointSource(ModelSource):
 
     def names(self) -> list[str]:
         return list(self._key_of)
+
+    def source_key(self, name: str) -> str:
+        return self._key_of.get(name, name)
 
     def tensor(self, name: str) -> Shaped[Tensor, "..."]:
         return self._files.tensor(self._key_of[name])
