@@ -24,7 +24,7 @@ from measuring import peers
 
 import q2n
 from q2n.data.tokenizer import load_tokenizer
-from q2n.models.source import resolve_checkpoint
+from q2n.models.checkpoint_files import resolve_checkpoint
 
 WINDOWS, LENGTH = 16, 1024
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from q2n.data.corpora import load_corpus
 from q2n.data.tokenizer import load_tokenizer
 from q2n.data.windows import calibration_windows
-from q2n.models.source import resolve_checkpoint
+from q2n.models.checkpoint_files import resolve_checkpoint
 
 SCRIPTS = Path(__file__).parent.parent
 

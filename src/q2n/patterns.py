@@ -1,5 +1,6 @@
-"""Patterns of layer names: which layers an option is about."""
+"""Names of layers and tensors: patterns, which say what an option is about, and lists of them."""
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 
@@ -12,3 +13,9 @@ def matches(pattern: str, name: str) -> bool:
     """
     plain = not any(character in pattern for character in ".*?[")
     return fnmatchcase(name, pattern) or (plain and name.rpartition(".")[2] == pattern)
+
+
+def listed(names: Sequence[str], shown: int = 3) -> str:
+    """The first names, and how many there are if that is not all of them."""
+    first = ", ".join(names[:shown])
+    return f"{first}, .. ({len(names)} in all)" if len(names) > shown else first

@@ -21,6 +21,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from q2n.errors import InputError
+from q2n.formats.hf_entry import modules_of
 from q2n.formats.packing import pack, unpack
 from q2n.formats.stored import StoredLayer
 from q2n.formats.uniform import (
@@ -91,7 +92,10 @@ class CompressedTensorsEntry(UniformEntry):
     quant_method = "compressed-tensors"
 
     def quantization_config(
-        self, layers: Mapping[str, StoredLayer], unquantized: Sequence[str]
+        self,
+        layers: Mapping[str, StoredLayer],
+        unquantized: Sequence[str],
+        copied: Sequence[str] = (),
     ) -> dict[str, Any]:
         scheme = self.common_scheme(layers)
         weights: dict[str, Any] = {
@@ -116,7 +120,7 @@ class CompressedTensorsEntry(UniformEntry):
             "format": "pack-quantized",
             "quantization_status": "compressed",
             "config_groups": {"group_0": group},
-            "ignore": list(unquantized),
+            "ignore": [*unquantized, *modules_of(copied)],
         }
 
     def described_scheme(self, config: Mapping[str, Any]) -> Scheme:

@@ -40,7 +40,10 @@ class PlainEntry(FolderEntry):
     """No entry: config.json is that of any model."""
 
     def quantization_config(
-        self, layers: Mapping[str, StoredLayer], unquantized: Sequence[str]
+        self,
+        layers: Mapping[str, StoredLayer],
+        unquantized: Sequence[str],
+        copied: Sequence[str] = (),
     ) -> None:
         return None
 

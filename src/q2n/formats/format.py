@@ -11,7 +11,7 @@ from q2n.formats.codec import Codec
 from q2n.formats.container import Container
 from q2n.formats.quantized_model import QuantizedModel
 from q2n.layers.quantized import QuantizedLinear
-from q2n.models.source import ModelSource
+from q2n.models.model_source import ModelSource
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from q2n.errors import InputError
+from q2n.formats.hf_entry import modules_of
 from q2n.formats.packing import WORD, pack, unpack
 from q2n.formats.stored import StoredLayer
 from q2n.formats.uniform import Scheme, UniformCodec, UniformEntry, stored_scale
@@ -91,9 +92,15 @@ class GPTQEntry(UniformEntry):
     config_copy = "quantize_config.json"
 
     def quantization_config(
-        self, layers: Mapping[str, StoredLayer], unquantized: Sequence[str]
+        self,
+        layers: Mapping[str, StoredLayer],
+        unquantized: Sequence[str],
+        copied: Sequence[str] = (),
     ) -> dict[str, Any]:
-        scheme, left_out = self.common_scheme(layers), _within_blocks(layers, unquantized)
+        scheme, left_out = (
+            self.common_scheme(layers),
+            _within_blocks(layers, [*unquantized, *modules_of(copied)]),
+        )
         return {
             "quant_method": self.quant_method,
             "checkpoint_format": self.codec.name,

@@ -24,11 +24,15 @@ class FolderEntry(ABC):
 
     @abstractmethod
     def quantization_config(
-        self, layers: Mapping[str, StoredLayer], unquantized: Sequence[str]
+        self,
+        layers: Mapping[str, StoredLayer],
+        unquantized: Sequence[str],
+        copied: Sequence[str] = (),
     ) -> dict[str, Any] | None:
         """`quantization_config` of config.json; None for a plain checkpoint.
 
-        `unquantized` names the model's other linears.
+        `unquantized` names the model's other linears, `copied` tensors that are none of the
+        model's own.
 
         Raises:
             InputError: the entry cannot describe this mixture of layers.
@@ -64,3 +68,9 @@ class PackedEntry(FolderEntry, Generic[Description]):
         Raises:
             InputError: the file is of a variant that is not read here.
         """
+
+
+def modules_of(weights: Iterable[str]) -> list[str]:
+    """The modules of which tensors of these names may be the weights, in readers that have them:
+    single experts, layers that predict further tokens."""
+    return [name.removesuffix(".weight") for name in weights if name.endswith(".weight")]

@@ -28,7 +28,8 @@ from q2n.formats.runtime import PARTS, RUNTIME, attach_runtime
 from q2n.formats.shards import SHARD_BYTES, ShardWriter
 from q2n.formats.stored import StoredLayer
 from q2n.models.checkpoint_files import TensorFiles
-from q2n.models.skeleton import build_skeleton
+from q2n.models.loading_plan import plan_loading
+from q2n.models.skeleton import build_skeleton, loaded_dtypes
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class HFFolder(Container):
     def write_into(self, folder: Path, model: QuantizedModel, codec: Codec) -> int:
         writer, stored = ShardWriter(folder, self.shard_bytes), {}
         for name in model.source.names():
+            if name in model.in_parts:
+                for key in model.in_parts[name]:
+                    writer.add(key, model.part(key, name))
+                continue
             if name not in model.replaced:
                 writer.add(name, model.other_tensor(name))
                 continue
@@ -58,6 +63,8 @@ class HFFolder(Container):
             for part, value in codec.encode(module, layer, model.source.dtype).items():
                 writer.add(f"{module}.{part}", model.laid_out(module, part, value))
             stored[module] = StoredLayer.of(layer)
+        for key in model.source.untaken:
+            writer.add(key, model.source.stored(key))
         writer.finish()
         self._write_config(folder, model, stored)
         model.source.save_auxiliary(folder)
@@ -67,9 +74,10 @@ class HFFolder(Container):
         self, folder: Path, model: QuantizedModel, stored: Mapping[str, StoredLayer]
     ) -> None:
         source = model.source
-        quantization = self.entry.quantization_config(stored, model.unquantized)
+        quantization = self.entry.quantization_config(stored, model.unquantized, model.copied)
         config = json.loads(source.config.to_json_string())
         config.pop("quantization_config", None)
+        config.pop("transformers_weights", None)  # names a file of the original
         config["architectures"] = [type(model.skeleton).__name__]
         config["dtype"] = str(source.dtype).removeprefix("torch.")
         if quantization is not None:
@@ -155,8 +163,7 @@ def _dense_tensors(
         stored.update(keys.values())
     for key in files.file_of:
         if key not in stored:
-            tensor = files.tensor(key)
-            yield key, tensor.to(dtype) if tensor.is_floating_point() else tensor
+            yield key, files.tensor(key)
 
 
 def _assemble(
@@ -166,10 +173,13 @@ def _assemble(
     dtype: torch.dtype,
     trust_remote_code: bool,
 ) -> PreTrainedModel:
-    """A model from tensors under its own names."""
+    """A model from the tensors of its files, as transformers loads them."""
     model = build_skeleton(config, dtype, trust_remote_code)
-    model.load_state_dict(tensors, strict=False, assign=True)
-    model.tie_weights()
+    state, dtypes = plan_loading(model, tensors).state(tensors), loaded_dtypes(model, dtype)
+    state |= {name: state[name].to(dtypes[name]) for name in state.keys() & dtypes.keys()}
+    missing = model.state_dict().keys() - state.keys()
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights(missing_keys=missing, recompute_mapping=False)
     if (directory / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(directory)
     require_all([name for name, tensor in model.named_parameters() if tensor.is_meta])

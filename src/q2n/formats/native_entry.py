@@ -25,7 +25,10 @@ class NativeEntry(PackedEntry[StoredLayer]):
     quant_method = "q2n"
 
     def quantization_config(
-        self, layers: Mapping[str, StoredLayer], unquantized: Sequence[str]
+        self,
+        layers: Mapping[str, StoredLayer],
+        unquantized: Sequence[str],
+        copied: Sequence[str] = (),
     ) -> dict[str, Any]:
         groups: dict[str, dict[str, Any]] = {}
         for name, layer in layers.items():
@@ -37,6 +40,7 @@ class NativeEntry(PackedEntry[StoredLayer]):
             "version": VERSION,
             "layer_groups": list(groups.values()),
             "modules_not_converted": list(unquantized),
+            **({"copied": list(copied)} if copied else {}),
         }
 
     def packed_layers(

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from q2n.errors import InputError
 from q2n.formats.codec import Codec
 from q2n.layers.quantized import QuantizedLinear
-from q2n.models.source import ModelSource
+from q2n.models.model_source import ModelSource
 from q2n.models.targets import Target, targets_in
 
 
@@ -56,6 +56,29 @@ class QuantizedModel:
         """Names of the linears that stay in full precision."""
         quantized = set(self.replaced.values())
         return [name for name in self.targets if name not in quantized]
+
+    @cached_property
+    def in_parts(self) -> dict[str, tuple[str, ...]]:
+        """Tensors that are written as the original checkpoint keeps them, in other parts than the
+        model does (`ModelSource.merges`): name -> what is written in its place. That is all that
+        comes of the same parts for the first of their names, nothing for the others."""
+        changed = self.replaced.keys() | self.norm_weights.keys()
+        return {
+            name: keys if name == names[0] else ()
+            for keys, names in self.source.merges.items()
+            if changed.isdisjoint(names)
+            for name in names
+        }
+
+    def part(self, key: str, name: str) -> Shaped[Tensor, "..."]:
+        """A part of a tensor, as it is written."""
+        return self.source.stored(key).to(self.source.dtype_of(name))
+
+    @cached_property
+    def copied(self) -> list[str]:
+        """Names of the written tensors that are none of the model's own."""
+        parts = [key for keys in self.in_parts.values() for key in keys]
+        return [*parts, *self.source.untaken]
 
     def laid_out(
         self, module: str, part: str, value: Shaped[Tensor, "..."]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from q2n.errors import InputError
-from q2n.models.source import ModelSource
+from q2n.models.model_source import ModelSource
 from q2n.models.targets import EVERY_LAYER, LayerFilter, Target, matrix_holders, targets_in
 
 
@@ -84,6 +84,11 @@ class BlockwiseModel:
     def block_name(self, index: int) -> str:
         """Module name of a block, e.g. "model.layers.3"."""
         return f"{self._list_name}.{index}"
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The modules of all blocks. Nothing is loaded: ask them for shapes, not for weights."""
+        return self._blocks
 
     def targets(self) -> dict[str, Target]:
         """The matrices to quantize in all blocks, by full name (a target's own name is the one in

@@ -5,6 +5,8 @@ the start, so a truncated or missing shard is found before any work is done.
 """
 
 import json
+import re
+from math import prod
 from pathlib import Path
 
 from huggingface_hub import errors as hub
@@ -30,6 +32,9 @@ AUXILIARY_FILES = (
 
 CODE_FILES = ("*.py",)
 """What travels with it too where `trust_remote_code` is given."""
+
+INDEX = "model.safetensors.index.json"
+"""Of a checkpoint in several files."""
 
 WEIGHT_FILES = ("model*.safetensors", "*.json")
 """Weights under the names that transformers gives them, their index, config.json."""
@@ -70,19 +75,30 @@ def _download(name: str, revision: str | None, trust_remote_code: bool) -> Path:
 
 
 class TensorFiles:
-    """The tensors of a checkpoint folder by their names in the files.
+    """The tensors of a checkpoint folder by their names in the files; `named` is the file that
+    config.json names, if it does.
 
     Raises:
         InputError: as `tensor_files`.
     """
 
-    def __init__(self, folder: Path):
-        self.file_of = tensor_files(folder)
+    def __init__(self, folder: Path, named: str | None = None):
+        self.folder, self.file_of = folder, tensor_files(folder, named)
         self._open_file: tuple[Path, safe_open] | None = None
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of a tensor, from the header."""
         return tuple(self._handle(key).get_slice(key).get_shape())
+
+    def dtype(self, key: str) -> str:
+        """Dtype of a tensor as safetensors calls it ("BF16"), from the header."""
+        return self._handle(key).get_slice(key).get_dtype()
+
+    def size_bytes(self, key: str) -> int:
+        """Bytes of a tensor, from the header."""
+        dtype = self.dtype(key)
+        bits = 8 if dtype == "BOOL" else int(re.search(r"\d+", dtype)[0])  # type: ignore[index]
+        return prod(self.shape(key)) * bits // 8
 
     def tensor(self, key: str) -> Shaped[Tensor, "..."]:
         """A tensor on the CPU, in its stored dtype, in memory of its own.
@@ -109,46 +125,71 @@ class TensorFiles:
         return self._open_file[1]
 
 
-def tensor_files(path: Path) -> dict[str, Path]:
-    """Tensor name -> the file of a checkpoint folder that holds it.
+def tensor_files(path: Path, named: str | None = None) -> dict[str, Path]:
+    """Tensor name -> the file of a checkpoint folder that holds it, as `from_pretrained` reads it.
 
     Raises:
-        InputError: there are no safetensors, a file is damaged or missing, or it lacks a
-            tensor that the index says it holds.
+        InputError: there are no safetensors, a file is damaged, missing or outside the folder, or
+            it lacks a tensor that the index says it holds.
     """
-    index = path / "model.safetensors.index.json"
-    if index.exists():
-        return _indexed_files(path, index)
-    single = path / "model.safetensors"
-    if not single.exists():
-        raise InputError(
-            f"{path} holds no model.safetensors and no model.safetensors.index.json; "
-            "pickled checkpoints (.bin, .pt) are not read: convert them to safetensors first"
-        )
-    return dict.fromkeys(open_tensors(single).keys(), single)
+    weights = _weights_file(path, named)
+    files = _indexed_files(path, weights) if weights.suffix == ".json" else [weights]
+    return {key: file for file in files for key in open_tensors(file).keys()}  # the last one counts
 
 
-def _indexed_files(path: Path, index: Path) -> dict[str, Path]:
-    try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-        files = {key: path / file for key, file in weight_map.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
-        raise InputError(
-            f"{index}: not JSON with a weight_map of tensor and file names "
-            f"({type(cause).__name__}: {cause}); fetch it again"
-        ) from cause
-    missing = sorted({file.name for file in files.values() if not file.exists()})
+def _weights_file(path: Path, named: str | None) -> Path:
+    """The file or index that transformers reads: the one that config.json names
+    (`transformers_weights`); else one file before an index, which may be left from earlier."""
+    if named is not None:
+        return _inside(path, named, "transformers_weights of config.json")
+    for name in ("model.safetensors", INDEX):
+        if (path / name).is_file():
+            return path / name
+    raise InputError(
+        f"{path} holds no model.safetensors and no {INDEX}; "
+        "pickled checkpoints (.bin, .pt) are not read: convert them to safetensors first"
+    )
+
+
+def _inside(path: Path, name: str, where: str) -> Path:
+    """A file of the folder itself."""
+    if name in ("", ".", "..") or set(name) & set("/\\\0"):
+        raise InputError(f"{path}: {where} names {name!r}, which is no file of this folder")
+    return path / name
+
+
+def _indexed_files(path: Path, index: Path) -> list[Path]:
+    """The files that an index names, in transformers' order."""
+    file_of = {
+        key: _inside(path, file, index.name) for key, file in sorted(_weight_map(index).items())
+    }
+    files = sorted(set(file_of.values()))
+    missing = [file.name for file in files if not file.exists()]
     if missing:
         raise InputError(
             f"{path}: the index names files that are missing: {missing}; fetch the checkpoint again"
         )
-    held = {file: set(open_tensors(file).keys()) for file in set(files.values())}
-    for key, file in files.items():
+    held = {file: set(open_tensors(file).keys()) for file in files}
+    for key, file in file_of.items():
         if key not in held[file]:
             raise InputError(
                 f"{file} has no tensor {key!r}, which {index.name} says it holds; fetch both again"
             )
     return files
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor name -> file name, as an index says."""
+    try:
+        weight_map = dict(json.loads(index.read_text())["weight_map"])
+        if not all(isinstance(file, str) for file in weight_map.values()):
+            raise TypeError("a file name is no string")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
+        raise InputError(
+            f"{index}: not JSON with a weight_map of tensor and file names "
+            f"({type(cause).__name__}: {cause}); fetch it again"
+        ) from cause
+    return weight_map
 
 
 def open_tensors(file: Path) -> safe_open:

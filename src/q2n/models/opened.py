@@ -7,9 +7,12 @@ from transformers import PreTrainedModel
 
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.devices import parse_device
+from q2n.models.model_source import ModelSource, assemble
 from q2n.models.rotated_source import changed_source
-from q2n.models.source import ModelSource, assemble, open_source
+from q2n.models.source import open_source
 from q2n.models.targets import LayerFilter
+from q2n.models.uncovered import uncovered_note
+from q2n.patterns import listed
 from q2n.transforms.model_changes import ModelChanges
 
 
@@ -28,6 +31,20 @@ class OpenedModel:
     def longest(self) -> int | None:
         """Positions that the model has; None where it does not say."""
         return getattr(self.source.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user must know of how the model was read and of what is not quantized, in
+        sentences without a full stop."""
+        notes = self.source.notes
+        if untaken := self.original.untaken:
+            taken = "copied unchanged"
+            if not self.source.untaken:
+                taken = "left out, for the model is rotated and they are not"
+            notes.append(f"Tensors that no module takes are {taken}: {listed(untaken)}")
+        if uncovered := uncovered_note(self.blocks.blocks):
+            notes.append(uncovered)
+        return notes
 
     def in_memory(self, source: ModelSource) -> PreTrainedModel:
         """One of the two as a whole, on the device of the run."""

@@ -7,14 +7,14 @@ beside the weights is its `runtime`. The mathematics: transforms/decoder.py.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from q2n.models.layout import (
     ATTENTION,
@@ -27,7 +27,8 @@ from q2n.models.layout import (
     DecoderLayout,
     find_layout,
 )
-from q2n.models.source import ModelSource
+from q2n.models.model_source import ModelSource
+from q2n.models.skeleton import set_tied
 from q2n.models.targets import EVERY_LAYER, LayerFilter
 from q2n.transforms.decoder import DecoderRotation
 from q2n.transforms.model_changes import ModelChanges
@@ -112,6 +113,24 @@ class RuntimeSource(ModelSource):
     def tensor(self, name: str) -> Shaped[Tensor, "..."]:
         return self.inner.tensor(name)
 
+    def dtype_of(self, name: str) -> torch.dtype:
+        return self.inner.dtype_of(name)
+
+    @property
+    def merges(self) -> Mapping[tuple[str, ...], tuple[str, ...]]:
+        return self.inner.merges
+
+    @property
+    def untaken(self) -> list[str]:
+        return self.inner.untaken
+
+    def stored(self, key: str) -> Shaped[Tensor, "..."]:
+        return self.inner.stored(key)
+
+    @property
+    def notes(self) -> list[str]:
+        return self.inner.notes
+
     def digest(self) -> str:
         assert self.runtime is not None
         total = hashlib.sha256(self.inner.digest().encode())
@@ -137,14 +156,14 @@ class RotatedSource(RuntimeSource):
     ):
         super().__init__(inner, runtime)
         self.layout, self.rotation = layout, rotation
-        self.config = _untie(deepcopy(inner.config))
+        self.config = set_tied(deepcopy(inner.config), False)
         self._head = f"{layout.head}.weight"
         self._tied = self._head not in inner.names()
         self._rules = dict(self._outside()) | dict(self._inside())
 
     def skeleton(self) -> PreTrainedModel:
         model = self.inner.skeleton()
-        _untie(model.config)
+        set_tied(model.config, False)
         head = model.get_submodule(self.layout.head)
         if self._tied:
             weight = head.get_parameter("weight").detach()
@@ -155,6 +174,18 @@ class RotatedSource(RuntimeSource):
 
     def names(self) -> list[str]:
         return [*self.inner.names(), *([self._head] if self._tied else [])]
+
+    def source_key(self, name: str) -> str:
+        key = self.inner.source_key(name)
+        return name if self._tied and key == self._head else key  # it stores the head only
+
+    @property
+    def merges(self) -> Mapping[tuple[str, ...], tuple[str, ...]]:
+        return {}  # what the files hold is not rotated
+
+    @property
+    def untaken(self) -> list[str]:
+        return []  # the same
 
     def tensor(self, name: str) -> Shaped[Tensor, "..."]:
         """One tensor of the rotated model, in float32 where a rotation has changed it."""
@@ -207,10 +238,3 @@ class RotatedSource(RuntimeSource):
             return self.rotation.gated_output
         rotate = self.rotation.value if name == VALUE else self.rotation.reader
         return lambda weight: rotate(weight, self._norm_weight(f"{block}.{NORM_OF[name]}"))
-
-
-def _untie(config: PretrainedConfig) -> PretrainedConfig:
-    """The same object, its head no longer the embeddings."""
-    for part in (config, config.get_text_config()):
-        part.tie_word_embeddings = False
-    return config

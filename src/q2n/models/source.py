@@ -1,34 +1,35 @@
 """Where a model's original tensors come from: a checkpoint folder or a model in memory.
 
-A source names tensors as the model's own modules do and hands them out one by one, so
-that nobody ever needs the whole model. Nothing is unpickled and no code from a checkpoint
-runs unless `trust_remote_code` is given.
+Nothing is unpickled and no code from a checkpoint runs unless `trust_remote_code` is given.
 """
 
 import hashlib
-import json
 import shutil
-from abc import ABC, abstractmethod
-from math import prod
+from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Shaped
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming, rename_source_key
+from transformers import AutoConfig, PreTrainedModel
 
-from q2n.errors import InputError, NumericalError
+from q2n.errors import InputError
 from q2n.models.checkpoint_files import (
     TensorFiles,
     auxiliary_patterns,
     resolve_checkpoint,
 )
+from q2n.models.checkpoint_tensors import CheckpointTensors
 from q2n.models.devices import parse_dtype
-from q2n.models.skeleton import build_skeleton, share_skeleton, stored_tensors
-from q2n.transforms.runtime import RuntimeParts
+from q2n.models.model_source import ModelSource, assemble, config_bytes, require_finite
+from q2n.models.object_source import ObjectSource
+from q2n.models.one_pass import FLOATS, digest_and_extremes
+from q2n.models.skeleton import build_skeleton, loaded_dtypes, set_tied, stored_tensors
+from q2n.patterns import listed
+
+__all__ = ["CheckpointSource", "ModelSource", "assemble", "open_source"]
 
 BAD_CONFIG = (
     OSError,
@@ -40,72 +41,6 @@ BAD_CONFIG = (
     StrictDataclassError,
 )
 """What transformers raises on a config.json with impossible values."""
-
-
-class ModelSource(ABC):
-    """Original tensors of a causal LM, by name."""
-
-    label: str
-    """What the user called the model."""
-    config: PretrainedConfig
-    dtype: torch.dtype
-    """The dtype in which the model is run and written."""
-    folder: Path | None = None
-    """The checkpoint folder, if it comes from one."""
-    runtime: RuntimeParts | None = None
-    """What has to run beside the weights, if anything; `skeleton` has its rotations attached."""
-
-    @abstractmethod
-    def skeleton(self) -> PreTrainedModel:
-        """The model's modules, the caller's to change, in evaluation mode. Weights may lie on
-        the meta device or be a user's own tensors: replace them, never write into them."""
-
-    @abstractmethod
-    def names(self) -> list[str]:
-        """Names of all parameters and saved buffers; a tied tensor appears once."""
-
-    @abstractmethod
-    def tensor(self, name: str) -> Shaped[Tensor, "..."]:
-        """One original tensor on the CPU, in its stored dtype: a copy, the caller's to change.
-
-        Raises:
-            InputError: it cannot be read.
-        """
-
-    def source_key(self, name: str) -> str:
-        """What the checkpoint calls a tensor of `names`; of a model in memory, and for a tensor
-        that no checkpoint has, its own name."""
-        return name
-
-    def in_model_dtype(self, name: str) -> Shaped[Tensor, "..."]:
-        """One tensor on the CPU as the model is run and written: floating-point numbers in
-        `dtype`, integers as they are.
-
-        Raises:
-            NumericalError: it is NaN or Inf in that dtype.
-        """
-        tensor = self.tensor(name)
-        if not tensor.is_floating_point():
-            return tensor
-        tensor = tensor.to(self.dtype)
-        if not torch.isfinite(tensor).all():
-            raise NumericalError(
-                f"{self.label}: tensor {name!r} has NaN or Inf in {self.dtype}; "
-                "the checkpoint is damaged, or needs a wider --dtype"
-            )
-        return tensor
-
-    @abstractmethod
-    def digest(self) -> str:
-        """SHA-256 of the configuration and every weight: what a resumed run must match."""
-
-    @abstractmethod
-    def size_bytes(self) -> int:
-        """Bytes of all tensors in `dtype`."""
-
-    @abstractmethod
-    def save_auxiliary(self, directory: Path) -> None:
-        """Write generation config and tokenizer, where there are any."""
 
 
 def open_source(
@@ -143,9 +78,18 @@ class CheckpointSource(ModelSource):
             ) from cause
         if getattr(self.config, "quantization_config", None):
             raise InputError(f"{folder} is quantized already; quantize the original checkpoint")
-        self._files = TensorFiles(folder)
+        named = getattr(self.config, "transformers_weights", None)
+        self._files = TensorFiles(folder, None if named is None else str(named))
         self.dtype = self._resolve_dtype(dtype)
-        self._key_of = self._match_names()
+        model = self.skeleton()
+        self._tensors = CheckpointTensors(self._files, model)
+        self._untied = self._tensors.differing_ties(self.dtype)
+        if self._untied:
+            self.config = set_tied(deepcopy(self.config), False)
+            model = self.skeleton()
+        self._own = dict(stored_tensors(model))
+        self._dtypes = loaded_dtypes(model, self.dtype)
+        self._key_of = self._source_keys()
 
     def skeleton(self) -> PreTrainedModel:
         try:
@@ -156,125 +100,78 @@ class CheckpointSource(ModelSource):
             ) from cause
 
     def names(self) -> list[str]:
-        return list(self._key_of)
+        return list(self._own)
 
     def source_key(self, name: str) -> str:
         return self._key_of.get(name, name)
 
     def tensor(self, name: str) -> Shaped[Tensor, "..."]:
-        return self._files.tensor(self._key_of[name])
+        return self._tensors.tensor(name)
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        return self._dtypes.get(name, self.dtype)
+
+    @property
+    def merges(self) -> Mapping[tuple[str, ...], tuple[str, ...]]:
+        return self._tensors.merges
+
+    @property
+    def untaken(self) -> list[str]:
+        return self._tensors.untaken
+
+    def stored(self, key: str) -> Shaped[Tensor, "..."]:
+        return self._files.tensor(key)
+
+    @property
+    def notes(self) -> list[str]:
+        if not self._untied:
+            return []
+        return [
+            f"The files store {listed(self._untied)} with other values than the tensor to which "
+            "config.json ties it: it is kept, as transformers keeps it, and the written "
+            "config.json says tie_word_embeddings false"
+        ]
 
     def digest(self) -> str:
-        total = hashlib.sha256(_config_bytes(self.config))
+        total = hashlib.sha256(config_bytes(self.config))
+        dtypes = {
+            key: dtype for name, dtype in self._dtypes.items() for key in self._tensors.keys(name)
+        }
         for file in sorted(set(self._files.file_of.values())):
-            with file.open("rb") as stream:
-                total.update(hashlib.file_digest(stream, "sha256").digest())
+            digest, extremes = digest_and_extremes(file)
+            total.update(digest)
+            for key, pair in extremes.items():
+                if self._files.file_of[key] == file:
+                    dtype = dtypes.get(key) or FLOATS[self._files.dtype(key)]
+                    require_finite(f"{file}: tensor {key!r}", pair.to(dtype))
         return total.hexdigest()
 
     def size_bytes(self) -> int:
-        numbers = sum(prod(self._files.shape(key)) for key in self._key_of.values())
-        return numbers * self.dtype.itemsize
+        taken = sum(
+            tensor.numel() * self.written_dtype(name, tensor).itemsize
+            for name, tensor in self._own.items()
+        )
+        return taken + sum(map(self._files.size_bytes, self.untaken))
 
     def save_auxiliary(self, directory: Path) -> None:
         for pattern in auxiliary_patterns(self.trust_remote_code):
             for file in sorted(self.folder.glob(pattern)):
                 shutil.copyfile(file, directory / file.name)
 
-    def _match_names(self) -> dict[str, str]:
-        """The model's tensor names -> the file's: transformers has renamed some over time."""
-        model = self.skeleton()
-        renamings = [
-            rule for rule in get_model_conversion_mapping(model) if isinstance(rule, WeightRenaming)
-        ]
-        prefix, state = model.base_model_prefix, model.state_dict()
-        renamed = {
-            rename_source_key(key, renamings, [], prefix, state)[0]: key
-            for key in self._files.file_of
+    def _source_keys(self) -> dict[str, str]:
+        """The model's names -> the files', where one tensor is one tensor. Of two tensors that the
+        files hold as one, the first has its name."""
+        merged = {name for names in self.merges.values() for name in names}
+        names = {
+            self._tensors.keys(name)[0]: name for name in reversed(self._own) if name not in merged
         }
-        key_of: dict[str, str] = {}
-        for name, tensor in stored_tensors(model):
-            if name not in renamed:
-                raise InputError(
-                    f"{self.folder}: the checkpoint has no tensor {name!r}, which "
-                    f"{type(model).__name__} needs; is the download complete?"
-                )
-            key_of[name] = renamed[name]
-            self._require_shape(renamed[name], tuple(tensor.shape))
-        return key_of
-
-    def _require_shape(self, key: str, expected: tuple[int, ...]) -> None:
-        shape = self._files.shape(key)
-        if shape != expected:
-            raise InputError(
-                f"{self._files.file_of[key]}: tensor {key!r} has shape {shape}, and config.json "
-                f"asks for {expected}; the two belong to different models"
-            )
+        return {name: key for key, name in names.items()}
 
     def _resolve_dtype(self, dtype: str) -> torch.dtype:
         if dtype != "auto":
             return parse_dtype(dtype)
         stored = self.config.dtype
         if stored is None:
-            tensors = map(self._files.tensor, self._files.file_of)
-            floating = (tensor.dtype for tensor in tensors if tensor.is_floating_point())
-            stored = next(floating, torch.float32)
+            dtypes = map(self._files.dtype, self._files.file_of)
+            stored = next((FLOATS[dtype] for dtype in dtypes if dtype in FLOATS), torch.float32)
         return parse_dtype(str(stored).removeprefix("torch."))
-
-
-class ObjectSource(ModelSource):
-    """A transformers model in memory; it is read, never changed."""
-
-    def __init__(self, model: PreTrainedModel, dtype: str = "auto"):
-        self.model, self.config = model, model.config
-        self.dtype = model.dtype if dtype == "auto" else parse_dtype(dtype)
-        self.label = model.config.name_or_path or type(model).__name__
-        self._tensors = dict(stored_tensors(model))
-        for name, tensor in self._tensors.items():
-            if tensor.is_meta:
-                raise InputError(
-                    f"{self.label}: weight {name!r} is not in memory (meta device, or offloaded); "
-                    "load the whole model, or give its checkpoint folder instead"
-                )
-
-    def skeleton(self) -> PreTrainedModel:
-        return share_skeleton(self.model)
-
-    def names(self) -> list[str]:
-        return list(self._tensors)
-
-    def tensor(self, name: str) -> Shaped[Tensor, "..."]:
-        return self._tensors[name].detach().to("cpu", copy=True)
-
-    def digest(self) -> str:
-        total = hashlib.sha256(_config_bytes(self.config))
-        for name, original in self._tensors.items():
-            total.update(f"{name} {original.dtype} {tuple(original.shape)}".encode())
-            values = original.detach().cpu().contiguous().reshape(-1)
-            total.update(values.view(torch.uint8).numpy().data)
-        return total.hexdigest()
-
-    def size_bytes(self) -> int:
-        numbers = sum(tensor.numel() for tensor in self._tensors.values())
-        return numbers * self.dtype.itemsize
-
-    def save_auxiliary(self, directory: Path) -> None:
-        if self.model.generation_config is not None:
-            self.model.generation_config.save_pretrained(directory)
-
-
-def _config_bytes(config: PretrainedConfig) -> bytes:
-    """The configuration without who wrote it and where it lay."""
-    values = json.loads(config.to_json_string())
-    for key in ("transformers_version", "_name_or_path"):
-        values.pop(key, None)
-    return json.dumps(values, sort_keys=True).encode()
-
-
-def assemble(source: ModelSource, device: str | torch.device = "cpu") -> PreTrainedModel:
-    """The source's model, its rotations attached, its activations and cache not rounded."""
-    model = source.skeleton()
-    state = {name: source.in_model_dtype(name) for name in source.names()}
-    model.load_state_dict(state, strict=False, assign=True)
-    if model.config.get_text_config().tie_word_embeddings:
-        model.tie_weights()
-    return model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]

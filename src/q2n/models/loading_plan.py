@@ -1,0 +1,115 @@
+"""Which tensors of a checkpoint make which of a model's: transformers' own rules.
+
+transformers has renamed tensors over time, adds or drops the prefix of the base model, and merges
+some on loading: the experts of a Mixtral lie in its files one by one and in its modules as one 3-D
+parameter. The plan is made as `from_pretrained` makes it, with transformers' own rules
+(`get_model_conversion_mapping`), from names and shapes alone; a tensor is read, and merged, when it
+is asked for.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
+
+
+@dataclass(eq=False)
+class Merge:
+    """Tensors of the files that transformers makes into others (one or several)."""
+
+    rule: WeightConverter
+    first: str
+    """The model's name under which the rule is applied."""
+    model: PreTrainedModel
+    keys_of: dict[str, list[str]] = field(default_factory=dict)
+    """Pattern of the rule -> names in the files, in transformers' order."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Names in the files."""
+        return tuple(key for keys in self.keys_of.values() for key in keys)
+
+    def apply(
+        self, tensor: Callable[[str], Shaped[Tensor, "..."]]
+    ) -> dict[str, Shaped[Tensor, "..."]]:
+        """The model's tensors, by name, from those of the files.
+
+        Raises:
+            Exception: whatever transformers raises on tensors that do not fit together.
+        """
+        rule = deepcopy(self.rule)
+        for pattern, keys in self.keys_of.items():
+            tensors: list[Any] = [tensor(key) for key in keys]  # theirs may be futures
+            rule.collected_tensors[pattern] = tensors
+        made = rule.convert(self.first, model=self.model, config=self.model.config)
+        return {
+            name: made[name][0] if isinstance(made[name], list) else made[name] for name in made
+        }
+
+
+@dataclass
+class LoadingPlan:
+    """What becomes of every tensor of the files."""
+
+    key_of: dict[str, str] = field(default_factory=dict)
+    """The model's name -> the file's, where the tensor is taken as it is."""
+    merges: dict[str, Merge] = field(default_factory=dict)
+    """The model's name of the first tensor -> what is merged."""
+    untaken: dict[str, str] = field(default_factory=dict)
+    """Name in the files of what no module takes -> what the model would call it."""
+
+    def state(self, tensors: Mapping[str, Shaped[Tensor, "..."]]) -> dict[str, Tensor]:
+        """All of the model's tensors, by its names, from those of the files.
+
+        Raises:
+            Exception: as `Merge.apply`.
+        """
+        state = {name: tensors[key] for name, key in self.key_of.items()}
+        for merge in self.merges.values():
+            state |= merge.apply(tensors.__getitem__)
+        return state
+
+
+def plan_loading(model: PreTrainedModel, keys: Iterable[str]) -> LoadingPlan:
+    """The plan for a model (its weights may be on the meta device) and the names in the files."""
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    rule_of = {pattern: rule for rule in converters for pattern in rule.source_patterns}
+    state, prefix, plan = model.state_dict(), model.base_model_prefix, LoadingPlan()
+    for key in sorted(keys, key=dot_natural_key):
+        name, pattern = rename_source_key(key, renamings, converters, prefix, state)
+        if name not in state and key in state:
+            name, pattern = rename_source_key(key, [], [], prefix, state)
+        if name not in state or name in (plan.merges if pattern is None else plan.key_of):
+            plan.untaken[key] = name
+        elif pattern is not None:
+            merge = plan.merges.setdefault(name, Merge(rule_of[pattern], name, model))
+            merge.keys_of.setdefault(pattern, []).append(key)
+        elif plan.key_of.setdefault(name, key) != key:  # transformers takes the first
+            plan.untaken[key] = name
+    return plan
+
+
+def merged_shapes(
+    merge: Merge, shape: Callable[[str], tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of what a merge makes, by the model's names, from shapes alone.
+
+    Raises:
+        Exception: as `Merge.apply`.
+    """
+    made = merge.apply(lambda key: torch.empty(shape(key), device="meta"))
+    return {name: tuple(tensor.shape) for name, tensor in made.items()}

@@ -1,0 +1,118 @@
+"""A model in memory as a source."""
+
+import hashlib
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from q2n.errors import InputError
+from q2n.models.devices import parse_dtype
+from q2n.models.model_source import ModelSource, config_bytes, require_finite
+from q2n.models.skeleton import planned_dtypes, set_tied, share_skeleton, stored_tensors
+
+
+class ObjectSource(ModelSource):
+    """A transformers model in memory; it is read, never changed."""
+
+    def __init__(self, model: PreTrainedModel, dtype: str = "auto"):
+        self.model, self.config = model, model.config
+        self.dtype = model.dtype if dtype == "auto" else parse_dtype(dtype)
+        self.label = model.config.name_or_path or type(model).__name__
+        self._tensors = dict(stored_tensors(model))
+        for name, tensor in self._tensors.items():
+            if tensor.is_meta:
+                raise InputError(
+                    f"{self.label}: weight {name!r} is not in memory (meta device, or offloaded); "
+                    "load the whole model, or give its checkpoint folder instead"
+                )
+
+        self._tied = self._settle_ties()
+        self._dtypes = planned_dtypes(model, self.dtype)
+        if dtype == "auto":
+            self._dtypes |= {
+                name: tensor.dtype
+                for name, tensor in self._tensors.items()
+                if tensor.dtype.itemsize > self.dtype.itemsize
+            }
+
+    def skeleton(self) -> PreTrainedModel:
+        model = share_skeleton(self.model)
+        if self._tied is not None:
+            set_tied(model.config, self._tied)
+        return model
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def tensor(self, name: str) -> Shaped[Tensor, "..."]:
+        return self._tensors[name].detach().to("cpu", copy=True)
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        return self._dtypes.get(name, self.dtype)
+
+    def digest(self) -> str:
+        total = hashlib.sha256(config_bytes(self.config))
+        for name, original in self._tensors.items():
+            require_finite(
+                f"{self.label}: tensor {name!r}",
+                original.detach().to(self.written_dtype(name, original)),
+            )
+            total.update(f"{name} {original.dtype} {tuple(original.shape)}".encode())
+            values = original.detach().cpu().contiguous().reshape(-1)
+            total.update(values.view(torch.uint8).numpy().data)
+        return total.hexdigest()
+
+    @property
+    def notes(self) -> list[str]:
+        if self._tied is None:
+            return []
+        truth = "the same tensor" if self._tied else "tensors of their own"
+        return [
+            f"The head and the embeddings are {truth}, and the model's configuration says "
+            f"otherwise: the written config.json says tie_word_embeddings {str(self._tied).lower()}"
+        ]
+
+    def size_bytes(self) -> int:
+        return sum(
+            tensor.numel() * self.written_dtype(name, tensor).itemsize
+            for name, tensor in self._tensors.items()
+        )
+
+    def save_auxiliary(self, directory: Path) -> None:
+        if self.model.generation_config is not None:
+            self.model.generation_config.save_pretrained(directory)
+
+    def _settle_ties(self) -> bool | None:
+        """Whether the head is the embeddings, where the configuration says otherwise; else None.
+
+        What is written must be read as the model is: a reader ties what the configuration ties,
+        whatever the files hold, and finds nothing where they lack an untied tensor.
+        """
+        probe = share_skeleton(self.model)
+        says_tied = bool(probe.get_expanded_tied_weights_keys(all_submodels=True))
+        set_tied(probe.config, True)
+        named = dict(probe.named_parameters(remove_duplicate=False))
+        pairs = [
+            (name, other)
+            for name, other in probe.get_expanded_tied_weights_keys(all_submodels=True).items()
+            if name in named and other in named
+        ]
+
+        def same(name: str, other: str) -> bool:
+            one, two = named[name], named[other]
+            return one is two or (says_tied and torch.equal(one, two.to(one.device)))
+
+        tied = bool(pairs) and all(same(name, other) for name, other in pairs)
+        for name, other in pairs:
+            if tied and named[name] is not named[other]:
+                del self._tensors[name]
+            if not tied:
+                self._tensors |= {name: named[name], other: named[other]}
+        if not pairs or tied == says_tied:
+            return None
+        self.config = set_tied(deepcopy(self.config), tied)
+        return tied
