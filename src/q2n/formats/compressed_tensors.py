@@ -90,6 +90,7 @@ class CompressedTensorsEntry(UniformEntry):
 
     codec = CompressedTensors
     quant_method = "compressed-tensors"
+    merges_parts = False  # transformers 5.23 takes all parts for packed and finds none
 
     def quantization_config(
         self,

@@ -22,6 +22,10 @@ class FolderEntry(ABC):
     config_copy: ClassVar[str | None] = None
     """A second file, beside config.json, in which readers look for the quantization config."""
 
+    merges_parts: ClassVar[bool] = True
+    """Whether its readers merge tensors on loading as transformers does with a plain checkpoint:
+    experts that are stored one by one."""
+
     @abstractmethod
     def quantization_config(
         self,

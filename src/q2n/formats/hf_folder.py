@@ -11,6 +11,7 @@ readers of transformers, so agreement between the two says something.
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,10 @@ class HFFolder(Container):
 
     def write_into(self, folder: Path, model: QuantizedModel, codec: Codec) -> int:
         writer, stored = ShardWriter(folder, self.shard_bytes), {}
+        in_parts = model.in_parts if self.entry.merges_parts else {}
         for name in model.source.names():
-            if name in model.in_parts:
-                for key in model.in_parts[name]:
+            if name in in_parts:
+                for key in in_parts[name]:
                     writer.add(key, model.part(key, name))
                 continue
             if name not in model.replaced:
@@ -66,15 +68,20 @@ class HFFolder(Container):
         for key in model.source.untaken:
             writer.add(key, model.source.stored(key))
         writer.finish()
-        self._write_config(folder, model, stored)
+        copied = [*chain.from_iterable(in_parts.values()), *model.source.untaken]
+        self._write_config(folder, model, stored, copied)
         model.source.save_auxiliary(folder)
         return writer.total_bytes
 
     def _write_config(
-        self, folder: Path, model: QuantizedModel, stored: Mapping[str, StoredLayer]
+        self,
+        folder: Path,
+        model: QuantizedModel,
+        stored: Mapping[str, StoredLayer],
+        copied: list[str],
     ) -> None:
         source = model.source
-        quantization = self.entry.quantization_config(stored, model.unquantized, model.copied)
+        quantization = self.entry.quantization_config(stored, model.unquantized, copied)
         config = json.loads(source.config.to_json_string())
         config.pop("quantization_config", None)
         config.pop("transformers_weights", None)  # names a file of the original

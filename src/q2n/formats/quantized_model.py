@@ -74,12 +74,6 @@ class QuantizedModel:
         """A part of a tensor, as it is written."""
         return self.source.stored(key).to(self.source.dtype_of(name))
 
-    @cached_property
-    def copied(self) -> list[str]:
-        """Names of the written tensors that are none of the model's own."""
-        parts = [key for keys in self.in_parts.values() for key in keys]
-        return [*parts, *self.source.untaken]
-
     def laid_out(
         self, module: str, part: str, value: Shaped[Tensor, "..."]
     ) -> Shaped[Tensor, "..."]:
