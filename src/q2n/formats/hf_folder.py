@@ -29,8 +29,9 @@ from q2n.formats.runtime import PARTS, RUNTIME, attach_runtime
 from q2n.formats.shards import SHARD_BYTES, ShardWriter
 from q2n.formats.stored import StoredLayer
 from q2n.models.checkpoint_files import TensorFiles
+from q2n.models.dtypes import loaded_dtypes
 from q2n.models.loading_plan import plan_loading
-from q2n.models.skeleton import build_skeleton, loaded_dtypes
+from q2n.models.skeleton import build_skeleton
 
 
 @dataclass(frozen=True)

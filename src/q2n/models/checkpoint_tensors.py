@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from q2n.errors import InputError
 from q2n.models.checkpoint_files import TensorFiles
 from q2n.models.loading_plan import Merge, merged_shapes, plan_loading
-from q2n.models.skeleton import aliases, stored_tensors
+from q2n.models.skeleton import stored_tensors
+from q2n.models.ties import aliases
 from q2n.patterns import listed
 
 FLOATING = ("F64", "F32", "F16", "BF16")

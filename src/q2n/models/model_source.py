@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from q2n.errors import NumericalError
-from q2n.models.skeleton import aliases
+from q2n.models.ties import aliases
 from q2n.transforms.runtime import RuntimeParts
 
 

@@ -11,8 +11,10 @@ from transformers import PreTrainedModel
 
 from q2n.errors import InputError
 from q2n.models.devices import parse_dtype
+from q2n.models.dtypes import planned_dtypes
 from q2n.models.model_source import ModelSource, config_bytes, require_finite
-from q2n.models.skeleton import planned_dtypes, set_tied, share_skeleton, stored_tensors
+from q2n.models.skeleton import share_skeleton, stored_tensors
+from q2n.models.ties import are_tied, declared_ties, set_tied
 
 
 class ObjectSource(ModelSource):
@@ -88,30 +90,17 @@ class ObjectSource(ModelSource):
 
     def _settle_ties(self) -> bool | None:
         """Whether the head is the embeddings, where the configuration says otherwise; else None.
-
-        What is written must be read as the model is: a reader ties what the configuration ties,
-        whatever the files hold, and finds nothing where they lack an untied tensor.
-        """
-        probe = share_skeleton(self.model)
-        says_tied = bool(probe.get_expanded_tied_weights_keys(all_submodels=True))
-        set_tied(probe.config, True)
-        named = dict(probe.named_parameters(remove_duplicate=False))
-        pairs = [
-            (name, other)
-            for name, other in probe.get_expanded_tied_weights_keys(all_submodels=True).items()
-            if name in named and other in named
-        ]
-
-        def same(name: str, other: str) -> bool:
-            one, two = named[name], named[other]
-            return one is two or (says_tied and torch.equal(one, two.to(one.device)))
-
-        tied = bool(pairs) and all(same(name, other) for name, other in pairs)
-        for name, other in pairs:
-            if tied and named[name] is not named[other]:
-                del self._tensors[name]
-            if not tied:
-                self._tensors |= {name: named[name], other: named[other]}
+        Tied tensors have one name here, others each their own."""
+        pairs = declared_ties(self.model)
+        tied = are_tied(self.model, pairs)
+        named = dict(self.model.named_parameters(remove_duplicate=False))
+        if tied:
+            for name, other in pairs:
+                if named[name] is not named[other]:
+                    self._tensors.pop(name, None)
+        else:
+            self._tensors |= {name: named[name] for pair in pairs for name in pair}
+        says_tied = bool(self.model.get_expanded_tied_weights_keys(all_submodels=True))
         if not pairs or tied == says_tied:
             return None
         self.config = set_tied(deepcopy(self.config), tied)

@@ -28,8 +28,8 @@ from q2n.models.layout import (
     find_layout,
 )
 from q2n.models.model_source import ModelSource
-from q2n.models.skeleton import set_tied
 from q2n.models.targets import EVERY_LAYER, LayerFilter
+from q2n.models.ties import set_tied
 from q2n.transforms.decoder import DecoderRotation
 from q2n.transforms.model_changes import ModelChanges
 from q2n.transforms.runtime import RuntimeParts, attach_rotations

@@ -5,7 +5,6 @@ copied, and the copies share the original's tensors. Either way the modules are 
 is done to them (recorded forwards, evaluation mode, loaded tensors) is done to no other model.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from itertools import chain
@@ -48,39 +47,6 @@ def stored_tensors(model: nn.Module) -> Iterator[tuple[str, Shaped[Tensor, "..."
     yield from model.named_parameters()
     saved = model.state_dict().keys()
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in saved)
-
-
-def aliases(model: nn.Module) -> dict[str, list[str]]:
-    """Name -> the other names, of every parameter that has several."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    several = [group for group in names.values() if len(group) > 1]
-    return {name: [x for x in group if x != name] for group in several for name in group}
-
-
-def set_tied(config: PretrainedConfig, tied: bool) -> PretrainedConfig:
-    """The same object, which now says whether the head is the embeddings."""
-    for part in (config, config.get_text_config()):
-        part.tie_word_embeddings = tied
-    return config
-
-
-def loaded_dtypes(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """The dtype in which transformers loads each floating-point tensor of a skeleton of `dtype`:
-    that one but for some, such as the biases of a router."""
-    own = {name: x.dtype for name, x in stored_tensors(model) if x.is_floating_point()}
-    return own | planned_dtypes(model, dtype)
-
-
-def planned_dtypes(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """Tensors that transformers loads in another dtype than it is told, such as the biases of a
-    router, in float32."""
-    plan = {re.compile(p.replace("*", ".*")): t for p, t in model._get_dtype_plan(dtype).items()}
-    floating = [name for name, tensor in stored_tensors(model) if tensor.is_floating_point()]
-    return {
-        name: kept for pattern, kept in plan.items() for name in floating if pattern.search(name)
-    }
 
 
 class _EmptyOnMeta(TorchFunctionMode):

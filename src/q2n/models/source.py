@@ -23,10 +23,12 @@ from q2n.models.checkpoint_files import (
 )
 from q2n.models.checkpoint_tensors import CheckpointTensors
 from q2n.models.devices import parse_dtype
+from q2n.models.dtypes import loaded_dtypes
 from q2n.models.model_source import ModelSource, assemble, config_bytes, require_finite
 from q2n.models.object_source import ObjectSource
 from q2n.models.one_pass import FLOATS, digest_and_extremes
-from q2n.models.skeleton import build_skeleton, loaded_dtypes, set_tied, stored_tensors
+from q2n.models.skeleton import build_skeleton, stored_tensors
+from q2n.models.ties import set_tied
 from q2n.patterns import listed
 
 __all__ = ["CheckpointSource", "ModelSource", "assemble", "open_source"]

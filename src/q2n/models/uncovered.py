@@ -15,22 +15,29 @@ _WORTH_SAYING = 0.01
 
 
 def uncovered_note(blocks: nn.ModuleList) -> str | None:
-    """A sentence on the matrices of the blocks that are not quantized, by the classes that hold
-    them; None where targets cover all but one in a hundred of the blocks' weights."""
+    """A sentence on the experts of the blocks, and on other matrices that no target covers if they
+    hold more than one in a hundred of the weights; by the classes that hold them. None if there
+    are none."""
     covered = {id(target.module) for target in targets_in(blocks).values()}
     held = Counter[str]()
     for module in blocks.modules():
         if id(module) not in covered:
             held[type(module).__name__] += _matrix_entries(module)
     total = sum(parameter.numel() for parameter in blocks.parameters())
-    left = {name: count for name, count in held.items() if count > _WORTH_SAYING * total}
+    left = [
+        name
+        for name, count in held.items()
+        if count > _WORTH_SAYING * total or (count and "experts" in name.lower())
+    ]
     if not left:
         return None
-    kind = "Experts" if any("expert" in name.lower() for name in left) else "Matrices"
+    kinds = {"Experts" if "experts" in name.lower() else "other matrices" for name in left}
+    share = sum(held[name] for name in left) / total
+    what = " and ".join(sorted(kinds))
     return (
-        f"{kind} are not quantized: {', '.join(left)} {'hold' if len(left) > 1 else 'holds'} "
-        f"{sum(left.values()) / total:.0%} of the decoder blocks' weights, and bits per weight "
-        "speak of the others alone"
+        f"{what[0].upper()}{what[1:]} are not quantized: {', '.join(left)} "
+        f"{'hold' if len(left) > 1 else 'holds'} {share:.0%} of the decoder blocks' weights, and "
+        "bits per weight speak of the others alone"
     )
 
 
