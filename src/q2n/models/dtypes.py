@@ -16,3 +16,9 @@ def planned_dtypes(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torc
     return {
         name: kept for pattern, kept in plan.items() for name in floating if pattern.search(name)
     }
+
+
+def loaded_dtypes(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The dtype of each floating-point tensor of a skeleton of `dtype`, as transformers loads it."""
+    own = {name: x.dtype for name, x in stored_tensors(model) if x.is_floating_point()}
+    return own | planned_dtypes(model, dtype)
