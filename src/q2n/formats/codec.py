@@ -26,9 +26,11 @@ class Codec(ABC):
     name: ClassVar[str]
     """As messages call it."""
 
-    @abstractmethod
     def scale_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
-        """The dtype in which the scales of a model of `model_dtype` are stored."""
+        """The dtype in which the scales of a model of `model_dtype` are stored: that one, or
+        float16 for a wider one. Runtimes read scales in the 16 bits in which they compute: vLLM
+        runs a float32 model in float16 (`--dtype auto` in its documentation)."""
+        return model_dtype if model_dtype.itemsize == 2 else torch.float16
 
     def holds(self, storage: StorageSpec) -> bool:
         """Whether it has a place for the representation at all. A codec says otherwise if it

@@ -51,8 +51,6 @@ class NativeQuantizer(HfQuantizer):
         self, model: nn.Module, checkpoint_files: Iterable[str] | None = None, **kwargs: Any
     ) -> None:
         layers = self.quantization_config.layers
-        if checkpoint_files is not None:
-            _require_tensors(layers, checkpoint_files)
         modules = dict(model.named_modules())
         for name, stored in layers.items():
             linear = modules.get(name)
@@ -61,7 +59,10 @@ class NativeQuantizer(HfQuantizer):
                     f"{type(model).__name__} has no linear {name!r} of {stored.shape}, which the "
                     "checkpoint holds; load it with AutoModelForCausalLM"
                 )
-            model.set_submodule(name, PackedLinear(stored, linear.bias))
+        if checkpoint_files is not None:
+            _require_tensors(model, layers, checkpoint_files)
+        for name, stored in layers.items():
+            model.set_submodule(name, PackedLinear(stored, modules[name].bias))
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         for module in model.modules():
@@ -77,15 +78,18 @@ class NativeQuantizer(HfQuantizer):
         return False
 
 
-def _require_tensors(layers: Mapping[str, StoredLayer], files: Iterable[str]) -> None:
+def _require_tensors(model: Any, layers: Mapping[str, StoredLayer], files: Iterable[str]) -> None:
     """Refuse a damaged checkpoint: transformers gives a missing tensor any numbers."""
     from pathlib import Path
 
     from q2n.models.checkpoint_files import open_tensors
+    from q2n.models.tensor_names import names_in_model
 
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         opened = open_tensors(Path(file))
         shapes |= {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}
+    names = names_in_model(model, shapes)
+    shapes = {names[key]: shape for key, shape in shapes.items()}
     for name, stored in layers.items():
         require_parts(name, stored, {p: shapes.get(f"{name}.{p}") for p in stored.tensors})
