@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
 
-from q2n.data.corpora import Corpus
+from q2n.data.corpora import Corpus, Joined
 from q2n.data.tokenizer import load_tokenizer
 from q2n.data.windows import TokenWindows, calibration_windows, evaluation_windows
 from q2n.errors import InputError
@@ -34,8 +34,9 @@ def numbers(count, start=0):
     return " ".join(str(i % WORDS) for i in range(start, start + count))
 
 
-def corpus(*documents, **options):
-    return Corpus(label="numbers", documents=documents, **options)
+def corpus(*documents, by_document=False, **options):
+    drawn = documents if by_document else None
+    return Corpus(label="numbers", parts=Joined(documents), documents=drawn, **options)
 
 
 def test_calibration_starts_are_pythons_randint():
