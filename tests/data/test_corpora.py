@@ -13,6 +13,7 @@ from q2n.data import hub
 from q2n.data.corpora import load_corpus
 from q2n.data.sotu import addresses
 from q2n.errors import InputError
+from q2n.hub import PATIENCE
 
 
 def text(name_or_path, split="train"):
@@ -97,7 +98,7 @@ class _Rows:
     def __init__(self, monkeypatch, columns):
         self.asked = []
         self.columns = columns
-        monkeypatch.setattr(hub, "_hub_answers", lambda: True)
+        monkeypatch.setattr(hub, "hub_answers", lambda: True)
         monkeypatch.setattr("datasets.load_dataset", self)
 
     def __call__(self, repository, configuration=None, **options):
@@ -152,20 +153,7 @@ def test_no_network_is_said_within_seconds(monkeypatch, tmp_path, name, offline)
     with pytest.raises(InputError, match=r"a local text \(a FILE\) or 'sotu'"):
         load_corpus(name, "train")
     # The probe's patience, and as much again for importing `datasets` on a busy machine.
-    assert time.monotonic() - start < 2 * hub.PATIENCE
-
-
-def test_a_silent_network_is_given_up_on(monkeypatch):
-    def hang(*arguments, **options):
-        time.sleep(30)
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "PATIENCE", 0.1)
-    monkeypatch.setattr(hub, "get_session", hang)
-    start = time.monotonic()
-    with pytest.raises(InputError, match="no answer"):
-        load_corpus("wikitext2", "test")
-    assert time.monotonic() - start < 5  # far below the 30 s for which it hangs
+    assert time.monotonic() - start < 2 * PATIENCE
 
 
 def test_sotu_splits_share_no_address_and_lose_none():

@@ -155,8 +155,9 @@ class PieceTokenizer:
         try:
             return call()
         except Exception as error:  # what tokenizers raises has no class of its own
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise InputError(
-                f"the tokenizer fails on the text ({type(error).__name__}: {error}); "
+                f"the tokenizer fails on the text ({reason}); "
                 "fetch the tokenizer files of the model again"
             ) from error
 

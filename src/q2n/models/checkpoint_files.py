@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub import errors as hub
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
