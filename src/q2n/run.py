@@ -66,6 +66,8 @@ class Run:
         without a full stop, for the screen, the record and the card."""
         self.windows = self._calibration(texts) if self.plan.reads_text else None
         self.measured_on = self._evaluation(texts) if config.ppl else None
+        for text in (self.windows, self.measured_on):
+            self.notes += text.notes if text is not None else ()
         self.store = RunStore(partial_folder(self.target))
         text = self.windows
         self.labels = {"model": source.label, "text": text.label if text is not None else None}
@@ -126,6 +128,7 @@ class Run:
             length=config.length,
             seed=config.seed,
             longest=self.opened.longest,
+            vocabulary=self.opened.blocks.vocabulary,
         )
 
     def _evaluation(self, texts: Texts) -> TokenWindows:
@@ -135,6 +138,7 @@ class Run:
             length=config.length,
             limit=config.ppl_windows,
             longest=self.opened.longest,
+            vocabulary=self.opened.blocks.vocabulary,
         )
 
     def write(self) -> Quantized:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from whole_way import SETTINGS, files_of, quantize
 
 import q2n
+from q2n.data import excerpts
 from q2n.errors import InputError, ResumeError
 from q2n.formats.load import load_model
 
@@ -132,6 +133,26 @@ def test_a_model_object_gives_what_its_checkpoint_gives(place):
     by_path = load_file(place / "path" / "checkpoint" / "model.safetensors")
     assert by_object.keys() == by_path.keys()
     assert all(torch.equal(by_object[name], by_path[name]) for name in by_path)
+
+
+def test_tokens_without_an_embedding_are_refused_before_any_block(place):
+    with pytest.raises(InputError, match=r"token \d+, which .* vocabulary of 40"):
+        q2n.quantize(
+            tiny_model(vocab_size=40),
+            place / "small",
+            tokenizer=tiny_tokenizer(),
+            corpus=str(place / "text.txt"),
+            **SETTINGS,
+        )
+    assert not list(place.glob("small*"))
+
+
+def test_the_record_says_that_a_text_was_drawn_from_excerpts(place, monkeypatch):
+    monkeypatch.setattr(excerpts, "WHOLE", 100)
+    quantize(place, "long")
+    [note] = q2n.inspect(place / "long" / "checkpoint")["notes"]
+    assert "excerpts of 'text.txt'" in note
+    assert note in (place / "long" / "checkpoint" / "README.md").read_text()
 
 
 def test_both_perplexities_are_in_record_and_card(place):

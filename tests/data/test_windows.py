@@ -8,7 +8,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
 
-from q2n.data.corpora import Corpus
+from q2n.data import excerpts
+from q2n.data import windows as windows_module
+from q2n.data.corpora import Corpus, Joined
 from q2n.data.tokenizer import load_tokenizer
 from q2n.data.windows import TokenWindows, calibration_windows, evaluation_windows
 from q2n.errors import InputError
@@ -34,8 +36,9 @@ def numbers(count, start=0):
     return " ".join(str(i % WORDS) for i in range(start, start + count))
 
 
-def corpus(*documents, **options):
-    return Corpus(label="numbers", documents=documents, **options)
+def corpus(*documents, by_document=False, **options):
+    drawn = documents if by_document else None
+    return Corpus(label="numbers", parts=Joined(documents), documents=drawn, **options)
 
 
 def test_calibration_starts_are_pythons_randint():
@@ -125,12 +128,120 @@ def test_short_text_is_refused_with_the_counts(text):
         calibration_windows(corpus(text), number_tokenizer(), count=1, length=8, seed=0)
 
 
+class Untouched:
+    """A text that must not be read."""
+
+    def __iter__(self):
+        raise AssertionError("read before the options were looked at")
+
+
+UNTOUCHED = Corpus(label="numbers", parts=Untouched())
+HUGE = 10**12
+
+
 @pytest.mark.parametrize(
-    "options", [{"length": 1}, {"length": 8, "limit": 0}, {"length": 8, "stride": 9}]
+    "options",
+    [
+        {"length": 1},
+        {"length": 0},
+        {"length": -3},
+        {"length": HUGE},
+        {"length": 8, "limit": 0},
+        {"length": 8, "limit": -1},
+        {"length": 8, "stride": 9},
+        {"length": 8, "stride": 0},
+    ],
 )
 def test_senseless_evaluation_options_are_refused(options):
     with pytest.raises(InputError):
-        evaluation_windows(corpus(numbers(50)), number_tokenizer(), **options)
+        evaluation_windows(UNTOUCHED, number_tokenizer(), **options)
+
+
+@pytest.mark.parametrize(
+    ("count", "length"), [(0, 8), (-1, 8), (1, 1), (1, -8), (HUGE, 8), (1, HUGE), (2**20, 2**20)]
+)
+def test_senseless_calibration_options_are_refused(count, length):
+    with pytest.raises(InputError, match="windows"):
+        calibration_windows(UNTOUCHED, number_tokenizer(), count=count, length=length, seed=0)
+
+
+def test_a_limit_beyond_the_text_takes_the_text():
+    windows = evaluation_windows(corpus(numbers(31)), number_tokenizer(), length=8, limit=HUGE)
+    assert len(windows) == 3
+
+
+def test_overlapping_windows_beyond_memory_are_refused(monkeypatch):
+    monkeypatch.setattr(windows_module, "MOST_TOKENS", 100)
+    with pytest.raises(InputError, match="24 windows of 8 tokens are more than 100"):
+        evaluation_windows(corpus(numbers(31)), number_tokenizer(), length=8, stride=1)
+    with pytest.raises(InputError, match="more than 100 tokens; give fewer"):
+        evaluation_windows(corpus(numbers(500)), number_tokenizer(), length=8)
+
+
+def test_evaluation_reads_no_further_than_it_needs():
+    def parts():
+        yield numbers(200_000)
+        raise AssertionError("read on")
+
+    text = Corpus(label="numbers", parts=parts())
+    windows = evaluation_windows(text, number_tokenizer(), length=8, limit=2)
+    assert windows.tokens.tolist() == [list(range(8)), list(range(8, 16))]
+
+
+def test_tokens_outside_the_vocabulary_are_refused():
+    windows = evaluation_windows(corpus(numbers(40)), number_tokenizer(), length=8)
+    assert windows.within(40) is windows.within(None) is windows
+    with pytest.raises(InputError, match="token 39, .*vocabulary of 39"):
+        windows.within(39)
+
+
+class TestLongText:
+    """More than so many characters: windows are drawn from excerpts."""
+
+    @pytest.fixture(autouse=True)
+    def short_is_long(self, monkeypatch):
+        monkeypatch.setattr(excerpts, "WHOLE", 1000)
+
+    def drawn(self, text, seed=0, count=40):
+        corpus = Corpus(label="long", parts=text)
+        return calibration_windows(corpus, counter(), count=count, length=8, seed=seed)
+
+    def test_windows_are_successive_tokens_from_everywhere(self):
+        windows = self.drawn([letters(30_000)]).tokens
+        assert torch.equal(windows - windows[:, :1], torch.arange(8).expand(40, 8))
+        starts = windows[:, 0].sort().values
+        assert int(starts[0]) < 3000 and int(starts[-1]) > 27_000
+        assert len(set(starts.tolist())) > 35
+
+    def test_the_seed_decides_and_the_parts_do_not(self):
+        text = letters(5000)
+        halves = [text[:1234], text[1234:]]
+        assert self.drawn([text]).sha256 == self.drawn(halves).sha256
+        assert self.drawn([text]).sha256 != self.drawn([text], seed=1).sha256
+
+    def test_it_is_said(self):
+        assert "excerpts of 'long'" in self.drawn([letters(5000)]).notes[0]
+        assert not self.drawn([letters(900)]).notes
+
+    def test_excerpts_with_few_tokens_are_drawn_again(self):
+        mixed = self.drawn([letters(1280), "\n" * 1280])
+        assert int(mixed.tokens.max()) < 1280
+        with pytest.raises(InputError, match="excerpts of 128 characters with no more than 8"):
+            self.drawn(["\n" * 5000])
+
+
+def letters(count):
+    """Different characters, each of them a token of its own."""
+    return "".join(chr(0x4E00 + i) for i in range(count))
+
+
+def counter():
+    """The token of a character is its number; a line end is none."""
+    tokenizer = Tokenizer(models.WordLevel({chr(0x4E00 + i): i for i in range(30_000)}, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split("", "isolated")]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 def test_hash_is_of_shape_and_content():
@@ -163,3 +274,23 @@ def test_checkpoint_without_tokenizer(tmp_path, config):
 def test_checkpoint_with_tokenizer(tmp_path):
     number_tokenizer().save_pretrained(tmp_path)
     assert load_tokenizer(tmp_path)("3 1 4")["input_ids"] == [3, 1, 4]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer.json", "[]"),
+        ("tokenizer.json", '{"version": "1.0", "mod'),
+        ("tokenizer.json", '{"model": {"type": "Unheard"}}'),
+        ("tokenizer.json", "\x00\x01"),
+        ("tokenizer_config.json", "[]"),
+        ("tokenizer_config.json", '{"tokenizer_class": 3}'),
+        ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["own.Own", null]}}'),
+    ],
+)
+def test_odd_tokenizer_files_are_one_line(tmp_path, file, content):
+    number_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(InputError, match="no tokenizer can be loaded") as caught:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)

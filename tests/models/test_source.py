@@ -193,7 +193,7 @@ def test_what_is_downloaded(monkeypatch, tmp_path):
     monkeypatch.setattr(
         checkpoint_files,
         "snapshot_download",
-        lambda name, revision, allow_patterns: asked.append(allow_patterns) or str(tmp_path),
+        lambda name, allow_patterns, **_: asked.append(allow_patterns) or str(tmp_path),
     )
     for trusted in (False, True):
         actual = checkpoint_files.resolve_checkpoint("some/model", trust_remote_code=trusted)

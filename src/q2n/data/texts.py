@@ -20,22 +20,30 @@ class Texts:
         self._trust_remote_code = trust_remote_code
 
     def calibration(
-        self, corpus: str, *, count: int, length: int, seed: int, longest: int | None = None
+        self,
+        corpus: str,
+        *,
+        count: int,
+        length: int,
+        seed: int,
+        longest: int | None = None,
+        vocabulary: int | None = None,
     ) -> TokenWindows:
         """Windows at seeded random places of the training split.
 
         Raises:
-            InputError: no such text, one that is too short, or `length` above `longest`, the
-                positions that the model has.
+            InputError: no such text, one that is too short, `length` above `longest`, the
+                positions that the model has, or tokens that are not in its `vocabulary`.
         """
         _require_positions(length, longest)
-        return calibration_windows(
+        windows = calibration_windows(
             load_corpus(corpus, "train"),
             self._load_tokenizer(),
             count=count,
             length=length,
             seed=seed,
         )
+        return windows.within(vocabulary)
 
     def evaluation(
         self,
@@ -46,11 +54,15 @@ class Texts:
         stride: int | None = None,
         split: str = "test",
         longest: int | None = None,
+        vocabulary: int | None = None,
     ) -> TokenWindows:
         """Windows side by side from the start of a split. Raises as `calibration`."""
         _require_positions(length, longest)
         text = load_corpus(corpus, split)
-        return evaluation_windows(text, self._load_tokenizer(), length, limit=limit, stride=stride)
+        windows = evaluation_windows(
+            text, self._load_tokenizer(), length, limit=limit, stride=stride
+        )
+        return windows.within(vocabulary)
 
     def _load_tokenizer(self) -> Any:
         """The tokenizer."""

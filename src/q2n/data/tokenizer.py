@@ -24,8 +24,10 @@ def load_tokenizer(
     )
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise InputError(f"{missing} ({error})") from error
-    if not set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab()):
+        words = set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab())
+    except Exception as error:  # a bad tokenizer.json raises an Exception of no class of its own
+        reason = " ".join(str(error).split())  # transformers' reasons have several lines
+        raise InputError(f"{missing} ({type(error).__name__}: {reason})") from error
+    if not words:
         raise InputError(missing)
     return tokenizer

@@ -1,25 +1,29 @@
 """Token windows: the form in which the model sees text.
 
-Calibration draws windows at seeded random places of the tokenized text. Evaluation
-cuts it into windows side by side and drops the tail. Text is tokenized in one piece, as
-the published baselines do it, with the special tokens that the tokenizer adds by itself:
-one that puts BOS before a text puts it before the first window only (before each
-document where windows are drawn by document), never before each window.
+Calibration draws windows at seeded random places of the tokenized text (`excerpts.py`: of a
+text beyond 17 million characters, of parts of it). Evaluation cuts it into windows side by
+side from its start, reads no further than it needs, and drops the tail. The tokens are
+those of the text in one piece (`pieces.py`), as in the published baselines, with the special
+tokens that the tokenizer adds by itself: one that puts BOS before a text puts it before the
+first window only (before each document or excerpt where windows are drawn from these), never
+before each window.
 """
 
 import hashlib
-import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int32, Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from q2n.data.corpora import Corpus
+from q2n.data.excerpts import is_long, random_window, windows_of_excerpts
+from q2n.data.pieces import PieceTokenizer
 from q2n.errors import InputError
 
 MOST_DRAWS = 10_000
@@ -27,7 +31,8 @@ MOST_DRAWS = 10_000
 false alarm has probability 0.975^10000."""
 
 
-_LEAST = "; give at least 1 window of at least 2 tokens"
+MOST_TOKENS = 2**28
+"""Of all windows together: 2 GB of token ids, and a thousand times that of activations."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,6 +42,8 @@ class TokenWindows:
     tokens: Int64[Tensor, "windows length"]
     label: str
     """Where the text is from, for records and messages."""
+    notes: tuple[str, ...] = ()
+    """What a user must know of how they were cut: sentences without a full stop."""
 
     @cached_property
     def sha256(self) -> str:
@@ -44,6 +51,23 @@ class TokenWindows:
         digest = hashlib.sha256(f"{tuple(self.tokens.shape)}".encode())
         digest.update(self.tokens.contiguous().numpy().astype("<i8").tobytes())
         return digest.hexdigest()
+
+    def within(self, vocabulary: int | None) -> Self:
+        """The same windows.
+
+        Args:
+            vocabulary: rows of the model's embedding; None where that is not known.
+
+        Raises:
+            InputError: a token has none of these rows.
+        """
+        highest = int(self.tokens.max())
+        if vocabulary is not None and highest >= vocabulary:
+            raise InputError(
+                f"the text {self.label!r} has token {highest}, which is outside the model's "
+                f"vocabulary of {vocabulary}; the tokenizer belongs to another model"
+            )
+        return self
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -59,22 +83,28 @@ def calibration_windows(
 ) -> TokenWindows:
     """`count` windows of `length` tokens at random places; two may overlap.
 
-    Each starts at `randint(0, L - length - 1)`, inclusive, of a text of L tokens. With
-    `corpus.by_document` documents are drawn uniformly until one is longer than `length`,
+    Each starts at `randint(0, L - length - 1)`, inclusive, of a text of L tokens. Where the
+    corpus has `documents` they are drawn uniformly until one is longer than `length`,
     then its offset, all from one stream of Python's `random.Random(seed)`.
 
     Raises:
-        InputError: the text is too short; the message has the counts.
+        InputError: the text is too short, which the message says with the counts; it cannot be
+            read or tokenized; too many windows, or too long.
     """
-    if count < 1 or length < 2:
-        raise InputError(f"cannot draw {count} windows of {length} tokens{_LEAST}")
-    stream = random.Random(seed)
-    if corpus.by_document:
-        texts = _long_documents(corpus, tokenizer, length, stream)
+    _check_size(count, length)
+    stream, pieces = random.Random(seed), PieceTokenizer(tokenizer)
+    notes: tuple[str, ...] = ()
+    if corpus.documents is not None:
+        texts = _long_documents(corpus.label, corpus.documents, pieces, length, stream)
+        windows = [random_window(next(texts), length, stream) for _ in range(count)]
+    elif is_long(corpus.parts):
+        windows = windows_of_excerpts(corpus, pieces, count=count, length=length, stream=stream)
+        notes = (f"calibration windows are from excerpts of {corpus.label!r}, a long text",)
     else:
-        texts = itertools.repeat(_tokenize_whole(corpus, tokenizer, more_than=length))
-    windows = [_random_window(next(texts), length, stream) for _ in range(count)]
-    return TokenWindows(tokens=torch.stack(windows), label=corpus.label)
+        text = _start_of_text(corpus, pieces, more_than=length)
+        windows = [random_window(text, length, stream) for _ in range(count)]
+    tokens = torch.stack(windows).long()
+    return TokenWindows(tokens=tokens, label=corpus.label, notes=notes + pieces.notes)
 
 
 def evaluation_windows(
@@ -91,32 +121,51 @@ def evaluation_windows(
     start `stride` tokens apart and overlap; `perplexity` wants the same stride.
 
     Raises:
-        InputError: the text does not fill one window, or an option is out of range.
+        InputError: the text does not fill one window, or cannot be read or tokenized; an option is
+            out of range; too many windows.
     """
-    if length < 2 or (limit is not None and limit < 1):
-        raise InputError(f"cannot cut {limit or 'any'} windows of {length} tokens{_LEAST}")
     if stride is not None and not 1 <= stride <= length:
         raise InputError(f"stride {stride} must be between 1 and the window length {length}")
-    tokens = _tokenize_whole(corpus, tokenizer, more_than=length - 1)
-    windows = tokens.unfold(0, length, stride or length)
-    bounds = [bound for bound in (limit, corpus.most_windows) if bound is not None]
-    chosen = windows[: min(bounds, default=len(windows))].clone()
-    return TokenWindows(tokens=chosen, label=corpus.label)
+    most = min(x for x in (limit, corpus.most_windows, MOST_TOKENS) if x is not None)
+    _check_size(min(most, 1), length)
+    step, pieces = stride or length, PieceTokenizer(tokenizer)
+    enough = min(length + (most - 1) * step, MOST_TOKENS + step)
+    text = _start_of_text(corpus, pieces, more_than=length - 1, enough=enough)
+    windows = text.unfold(0, length, step)[:most]
+    _check_size(len(windows), length)
+    return TokenWindows(tokens=windows.long(), label=corpus.label, notes=pieces.notes)
+
+
+def _check_size(count: int, length: int) -> None:
+    if count < 1 or length < 2:
+        raise InputError(
+            f"cannot cut {count} windows of {length} tokens; give at least 1 window of at "
+            "least 2 tokens"
+        )
+    if count * length > MOST_TOKENS:
+        raise InputError(
+            f"{count} windows of {length} tokens are more than {MOST_TOKENS} tokens; give "
+            "fewer windows or shorter ones"
+        )
 
 
 def _long_documents(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, length: int, stream: random.Random
-) -> Iterator[Int64[Tensor, " tokens"]]:
+    label: str,
+    documents: Sequence[str],
+    pieces: PieceTokenizer,
+    length: int,
+    stream: random.Random,
+) -> Iterator[Int32[Tensor, " tokens"]]:
     """Uniformly drawn documents of more than `length` tokens."""
     short: dict[int, int] = {}  # place -> tokens, so that none is tokenized again
-    if not corpus.documents:
-        raise InputError(_too_short(corpus, "no document", length))
+    if not documents:
+        raise InputError(_too_short(label, "no document", length))
     while True:
         for _ in range(MOST_DRAWS):
-            place = stream.randint(0, len(corpus.documents) - 1)
+            place = stream.randint(0, len(documents) - 1)
             if place in short:
                 continue
-            tokens = _tokenize(tokenizer, corpus.documents[place])
+            tokens = pieces.tokens([documents[place]])
             if len(tokens) > length:
                 yield tokens
                 break
@@ -124,32 +173,21 @@ def _long_documents(
         else:
             longest = max(short.values())
             counts = f"{MOST_DRAWS} draws of a document, the longest with {longest} tokens"
-            raise InputError(_too_short(corpus, counts, length))
+            raise InputError(_too_short(label, counts, length))
 
 
-def _random_window(
-    tokens: Int64[Tensor, " tokens"], length: int, stream: random.Random
-) -> Int64[Tensor, " length"]:
-    start = stream.randint(0, len(tokens) - length - 1)
-    return tokens[start : start + length]
-
-
-def _tokenize_whole(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, more_than: int
-) -> Int64[Tensor, " tokens"]:
-    tokens = _tokenize(tokenizer, corpus.text)
+def _start_of_text(
+    corpus: Corpus, pieces: PieceTokenizer, *, more_than: int, enough: int | None = None
+) -> Int32[Tensor, " tokens"]:
+    """All tokens of the text, or its first `enough`."""
+    tokens = pieces.tokens(corpus.parts, enough)
     if len(tokens) <= more_than:
-        raise InputError(_too_short(corpus, f"{len(tokens)} tokens", more_than))
+        raise InputError(_too_short(corpus.label, f"{len(tokens)} tokens", more_than))
     return tokens
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Int64[Tensor, " tokens"]:
-    # verbose=False: the text is meant to be longer than the model's context.
-    return torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
-
-
-def _too_short(corpus: Corpus, counts: str, more_than: int) -> str:
+def _too_short(label: str, counts: str, more_than: int) -> str:
     return (
-        f"the text {corpus.label!r} is too short: {counts}, and a window here takes more than "
+        f"the text {label!r} is too short: {counts}, and a window here takes more than "
         f"{more_than} tokens; use a longer text or shorter windows"
     )

@@ -51,6 +51,8 @@ def evaluate(
         folder = resolve_checkpoint(str(model), trust_remote_code=trust_remote_code)
     texts = Texts(folder, tokenizer, trust_remote_code=trust_remote_code)
     text = texts.evaluation(ppl, length=length, limit=windows, stride=stride, split=split)
+    for note in text.notes:
+        reporter.note(note)
     if not isinstance(model, PreTrainedModel):
         assert folder is not None
         model = load_model(

@@ -128,12 +128,7 @@ def _require_fit(model: PreTrainedModel, windows: TokenWindows, batch_size: int)
             f"windows of {windows.length} tokens exceed the model's context of {context}; "
             "use shorter windows"
         )
-    vocabulary = _embeddings(model).shape[0]
-    if int(windows.tokens.max()) >= vocabulary:
-        raise InputError(
-            f"token {int(windows.tokens.max())} is outside the model's vocabulary of {vocabulary}; "
-            "the tokenizer belongs to another model"
-        )
+    windows.within(len(_embeddings(model)))
 
 
 def _embeddings(model: PreTrainedModel) -> Float[Tensor, "words width"]:

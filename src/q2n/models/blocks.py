@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -80,6 +80,14 @@ class BlockwiseModel:
 
     def __len__(self) -> int:
         return len(self._blocks)
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Tokens that have an embedding; None where the model does not show it."""
+        try:
+            return cast(Tensor, self._model.get_input_embeddings().weight).shape[0]
+        except (AttributeError, NotImplementedError):
+            return None
 
     def block_name(self, index: int) -> str:
         """Module name of a block, e.g. "model.layers.3"."""

@@ -9,13 +9,15 @@ import re
 from math import prod
 from pathlib import Path
 
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub import errors as hub
-from huggingface_hub import snapshot_download
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from q2n.errors import InputError
+from q2n.hub import hub_answers
 from q2n.models.auxiliary_files import auxiliary_patterns
 from q2n.models.packaged import packaged_checkpoint
 
@@ -42,16 +44,24 @@ def resolve_checkpoint(
 
 def _download(name: str, revision: str | None, trust_remote_code: bool) -> Path:
     patterns = [*WEIGHT_FILES, *auxiliary_patterns(trust_remote_code)]
+    silent = False
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        validate_repo_id(name)
+        silent = not constants.HF_HUB_OFFLINE and not hub_answers()
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=patterns, local_files_only=silent
+            )
+        )
     except (
         hub.HFValidationError,
         hub.HTTPError,  # type: ignore[attr-defined]  # of httpx or httpx2, by version
         OSError,
     ) as cause:
+        reason = f"no answer from {constants.ENDPOINT}" if silent else type(cause).__name__
         raise InputError(
             f"model {name!r} is neither a folder, nor a packaged model, nor could it be "
-            f"downloaded ({type(cause).__name__}); give the path of a checkpoint folder"
+            f"downloaded ({reason}); give the path of a checkpoint folder"
         ) from cause
 
 
