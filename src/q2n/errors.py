@@ -25,3 +25,15 @@ class NumericalError(Q2NError, ArithmeticError):
 
 class ResumeError(InputError):
     """A partial run belongs to another model, text, configuration or version."""
+
+
+_LONGEST_REASON = 300
+"""Characters."""
+
+
+def reason_of(cause: BaseException) -> str:
+    """What another library says of a failure, for a message of one line: its kind and the
+    beginning of its text, which may go on for pages."""
+    line = " ".join(str(cause).split())
+    line = line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]}.."
+    return f"{type(cause).__name__}: {line}" if line else type(cause).__name__

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from q2n.errors import InputError
 from q2n.formats.codec import Codec, PackedCodec
@@ -28,7 +28,9 @@ from q2n.formats.runtime import PARTS, RUNTIME, attach_runtime
 from q2n.formats.shards import SHARD_BYTES, ShardWriter
 from q2n.formats.stored import StoredLayer
 from q2n.models.checkpoint_files import TensorFiles
+from q2n.models.config_file import config_values, read_config
 from q2n.models.skeleton import build_skeleton
+from q2n.option_types import shown
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class HFFolder(Container):
         assert isinstance(self.entry, PackedEntry) and isinstance(codec, PackedCodec)
         quantization = quantization_config(directory)
         assert quantization is not None
-        config = folder_config(directory, trust_remote_code)
+        config = read_config(directory, trust_remote_code)
         del config.quantization_config
         dtype = dtype or getattr(config, "dtype", None) or torch.float32
         files = TensorFiles(directory)
@@ -106,26 +108,18 @@ class HFFolder(Container):
         return model
 
 
-def folder_config(directory: Path, trust_remote_code: bool = False) -> PretrainedConfig:
-    """config.json of a folder.
+def quantization_config(directory: Path) -> Mapping[str, Any] | None:
+    """The description of the quantized layers in config.json; None where there is none.
 
     Raises:
-        InputError: it is missing or damaged.
+        InputError: config.json is missing or damaged, or the description is no object.
     """
-    try:
-        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as cause:
+    described = config_values(directory).get("quantization_config")
+    if described is not None and not isinstance(described, dict):
         raise InputError(
-            f"config.json cannot be read: {cause}; fetch the checkpoint again"
-        ) from cause
-
-
-def quantization_config(directory: Path) -> dict[str, Any] | None:
-    """The description of the quantized layers in config.json; None where there is none."""
-    try:
-        return json.loads((directory / "config.json").read_text()).get("quantization_config")
-    except (OSError, ValueError, AttributeError):
-        return None  # `folder_config` says what is wrong
+            f"quantization_config in config.json is {shown(described)}; fetch the checkpoint again"
+        )
+    return described
 
 
 def require_all(missing: Collection[str]) -> None:

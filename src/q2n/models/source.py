@@ -11,12 +11,12 @@ import shutil
 from abc import ABC, abstractmethod
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Shaped
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
@@ -26,21 +26,11 @@ from q2n.models.checkpoint_files import (
     auxiliary_patterns,
     resolve_checkpoint,
 )
-from q2n.models.devices import parse_dtype
+from q2n.models.config_file import config_values, read_config
+from q2n.models.devices import DTYPES, parse_dtype
 from q2n.models.skeleton import build_skeleton, share_skeleton, stored_tensors
+from q2n.option_types import shown
 from q2n.transforms.runtime import RuntimeParts
-
-BAD_CONFIG = (
-    OSError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    StrictDataclassError,
-)
-"""What transformers raises on a config.json with impossible values."""
-
 
 class ModelSource(ABC):
     """Original tensors of a causal LM, by name."""
@@ -130,14 +120,8 @@ class CheckpointSource(ModelSource):
 
     def __init__(self, folder: Path, label: str, dtype: str, trust_remote_code: bool = False):
         self.folder, self.label, self.trust_remote_code = folder, label, trust_remote_code
-        try:
-            self.config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        except BAD_CONFIG as cause:
-            raise InputError(
-                f"{folder}: config.json cannot be read as a transformers model: {cause}"
-            ) from cause
-        if getattr(self.config, "quantization_config", None):
-            raise InputError(f"{folder} is quantized already; quantize the original checkpoint")
+        _refuse_quantized(folder, config_values(folder).get("quantization_config"))
+        self.config = read_config(folder, trust_remote_code)
         self._files = TensorFiles(folder)
         self.dtype = self._resolve_dtype(dtype)
         self._key_of = self._match_names()
@@ -145,10 +129,8 @@ class CheckpointSource(ModelSource):
     def skeleton(self) -> PreTrainedModel:
         try:
             return build_skeleton(self.config, self.dtype, self.trust_remote_code)
-        except BAD_CONFIG as cause:
-            raise InputError(
-                f"{self.folder}: no causal language model can be built from config.json: {cause}"
-            ) from cause
+        except InputError as cause:
+            raise InputError(f"{self.folder}: {cause}") from cause
 
     def names(self) -> list[str]:
         return list(self._key_of)
@@ -210,7 +192,25 @@ class CheckpointSource(ModelSource):
             tensors = map(self._files.tensor, self._files.file_of)
             floating = (tensor.dtype for tensor in tensors if tensor.is_floating_point())
             stored = next(floating, torch.float32)
-        return parse_dtype(str(stored).removeprefix("torch."))
+        name = str(stored).removeprefix("torch.")
+        if name not in DTYPES:
+            raise InputError(
+                f"{self.folder}: config.json has dtype {shown(name)}; say with --dtype which of "
+                f"{', '.join(DTYPES)} to run and write the model in"
+            )
+        return DTYPES[name]
+
+
+def _refuse_quantized(folder: Path, quantization: Any) -> None:
+    """Refuse a checkpoint whose config.json has anything to say of its quantization."""
+    if quantization is None:
+        return
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    how = f" ({shown(method)})" if method else ""
+    raise InputError(
+        f"{folder} is quantized already{how}: config.json has a quantization_config; quantize the "
+        "original checkpoint"
+    )
 
 
 class ObjectSource(ModelSource):
