@@ -96,7 +96,10 @@ def test_a_dataclass_refuses_naming_field_and_value():
     check_fields(Options())
     assert list(field_kinds(Options)) == ["size", "share"]  # not what a wrapper goes around
     for options, message in (
-        (Options(size=0), "size is 0; it takes a whole number at least 1 and at most 1000000, or -1"),
+        (
+            Options(size=0),
+            "size is 0; it takes a whole number at least 1 and at most 1000000, or -1",
+        ),
         (Options(share=1.0), "share is 1.0; it takes a finite number above 0 and below 1"),
     ):
         with pytest.raises(InputError) as failure:

@@ -58,7 +58,9 @@ def quantize(
 def _require_names(model: Any, output: Any) -> None:
     """Refuse what is neither a name nor a model, which `str` would make a name of."""
     if not isinstance(model, str | Path | PreTrainedModel):
-        raise InputError(f"model is {shown(model)}; it takes a name, a path or a transformers model")
+        raise InputError(
+            f"model is {shown(model)}; it takes a name, a path or a transformers model"
+        )
     if not isinstance(output, str | Path):
         raise InputError(f"output is {shown(output)}; it takes the path of a folder to write")
 

@@ -172,7 +172,7 @@ def _refuse_unknown(names: set[str], method: str) -> None:
     for owner, switch in SWITCHES.items():
         if name in table().owners[owner]:
             raise InputError(
-                f"option {shown(name)} belongs to --{switch.replace('_', '-')}, which is off: add it, "
+                f"option {name!r} belongs to --{switch.replace('_', '-')}, which is off: add it, "
                 f"or leave {name!r} out"
             )
     own = table().owners[method]

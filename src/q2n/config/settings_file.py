@@ -122,7 +122,7 @@ def _value(events: _Events) -> Any:
     kind, event = events.take()
     if kind == "Scalar":
         return _Scalar.of(event)
-    items = []
+    items: list[_Scalar] = []
     while kind == "SequenceStart":
         item, event = events.take()
         if item == "SequenceEnd":

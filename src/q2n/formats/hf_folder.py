@@ -22,7 +22,7 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from q2n.errors import InputError
 from q2n.formats.codec import Codec, PackedCodec
 from q2n.formats.container import Container
-from q2n.formats.hf_entry import FolderEntry, PackedEntry
+from q2n.formats.hf_entry import FolderEntry, PackedEntry, refuse_undescribed
 from q2n.formats.quantized_model import QuantizedModel
 from q2n.formats.runtime import PARTS, RUNTIME, attach_runtime
 from q2n.formats.shards import SHARD_BYTES, ShardWriter
@@ -103,7 +103,11 @@ class HFFolder(Container):
         dtype = dtype or getattr(config, "dtype", None) or torch.float32
         files = TensorFiles(directory)
         tensors = dict(_dense_tensors(files, self.entry, codec, quantization, dtype))
-        model = _assemble(directory, config, tensors, dtype, trust_remote_code)
+        model, unknown = _assemble(directory, config, tensors, dtype, trust_remote_code)
+        unused = self.entry.unused(quantization)
+        if unused is not None:
+            for key in set(unknown) - unused:
+                refuse_undescribed(key)
         attach_runtime(model, quantization.get(RUNTIME, {}))
         return model
 
@@ -148,6 +152,9 @@ def _dense_tensors(
         yield f"{module}.weight", codec.decode(module, parts, layer.description).to(dtype)
         stored.update(keys.values())
     for key in files.file_of:
+        module, _, part = key.rpartition(".")
+        if module in packed and key not in stored and part != "bias":
+            refuse_undescribed(key)
         if key not in stored:
             tensor = files.tensor(key)
             yield key, tensor.to(dtype) if tensor.is_floating_point() else tensor
@@ -159,12 +166,12 @@ def _assemble(
     tensors: dict[str, Shaped[Tensor, "..."]],
     dtype: torch.dtype,
     trust_remote_code: bool,
-) -> PreTrainedModel:
-    """A model from tensors under its own names."""
+) -> tuple[PreTrainedModel, list[str]]:
+    """A model from tensors under its own names, and those of which it has none."""
     model = build_skeleton(config, dtype, trust_remote_code)
-    model.load_state_dict(tensors, strict=False, assign=True)
+    unknown = model.load_state_dict(tensors, strict=False, assign=True).unexpected_keys
     model.tie_weights()
     if (directory / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(directory)
     require_all([name for name, tensor in model.named_parameters() if tensor.is_meta])
-    return model
+    return model, unknown

@@ -83,7 +83,9 @@ def config_values(folder: Path) -> dict[str, Any]:
             raise InputError(f"{file} has more than {MOST_BYTES >> 20} MB; fetch it again")
         values = json.loads(content.decode())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as cause:
-        raise InputError(f"{file} is no JSON in UTF-8: {reason_of(cause)}; fetch it again") from cause
+        raise InputError(
+            f"{file} is no JSON in UTF-8: {reason_of(cause)}; fetch it again"
+        ) from cause
     if not isinstance(values, dict):
         raise InputError(f"{file} is no JSON object but {shown(values)}; fetch it again")
     return values
@@ -113,8 +115,8 @@ def _require_possible(folder: Path, values: Mapping[str, Any]) -> None:
             )
 
 
-def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Every whole number in an object and the objects and lists within it, with its name."""
+def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
+    """Every number in an object and the objects and lists within it, with its name."""
     waiting: list[tuple[str, Any]] = list(values.items())
     while waiting:
         name, value = waiting.pop()

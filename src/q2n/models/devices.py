@@ -38,6 +38,6 @@ def parse_device(name: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError, ImportError, ValueError, TypeError) as cause:
         reason = reason_of(cause)
         raise InputError(
-            f"device {shown(str(name))} cannot be used: {reason}; use cpu, cuda, or cuda:0, cuda:1, .."
+            f"device {shown(str(name))} cannot be used: {reason}; use cpu, cuda, cuda:1, .."
         ) from cause
     return one.device

@@ -32,6 +32,7 @@ from q2n.models.skeleton import build_skeleton, share_skeleton, stored_tensors
 from q2n.option_types import shown
 from q2n.transforms.runtime import RuntimeParts
 
+
 class ModelSource(ABC):
     """Original tensors of a causal LM, by name."""
 
