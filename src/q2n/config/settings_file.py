@@ -14,7 +14,7 @@ document) is refused where it begins, before anything is expanded.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from q2n.config.options import Flag, flags, table
 from q2n.config.presets import ALIASES
@@ -58,16 +58,11 @@ class _Refused(Exception):
         self.line = line
 
 
-class _Scalar(str):
-    """The text of one value as it stands in the file."""
+class _Word(NamedTuple):
+    """One value as it stands in the file."""
 
+    text: str
     quoted: bool
-
-    @classmethod
-    def of(cls, event: Any) -> "_Scalar":
-        scalar = cls(event.value)
-        scalar.quoted = event.style is not None
-        return scalar
 
 
 class _Events:
@@ -93,7 +88,7 @@ class _Events:
 
 
 def _entries(events: _Events) -> Iterator[tuple[int, str, Any]]:
-    """Line, name and value (a `_Scalar` or a list of them) of every setting."""
+    """Line, name and value (a `_Word` or a list of texts) of every setting."""
     events.take()  # the stream begins
     if events.take()[0] == "StreamEnd":
         return
@@ -121,8 +116,8 @@ def _pairs(events: _Events) -> Iterator[tuple[int, str, Any]]:
 def _value(events: _Events) -> Any:
     kind, event = events.take()
     if kind == "Scalar":
-        return _Scalar.of(event)
-    items: list[_Scalar] = []
+        return _Word(event.value, quoted=event.style is not None)
+    items: list[str] = []
     while kind == "SequenceStart":
         item, event = events.take()
         if item == "SequenceEnd":
@@ -130,20 +125,23 @@ def _value(events: _Events) -> Any:
         if item != "Scalar":
             kind = item
             break
-        items.append(_Scalar.of(event))
+        items.append(event.value)
     raise _Refused(events.line, "a value is a word, a number or a list of words: nothing within it")
 
 
 def _meant(flag: Flag | None, value: Any) -> Any:
     """What a value stands for; the text itself where no option has the name."""
     if isinstance(value, list):
-        return [str(item) for item in value]
-    if not value.quoted and value.lower() in _NOTHING:
+        return value
+    text, quoted = value
+    if not quoted and text.lower() in _NOTHING:
         return None
-    parsed = str(value) if flag is None else flag.parse(value)
-    if flag is None or any(kind.accepts(parsed) for kind in flag.kinds) or value.quoted:
+    if flag is None:
+        return text
+    parsed = flag.parse(text)
+    if quoted or any(kind.accepts(parsed) for kind in flag.kinds):
         return parsed
-    return _BOOLEANS.get(value.lower(), parsed)
+    return _BOOLEANS.get(text.lower(), parsed)
 
 
 def _content(file: Path) -> bytes:

@@ -87,6 +87,8 @@ def described_layers(config: Mapping[str, Any]) -> dict[str, StoredLayer]:
         _require_entries("quantization_config", config, _ENTRIES, _MAY_BE_LEFT_OUT)
         for entry in ("modules_not_converted", COPIED):
             _texts(entry, config.get(entry, []))
+        if not isinstance(config["layer_groups"], list):
+            raise ValueError(f"layer_groups is {shown(config['layer_groups'])}")
         groups = [_from_json(group) for group in config["layer_groups"]]
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as cause:
         raise InputError(

@@ -31,7 +31,7 @@ ATTACH: dict[str, Callable[[nn.Module, Any], None]] = {PARTS: _attach_parts}
 """By name: changes the loaded model in place, as its description says."""
 
 
-def attach_runtime(model: nn.Module, runtime: Mapping[str, Any]) -> None:
+def attach_runtime(model: nn.Module, runtime: Any) -> None:
     """Make the model do what the entry says.
 
     Raises:

@@ -67,14 +67,17 @@ Series = dict[str, tuple[list[int], list[float]]]
 
 def _by_kind(layers: Mapping[str, LayerRecord], key: str) -> Series:
     series: Series = {}
-    numbers = set(map(str, range(len(layers))))
     for name, layer in layers.items():
         if key in layer.notes:
-            block = next((int(part) for part in name.split(".") if part in numbers), 0)
+            block = next((int(part) for part in name.split(".") if _is_number(part)), 0)
             blocks, values = series.setdefault(name.rsplit(".", 1)[-1], ([], []))
             blocks.append(block)
             values.append(layer.notes[key])
     return series
+
+
+def _is_number(part: str) -> bool:
+    return part.isascii() and part.isdecimal() and len(part) < 9
 
 
 def _lines(axes: Axes, series: Series, style: str, labelled: bool = True) -> None:
