@@ -27,7 +27,7 @@ NAN, INF = math.nan, math.inf
 CASES = {
     "bits": (Bits, [2, 8], [5, "4", True, None, 4.0]),
     "group size": (GroupSize, [1, -1, 64], [0, -2, 1.5, "64", True]),
-    "count": (Count, [1, 10**9], [0, 1.0, INF]),
+    "count": (Count, [1, 10**6], [0, 1.0, INF, 10**6 + 1, 10**30]),
     "not negative": (NonNegative, [0, 0.0, 3, 2.5], [-1e-9, NAN, INF, "1", True]),
     "positive": (Positive, [1e-9, 7], [0, 0.0, -1, NAN]),
     "share above 0": (ShareAboveZero, [0.1, 1, 1.0], [0, 1.01]),
@@ -96,7 +96,10 @@ def test_a_dataclass_refuses_naming_field_and_value():
     check_fields(Options())
     assert list(field_kinds(Options)) == ["size", "share"]  # not what a wrapper goes around
     for options, message in (
-        (Options(size=0), "size is 0; it takes a whole number at least 1, or -1"),
+        (
+            Options(size=0),
+            "size is 0; it takes a whole number at least 1 and at most 1000000, or -1",
+        ),
         (Options(share=1.0), "share is 1.0; it takes a finite number above 0 and below 1"),
     ):
         with pytest.raises(InputError) as failure:

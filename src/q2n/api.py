@@ -13,6 +13,7 @@ from q2n.config.reading import read_settings
 from q2n.errors import InputError
 from q2n.evaluation.evaluate import evaluate
 from q2n.logging import Reporter
+from q2n.option_types import shown
 from q2n.pipeline.store import RUN_FILE, RunStore, partial_folder
 from q2n.report.checkpoint import Quantized
 from q2n.report.record import RECORD_FILE, BlockRecord, RunRecord
@@ -46,11 +47,22 @@ def quantize(
         ResumeError: the interrupted run had other settings, text, model or version.
     """
     reporter = reporter or Reporter()
+    _require_names(model, output)
     label = model if isinstance(model, str | Path) else model.config.name_or_path
     named = {"model": str(label or type(model).__name__), "output": str(output)}
     run = Run(read_settings({**settings, **named}), model, tokenizer, reporter)
     run.quantize_blocks(resume)
     return run.write()
+
+
+def _require_names(model: Any, output: Any) -> None:
+    """Refuse what is neither a name nor a model, which `str` would make a name of."""
+    if not isinstance(model, str | Path | PreTrainedModel):
+        raise InputError(
+            f"model is {shown(model)}; it takes a name, a path or a transformers model"
+        )
+    if not isinstance(output, str | Path):
+        raise InputError(f"output is {shown(output)}; it takes the path of a folder to write")
 
 
 def inspect(directory: str | Path) -> dict[str, Any]:

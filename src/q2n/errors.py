@@ -25,3 +25,16 @@ class NumericalError(Q2NError, ArithmeticError):
 
 class ResumeError(InputError):
     """A partial run belongs to another model, text, configuration or version."""
+
+
+_BEGINNING, _END = 240, 120
+"""Characters of a reason that are kept."""
+
+
+def reason_of(cause: BaseException) -> str:
+    """What another library says of a failure, for a message of one line: its kind, beginning and
+    end of its text, which may go on for pages."""
+    line = " ".join(str(cause).split())
+    if len(line) > _BEGINNING + _END:
+        line = f"{line[:_BEGINNING]} .. {line[-_END:]}"
+    return f"{type(cause).__name__}: {line}" if line else type(cause).__name__

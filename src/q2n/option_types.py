@@ -10,9 +10,11 @@ class that owns the option are imported.
 """
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from os import PathLike, fspath
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
@@ -34,28 +36,43 @@ class Range:
             return True
         above = number > self.low if self.open_low else number >= self.low
         below = number < self.high if self.open_high else number <= self.high
-        return above and below and math.isfinite(number)
+        return above and below and abs(number) <= sys.float_info.max
 
     def __str__(self) -> str:
         parts = []
         if self.low > -math.inf:
-            parts.append(f"{'above' if self.open_low else 'at least'} {self.low:g}")
+            parts.append(f"{'above' if self.open_low else 'at least'} {_number(self.low)}")
         if self.high < math.inf:
-            parts.append(f"{'below' if self.open_high else 'at most'} {self.high:g}")
+            parts.append(f"{'below' if self.open_high else 'at most'} {_number(self.high)}")
         text = " and ".join(parts)
         return text if self.also is None else f"{text}, or {self.also:g}"
 
 
+def _number(value: int | float) -> str:
+    """Whole numbers digit by digit."""
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+MOST = 1_000_000
+"""Of whatever is counted: steps, windows, tokens of a window, columns of a group. No model and no
+text has more, and a slip of the keyboard is refused instead of filling the memory."""
+LARGEST = 1e9
+"""Of a factor: its square is still a float32."""
+
 Bits = Literal[2, 3, 4, 8]
 """Widths of weights."""
-NonNegative = Annotated[float, Range(low=0)]
-Positive = Annotated[float, Range(low=0, open_low=True)]
+NonNegative = Annotated[float, Range(low=0, high=LARGEST)]
+Positive = Annotated[float, Range(low=0, high=LARGEST, open_low=True)]
 ShareAboveZero = Annotated[float, Range(low=0, open_low=True, high=1)]
 ShareInside = Annotated[float, Range(low=0, open_low=True, high=1, open_high=True)]
-Count = Annotated[int, Range(low=1)]
-CountOrZero = Annotated[int, Range(low=0)]
-GroupSize = Annotated[int, Range(low=1, also=-1)]
+Count = Annotated[int, Range(low=1, high=MOST)]
+CountOrZero = Annotated[int, Range(low=0, high=MOST)]
+GroupSize = Annotated[int, Range(low=1, high=MOST, also=-1)]
 """Neighbours that share a scale; -1: all of them."""
+WindowLength = Annotated[int, Range(low=2, high=MOST)]
+"""Tokens."""
+Seed = Annotated[int, Range(low=0, high=2**63 - 1)]
+"""What every generator of random numbers takes."""
 Patterns = tuple[str, ...]
 """Shell patterns of layer names."""
 
@@ -113,11 +130,11 @@ class ValueKind:
         if self.type == "choice":
             return any(value == choice and type(value) is type(choice) for choice in self.choices)
         if self.type == "list":
-            return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+            return isinstance(value, tuple) and all(map(_is_text, value))
         if self.type in ("int", "float"):
             number = isinstance(value, int if self.type == "int" else (int, float))
             return number and value is not True and value is not False and self._in_range(value)
-        return isinstance(value, bool if self.type == "bool" else str)
+        return isinstance(value, bool) if self.type == "bool" else _is_text(value)
 
     def parse(self, text: str) -> Any:
         """The value that a word on the command line stands for; the word where it is none."""
@@ -151,12 +168,45 @@ class ValueKind:
         return words if self.range is None else f"{words} {self.range}"
 
     def _in_range(self, number: int | float) -> bool:
-        return math.isfinite(number) if self.range is None else number in self.range
+        return number in (self.range or Range())
+
+
+def plain(value: Any) -> Any:
+    """What a Python program meant by a value: a number of numpy or torch is that number, a path
+    its text, a list a tuple."""
+    if isinstance(value, PathLike):
+        return fspath(value)
+    if isinstance(value, list | tuple):
+        return tuple(plain(item) for item in value)
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return value.item()
+    return value
 
 
 def refusal(name: str, value: Any, kind: ValueKind) -> str | None:
     """Why an option cannot have this value; None if it can."""
-    return None if kind.accepts(value) else f"{name} is {value!r}; it takes {kind}"
+    return None if kind.accepts(value) else f"{name} is {shown(value)}; it takes {kind}"
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: in one line that is not long."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return "a number of many digits"
+    if isinstance(value, str):
+        value = value[:_SHOWN]
+    line = " ".join(repr(value).split())
+    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}.."
+
+
+def _is_text(value: Any) -> bool:
+    """Without what no file or name can hold: NUL, bytes that are not UTF-8."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+_SHOWN = 100
+"""Characters."""
 
 
 def field_kinds(owner: type) -> dict[str, ValueKind]:

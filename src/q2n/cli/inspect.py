@@ -25,6 +25,10 @@ def run(parsed: Namespace) -> None:
 
     from q2n.api import inspect
 
+    if parsed.plot:
+        from q2n.report.figures import require_picture
+
+        require_picture(Path(parsed.plot))
     record = inspect(parsed.directory)
     if parsed.plot:
         from q2n.report.figures import plot_layers

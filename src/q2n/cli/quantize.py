@@ -10,7 +10,7 @@ from q2n.cli.flags import add_options, add_output_flags, reporter
 from q2n.config.options import CHANGES, RUN, SWITCHES, table
 from q2n.config.options import flags as flags_of
 from q2n.config.reading import new_folder, read_settings
-from q2n.errors import InputError
+from q2n.config.settings_file import read_settings_file
 
 if TYPE_CHECKING:
     from q2n.api import Quantized
@@ -87,19 +87,7 @@ def _settings(parsed: Namespace) -> dict[str, Any]:
     flags = {key: x for key, x in vars(parsed).items() if x is not None and key not in NOT_SETTINGS}
     if parsed.checkpoint:
         flags["model"] = parsed.checkpoint
-    return {**(_read_yaml(Path(parsed.config)) if parsed.config else {}), **flags}
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        values = yaml.safe_load(file.read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as cause:
-        raise InputError(f"--config {file} cannot be read as YAML: {cause}") from cause
-    if not isinstance(values, dict):
-        raise InputError(f"--config {file} holds no settings: lines of `name: value`")
-    return values
+    return {**(read_settings_file(Path(parsed.config)) if parsed.config else {}), **flags}
 
 
 def _methods() -> str:

@@ -20,7 +20,7 @@ from q2n.config.presets import (
 )
 from q2n.config.settings import RunSettings, Settings
 from q2n.errors import InputError
-from q2n.option_types import refusal
+from q2n.option_types import ValueKind, plain, refusal, shown
 
 
 def read_settings(settings: Mapping[str, Any]) -> Settings:
@@ -30,12 +30,12 @@ def read_settings(settings: Mapping[str, Any]) -> Settings:
         InputError: an unknown method, a setting that nobody has or that the method lacks, a value
             that it does not take.
     """
-    plain = _plain(settings)
-    expanded = _expanded(plain)
+    given = _given(settings)
+    expanded = _expanded(given)
     run = _options_of(RUN, expanded)
     base = METHOD_PRESETS.get(run["method"], {}).get("method", run["method"])
     options = {owner: _options_of(owner, expanded) for owner in (base, *_wrappers(run), CHANGES)}
-    _refuse_idle(plain, {**run, **options[CHANGES]})
+    _refuse_idle(given, {**run, **options[CHANGES]})
     taken = run.keys() | {name for own in options.values() for name in own}
     _refuse_unknown(expanded.keys() - taken, base)
     return Settings(run=RunSettings(**run), method=base, options=options)
@@ -56,19 +56,30 @@ def new_folder(run: RunSettings) -> Path:
     return folder
 
 
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings under their own names, without those that were not set."""
-    plain: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     set_as: dict[str, str] = {}
     for key, value in settings.items():
         name = ALIASES.get(key, key)
         if value is None:
             continue
-        if name in plain:
+        if name in values:
             raise InputError(f"{set_as[name]} and {key} are the same setting: give one of them")
         set_as[name] = key
-        plain[name] = tuple(value) if isinstance(value, list) else _word(name, value)
-    return plain
+        values[name] = _word(name, _plain_value(name, value))
+    return values
+
+
+def _plain_value(name: str, value: Any) -> Any:
+    """The value of a setting without the types of other libraries."""
+    value = plain(value)
+    if not isinstance(value, bool | int | float | str | tuple):
+        raise InputError(
+            f"{name} is {shown(value)}; a setting is a text, a number, true or false, or a list of "
+            "texts"
+        )
+    return value
 
 
 def _word(name: str, value: Any) -> Any:
@@ -79,20 +90,19 @@ def _word(name: str, value: Any) -> Any:
     return "off" if name == "refit" and value is False else value
 
 
-def _expanded(plain: Mapping[str, Any]) -> dict[str, Any]:
+def _expanded(given: Mapping[str, Any]) -> dict[str, Any]:
     """What was set, and below it what the presets stand for."""
-    method = plain.get("method", table().owners[RUN]["method"].default)
-    if method not in table().methods:
+    options = table().owners[RUN]
+    method = given.get("method", options["method"].default)
+    if not isinstance(method, str) or method not in table().methods:
         raise InputError(
-            f"unknown method {method!r}; there are: {', '.join(table().methods)}"
-            + _hint(str(method), table().methods)
+            f"unknown method {shown(method)}; there are: {', '.join(table().methods)}"
+            + _hint(shown(method), table().methods)
         )
-    quality = plain.get("quality")
-    message = refusal("quality", quality, table().owners[RUN]["quality"].kind)
-    if message:
-        raise InputError(message)
-    below = {**METHOD_PRESETS.get(method, {}), **_quality(quality, method)}
-    expanded = {**below, **plain, "method": method}
+    for name in ("quality", "nullspace"):  # the other presets
+        _require(name, given.get(name, options[name].default), options[name].kind)
+    below = {**METHOD_PRESETS.get(method, {}), **_quality(given.get("quality"), method)}
+    expanded = {**below, **given, "method": method}
     return {**NULLSPACE_PRESETS.get(expanded.get("nullspace", ""), {}), **expanded}
 
 
@@ -116,12 +126,16 @@ def _options_of(owner: str, values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in own.items():
         if name not in values:
             continue
-        message = refusal(name, value, options[name].kind)
-        if message is not None:
-            raise InputError(message)
+        _require(name, value, options[name].kind)
         if options[name].kind.type == "float" and value is not None:
             own[name] = float(value)
     return own
+
+
+def _require(name: str, value: Any, kind: ValueKind) -> None:
+    message = refusal(name, value, kind)
+    if message is not None:
+        raise InputError(message)
 
 
 IDLE_WITHOUT: dict[str, tuple[str, Any]] = {
@@ -137,12 +151,12 @@ IDLE_WITHOUT: dict[str, tuple[str, Any]] = {
 """Setting -> the one without which it does nothing, and that one's value for off."""
 
 
-def _refuse_idle(plain: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+def _refuse_idle(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Refuse a setting that would do nothing because what it belongs to is off. Its default, as in
     a printed configuration, is no such setting."""
     for name, (switch, off) in IDLE_WITHOUT.items():
         owner = next(options for options in table().owners.values() if name in options)
-        if name in plain and plain[name] != owner[name].default:
+        if name in given and given[name] != owner[name].default:
             if settings[switch] == off:
                 raise InputError(
                     f"option {name!r} does nothing without --{switch.replace('_', '-')}: add it, "
@@ -164,9 +178,9 @@ def _refuse_unknown(names: set[str], method: str) -> None:
     own = table().owners[method]
     others = [owner for owner in table().owners_of(name) if owner in table().methods]
     who = f"; {', '.join(others)} have it" if others else _hint(name, [*own, *table().owners[RUN]])
-    raise InputError(f"method {method} has no option {name!r}{who}; it has: {', '.join(own)}")
+    raise InputError(f"method {method} has no option {shown(name)}{who}; it has: {', '.join(own)}")
 
 
 def _hint(word: str, words: Any) -> str:
-    close = get_close_matches(word, list(words), 1)
+    close = get_close_matches(word[:100], list(words), 1)
     return f". Did you mean {close[0]!r}?" if close else ""

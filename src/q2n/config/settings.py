@@ -5,9 +5,9 @@ owners (methods/, wrappers/, transforms/model_changes.py); all share one flat sp
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from q2n.option_types import Count, CountOrZero, Patterns, Range
+from q2n.option_types import Count, CountOrZero, Patterns, Seed, WindowLength
 
 NOT_IN_FINGERPRINT = ("model", "output", "corpus", "activations", "ppl", "ppl_windows")
 """Settings that a hash of the content stands for, or that do not touch the result."""
@@ -58,9 +58,9 @@ class RunSettings:
     one with more than 17 million characters windows are drawn from excerpts."""
     windows: Count = 128
     """Calibration windows."""
-    length: Annotated[int, Range(low=2)] = 2048
+    length: WindowLength = 2048
     """Tokens of a window."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the choice of windows and of every random choice of a method."""
     true_sequential: bool = True
     """Measure each stage of a block (q, k, v; o; gate, up; down) after the one before it is

@@ -1,5 +1,6 @@
 """Perplexity of a model by name: checkpoint, text, windows, measurement."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,29 @@ from q2n.formats.load import load_model
 from q2n.logging import Reporter
 from q2n.models.checkpoint_files import resolve_checkpoint
 from q2n.models.devices import parse_device, requested_dtype
+from q2n.option_types import Count, WindowLength, check_fields, plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """How a text is cut and a model loaded, as `evaluate` says.
+
+    Raises:
+        InputError: a value that cannot be.
+    """
+
+    ppl: str
+    length: WindowLength
+    windows: Count | None
+    stride: Count | None
+    batch_size: Count
+    device: str
+    dtype: str | None
+    split: str
+    trust_remote_code: bool
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def evaluate(
@@ -46,20 +70,33 @@ def evaluate(
         NumericalError: the model's loss is not finite.
     """
     reporter = reporter or Reporter()
+    on = Conditions(
+        ppl=plain(ppl),
+        length=plain(length),
+        windows=plain(windows),
+        stride=plain(stride),
+        batch_size=plain(batch_size),
+        device=str(device),
+        dtype=dtype,
+        split=split,
+        trust_remote_code=trust_remote_code,
+    )
+    wanted, place = requested_dtype(on.dtype), parse_device(on.device)
     folder = None
     if not isinstance(model, PreTrainedModel):
-        folder = resolve_checkpoint(str(model), trust_remote_code=trust_remote_code)
-    texts = Texts(folder, tokenizer, trust_remote_code=trust_remote_code)
-    text = texts.evaluation(ppl, length=length, limit=windows, stride=stride, split=split)
+        folder = resolve_checkpoint(str(model), trust_remote_code=on.trust_remote_code)
+    texts = Texts(folder, tokenizer, trust_remote_code=on.trust_remote_code)
+    text = texts.evaluation(
+        on.ppl, length=on.length, limit=on.windows, stride=on.stride, split=on.split
+    )
     for note in text.notes:
         reporter.note(note)
     if not isinstance(model, PreTrainedModel):
         assert folder is not None
         model = load_model(
-            folder,
-            dtype=requested_dtype(dtype),
-            device=parse_device(device),
-            trust_remote_code=trust_remote_code,
+            folder, dtype=wanted, device=place, trust_remote_code=on.trust_remote_code
         )
-    with reporter.bar(f"perplexity on {ppl}", len(text)) as bar:
-        return perplexity(model, text, batch_size=batch_size, stride=stride, progress=bar.advance)
+    with reporter.bar(f"perplexity on {on.ppl}", len(text)) as bar:
+        return perplexity(
+            model, text, batch_size=on.batch_size, stride=on.stride, progress=bar.advance
+        )

@@ -22,16 +22,18 @@ from torch import Tensor
 
 from q2n.errors import InputError
 from q2n.formats.hf_entry import modules_of
-from q2n.formats.packing import pack, unpack
+from q2n.formats.packing import pack, unpack, word_count
 from q2n.formats.stored import StoredLayer
 from q2n.formats.uniform import (
     Scheme,
     UniformCodec,
     UniformEntry,
+    require_tensors,
     stored_scale,
 )
 from q2n.layers.quantized import QuantizedLinear
 from q2n.linalg.groups import by_column
+from q2n.option_types import shown
 
 LAYOUT_VERSION = "0.20.0"
 """The compressed-tensors release against which the layout is tested; written into the file."""
@@ -70,16 +72,36 @@ class CompressedTensors(UniformCodec):
         self, name: str, parts: Mapping[str, Shaped[Tensor, "..."]], description: Scheme
     ) -> Float[Tensor, "out in"]:
         bits = description.bits
-        rows, columns = parts["weight_shape"].tolist()
+        rows, columns = _shape(name, parts)
+        groups = description.groups(columns)
+        expected: dict[str, tuple[tuple[int, ...], bool]] = {
+            "weight_packed": ((rows, word_count(columns, bits)), False),
+            "weight_scale": ((rows, groups), True),
+        }
+        if not description.symmetric:
+            expected["weight_zero_point"] = ((word_count(rows, bits), groups), False)
+        require_tensors(name, parts, expected)
         codes = unpack(parts["weight_packed"], bits, columns)
         scale = parts["weight_scale"].float()
         zero = torch.full_like(scale, 2 ** (bits - 1))
         if not description.symmetric:
             packed = parts["weight_zero_point"].T.contiguous()
             zero = unpack(packed, bits, rows).T.float()
-        group_size = columns // scale.shape[1]
+        group_size = columns if description.group_size == -1 else description.group_size
         centred = codes.float() - by_column(zero, group_size, columns)
         return by_column(scale, group_size, columns) * centred
+
+
+def _shape(name: str, parts: Mapping[str, Shaped[Tensor, "..."]]) -> tuple[int, int]:
+    """The shape of the weight, as the file says it."""
+    stored = parts.get("weight_shape")
+    sizes = [] if stored is None or stored.is_floating_point() else stored.flatten()[:3].tolist()
+    if len(sizes) != 2 or not all(0 < size < 2**31 for size in sizes):
+        raise InputError(
+            f"tensor {name}.weight_shape is missing or no shape of a matrix: {sizes}; fetch the "
+            "checkpoint again"
+        )
+    return sizes[0], sizes[1]
 
 
 class CompressedTensorsEntry(UniformEntry):
@@ -130,6 +152,10 @@ class CompressedTensorsEntry(UniformEntry):
                 "transformers"
             )
         weights = groups[0]["weights"]
+        if not isinstance(weights, dict):
+            raise InputError(
+                f"the weights of this group are {shown(weights)}; fetch config.json again"
+            )
         return Scheme(
             bits=weights["num_bits"],
             group_size=weights.get("group_size") or -1,

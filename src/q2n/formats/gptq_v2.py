@@ -27,9 +27,9 @@ from torch import Tensor
 
 from q2n.errors import InputError
 from q2n.formats.hf_entry import modules_of
-from q2n.formats.packing import WORD, pack, unpack
+from q2n.formats.packing import WORD, pack, unpack, word_count
 from q2n.formats.stored import StoredLayer
-from q2n.formats.uniform import Scheme, UniformCodec, UniformEntry, stored_scale
+from q2n.formats.uniform import Scheme, UniformCodec, UniformEntry, require_tensors, stored_scale
 from q2n.layers.quantized import QuantizedLinear
 
 BITS = (2, 3, 4, 8)
@@ -77,11 +77,29 @@ class GPTQv2(UniformCodec):
     def decode(
         self, name: str, parts: Mapping[str, Shaped[Tensor, "..."]], description: Scheme
     ) -> Float[Tensor, "out in"]:
-        bits, scale = description.bits, parts["scales"].float()
-        group_of = parts["g_idx"].long()
+        bits = description.bits
+        require_tensors(name, parts, _expected(parts, description))
+        scale, group_of = parts["scales"].float(), parts["g_idx"].long()
+        if int(group_of.min()) < 0 or int(group_of.max()) >= len(scale):
+            raise InputError(f"tensor {name}.g_idx names groups that are not there; fetch it again")
         codes = unpack(parts["qweight"].T.contiguous(), bits, group_of.numel())
         zero = unpack(parts["qzeros"], bits, scale.shape[1])
         return scale[group_of].T * (codes.float() - zero[group_of].T.float())
+
+
+def _expected(
+    parts: Mapping[str, Shaped[Tensor, "..."]], scheme: Scheme
+) -> dict[str, tuple[tuple[int, ...], bool]]:
+    """The shapes that follow from how many inputs and outputs there are."""
+    columns = parts["g_idx"].numel() if "g_idx" in parts else 0
+    rows = parts["qweight"].shape[-1] if parts["qweight"].ndim else 0
+    groups = scheme.groups(columns)
+    return {
+        "g_idx": ((max(columns, 1),), False),
+        "qweight": ((word_count(columns, scheme.bits), rows), False),
+        "qzeros": ((groups, word_count(rows, scheme.bits)), False),
+        "scales": ((groups, rows), True),
+    }
 
 
 class GPTQEntry(UniformEntry):

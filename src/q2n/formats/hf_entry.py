@@ -8,10 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic
+from typing import Any, ClassVar, Generic, NoReturn
 
+from q2n.errors import InputError
 from q2n.formats.codec import Description
 from q2n.formats.stored import StoredLayer
+from q2n.option_types import shown
 
 
 class FolderEntry(ABC):
@@ -74,8 +76,24 @@ class PackedEntry(FolderEntry, Generic[Description]):
             InputError: the file is of a variant that is not read here.
         """
 
+    def unused(self, config: Mapping[str, Any]) -> set[str] | None:
+        """Names of the tensors that are in the files and no part of the model; None where the
+        quantization config does not say."""
+        return None
+
 
 def modules_of(weights: Iterable[str]) -> list[str]:
     """The modules of which tensors of these names may be the weights, in readers that have them:
     single experts, layers that predict further tokens."""
     return [name.removesuffix(".weight") for name in weights if name.endswith(".weight")]
+
+
+def refuse_undescribed(key: str) -> NoReturn:
+    """
+    Raises:
+        InputError: always; nothing says what a tensor of the files is for.
+    """
+    raise InputError(
+        f"tensor {shown(key)} has no place in the model, and config.json does not describe it; "
+        "fetch the checkpoint again"
+    )

@@ -19,22 +19,24 @@ from typing import Any
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from q2n.errors import InputError
 from q2n.formats.codec import Codec, PackedCodec
 from q2n.formats.container import Container
-from q2n.formats.hf_entry import FolderEntry, PackedEntry
+from q2n.formats.hf_entry import FolderEntry, PackedEntry, refuse_undescribed
 from q2n.formats.quantized_model import QuantizedModel
 from q2n.formats.runtime import PARTS, RUNTIME, attach_runtime
 from q2n.formats.shards import SHARD_BYTES, ShardWriter
 from q2n.formats.stored import StoredLayer
 from q2n.models.auxiliary_files import drop_code
 from q2n.models.checkpoint_files import TensorFiles
+from q2n.models.config_file import config_values, read_config
 from q2n.models.dtypes import loaded_dtypes
-from q2n.models.loading_plan import plan_loading
+from q2n.models.loading_plan import LoadingPlan, plan_loading
 from q2n.models.skeleton import build_skeleton
 from q2n.models.tensor_names import names_in_model
+from q2n.option_types import shown
 
 
 @dataclass(frozen=True)
@@ -117,38 +119,32 @@ class HFFolder(Container):
         assert isinstance(self.entry, PackedEntry) and isinstance(codec, PackedCodec)
         quantization = quantization_config(directory)
         assert quantization is not None
-        config = folder_config(directory, trust_remote_code)
+        config = read_config(directory, trust_remote_code)
         del config.quantization_config
         dtype = dtype or getattr(config, "dtype", None) or torch.float32
-        model = build_skeleton(config, dtype, trust_remote_code)
-        tensors = _dense_tensors(
-            TensorFiles(directory), model, self.entry, codec, quantization, dtype
-        )
-        _fill(model, dict(tensors), dtype, directory)
+        model, files = build_skeleton(config, dtype, trust_remote_code), TensorFiles(directory)
+        tensors = dict(_dense_tensors(files, model, self.entry, codec, quantization, dtype))
+        plan, unused = plan_loading(model, tensors), self.entry.unused(quantization)
+        if unused is not None:
+            for key in plan.untaken.keys() - unused:
+                refuse_undescribed(key)
+        _fill(model, plan, tensors, dtype, directory)
         attach_runtime(model, quantization.get(RUNTIME, {}))
         return model
 
 
-def folder_config(directory: Path, trust_remote_code: bool = False) -> PretrainedConfig:
-    """config.json of a folder.
+def quantization_config(directory: Path) -> Mapping[str, Any] | None:
+    """The description of the quantized layers in config.json; None where there is none.
 
     Raises:
-        InputError: it is missing or damaged.
+        InputError: config.json is missing or damaged, or the description is no object.
     """
-    try:
-        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as cause:
+    described = config_values(directory).get("quantization_config")
+    if described is not None and not isinstance(described, dict):
         raise InputError(
-            f"config.json cannot be read: {cause}; fetch the checkpoint again"
-        ) from cause
-
-
-def quantization_config(directory: Path) -> dict[str, Any] | None:
-    """The description of the quantized layers in config.json; None where there is none."""
-    try:
-        return json.loads((directory / "config.json").read_text()).get("quantization_config")
-    except (OSError, ValueError, AttributeError):
-        return None  # `folder_config` says what is wrong
+            f"quantization_config in config.json is {shown(described)}; fetch the checkpoint again"
+        )
+    return described
 
 
 def require_all(missing: Collection[str]) -> None:
@@ -181,18 +177,22 @@ def _dense_tensors(
         yield f"{module}.weight", codec.decode(module, parts, layer.description).to(dtype)
         stored.update(own.values())
     for key, name in names.items():
+        module, _, part = name.rpartition(".")
+        if module in packed and name not in stored and part != "bias":
+            refuse_undescribed(key)
         if name not in stored:
             yield key, files.tensor(key)
 
 
 def _fill(
     model: PreTrainedModel,
+    plan: LoadingPlan,
     tensors: dict[str, Shaped[Tensor, "..."]],
     dtype: torch.dtype,
     directory: Path,
 ) -> None:
     """Put tensors, by their names in the files, into the modules as transformers does."""
-    state, dtypes = plan_loading(model, tensors).state(tensors), loaded_dtypes(model, dtype)
+    state, dtypes = plan.state(tensors), loaded_dtypes(model, dtype)
     state |= {name: state[name].to(dtypes[name]) for name in state.keys() & dtypes.keys()}
     missing = model.state_dict().keys() - state.keys()
     model.load_state_dict(state, strict=False, assign=True)

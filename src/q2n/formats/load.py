@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from q2n.errors import InputError
+from q2n.errors import InputError, reason_of
 from q2n.formats import FORMATS
-from q2n.formats.hf_folder import folder_config, quantization_config, require_all
+from q2n.formats.hf_folder import quantization_config, require_all
+from q2n.models.config_file import BAD_CONFIG, read_config
+from q2n.option_types import shown
 
 
 def load_model(
@@ -30,9 +32,12 @@ def load_model(
     try:
         model = _read(directory, dtype, trust_remote_code)
     except InputError as cause:
-        raise InputError(f"{directory}: {cause}") from cause
-    except (RuntimeError, ValueError) as cause:
-        raise InputError(f"{directory}: the tensors do not fit config.json: {cause}") from cause
+        where = "" if str(cause).startswith(str(directory)) else f"{directory}: "
+        raise InputError(f"{where}{cause}") from cause
+    except BAD_CONFIG as cause:
+        raise InputError(
+            f"{directory}: the tensors do not fit config.json: {reason_of(cause)}"
+        ) from cause
     return model.to(device).eval()  # type: ignore[arg-type]
 
 
@@ -49,15 +54,15 @@ def _read_plain(
     directory: Path, dtype: torch.dtype | None, trust_remote_code: bool
 ) -> PreTrainedModel:
     """An ordinary Hugging Face checkpoint, whoever wrote it."""
-    config = folder_config(directory, trust_remote_code)
     quantization = quantization_config(directory)
     if quantization is not None:
-        raise InputError(
-            f"quant_method {quantization.get('quant_method')!r} is not read here; load it with "
-            "transformers"
-        )
+        method = shown(quantization.get("quant_method"))
+        raise InputError(f"quant_method {method} is not read here; load it with transformers")
+    config = read_config(directory, trust_remote_code)
+    config._attn_implementation = None  # one that works here, whatever the file wants
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         directory,
+        config=config,
         dtype=dtype or getattr(config, "dtype", None) or torch.float32,
         output_loading_info=True,
         trust_remote_code=trust_remote_code,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from q2n.errors import InputError
 from q2n.formats.codec import PackedCodec
+from q2n.formats.described import Contradiction, require_values
 from q2n.formats.packing import pack_all, unpack_all, word_count
 from q2n.formats.stored import StoredLayer, StoredTensor
 from q2n.layers import REPRESENTATIONS
@@ -40,7 +41,9 @@ class Native(PackedCodec[StoredLayer]):
     def decode(
         self, name: str, parts: Mapping[str, Shaped[Tensor, "..."]], description: StoredLayer
     ) -> Float[Tensor, "out in"]:
-        require_parts(name, description, {part: tuple(x.shape) for part, x in parts.items()})
+        found = {part: (tuple(x.shape), x.dtype) for part, x in parts.items()}
+        require_parts(name, description, found)
+        require_numbers(name, description, parts)
         return rebuild(description, parts).dequantize()
 
 
@@ -51,18 +54,37 @@ def rebuild(layer: StoredLayer, parts: Mapping[str, Shaped[Tensor, "..."]]) -> Q
 
 
 def require_parts(
-    name: str, layer: StoredLayer, shapes: Mapping[str, tuple[int, ...] | None]
+    name: str,
+    layer: StoredLayer,
+    found: Mapping[str, tuple[tuple[int, ...], torch.dtype | None]],
 ) -> None:
-    """Compare the shapes of a layer's tensors in the file with what config.json says of them.
+    """Compare shape and dtype of a layer's tensors in the file with what config.json says.
 
     Raises:
-        InputError: one is missing or of another shape.
+        InputError: one is missing or another one.
     """
     for part, stored in layer.tensors.items():
-        shape, expected = shapes.get(part), file_shape(stored)
-        if shape != expected:
-            what = "is missing" if shape is None else f"has shape {shape}, not {expected}"
+        shape, dtype = found.get(part, (None, None))
+        expected = file_shape(stored), file_dtype(stored)
+        if (shape, dtype) != expected:
+            what = f"has dtype {dtype}, not {expected[1]}"
+            if shape != expected[0]:
+                what = "is missing" if shape is None else f"has shape {shape}, not {expected[0]}"
             raise InputError(f"tensor {name}.{part} {what}; fetch the checkpoint again")
+
+
+def require_numbers(
+    name: str, layer: StoredLayer, parts: Mapping[str, Shaped[Tensor, "..."]]
+) -> None:
+    """Look at the numbers of a layer whose tensors have the right shapes.
+
+    Raises:
+        InputError: numbers that no such layer has.
+    """
+    try:
+        require_values(layer, lambda part: from_file(parts[part], layer.tensors[part]))
+    except Contradiction as cause:
+        raise InputError(f"{name}: {cause}; fetch the checkpoint again") from cause
 
 
 def to_file(tensor: Shaped[Tensor, "..."], stored: StoredTensor) -> Shaped[Tensor, "..."]:

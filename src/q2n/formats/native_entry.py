@@ -10,13 +10,20 @@ from typing import Any
 
 import torch
 
-from q2n.errors import InputError
+from q2n.errors import InputError, reason_of
+from q2n.formats.described import require_consistent
 from q2n.formats.hf_entry import PackedEntry, PackedLayer
+from q2n.formats.runtime import RUNTIME
 from q2n.formats.stored import StoredLayer, StoredTensor
 from q2n.layers import REPRESENTATIONS
+from q2n.option_types import shown
 
 VERSION = 2
 """Of the layout. A reader refuses any other."""
+COPIED = "copied"
+"""The entry that names tensors of the file that are no part of the model."""
+_MAY_BE_LEFT_OUT = ("modules_not_converted", RUNTIME, COPIED)
+_ENTRIES = ("quant_method", "version", "layer_groups", *_MAY_BE_LEFT_OUT)
 
 
 class NativeEntry(PackedEntry[StoredLayer]):
@@ -40,7 +47,7 @@ class NativeEntry(PackedEntry[StoredLayer]):
             "version": VERSION,
             "layer_groups": list(groups.values()),
             "modules_not_converted": list(unquantized),
-            **({"copied": list(copied)} if copied else {}),
+            **({COPIED: list(copied)} if copied else {}),
         }
 
     def packed_layers(
@@ -55,6 +62,9 @@ class NativeEntry(PackedEntry[StoredLayer]):
             for name in ordered
         }
 
+    def unused(self, config: Mapping[str, Any]) -> set[str]:
+        return set(config.get(COPIED, ()))
+
     def loading_example(self, directory: Path) -> str:
         return (
             "# pip install q2n\n"
@@ -66,31 +76,42 @@ class NativeEntry(PackedEntry[StoredLayer]):
 
 
 def described_layers(config: Mapping[str, Any]) -> dict[str, StoredLayer]:
-    """Every quantized linear of a checkpoint, from its quantization config.
+    """Every quantized linear of a checkpoint, from its quantization config. Nothing is believed:
+    each description has been held against its representation (described.py).
 
     Raises:
         InputError: another version of the layout, a kind that is not known, or not that layout.
     """
     if config.get("version") != VERSION:
         raise InputError(
-            f"version {config.get('version')!r} of the native layout is not read here, only "
+            f"version {shown(config.get('version'))} of the native layout is not read here, only "
             f"{VERSION}; another release of q2n wrote the checkpoint: use that one"
         )
     try:
-        layers = {
-            name: _from_json(group) for group in config["layer_groups"] for name in group["layers"]
-        }
-    except (KeyError, TypeError, AttributeError, ValueError) as cause:
+        _require_entries("quantization_config", config, _ENTRIES, _MAY_BE_LEFT_OUT)
+        for entry in ("modules_not_converted", COPIED):
+            _texts(entry, config.get(entry, []))
+        if not isinstance(config["layer_groups"], list):
+            raise ValueError(f"layer_groups is {shown(config['layer_groups'])}")
+        groups = [_from_json(group) for group in config["layer_groups"]]
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as cause:
         raise InputError(
-            f"quantization_config in config.json is damaged ({type(cause).__name__}: {cause}); "
-            "fetch it again"
+            f"quantization_config in config.json is damaged ({reason_of(cause)}); fetch it again, "
+            "or use the release of q2n that wrote it"
         ) from cause
-    unknown = {layer.kind for layer in layers.values()} - REPRESENTATIONS.keys()
-    if unknown:
-        raise InputError(
-            f"layers of kind {min(unknown)!r} are not known here; there are: "
-            f"{', '.join(REPRESENTATIONS)}. Another release of q2n wrote the checkpoint: use that"
-        )
+    return _by_name(groups)
+
+
+def _by_name(groups: Iterable[tuple[StoredLayer, list[str]]]) -> dict[str, StoredLayer]:
+    layers: dict[str, StoredLayer] = {}
+    for layer, names in groups:
+        for name in names:
+            if name in layers:
+                raise InputError(
+                    f"quantization_config in config.json describes {shown(name)} twice; fetch it "
+                    "again"
+                )
+            layers[name] = layer
     return layers
 
 
@@ -110,18 +131,54 @@ def _to_json(layer: StoredLayer) -> dict[str, Any]:
     }
 
 
-def _from_json(group: Mapping[str, Any]) -> StoredLayer:
-    rows, columns = group["shape"]
-    return StoredLayer(
-        kind=group["kind"],
+def _from_json(group: Mapping[str, Any]) -> tuple[StoredLayer, list[str]]:
+    """A group and the names of its layers."""
+    _require_entries("a group of layers", group, ("layers", "kind", "shape", "metadata", "tensors"))
+    kind, metadata = group["kind"], group["metadata"]
+    if not isinstance(kind, str) or kind not in REPRESENTATIONS:
+        raise ValueError(
+            f"layers of kind {shown(kind)} are not known here; there are: "
+            f"{', '.join(REPRESENTATIONS)}"
+        )
+    rows, columns = _sizes(group["shape"])
+    layer = StoredLayer(
+        kind=kind,
         shape=(rows, columns),
-        metadata=group["metadata"],
-        tensors={name: _tensor_from_json(tensor) for name, tensor in group["tensors"].items()},
+        metadata=dict(metadata),
+        tensors={name: _tensor_from_json(name, x) for name, x in group["tensors"].items()},
     )
+    require_consistent(layer)
+    return layer, _texts("layers", group["layers"])
 
 
-def _tensor_from_json(tensor: Mapping[str, Any]) -> StoredTensor:
-    dtype, bits = getattr(torch, tensor["dtype"]), tensor.get("bits")
+def _tensor_from_json(name: str, tensor: Mapping[str, Any]) -> StoredTensor:
+    _require_entries(name, tensor, ("shape", "dtype", "bits"), ("bits",))
+    dtype, bits = getattr(torch, str(tensor["dtype"]), None), tensor.get("bits")
     if not isinstance(dtype, torch.dtype) or bits not in (None, *range(1, 9)):
-        raise ValueError(f"a tensor of {tensor['dtype']} in {bits} bits")
-    return StoredTensor(shape=tuple(tensor["shape"]), dtype=dtype, bits=bits)
+        raise ValueError(f"a tensor of {shown(tensor['dtype'])} in {shown(bits)} bits")
+    return StoredTensor(shape=_sizes(tensor["shape"]), dtype=dtype, bits=bits)
+
+
+def _sizes(shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"a shape {shown(shape)}")
+    return tuple(shape)
+
+
+def _texts(entry: str, names: Any) -> list[str]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{entry} is {shown(names)}")
+    return names
+
+
+def _require_entries(
+    what: str, entries: Any, known: Iterable[str], optional: Iterable[str] = ()
+) -> None:
+    """Refuse what has other entries than these."""
+    if not isinstance(entries, Mapping):
+        raise ValueError(f"{what} is {shown(entries)}")
+    missing, unknown = set(known) - set(optional) - entries.keys(), entries.keys() - set(known)
+    if missing or unknown:
+        lacks = f"no {', '.join(sorted(missing))}"
+        lacks = lacks if missing else f"an entry {shown(min(unknown))}, which is not known here"
+        raise ValueError(f"{what} has {lacks}")

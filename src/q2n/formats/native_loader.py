@@ -14,14 +14,16 @@ from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from q2n.errors import InputError
-from q2n.formats.native import require_parts
-from q2n.formats.native_entry import NativeEntry, described_layers
+from q2n.formats.hf_entry import refuse_undescribed
+from q2n.formats.native import require_numbers, require_parts
+from q2n.formats.native_entry import COPIED, NativeEntry, described_layers
 from q2n.formats.packed_linear import PackedLinear
 from q2n.formats.runtime import RUNTIME, attach_runtime
 from q2n.formats.stored import StoredLayer
@@ -50,7 +52,13 @@ class NativeQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: nn.Module, checkpoint_files: Iterable[str] | None = None, **kwargs: Any
     ) -> None:
-        layers = self.quantization_config.layers
+        from transformers import PreTrainedModel
+
+        from q2n.models.tensor_names import names_in_model
+
+        layers, headers = self.quantization_config.layers, _headers(checkpoint_files or ())
+        assert isinstance(model, PreTrainedModel)
+        names = names_in_model(model, headers)  # while the model has its plain linears
         modules = dict(model.named_modules())
         for name, stored in layers.items():
             linear = modules.get(name)
@@ -60,14 +68,22 @@ class NativeQuantizer(HfQuantizer):
                     "checkpoint holds; load it with AutoModelForCausalLM"
                 )
         if checkpoint_files is not None:
-            _require_tensors(model, layers, checkpoint_files)
+            _require_tensors(layers, {names[key]: header for key, header in headers.items()})
         for name, stored in layers.items():
             model.set_submodule(name, PackedLinear(stored, modules[name].bias))
+        placed = {*model.state_dict(), *self.quantization_config.entries.get(COPIED, [])}
+        for key, name in names.items():
+            if placed.isdisjoint((key, name)):
+                refuse_undescribed(key)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         for module in model.modules():
             if isinstance(module, PackedLinear):
                 module.requires_grad_(False)  # the loader makes new parameters
+        for name, layer in self.quantization_config.layers.items():
+            parts = dict(model.get_submodule(name).named_parameters(recurse=False))
+            if not any(part.is_meta for part in parts.values()):  # else they are on the disk
+                require_numbers(name, layer, parts)
         attach_runtime(model, self.quantization_config.entries.get(RUNTIME, {}))
 
     def is_serializable(self) -> bool:
@@ -78,18 +94,40 @@ class NativeQuantizer(HfQuantizer):
         return False
 
 
-def _require_tensors(model: Any, layers: Mapping[str, StoredLayer], files: Iterable[str]) -> None:
-    """Refuse a damaged checkpoint: transformers gives a missing tensor any numbers."""
+_DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""By the names of safetensors: all that a layer is stored in."""
+
+
+def _headers(
+    files: Iterable[str],
+) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
+    """Shape and dtype of every tensor in the files."""
     from pathlib import Path
 
     from q2n.models.checkpoint_files import open_tensors
-    from q2n.models.tensor_names import names_in_model
 
-    shapes: dict[str, tuple[int, ...]] = {}
+    headers = {}
     for file in files:
         opened = open_tensors(Path(file))
-        shapes |= {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}
-    names = names_in_model(model, shapes)
-    shapes = {names[key]: shape for key, shape in shapes.items()}
+        for key in opened.keys():
+            tensor = opened.get_slice(key)
+            headers[key] = (tuple(tensor.get_shape()), _DTYPES.get(tensor.get_dtype()))
+    return headers
+
+
+def _require_tensors(
+    layers: Mapping[str, StoredLayer],
+    headers: Mapping[str, tuple[tuple[int, ...], torch.dtype | None]],
+) -> None:
+    """Refuse a damaged checkpoint: transformers gives a missing tensor any numbers. The headers go
+    by the model's names."""
     for name, stored in layers.items():
-        require_parts(name, stored, {p: shapes.get(f"{name}.{p}") for p in stored.tensors})
+        there = {p: headers[f"{name}.{p}"] for p in stored.tensors if f"{name}.{p}" in headers}
+        require_parts(name, stored, there)

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from q2n.errors import InputError
+from q2n.errors import InputError, reason_of
+from q2n.option_types import shown
 
 RUNTIME = "runtime"
 """The entry of the quantization config."""
@@ -30,17 +31,27 @@ ATTACH: dict[str, Callable[[nn.Module, Any], None]] = {PARTS: _attach_parts}
 """By name: changes the loaded model in place, as its description says."""
 
 
-def attach_runtime(model: nn.Module, runtime: Mapping[str, Any]) -> None:
+def attach_runtime(model: nn.Module, runtime: Any) -> None:
     """Make the model do what the entry says.
 
     Raises:
         InputError: something is asked for that is not known here.
     """
+    if not isinstance(runtime, Mapping):
+        raise InputError(f"runtime in config.json is {shown(runtime)}; fetch the checkpoint again")
     unknown = runtime.keys() - ATTACH.keys()
     if unknown:
         raise InputError(
-            f"the checkpoint needs {min(unknown)!r} while it runs, which is not known here; "
+            f"the checkpoint needs {shown(min(unknown))} while it runs, which is not known here; "
             "another release of q2n wrote it: use that one"
         )
     for name, description in runtime.items():
-        ATTACH[name](model, description)
+        try:
+            ATTACH[name](model, description)
+        except InputError:
+            raise
+        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as cause:
+            raise InputError(
+                f"{RUNTIME} in config.json is damaged ({name}: {reason_of(cause)}); fetch the "
+                "checkpoint again"
+            ) from cause

@@ -7,10 +7,10 @@ consecutive inputs. Both describe the scheme once, in config.json, so all layers
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from q2n.errors import InputError
@@ -19,16 +19,24 @@ from q2n.formats.hf_entry import PackedEntry, PackedLayer
 from q2n.formats.stored import StoredLayer
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.layers.uniform import UniformLinear, UniformStorage
+from q2n.option_types import GroupSize, Range, check_fields
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
     """The grid that every quantized layer of a model shares."""
 
-    bits: int
-    group_size: int
+    bits: Annotated[int, Range(low=2, high=8)]
+    group_size: GroupSize
     """-1: one group per row."""
     symmetric: bool
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def groups(self, columns: int) -> int:
+        """Groups of a row of so many columns."""
+        return 1 if self.group_size == -1 else -(-columns // self.group_size)
 
 
 class UniformCodec(PackedCodec[Scheme]):
@@ -112,6 +120,32 @@ class UniformEntry(PackedEntry[Scheme]):
             )
             for module in modules
         }
+
+
+def require_tensors(
+    name: str,
+    parts: Mapping[str, Shaped[Tensor, "..."]],
+    shapes: Mapping[str, tuple[tuple[int, ...], bool]],
+) -> None:
+    """Compare the tensors of a layer with what the other tensors and config.json make of them:
+    the shape of each, and whether it holds floating-point numbers, which must be finite.
+
+    Raises:
+        InputError: one is missing or another one.
+    """
+    for part, (shape, floating) in shapes.items():
+        tensor = parts.get(part)
+        if tensor is None:
+            what = "is missing"
+        elif tuple(tensor.shape) != shape:
+            what = f"has shape {tuple(tensor.shape)}, not {shape}"
+        elif tensor.dtype != torch.int32 and not floating:
+            what = f"has dtype {tensor.dtype}, not {torch.int32}"
+        elif floating and not (tensor.is_floating_point() and torch.isfinite(tensor).all()):
+            what = "has NaN, Inf or no floating-point numbers"
+        else:
+            continue
+        raise InputError(f"tensor {name}.{part} {what}; fetch the checkpoint again")
 
 
 def stored_scale(

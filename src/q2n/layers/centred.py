@@ -9,15 +9,16 @@ A factor per row (`scale_rows`) turns the one scale into a scale per row, and th
 How S is chosen: grids/gaussian_range.py.
 """
 
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from q2n.layers.autograd import latent, rounded_codes, scaled, scaled_rounded, zero_change
-from q2n.layers.fields import packed
+from q2n.layers.fields import CodeBits, packed
 from q2n.layers.quantized import QuantizedLinear, Trainable
 
 
@@ -31,10 +32,14 @@ class CentredLinear(QuantizedLinear):
     """0 .. 2^bits - 1, a byte each."""
     scale: Float[Tensor, " scales"]
     """S: one, or one per row; in the dtype in which it is stored."""
-    bits: int
+    bits: CodeBits
 
     def dequantize(self) -> Float[Tensor, "out in"]:
         return (self.codes.float() * (2 / (2**self.bits - 1)) - 1) * self.scale.float()[:, None]
+
+    @classmethod
+    def fits(cls, sizes: Mapping[str, int], metadata: Mapping[str, Any], tensors: Set[str]) -> bool:
+        return sizes["scales"] in (1, sizes["out"])
 
     def scale_rows(self, alpha: Float[Tensor, " out"]) -> Self:
         return self.with_scale(self.scale.float() * alpha.float())

@@ -1,14 +1,15 @@
 """A codebook per row: every weight is one of `2^b` values that belong to its row."""
 
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from q2n.layers.autograd import codebook_entries, zero_change
-from q2n.layers.fields import packed
+from q2n.layers.fields import CodeBits, packed
 from q2n.layers.quantized import QuantizedLinear
 
 
@@ -22,10 +23,14 @@ class CodebookLinear(QuantizedLinear):
     """0 .. 2^bits - 1, a byte each."""
     codebook: Float[Tensor, "out entries"]
     """In the dtype in which it is stored."""
-    bits: int
+    bits: CodeBits
 
     def dequantize(self) -> Float[Tensor, "out in"]:
         return self.codebook.float().gather(1, self.codes.to(torch.int64))
+
+    @classmethod
+    def fits(cls, sizes: Mapping[str, int], metadata: Mapping[str, Any], tensors: Set[str]) -> bool:
+        return sizes["entries"] == 2 ** metadata["bits"]
 
     def scale_rows(self, alpha: Float[Tensor, " out"]) -> Self:
         scaled = self.codebook.float() * alpha.float().unsqueeze(1)

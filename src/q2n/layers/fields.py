@@ -12,8 +12,12 @@ two, and the number of stored bits. A field that is None is not stored at all.
 
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any
 
+from q2n.option_types import Range
+
+CodeBits = Annotated[int, Range(low=1, high=8)]
+"""Bits of a code."""
 _BITS, _NESTED = "bits", "nested"
 
 

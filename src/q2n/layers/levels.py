@@ -9,7 +9,8 @@ value that a code stands for is another:
   (linalg/trellis_code.py). The scale is the root mean square of the weights.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping, Set
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int16, Integer
@@ -43,6 +44,10 @@ class TrellisLinear(CentredLinear):
     """Trellis codes of Gaussian values times a scale, scale per matrix or row."""
 
     kind: ClassVar[str] = "trellis"
+
+    @classmethod
+    def fits(cls, sizes: Mapping[str, int], metadata: Mapping[str, Any], tensors: Set[str]) -> bool:
+        return metadata["bits"] in trellis_code.DIGITS and super().fits(sizes, metadata, tensors)
 
     def dequantize(self) -> Float[Tensor, "out in"]:
         return take_levels(self._values(), self._states()) * self.scale.float()[:, None]

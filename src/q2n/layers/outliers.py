@@ -9,7 +9,7 @@ storage it has no code at all. With b bits and k weak columns of m, a row stores
 `b (m - k) + 16 k` bits, its scales and its zero points; the layer, k column indices.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -76,6 +76,23 @@ class OutlierLinear(QuantizedLinear):
     def tensors(self) -> dict[str, Shaped[Tensor, "..."]]:
         codes = self.grid.codes[:, _others(self.columns, self.shape[1])].contiguous()
         return {**super().tensors(), "codes": codes}
+
+    @classmethod
+    def stored_dims(cls, metadata: Mapping[str, Any]) -> Mapping[str, str | None]:
+        return {"codes": "out kept"}
+
+    @classmethod
+    def fits(cls, sizes: Mapping[str, int], metadata: Mapping[str, Any], tensors: Set[str]) -> bool:
+        return sizes["kept"] + sizes["k"] == sizes["in"]
+
+    @classmethod
+    def wrong_values(
+        cls, shape: tuple[int, int], part: Callable[[str], Shaped[Tensor, "..."]]
+    ) -> str | None:
+        columns = part("columns").long()
+        rising = bool((columns.diff() > 0).all())
+        inside = not len(columns) or 0 <= int(columns[0]) and int(columns[-1]) < shape[1]
+        return None if rising and inside else "columns are not different columns in rising order"
 
     @classmethod
     def from_tensors(

@@ -6,17 +6,19 @@ weights: `scale * (code - zero)`, one scale per row. A mask of one bit per weigh
 which; the codes of each kind lie in one list, row after row, so every weight is stored once.
 """
 
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor, nn
 
 from q2n.layers.autograd import scaled, zero_change
-from q2n.layers.fields import packed
+from q2n.layers.fields import CodeBits, packed
 from q2n.layers.quantized import QuantizedLinear
-from q2n.linalg.groups import by_column, in_groups
+from q2n.linalg.groups import by_column, grouped, in_groups
+from q2n.option_types import Count, Range
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,9 +40,9 @@ class PartlyBinaryLinear(QuantizedLinear):
     scale: Float[Tensor, "out 1"]
     """Of the high weights, in the dtype in which it is stored."""
     zero: UInt8[Tensor, "out 1"] = packed("high_bits")
-    low_bits: int
-    high_bits: int
-    group_size: int
+    low_bits: Annotated[int, Range(low=0, high=8)]
+    high_bits: CodeBits
+    group_size: Count
     """Columns that share mean and magnitude; all of them for one of each per row."""
 
     def dequantize(self) -> Float[Tensor, "out in"]:
@@ -56,6 +58,21 @@ class PartlyBinaryLinear(QuantizedLinear):
         if self.mean is not None:
             low += by_column(self.mean.float(), self.group_size, columns)
         return torch.where(self.low, low, high)
+
+    @classmethod
+    def fits(cls, sizes: Mapping[str, int], metadata: Mapping[str, Any], tensors: Set[str]) -> bool:
+        of_low = {"low_codes", "magnitude"} & tensors
+        if metadata["low_bits"] == 0:
+            return not of_low and "mean" not in tensors
+        whole = sizes["out"] * sizes["in"] == sizes.get("low", 0) + sizes["high"]
+        return len(of_low) == 2 and whole and grouped(sizes, metadata["group_size"])
+
+    @classmethod
+    def wrong_values(
+        cls, shape: tuple[int, int], part: Callable[[str], Shaped[Tensor, "..."]]
+    ) -> str | None:
+        high, codes = int((~part("low")).sum()), part("high_codes").numel()
+        return None if high == codes else f"{high} weights are high, with {codes} codes"
 
     def scale_rows(self, alpha: Float[Tensor, " out"]) -> Self:
         factor = alpha.float().unsqueeze(1)

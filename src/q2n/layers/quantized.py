@@ -11,7 +11,7 @@ tensors are not quite the fields, it overrides `tensors` and `from_tensors` toge
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
@@ -166,6 +166,26 @@ class QuantizedLinear(ABC):
             layer: Any = within.representation or cls.representations[metadata[name]]
             values[name] = layer.from_tensors(within.inside(tensors), within.inside(metadata))
         return cls(**values)
+
+    @classmethod
+    def stored_dims(cls, metadata: Mapping[str, Any]) -> Mapping[str, str | None]:
+        """Dimensions ("out kept") of the stored tensors that are not quite the field of their name;
+        None for one that is not stored."""
+        return {}
+
+    @classmethod
+    def fits(cls, sizes: Mapping[str, int], metadata: Mapping[str, Any], tensors: Set[str]) -> bool:
+        """Whether a description can be of such a layer: the sizes of its dimensions by their names
+        ("out", "in", those of the fields), its metadata, the names of its tensors."""
+        return True
+
+    @classmethod
+    def wrong_values(
+        cls, shape: tuple[int, int], part: Callable[[str], Shaped[Tensor, "..."]]
+    ) -> str | None:
+        """What is wrong with the numbers of a stored layer that `fits`, such as an index that
+        points nowhere; `part` gives a stored tensor by its name. None: nothing."""
+        return None
 
     @property
     def stored_bits(self) -> int:

@@ -13,9 +13,10 @@ scales within cannot absorb a factor per row: the output scales do, and they mul
 also what lies in fixed columns within.
 """
 
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float
@@ -25,11 +26,14 @@ from q2n.layers.autograd import rotated_back
 from q2n.layers.fields import nested
 from q2n.layers.quantized import QuantizedLinear, Trainable
 from q2n.linalg.basis import Basis
-from q2n.linalg.random_orthogonal import Mode, random_rotation
+from q2n.linalg.random_orthogonal import Mode, factors, random_rotation
+from q2n.option_types import Range
 
 RESCALE_DTYPE = torch.bfloat16
 """Its range matters, its precision does not: s is rounded before it is used."""
 OUTPUT_SCALE_DTYPE = torch.float16
+LARGEST_FACTOR = 4096
+"""Of a rotation: wider blocks cost more to make than the layer to quantize."""
 _SEED_BITS = 64
 
 
@@ -55,7 +59,7 @@ class RotatedLinear(QuantizedLinear):
     inner: QuantizedLinear = nested()
     """Q', in that basis."""
     projection: Mode
-    seed: int
+    seed: Annotated[int, Range(low=-(2**63), high=2**64 - 1)]
     rescale: Float[Tensor, " in"] | None = None
     """s, if the input channels were rescaled."""
     output_scale: Float[Tensor, " out"] | None = None
@@ -65,6 +69,10 @@ class RotatedLinear(QuantizedLinear):
     def basis(self) -> Basis:
         """U, V and s."""
         return basis_of(self.shape, self.projection, self.seed, self.rescale)
+
+    @classmethod
+    def fits(cls, sizes: Mapping[str, int], metadata: Mapping[str, Any], tensors: Set[str]) -> bool:
+        return all(max(factors(sizes[side])) <= LARGEST_FACTOR for side in ("out", "in"))
 
     def dequantize(self) -> Float[Tensor, "out in"]:
         weight = self.basis.weight_back(self.inner.dequantize())

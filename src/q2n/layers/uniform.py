@@ -3,7 +3,7 @@
 How scale and zero point are chosen: grids/uniform.py and its neighbours.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -12,9 +12,10 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor, nn
 
 from q2n.layers.autograd import latent, rounded_codes, scaled, scaled_rounded, zero_change
-from q2n.layers.fields import packed
+from q2n.layers.fields import CodeBits, packed
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
-from q2n.linalg.groups import in_groups
+from q2n.linalg.groups import grouped, in_groups
+from q2n.option_types import Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +40,8 @@ class UniformLinear(QuantizedLinear):
     """In the dtype in which it is stored."""
     zero: UInt8[Tensor, "out groups"] = packed("bits")
     """2^(bits-1) everywhere if symmetric, and then not stored."""
-    bits: int
-    group_size: int
+    bits: CodeBits
+    group_size: Count
     """Columns that share a scale; all of them for one scale per row."""
     symmetric: bool
 
@@ -72,6 +73,14 @@ class UniformLinear(QuantizedLinear):
     @property
     def widths(self) -> Mapping[str, int]:
         return {name: bits for name, bits in super().widths.items() if name in self.tensors()}
+
+    @classmethod
+    def stored_dims(cls, metadata: Mapping[str, Any]) -> Mapping[str, str | None]:
+        return {"zero": None} if metadata["symmetric"] else {}
+
+    @classmethod
+    def fits(cls, sizes: Mapping[str, int], metadata: Mapping[str, Any], tensors: Set[str]) -> bool:
+        return grouped(sizes, metadata["group_size"])
 
     @classmethod
     def from_tensors(

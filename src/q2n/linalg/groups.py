@@ -4,6 +4,8 @@ With `columns` entries in a row there are ceil(columns / size) groups. Where the
 divide the columns, the last group is ragged: shorter than the others.
 """
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
@@ -31,6 +33,11 @@ def by_column(
 ) -> Shaped[Tensor, "out {columns}"]:
     """One value per group becomes one value per column."""
     return values.repeat_interleave(size, dim=1)[:, :columns]
+
+
+def grouped(sizes: Mapping[str, int], size: int) -> bool:
+    """Whether sizes by name of a dimension ("in", "groups") are those of groups of `size`."""
+    return size <= sizes["in"] and sizes["groups"] == -(-sizes["in"] // size)
 
 
 def group_of_column(columns: int, size: int, device: torch.device) -> Int[Tensor, " in"]:

@@ -23,7 +23,7 @@ what a layer's weights cost; `bits_per_weight` has everything. Figures: docs/mat
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -41,7 +41,14 @@ from q2n.linalg.groups import group_of_column
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import LayerProblem
 from q2n.methods.uniform import UniformMethod
-from q2n.option_types import Count, CountOrZero, NonNegative, Patterns, ShareAboveZero
+from q2n.option_types import (
+    Count,
+    CountOrZero,
+    NonNegative,
+    Patterns,
+    Range,
+    ShareAboveZero,
+)
 from q2n.patterns import matches
 
 _PUBLISHED_WEIGHTS = 12
@@ -55,7 +62,7 @@ class OWQ(UniformMethod):
     name: ClassVar[str] = "owq"
 
     clip: Literal["minmax", "mse", "scale_zero"] = "scale_zero"
-    target_bits: float | None = None
+    target_bits: Annotated[float, Range(low=2, high=16, open_high=True)] | None = None
     """Bits per weight to spend, outliers included, scales not: 3.01 with 3 bits. Without
     target_bits and target_rank there are no outliers."""
     target_rank: CountOrZero | None = None

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from q2n.errors import InputError
 from q2n.models.model_source import ModelSource
+from q2n.models.running import running
 from q2n.models.targets import EVERY_LAYER, LayerFilter, Target, matrix_holders, targets_in
 
 
@@ -145,7 +146,8 @@ class BlockwiseModel:
     def _record(self, tokens: Int[Tensor, "windows length"]) -> BatchInputs:
         recorder = _Recorder(self._blocks, self._intern)
         try:
-            self._model(input_ids=tokens, use_cache=False)
+            with running(type(self._model).__name__):
+                self._model(input_ids=tokens, use_cache=False)
         except _LastBlockReached:
             pass
         finally:

@@ -2,7 +2,8 @@
 
 import torch
 
-from q2n.errors import InputError
+from q2n.errors import InputError, reason_of
+from q2n.option_types import shown
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -14,7 +15,7 @@ def parse_dtype(name: str) -> torch.dtype:
         InputError: another name.
     """
     if name not in DTYPES:
-        raise InputError(f"dtype {name!r} is not one of auto, {', '.join(DTYPES)}")
+        raise InputError(f"dtype {shown(name)} is not one of auto, {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
@@ -23,11 +24,20 @@ def requested_dtype(name: str | None) -> torch.dtype | None:
     return None if name is None or name == "auto" else parse_dtype(name)
 
 
-def parse_device(name: str) -> torch.device:
-    """A device that can be used now; "auto" is cuda where there is one."""
+def parse_device(name: str | torch.device) -> torch.device:
+    """A device that can be used now; "auto" is cuda where there is one.
+
+    Raises:
+        InputError: there is none of this name, or it does not compute.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as cause:
-        raise InputError(f"device {name!r} cannot be used: {cause}") from cause
+        one = torch.ones(1, device=name)
+        one.add(1).item()  # no number ever comes from the meta device
+    except (RuntimeError, AssertionError, ImportError, ValueError, TypeError) as cause:
+        reason = reason_of(cause)
+        raise InputError(
+            f"device {shown(str(name))} cannot be used: {reason}; use cpu, cuda, cuda:1, .."
+        ) from cause
+    return one.device

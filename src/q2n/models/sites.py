@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from q2n.models.blocks import BlockCall
+from q2n.models.running import running
 from q2n.models.targets import Target
 
 
@@ -46,7 +47,7 @@ def find_sites(
         for name, target in targets.items()
     ]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), running(type(block).__name__):
             block(hidden, *call.args, **call.kwargs)
     finally:
         for hook in hooks:

@@ -7,38 +7,29 @@ import hashlib
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Shaped
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from q2n.errors import InputError
 from q2n.models.auxiliary_files import read_auxiliary
 from q2n.models.checkpoint_files import TensorFiles, resolve_checkpoint
 from q2n.models.checkpoint_tensors import CheckpointTensors
-from q2n.models.devices import parse_dtype
+from q2n.models.config_file import config_values, read_config
+from q2n.models.devices import DTYPES, parse_dtype
 from q2n.models.dtypes import loaded_dtypes
 from q2n.models.model_source import ModelSource, assemble, config_bytes, require_finite
 from q2n.models.object_source import ObjectSource
 from q2n.models.one_pass import FLOATS, digest_and_extremes
 from q2n.models.skeleton import build_skeleton, stored_tensors
 from q2n.models.ties import set_tied
+from q2n.option_types import shown
 from q2n.patterns import listed
 
 __all__ = ["CheckpointSource", "ModelSource", "assemble", "open_source"]
-
-BAD_CONFIG = (
-    OSError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    StrictDataclassError,
-)
-"""What transformers raises on a config.json with impossible values."""
 
 
 def open_source(
@@ -68,14 +59,8 @@ class CheckpointSource(ModelSource):
 
     def __init__(self, folder: Path, label: str, dtype: str, trust_remote_code: bool = False):
         self.folder, self.label, self.trust_remote_code = folder, label, trust_remote_code
-        try:
-            self.config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        except BAD_CONFIG as cause:
-            raise InputError(
-                f"{folder}: config.json cannot be read as a transformers model: {cause}"
-            ) from cause
-        if getattr(self.config, "quantization_config", None):
-            raise InputError(f"{folder} is quantized already; quantize the original checkpoint")
+        _refuse_quantized(folder, config_values(folder).get("quantization_config"))
+        self.config = read_config(folder, trust_remote_code)
         self._auxiliary = read_auxiliary(folder, trust_remote_code)
         named = getattr(self.config, "transformers_weights", None)
         self._files = TensorFiles(folder, None if named is None else str(named))
@@ -93,10 +78,8 @@ class CheckpointSource(ModelSource):
     def skeleton(self) -> PreTrainedModel:
         try:
             return build_skeleton(self.config, self.dtype, self.trust_remote_code)
-        except BAD_CONFIG as cause:
-            raise InputError(
-                f"{self.folder}: no causal language model can be built from config.json: {cause}"
-            ) from cause
+        except InputError as cause:
+            raise InputError(f"{self.folder}: {cause}") from cause
 
     def names(self) -> list[str]:
         return list(self._own)
@@ -173,4 +156,22 @@ class CheckpointSource(ModelSource):
         if stored is None:
             dtypes = map(self._files.dtype, self._files.file_of)
             stored = next((FLOATS[dtype] for dtype in dtypes if dtype in FLOATS), torch.float32)
-        return parse_dtype(str(stored).removeprefix("torch."))
+        name = str(stored).removeprefix("torch.")
+        if name not in DTYPES:
+            raise InputError(
+                f"{self.folder}: config.json has dtype {shown(name)}; say with --dtype which of "
+                f"{', '.join(DTYPES)} to run and write the model in"
+            )
+        return DTYPES[name]
+
+
+def _refuse_quantized(folder: Path, quantization: Any) -> None:
+    """Refuse a checkpoint whose config.json has anything to say of its quantization."""
+    if quantization is None:
+        return
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    how = f" ({shown(method)})" if method else ""
+    raise InputError(
+        f"{folder} is quantized already{how}: config.json has a quantization_config; quantize the "
+        "original checkpoint"
+    )

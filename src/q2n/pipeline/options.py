@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from zlib import crc32
 
-from q2n.option_types import Count, CountOrZero, check_fields
+from q2n.option_types import Count, CountOrZero, Seed, check_fields
 from q2n.pipeline.activations import Place
 
 
@@ -19,7 +19,7 @@ class LoopOptions:
     """Where block inputs lie: device, cpu or disk."""
     cross_tokens: CountOrZero = 16
     """Tokens for each input channel that cross moments count, if there are more; 0: all."""
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -1,13 +1,30 @@
 """Records as pictures."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
 from q2n.errors import InputError
 from q2n.report.record import LayerRecord, RunRecord
+
+
+def require_picture(file: Path) -> None:
+    """Refuse a name under which no picture can be written, before there is one.
+
+    Raises:
+        InputError: no format has this ending, or there is no such folder.
+    """
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if file.suffix.lower().lstrip(".") not in formats:
+        raise InputError(
+            f"{file} is no name of a picture; they end in .{', .'.join(sorted(formats))}"
+        )
+    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+        raise InputError(f"{file} cannot be written: {file.parent} is no folder to write into")
 
 
 def plot_layers(record: RunRecord, file: Path) -> None:
@@ -40,7 +57,7 @@ def plot_layers(record: RunRecord, file: Path) -> None:
     axes[-1].legend(fontsize="small", ncols=2)
     try:
         figure.savefig(file, dpi=120)
-    except (OSError, ValueError) as cause:
+    except (OSError, ValueError, RuntimeError) as cause:
         raise InputError(f"{file} cannot be written as a picture: {cause}") from cause
 
 
@@ -52,11 +69,15 @@ def _by_kind(layers: Mapping[str, LayerRecord], key: str) -> Series:
     series: Series = {}
     for name, layer in layers.items():
         if key in layer.notes:
-            block = next(int(part) for part in name.split(".") if part.isdigit())
+            block = next((int(part) for part in name.split(".") if _is_number(part)), 0)
             blocks, values = series.setdefault(name.rsplit(".", 1)[-1], ([], []))
             blocks.append(block)
             values.append(layer.notes[key])
     return series
+
+
+def _is_number(part: str) -> bool:
+    return part.isascii() and part.isdecimal() and len(part) < 9
 
 
 def _lines(axes: Axes, series: Series, style: str, labelled: bool = True) -> None:

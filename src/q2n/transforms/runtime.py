@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from q2n.errors import InputError
 from q2n.grids.per_token import TokenGrid
 from q2n.linalg.kronecker import KroneckerMatrix
+from q2n.linalg.kronecker_described import require_matrix
 from q2n.transforms.kv_cache import round_cache
 
 
@@ -50,7 +51,14 @@ class RuntimeParts:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Inverse of `to_json`."""
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError, LookupError, TypeError, AttributeError: nothing is described so.
+        """
+        for matrix in (*values["rotated"].values(), values["keys"]):
+            if matrix:
+                require_matrix(matrix)
         return cls(
             rotated={
                 pattern: KroneckerMatrix.from_json(value)
@@ -83,6 +91,8 @@ def attach_rotations(model: nn.Module, parts: RuntimeParts) -> None:
     """The rotations without which the weights mean nothing. Raises as `attach`."""
     for pattern, rotation in parts.rotated.items():
         for module in _matching(model, pattern):
+            if getattr(module, "in_features", rotation.size) != rotation.size:
+                raise InputError(f"a rotation of {rotation.size} does not fit {pattern!r}")
             module.register_forward_pre_hook(_RotateInput(rotation))
 
 
@@ -91,9 +101,22 @@ def attach_quantizers(model: nn.Module, parts: RuntimeParts) -> None:
     if parts.activations is not None:
         for pattern in parts.rounded:
             for module in _matching(model, pattern):
+                width = getattr(module, "in_features", None)
+                if width is not None:
+                    parts.activations.check(width, pattern)
                 module.register_forward_pre_hook(_RoundInput(parts.activations))
     if parts.cache is not None:
+        for module in _matching(model, parts.attention):
+            _require_heads(module, parts.cache, parts.keys)
         round_cache(model, _matching(model, parts.attention), parts.cache, parts.keys)
+
+
+def _require_heads(attention: nn.Module, grid: TokenGrid, keys: KroneckerMatrix | None) -> None:
+    width = getattr(attention, "head_dim", None)
+    if isinstance(width, int):
+        grid.check(width, "a head")
+        if keys is not None and keys.size != width:
+            raise InputError(f"a rotation of {keys.size} does not fit heads of {width} channels")
 
 
 class _RotateInput:

@@ -19,14 +19,11 @@ from typing import ClassVar
 
 from q2n.errors import InputError
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
-from q2n.layers.rotated import RESCALE_DTYPE, RotatedLinear, basis_of
+from q2n.layers.rotated import LARGEST_FACTOR, RESCALE_DTYPE, RotatedLinear, basis_of
 from q2n.linalg.basis import balancing
 from q2n.linalg.random_orthogonal import Mode, factors
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import LayerProblem, Wrapper
-
-_LARGEST_FACTOR = 4096
-"""Wider rotations cost more to make than the layer to quantize."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +52,7 @@ class Incoherence(Wrapper):
     def check(self, name: str, shape: tuple[int, int]) -> None:
         for width in shape:
             p, q = factors(width)
-            if max(p, q) > _LARGEST_FACTOR:
+            if max(p, q) > LARGEST_FACTOR:
                 raise InputError(
                     f"{name}: its width {width} = {p} x {q} has no useful factorisation, a random "
                     f"rotation would need a dense block of {max(p, q)}; leave the layer out with "
