@@ -12,13 +12,14 @@ from pathlib import Path
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub import errors as hub
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-from jaxtyping import Shaped
+from jaxtyping import Float64, Shaped
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from q2n.errors import InputError
 from q2n.hub import hub_answers
 from q2n.models.auxiliary_files import auxiliary_patterns
+from q2n.models.one_pass import digest_and_extremes
 from q2n.models.packaged import packaged_checkpoint
 
 INDEX = "model.safetensors.index.json"
@@ -90,6 +91,19 @@ class TensorFiles:
         dtype = self.dtype(key)
         bits = 8 if dtype == "BOOL" else int(re.search(r"\d+", dtype)[0])  # type: ignore[index]
         return prod(self.shape(key)) * bits // 8
+
+    def digest_and_extremes(self, file: Path) -> tuple[bytes, dict[str, Float64[Tensor, " 2"]]]:
+        """SHA-256 of one of the files and (least, greatest) of the floating-point tensors that are
+        read from it.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        try:
+            digest, extremes = digest_and_extremes(file)
+        except OSError as cause:
+            raise InputError(f"{file} cannot be read ({cause}); fetch it again") from cause
+        return digest, {key: pair for key, pair in extremes.items() if self.file_of[key] == file}
 
     def tensor(self, key: str) -> Shaped[Tensor, "..."]:
         """A tensor on the CPU, in its stored dtype, in memory of its own.

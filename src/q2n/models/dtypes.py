@@ -19,6 +19,6 @@ def planned_dtypes(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torc
 
 
 def loaded_dtypes(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """The dtype of each floating-point tensor of a skeleton of `dtype` as transformers loads it."""
+    """The dtype in which transformers loads each floating-point tensor of a skeleton of `dtype`."""
     own = {name: x.dtype for name, x in stored_tensors(model) if x.is_floating_point()}
     return own | planned_dtypes(model, dtype)

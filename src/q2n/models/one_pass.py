@@ -9,6 +9,7 @@ the two say whether a tensor has NaN or Inf in any dtype.
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,8 +17,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-PIECE = 2**24
-"""Bytes read at a time: a multiple of every number's size."""
+PIECE = 2**20
+"""Bytes read at a time: a multiple of every number's size, and little enough for a cache."""
 
 FLOATS = {
     "F64": torch.float64,
@@ -38,7 +39,7 @@ def digest_and_extremes(file: Path) -> tuple[bytes, dict[str, Float64[Tensor, " 
         OSError: it cannot be read.
     """
     total, extremes = hashlib.sha256(), {}
-    with file.open("rb") as stream:
+    with file.open("rb") as stream, _one_thread():
         start = stream.read(8)
         header = stream.read(int.from_bytes(start, "little"))
         total.update(start + header)
@@ -51,6 +52,17 @@ def digest_and_extremes(file: Path) -> tuple[bytes, dict[str, Float64[Tensor, " 
             if pairs:
                 extremes[name] = torch.stack(torch.aminmax(torch.cat(pairs)))
     return total.digest(), extremes
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """torch without threads of its own: to start them takes longer than a piece."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _tensors(header: bytes) -> Iterator[tuple[str, str, int]]:

@@ -23,7 +23,7 @@ from q2n.models.devices import DTYPES, parse_dtype
 from q2n.models.dtypes import loaded_dtypes
 from q2n.models.model_source import ModelSource, assemble, config_bytes, require_finite
 from q2n.models.object_source import ObjectSource
-from q2n.models.one_pass import FLOATS, digest_and_extremes
+from q2n.models.one_pass import FLOATS
 from q2n.models.skeleton import build_skeleton, stored_tensors
 from q2n.models.ties import set_tied
 from q2n.option_types import shown
@@ -122,12 +122,11 @@ class CheckpointSource(ModelSource):
             key: dtype for name, dtype in self._dtypes.items() for key in self._tensors.keys(name)
         }
         for file in sorted(set(self._files.file_of.values())):
-            digest, extremes = digest_and_extremes(file)
+            digest, extremes = self._files.digest_and_extremes(file)
             total.update(digest)
             for key, pair in extremes.items():
-                if self._files.file_of[key] == file:
-                    dtype = dtypes.get(key) or FLOATS[self._files.dtype(key)]
-                    require_finite(f"{file}: tensor {key!r}", pair.to(dtype))
+                dtype = dtypes.get(key) or FLOATS[self._files.dtype(key)]
+                require_finite(f"{file}: tensor {key!r}", pair.to(dtype))
         return total.hexdigest()
 
     def size_bytes(self) -> int:
