@@ -40,7 +40,7 @@ class Conditions:
 def evaluate(
     model: str | Path | PreTrainedModel,
     *,
-    ppl: str,
+    ppl: str | Path,
     length: int = 2048,
     windows: int | None = None,
     stride: int | None = None,

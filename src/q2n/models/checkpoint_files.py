@@ -5,6 +5,7 @@ the start, so a truncated or missing shard is found before any work is done.
 """
 
 import json
+import os
 import re
 from math import prod
 from pathlib import Path
@@ -37,9 +38,10 @@ def resolve_checkpoint(
     Raises:
         InputError: none of these.
     """
-    path = Path(name)
-    if path.is_dir():
-        return path
+    if not name:
+        raise InputError("no model is named; give a checkpoint folder or a hub name")
+    if os.path.isdir(name):  # never raises, as Path does where a name is too long
+        return Path(name)
     return packaged_checkpoint(name) or _download(name, revision, trust_remote_code)
 
 
