@@ -115,6 +115,7 @@ def _facts(done: Quantized) -> dict[str, Any]:
     layers = done.record["layers"].values()
     return {
         "bits_per_weight": done.record["bits_per_weight"],
+        "bits_per_weight_all": done.record["bits_per_weight_all"],
         "seconds": done.timings["quantization_seconds"],
         "bytes": done.bytes_after,
         "output_error": statistics.mean(layer.get("output_error", 0.0) for layer in layers),

@@ -26,6 +26,7 @@ from q2n.formats.choice import choose_format
 from q2n.formats.format import Format
 from q2n.formats.load import load_model
 from q2n.logging import Reporter
+from q2n.models.full_precision import full_precision
 from q2n.models.opened import OpenedModel, open_model
 from q2n.models.targets import LayerFilter
 from q2n.pipeline.options import LoopOptions
@@ -186,6 +187,7 @@ class Run:
             bytes_after=size,
             loading_example=format.container.loading_example,
             perplexities=perplexities,
+            kept=full_precision(opened.source, [name for block in blocks for name in block.layers]),
             notes=self.notes,
         )
 

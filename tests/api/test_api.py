@@ -99,7 +99,7 @@ def _interrupt(place, monkeypatch):
 
 
 def test_formats_hold_the_same_weights(place):
-    """float32 model: all but gptq_v2 keep float32 scales."""
+    """float32 model: all but gptq_v2 have the same scales."""
     for format in ("compressed-tensors", "native", "dequantized"):
         quantize(place, format, format=format)
     folders = {format: place / format / "checkpoint" for format in ("native", "dequantized")}

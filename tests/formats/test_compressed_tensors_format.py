@@ -13,8 +13,11 @@ from formats.tiny_models import (
     random_layer,
     random_layers,
 )
+from safetensors.torch import load_file
+from tiny import save_tiny
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
+import q2n
 from q2n.errors import InputError
 from q2n.formats import FORMATS
 from q2n.formats.load import load_model
@@ -48,19 +51,37 @@ def test_transformers_reads_what_was_written(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("group_size", [-1, 4])
 def test_sizes_that_fill_no_word(tmp_path: Path, dtype: torch.dtype, group_size: int) -> None:
+    # transformers dequantizes in the dtype of the scales, and then casts to that of the model.
     model = llama(hidden=72, inner=100, tied=True, dtype=dtype)
-    layers = random_layers(model, 3, group_size, False, dtype)
+    scale_dtype = FORMAT.codec.scale_dtype(dtype)
+    layers = random_layers(model, 3, group_size, False, scale_dtype)
     FORMAT.write(tmp_path / "out", open_source(model), layers)
     expected = quantized_in_memory(model, layers)
-    assert_same_model(by_transformers(tmp_path / "out"), expected)
     assert_same_model(load_model(tmp_path / "out"), expected)
+    for name, layer in layers.items():
+        weight = layer.dequantize().to(scale_dtype).to(dtype)
+        expected.get_submodule(name).weight.data = weight
+    assert_same_model(by_transformers(tmp_path / "out"), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_scales_take_16_bits_whatever_the_model(tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = save_tiny(tmp_path / "model")
+    done = q2n.quantize(
+        folder, tmp_path / "out", method="rtn", bits=2, group_size=32, dtype=str(dtype)[6:]
+    )
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    scales = [x for name, x in tensors.items() if name.endswith("weight_scale")]
+    assert scales and {x.dtype for x in scales} == {FORMAT.codec.scale_dtype(dtype)}
+    assert {x.element_size() for x in scales} == {2}
+    assert done.record["bits_per_weight"] == 2 + (16 + 2) / 32
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("group_size", [-1, 32])
 def test_symmetric_also_loads_without_options(tmp_path: Path, bits: int, group_size: int) -> None:
     model = llama()
-    layers = random_layers(model, bits, group_size, True, torch.float32)
+    layers = random_layers(model, bits, group_size, True, FORMAT.codec.scale_dtype(model.dtype))
     FORMAT.write(tmp_path / "out", open_source(model), layers)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     expected = quantized_in_memory(model, layers)
@@ -70,8 +91,8 @@ def test_symmetric_also_loads_without_options(tmp_path: Path, bits: int, group_s
 
 
 def test_biases_and_tied_embeddings(tmp_path: Path) -> None:
-    model = qwen2()
-    layers = random_layers(model, 4, 32, False, torch.float32)
+    model = qwen2(torch.bfloat16)
+    layers = random_layers(model, 4, 32, False, torch.bfloat16)
     FORMAT.write(tmp_path / "out", open_source(model), layers)
     for loaded in (by_transformers(tmp_path / "out"), load_model(tmp_path / "out")):
         assert_same_model(loaded, quantized_in_memory(model, layers))
@@ -79,8 +100,8 @@ def test_biases_and_tied_embeddings(tmp_path: Path) -> None:
 
 
 def test_a_linear_left_alone_is_ignored_by_readers(tmp_path: Path) -> None:
-    model = llama()
-    layers = random_layers(model, 4, 32, True, torch.float32)
+    model = llama(dtype=torch.bfloat16)
+    layers = random_layers(model, 4, 32, True, torch.bfloat16)
     del layers["model.layers.0.mlp.down_proj"]
     FORMAT.write(tmp_path / "out", open_source(model), layers)
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
@@ -89,8 +110,8 @@ def test_a_linear_left_alone_is_ignored_by_readers(tmp_path: Path) -> None:
 
 
 def test_the_printed_example_loads(tmp_path: Path) -> None:
-    model = llama()
-    layers = random_layers(model, 3, -1, False, torch.float32)
+    model = llama(dtype=torch.bfloat16)
+    layers = random_layers(model, 3, -1, False, torch.bfloat16)
     FORMAT.write(tmp_path / "out", open_source(model), layers)
     names: dict = {}
     exec(FORMAT.container.loading_example(tmp_path / "out"), names)

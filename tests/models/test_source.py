@@ -202,7 +202,8 @@ def test_what_is_downloaded(monkeypatch, tmp_path):
     for match in matches:
         assert match("model-00001-of-00002.safetensors") and match(INDEX)
         assert match("config.json") and match("tokenizer.model")
-        assert not match("consolidated.safetensors")
+        assert match("preprocessor_config.json") and match("additional_chat_templates/rag.jinja")
+        assert not match("consolidated.safetensors") and not match("tokenizer.json.bak")
     assert [match("modeling_own.py") for match in matches] == [False, True]
 
 

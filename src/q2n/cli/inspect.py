@@ -41,16 +41,14 @@ def _print(values: dict[str, Any]) -> None:
     from rich.console import Console
 
     from q2n.report.record import RunRecord
-    from q2n.report.tables import layer_table, settings_table
+    from q2n.report.tables import bits_line, layer_table, settings_table
 
     record, console = RunRecord.from_json(values), Console()
     if (blocks := values.get("finished_blocks")) is not None:
         console.print(f"[yellow]unfinished: {blocks} blocks are done; go on with --resume")
     console.print(settings_table(record))
     console.print(layer_table(record))
-    console.print(
-        f"{record.bits_per_weight:.3f} bits per quantized weight, all stored parts counted"
-    )
+    console.print(f"{bits_line(values)}; all stored parts counted")
     for note in record.notes:
         console.print(f"note: {note}", markup=False)
     for name in record.ignored:

@@ -15,6 +15,9 @@ from q2n.errors import InputError
 if TYPE_CHECKING:
     from q2n.api import Quantized
 
+BITS = ("bits_per_weight", "bits_per_weight_all", "full_precision_share")
+"""What the record says of size."""
+
 NOT_SETTINGS = ("command", "run", "checkpoint", "config", "print_config", "resume", "quiet", "json")
 """What the parser knows of a call besides settings."""
 
@@ -71,7 +74,7 @@ def run(parsed: Namespace) -> None:
         "output": str(done.directory),
         "bytes_before": done.bytes_before,
         "bytes_after": done.bytes_after,
-        "bits_per_weight": done.record["bits_per_weight"],
+        **{key: done.record[key] for key in BITS},
         "seconds": done.timings["quantization_seconds"],
     }
     reporting.event("done", **facts)
@@ -117,14 +120,14 @@ def _print_config(flat: dict[str, Any]) -> None:
 def _print(done: Quantized, facts: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from q2n.report.tables import with_error
+    from q2n.report.tables import bits_line, with_error
 
     console = Console(highlight=False)
     console.print(
         f"\nWrote {done.directory} in {facts['seconds']:.0f} s: "
         f"{done.bytes_before / 1e6:.1f} MB -> {done.bytes_after / 1e6:.1f} MB "
         f"({done.bytes_before / done.bytes_after:.2f} times smaller), "
-        f"{facts['bits_per_weight']:.3f} bits per quantized weight.",
+        f"{bits_line(facts)}.",
         soft_wrap=True,
         markup=False,
     )

@@ -26,9 +26,11 @@ class Codec(ABC):
     name: ClassVar[str]
     """As messages call it."""
 
-    @abstractmethod
     def scale_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
-        """The dtype in which the scales of a model of `model_dtype` are stored."""
+        """The dtype in which the scales of a model of `model_dtype` are stored: that one, or
+        bfloat16 for a wider one. Runtimes compute in 16 bits and read scales in the dtype in
+        which they compute; bfloat16 has the range of float32, so nothing over- or underflows."""
+        return model_dtype if model_dtype.itemsize == 2 else torch.bfloat16
 
     def holds(self, storage: StorageSpec) -> bool:
         """Whether it has a place for the representation at all. A codec says otherwise if it

@@ -3,7 +3,7 @@
 For a weight [N, K] with G groups of inputs and b bits:
 
     weight_packed      int32 [N, ceil(K b / 32)]   codes, packed along K
-    weight_scale       [N, G], model dtype
+    weight_scale       [N, G], model dtype (bfloat16 in a float32 model)
     weight_zero_point  int32 [ceil(N b / 32), G]   asymmetric only, packed along N
     weight_shape       int64 [2]
 
@@ -42,9 +42,6 @@ class CompressedTensors(UniformCodec):
 
     name = "compressed-tensors"
     parts = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
-
-    def scale_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
-        return model_dtype
 
     def check_grid(self, name: str, shape: tuple[int, int], *, bits: int, group_size: int) -> None:
         if not 2 <= bits <= 8:
@@ -95,10 +92,10 @@ class CompressedTensorsEntry(UniformEntry):
     def quantization_config(
         self,
         layers: Mapping[str, StoredLayer],
-        unquantized: Sequence[str],
+        unquantized: Mapping[str, str],
         copied: Sequence[str] = (),
     ) -> dict[str, Any]:
-        scheme = self.common_scheme(layers)
+        scheme, names = self.common_scheme(layers), [*unquantized, *unquantized.values()]
         weights: dict[str, Any] = {
             "num_bits": scheme.bits,
             "type": "int",
@@ -121,7 +118,7 @@ class CompressedTensorsEntry(UniformEntry):
             "format": "pack-quantized",
             "quantization_status": "compressed",
             "config_groups": {"group_0": group},
-            "ignore": [*unquantized, *modules_of(copied)],
+            "ignore": list(dict.fromkeys([*names, *modules_of(copied)])),
         }
 
     def described_scheme(self, config: Mapping[str, Any]) -> Scheme:

@@ -24,9 +24,6 @@ class Dequantized(Codec):
 
     name = "dequantized"
 
-    def scale_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
-        return model_dtype
-
     def encode(
         self, name: str, layer: QuantizedLinear, dtype: torch.dtype
     ) -> dict[str, Float[Tensor, "out in"]]:
@@ -42,7 +39,7 @@ class PlainEntry(FolderEntry):
     def quantization_config(
         self,
         layers: Mapping[str, StoredLayer],
-        unquantized: Sequence[str],
+        unquantized: Mapping[str, str],
         copied: Sequence[str] = (),
     ) -> None:
         return None

@@ -10,10 +10,10 @@ For a weight [N, K] with groups of g inputs, G = ceil(K / g), and b bits:
 Version 1 of the layout stores zero - 1, which a zero of 0 wraps round; version 2 stores the
 zero itself and is what is written. Nothing is padded: whole words or a refusal.
 
-Readers take every linear of a decoder block for quantized unless config.json says otherwise, and
-they look in different places: gptqmodel for patterns of those that are not (`dynamic`),
-transformers by way of optimum for the names of those that are (`modules_in_block_to_quantize`),
-vLLM for both.
+Readers take every linear for quantized unless config.json says otherwise, and look in different
+places: gptqmodel for patterns of those that are not (`dynamic`), transformers by way of optimum for
+the names of those that are (`modules_in_block_to_quantize`), vLLM for both. They match names in the
+model; where the files have others, vLLM may know those: both are written.
 """
 
 import re
@@ -94,13 +94,10 @@ class GPTQEntry(UniformEntry):
     def quantization_config(
         self,
         layers: Mapping[str, StoredLayer],
-        unquantized: Sequence[str],
+        unquantized: Mapping[str, str],
         copied: Sequence[str] = (),
     ) -> dict[str, Any]:
-        scheme, left_out = (
-            self.common_scheme(layers),
-            _within_blocks(layers, [*unquantized, *modules_of(copied)]),
-        )
+        scheme, left_out = self.common_scheme(layers), _left_out(unquantized, copied)
         return {
             "quant_method": self.quant_method,
             "checkpoint_format": self.codec.name,
@@ -111,6 +108,7 @@ class GPTQEntry(UniformEntry):
             "lm_head": False,
             "pack_dtype": "int32",
             "meta": {"quantizer": ["q2n"]},
+            **_block_list(layers),
             **(_mixture(layers, left_out) if left_out else {}),
         }
 
@@ -135,10 +133,11 @@ class GPTQEntry(UniformEntry):
         )
 
 
-def _within_blocks(quantized: Iterable[str], unquantized: Iterable[str]) -> list[str]:
-    """The unquantized linears that lie beside quantized ones in the decoder blocks."""
-    stacks = {_stack(name) for name in quantized}
-    return [name for name in unquantized if _stack(name) in stacks]
+def _left_out(unquantized: Mapping[str, str], copied: Iterable[str]) -> list[str]:
+    """The linears that a reader could take for quantized ones, by their names in the model and in
+    the files: all but the output head, at the top of the model, which has an entry of its own."""
+    names = dict.fromkeys([*unquantized, *unquantized.values(), *modules_of(copied)])
+    return [name for name in names if "." in name]
 
 
 def _mixture(quantized: Iterable[str], left_out: Iterable[str]) -> dict[str, Any]:
@@ -149,8 +148,9 @@ def _mixture(quantized: Iterable[str], left_out: Iterable[str]) -> dict[str, Any
     }
 
 
-def _stack(name: str) -> str:
-    """The module list a name lies in: what stands before its first number ('' if none)."""
-    parts = name.split(".")
-    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
-    return ".".join(parts[: numbers[0]]) if numbers else ""
+def _block_list(quantized: Iterable[str]) -> dict[str, str]:
+    """The entry that says in which list of blocks the quantized linears lie: optimum guesses it,
+    and knows that of a plain decoder."""
+    lists = {re.split(r"\.\d+\.", name)[0] for name in quantized}
+    known = lists == {"model.layers"} or len(lists) > 1
+    return {} if known else {"block_name_to_quantize": lists.pop()}

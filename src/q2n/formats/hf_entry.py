@@ -30,13 +30,14 @@ class FolderEntry(ABC):
     def quantization_config(
         self,
         layers: Mapping[str, StoredLayer],
-        unquantized: Sequence[str],
+        unquantized: Mapping[str, str],
         copied: Sequence[str] = (),
     ) -> dict[str, Any] | None:
         """`quantization_config` of config.json; None for a plain checkpoint.
 
-        `unquantized` names the model's other linears, `copied` tensors that are none of the
-        model's own.
+        `layers` go by their names in the model, as transformers knows them. `unquantized` are the
+        other linears: name in the model -> name in the files, which other readers know. `copied`
+        are tensors that are none of the model's own.
 
         Raises:
             InputError: the entry cannot describe this mixture of layers.

@@ -2,6 +2,7 @@
 
 Written as a stream: the weight of a quantized linear is replaced by what the codec stores for it;
 every other tensor (embeddings, norms, biases, an untied lm_head) is copied in the model's dtype.
+Tensors keep the names of the original's files; config.json names modules as the model does.
 What a reader must know of the layers is the folder's entry (hf_entry.py) in config.json.
 
 The way back unpacks with the inverse of our own packer and shares no code with the packed-weight
@@ -28,10 +29,12 @@ from q2n.formats.quantized_model import QuantizedModel
 from q2n.formats.runtime import PARTS, RUNTIME, attach_runtime
 from q2n.formats.shards import SHARD_BYTES, ShardWriter
 from q2n.formats.stored import StoredLayer
+from q2n.models.auxiliary_files import drop_code
 from q2n.models.checkpoint_files import TensorFiles
 from q2n.models.dtypes import loaded_dtypes
 from q2n.models.loading_plan import plan_loading
 from q2n.models.skeleton import build_skeleton
+from q2n.models.tensor_names import names_in_model
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,12 @@ class HFFolder(Container):
                     writer.add(key, model.part(key, name))
                 continue
             if name not in model.replaced:
-                writer.add(name, model.other_tensor(name))
+                writer.add(model.file_names[name], model.other_tensor(name))
                 continue
             module = model.replaced[name]
-            layer = model.layers[module]
+            layer, file_module = model.layers[module], model.file_module(module)
             for part, value in codec.encode(module, layer, model.source.dtype).items():
-                writer.add(f"{module}.{part}", model.laid_out(module, part, value))
+                writer.add(f"{file_module}.{part}", model.laid_out(module, part, value))
             stored[module] = StoredLayer.of(layer)
         for key in model.source.untaken:
             writer.add(key, model.source.stored(key))
@@ -86,6 +89,8 @@ class HFFolder(Container):
         config = json.loads(source.config.to_json_string())
         config.pop("quantization_config", None)
         config.pop("transformers_weights", None)  # names a file of the original
+        if not source.trust_remote_code:
+            drop_code(config)
         config["architectures"] = [type(model.skeleton).__name__]
         config["dtype"] = str(source.dtype).removeprefix("torch.")
         if quantization is not None:
@@ -115,9 +120,11 @@ class HFFolder(Container):
         config = folder_config(directory, trust_remote_code)
         del config.quantization_config
         dtype = dtype or getattr(config, "dtype", None) or torch.float32
-        files = TensorFiles(directory)
-        tensors = dict(_dense_tensors(files, self.entry, codec, quantization, dtype))
-        model = _assemble(directory, config, tensors, dtype, trust_remote_code)
+        model = build_skeleton(config, dtype, trust_remote_code)
+        tensors = _dense_tensors(
+            TensorFiles(directory), model, self.entry, codec, quantization, dtype
+        )
+        _fill(model, dict(tensors), dtype, directory)
         attach_runtime(model, quantization.get(RUNTIME, {}))
         return model
 
@@ -156,33 +163,35 @@ def require_all(missing: Collection[str]) -> None:
 
 def _dense_tensors(
     files: TensorFiles,
+    model: PreTrainedModel,
     entry: PackedEntry[Any],
     codec: PackedCodec[Any],
     quantization: Mapping[str, Any],
     dtype: torch.dtype,
 ) -> Iterator[tuple[str, Shaped[Tensor, "..."]]]:
-    """Every tensor of the model, the quantized linears as dense weights."""
-    packed = entry.packed_layers(files.file_of, quantization)
+    """Every tensor by its name in the files, the quantized linears as dense weights under the
+    model's names."""
+    names = names_in_model(model, files.file_of)
+    key_of = {name: key for key, name in names.items()}
+    packed = entry.packed_layers(key_of, quantization)
     stored: set[str] = set()
     for module, layer in packed.items():  # in the order of the files: one is open at a time
-        keys = {part: f"{module}.{part}" for part in layer.parts}
-        parts = {part: files.tensor(key) for part, key in keys.items() if key in files.file_of}
+        own = {part: f"{module}.{part}" for part in layer.parts}
+        parts = {part: files.tensor(key_of[name]) for part, name in own.items() if name in key_of}
         yield f"{module}.weight", codec.decode(module, parts, layer.description).to(dtype)
-        stored.update(keys.values())
-    for key in files.file_of:
-        if key not in stored:
+        stored.update(own.values())
+    for key, name in names.items():
+        if name not in stored:
             yield key, files.tensor(key)
 
 
-def _assemble(
-    directory: Path,
-    config: PretrainedConfig,
+def _fill(
+    model: PreTrainedModel,
     tensors: dict[str, Shaped[Tensor, "..."]],
     dtype: torch.dtype,
-    trust_remote_code: bool,
-) -> PreTrainedModel:
-    """A model from the tensors of its files, as transformers loads them."""
-    model = build_skeleton(config, dtype, trust_remote_code)
+    directory: Path,
+) -> None:
+    """Put tensors, by their names in the files, into the modules as transformers does."""
     state, dtypes = plan_loading(model, tensors).state(tensors), loaded_dtypes(model, dtype)
     state |= {name: state[name].to(dtypes[name]) for name in state.keys() & dtypes.keys()}
     missing = model.state_dict().keys() - state.keys()
@@ -191,4 +200,3 @@ def _assemble(
     if (directory / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(directory)
     require_all([name for name, tensor in model.named_parameters() if tensor.is_meta])
-    return model

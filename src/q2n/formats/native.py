@@ -28,9 +28,6 @@ class Native(PackedCodec[StoredLayer]):
 
     name = "native"
 
-    def scale_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
-        return model_dtype
-
     def holds(self, storage: StorageSpec) -> bool:
         return True
 

@@ -27,7 +27,7 @@ class NativeEntry(PackedEntry[StoredLayer]):
     def quantization_config(
         self,
         layers: Mapping[str, StoredLayer],
-        unquantized: Sequence[str],
+        unquantized: Mapping[str, str],
         copied: Sequence[str] = (),
     ) -> dict[str, Any]:
         groups: dict[str, dict[str, Any]] = {}

@@ -52,7 +52,7 @@ class NativeQuantizer(HfQuantizer):
     ) -> None:
         layers = self.quantization_config.layers
         if checkpoint_files is not None:
-            _require_tensors(layers, checkpoint_files)
+            _require_tensors(model, layers, checkpoint_files)
         modules = dict(model.named_modules())
         for name, stored in layers.items():
             linear = modules.get(name)
@@ -77,15 +77,18 @@ class NativeQuantizer(HfQuantizer):
         return False
 
 
-def _require_tensors(layers: Mapping[str, StoredLayer], files: Iterable[str]) -> None:
+def _require_tensors(model: Any, layers: Mapping[str, StoredLayer], files: Iterable[str]) -> None:
     """Refuse a damaged checkpoint: transformers gives a missing tensor any numbers."""
     from pathlib import Path
 
     from q2n.models.checkpoint_files import open_tensors
+    from q2n.models.tensor_names import names_in_model
 
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         opened = open_tensors(Path(file))
         shapes |= {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}
+    names = names_in_model(model, shapes)
+    shapes = {names[key]: shape for key, shape in shapes.items()}
     for name, stored in layers.items():
         require_parts(name, stored, {p: shapes.get(f"{name}.{p}") for p in stored.tensors})

@@ -14,6 +14,7 @@ from q2n.formats.codec import Codec
 from q2n.layers.quantized import QuantizedLinear
 from q2n.models.model_source import ModelSource
 from q2n.models.targets import Target, targets_in
+from q2n.models.tensor_names import with_prefix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +53,23 @@ class QuantizedModel:
         return targets_in(self.skeleton)
 
     @cached_property
-    def unquantized(self) -> list[str]:
-        """Names of the linears that stay in full precision."""
+    def unquantized(self) -> dict[str, str]:
+        """The linears that stay in full precision: name in the model -> name in the files."""
         quantized = set(self.replaced.values())
-        return [name for name in self.targets if name not in quantized]
+        return {name: self.file_module(name) for name in self.targets if name not in quantized}
+
+    @cached_property
+    def file_names(self) -> dict[str, str]:
+        """Every tensor: name in the model -> name in the files, that of the original's."""
+        keys = {name: self.source.source_key(name) for name in self.source.names()}
+        return with_prefix(self.skeleton, keys)
+
+    def file_module(self, module: str) -> str:
+        """Under which name the files hold the tensors of a linear: that of its original weight,
+        so that readers rename them as they rename the weight."""
+        weight = f"{module}.weight"
+        key = self.file_names.get(weight, weight)  # a tied head has no weight of its own
+        return key.removesuffix(".weight") if key.endswith(".weight") else module
 
     @cached_property
     def in_parts(self) -> dict[str, tuple[str, ...]]:

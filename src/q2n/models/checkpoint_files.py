@@ -16,27 +16,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from q2n.errors import InputError
+from q2n.models.auxiliary_files import auxiliary_patterns
 from q2n.models.packaged import packaged_checkpoint
-
-AUXILIARY_FILES = (
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-)
-"""What travels with a model unchanged."""
-
-CODE_FILES = ("*.py",)
-"""What travels with it too where `trust_remote_code` is given."""
 
 INDEX = "model.safetensors.index.json"
 """Of a checkpoint in several files."""
 
-WEIGHT_FILES = ("model*.safetensors", "*.json")
+WEIGHT_FILES = ("model*.safetensors", INDEX, "config.json")
 """Weights under the names that transformers gives them, their index, config.json."""
 
 
@@ -52,11 +38,6 @@ def resolve_checkpoint(
     if path.is_dir():
         return path
     return packaged_checkpoint(name) or _download(name, revision, trust_remote_code)
-
-
-def auxiliary_patterns(trust_remote_code: bool) -> tuple[str, ...]:
-    """Names of what travels with the weights; code only if it may run."""
-    return (*AUXILIARY_FILES, *(CODE_FILES if trust_remote_code else ()))
 
 
 def _download(name: str, revision: str | None, trust_remote_code: bool) -> Path:

@@ -30,6 +30,8 @@ class ModelSource(ABC):
     """The dtype in which the model is run and written."""
     folder: Path | None = None
     """The checkpoint folder, if it comes from one."""
+    trust_remote_code: bool = False
+    """Whether code of the checkpoint may run, and travels with it."""
     runtime: RuntimeParts | None = None
     """What has to run beside the weights, if anything; `skeleton` has its rotations attached."""
 
@@ -51,8 +53,8 @@ class ModelSource(ABC):
         """
 
     def source_key(self, name: str) -> str:
-        """What the checkpoint calls a tensor of `names`; of a model in memory, and for a tensor
-        that no checkpoint has, its own name."""
+        """What the checkpoint calls a tensor of `names`, or `save_pretrained` would of a model in
+        memory; for a tensor that no checkpoint has, its own name."""
         return name
 
     def dtype_of(self, name: str) -> torch.dtype:

@@ -10,18 +10,24 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from q2n.errors import InputError
+from q2n.models.auxiliary_files import generation_file
 from q2n.models.devices import parse_dtype
 from q2n.models.dtypes import planned_dtypes
 from q2n.models.model_source import ModelSource, config_bytes, require_finite
 from q2n.models.skeleton import share_skeleton, stored_tensors
+from q2n.models.tensor_names import saved_names
 from q2n.models.ties import are_tied, declared_ties, set_tied
 
 
 class ObjectSource(ModelSource):
     """A transformers model in memory; it is read, never changed."""
 
-    def __init__(self, model: PreTrainedModel, dtype: str = "auto"):
+    def __init__(
+        self, model: PreTrainedModel, dtype: str = "auto", trust_remote_code: bool = False
+    ):
         self.model, self.config = model, model.config
+        self.trust_remote_code = trust_remote_code
+        self._auxiliary = generation_file(model.generation_config)
         self.dtype = model.dtype if dtype == "auto" else parse_dtype(dtype)
         self.label = model.config.name_or_path or type(model).__name__
         self._tensors = dict(stored_tensors(model))
@@ -33,6 +39,7 @@ class ObjectSource(ModelSource):
                 )
 
         self._tied = self._settle_ties()
+        self._saved = saved_names(model, self._tensors)
         self._dtypes = planned_dtypes(model, self.dtype)
         if dtype == "auto":
             self._dtypes |= {
@@ -53,6 +60,9 @@ class ObjectSource(ModelSource):
     def tensor(self, name: str) -> Shaped[Tensor, "..."]:
         return self._tensors[name].detach().to("cpu", copy=True)
 
+    def source_key(self, name: str) -> str:
+        return self._saved.get(name, name)
+
     def dtype_of(self, name: str) -> torch.dtype:
         return self._dtypes.get(name, self.dtype)
 
@@ -70,12 +80,15 @@ class ObjectSource(ModelSource):
 
     @property
     def notes(self) -> list[str]:
+        notes = [] if self.trust_remote_code else self._auxiliary.notes(self.config)
         if self._tied is None:
-            return []
+            return notes
         truth = "the same tensor" if self._tied else "tensors of their own"
         return [
+            *notes,
             f"The head and the embeddings are {truth}, and the model's configuration says "
-            f"otherwise: the written config.json says tie_word_embeddings {str(self._tied).lower()}"
+            "otherwise: the written config.json says tie_word_embeddings "
+            f"{str(self._tied).lower()}",
         ]
 
     def size_bytes(self) -> int:
@@ -85,8 +98,7 @@ class ObjectSource(ModelSource):
         )
 
     def save_auxiliary(self, directory: Path) -> None:
-        if self.model.generation_config is not None:
-            self.model.generation_config.save_pretrained(directory)
+        self._auxiliary.write(directory)
 
     def _settle_ties(self) -> bool | None:
         """Whether the head is the embeddings, where the configuration says otherwise; else None.

@@ -100,6 +100,7 @@ class RuntimeSource(ModelSource):
         self.inner, self.runtime = inner, runtime
         self.label, self.config = inner.label, inner.config
         self.dtype, self.folder = inner.dtype, inner.folder
+        self.trust_remote_code = inner.trust_remote_code
 
     def skeleton(self) -> PreTrainedModel:
         return self.inner.skeleton()

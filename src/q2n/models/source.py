@@ -4,7 +4,6 @@ Nothing is unpickled and no code from a checkpoint runs unless `trust_remote_cod
 """
 
 import hashlib
-import shutil
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -16,11 +15,8 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from q2n.errors import InputError
-from q2n.models.checkpoint_files import (
-    TensorFiles,
-    auxiliary_patterns,
-    resolve_checkpoint,
-)
+from q2n.models.auxiliary_files import read_auxiliary
+from q2n.models.checkpoint_files import TensorFiles, resolve_checkpoint
 from q2n.models.checkpoint_tensors import CheckpointTensors
 from q2n.models.devices import parse_dtype
 from q2n.models.dtypes import loaded_dtypes
@@ -60,7 +56,7 @@ def open_source(
         InputError: no such model, or one that cannot be read safely.
     """
     if isinstance(model, PreTrainedModel):
-        return ObjectSource(model, dtype)
+        return ObjectSource(model, dtype, trust_remote_code)
     folder = resolve_checkpoint(str(model), revision, trust_remote_code=trust_remote_code)
     return CheckpointSource(folder, str(model), dtype, trust_remote_code)
 
@@ -80,6 +76,7 @@ class CheckpointSource(ModelSource):
             ) from cause
         if getattr(self.config, "quantization_config", None):
             raise InputError(f"{folder} is quantized already; quantize the original checkpoint")
+        self._auxiliary = read_auxiliary(folder, trust_remote_code)
         named = getattr(self.config, "transformers_weights", None)
         self._files = TensorFiles(folder, None if named is None else str(named))
         self.dtype = self._resolve_dtype(dtype)
@@ -126,12 +123,14 @@ class CheckpointSource(ModelSource):
 
     @property
     def notes(self) -> list[str]:
+        notes = [] if self.trust_remote_code else self._auxiliary.notes(self.config)
         if not self._untied:
-            return []
+            return notes
         return [
+            *notes,
             f"The files store {listed(self._untied)} with other values than the tensor to which "
             "config.json ties it: it is kept, as transformers keeps it, and the written "
-            "config.json says tie_word_embeddings false"
+            "config.json says tie_word_embeddings false",
         ]
 
     def digest(self) -> str:
@@ -156,9 +155,7 @@ class CheckpointSource(ModelSource):
         return taken + sum(map(self._files.size_bytes, self.untaken))
 
     def save_auxiliary(self, directory: Path) -> None:
-        for pattern in auxiliary_patterns(self.trust_remote_code):
-            for file in sorted(self.folder.glob(pattern)):
-                shutil.copyfile(file, directory / file.name)
+        self._auxiliary.write(directory)
 
     def _source_keys(self) -> dict[str, str]:
         """The model's names -> the files', where one tensor is one tensor. Of two tensors that the

@@ -39,6 +39,11 @@ class CardFacts:
     """Python lines that load the checkpoint."""
     settings: Mapping[str, Any]
     bits_per_weight: float
+    """Of the quantized linears."""
+    bits_per_weight_all: float
+    """Of all weights."""
+    full_precision_share: float
+    """Of the weights, 0 to 1."""
     ignored: int = 0
     """Linears that the settings leave in full precision."""
     notes: Sequence[str] = ()

@@ -7,8 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from q2n.evaluation.perplexity import PerplexityResult
+from q2n.models.full_precision import FullPrecision
 from q2n.report.card import About, CardFacts, render_card
-from q2n.report.record import RECORD_FILE, TIMINGS_FILE, BlockRecord, RunRecord, timings
+from q2n.report.record import (
+    RECORD_FILE,
+    TIMINGS_FILE,
+    BlockRecord,
+    RunRecord,
+    over_all_weights,
+    timings,
+)
 from q2n.version import __version__
 
 
@@ -41,17 +49,23 @@ def describe(
     bytes_after: int,
     loading_example: Callable[[Path], str],
     perplexities: Mapping[str, PerplexityResult],
+    kept: FullPrecision,
     notes: Sequence[str] = (),
 ) -> Quantized:
     """Write record, timings and card into `folder`, which will be called `directory`;
-    `loading_example` gives the lines that load a folder, `notes` what was noted before the
-    first block."""
+    `loading_example` gives the lines that load a folder, `kept` is what is not quantized, `notes`
+    what was noted before the first block."""
     blocks = list(blocks)
     measured = {which: _without_time(result) for which, result in perplexities.items()}
     done = Quantized(
         directory=directory,
         record=RunRecord.of(
-            fingerprint, labels, blocks, notes=notes, perplexity=measured
+            fingerprint,
+            labels,
+            blocks,
+            notes=notes,
+            **over_all_weights(blocks, kept),
+            perplexity=measured,
         ).to_json(),
         timings=timings(blocks),
         bytes_before=bytes_before,
@@ -74,6 +88,8 @@ def _card(about: About, done: Quantized, base_model: str, loading_example: str) 
         loading_example=loading_example,
         settings=done.record["settings"],
         bits_per_weight=done.record["bits_per_weight"],
+        bits_per_weight_all=done.record["bits_per_weight_all"],
+        full_precision_share=done.record["full_precision_share"],
         ignored=len(done.record["ignored"]),
         notes=done.record["notes"],
         bytes_before=done.bytes_before,

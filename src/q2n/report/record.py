@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
+from q2n.models.full_precision import FullPrecision
+
 RECORD_FILE = "q2n.json"
 TIMINGS_FILE = "q2n_timings.json"
 
@@ -100,8 +102,8 @@ class RunRecord:
     notes: Sequence[str] = ()
     """What a user must know of the result besides numbers, in sentences."""
     rest: Mapping[str, Any] = field(default_factory=dict)
-    """What was measured afterwards (`perplexity`) or how far the run is (`finished_blocks`): JSON
-    values by name, after everything else."""
+    """What is known afterwards (`over_all_weights`, `perplexity`) or how far the run is
+    (`finished_blocks`): JSON values by name, after everything else."""
 
     @classmethod
     def of(
@@ -157,6 +159,15 @@ class RunRecord:
         weights = sum(layer.weights for layer in self.layers.values())
         stored = sum(layer.weights * layer.bits_per_weight for layer in self.layers.values())
         return stored / weights if weights else 0.0
+
+
+def over_all_weights(blocks: Iterable[BlockRecord], kept: FullPrecision) -> dict[str, float]:
+    """Entries of a record: bits per weight over all weights of the checkpoint, and the share of
+    them, 0 to 1, that stays in full precision."""
+    layers = [layer for block in blocks for layer in block.layers.values()]
+    weights = kept.weights + sum(layer.weights for layer in layers)
+    bits = kept.bits + sum(layer.weights * layer.bits_per_weight for layer in layers)
+    return {"bits_per_weight_all": bits / weights, "full_precision_share": kept.weights / weights}
 
 
 def notes_of(blocks: Iterable[BlockRecord]) -> list[str]:

@@ -1,6 +1,8 @@
 """Records as tables on a terminal."""
 
+from collections.abc import Mapping
 from os.path import commonprefix
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -65,6 +67,17 @@ def settings_table(record: RunRecord) -> Table:
         if value is not None:
             table.add_row(key, str(value))
     return table
+
+
+def bits_line(record: Mapping[str, Any]) -> str:
+    """Bits per weight of a record in JSON, in words; those over all weights once they are known."""
+    quantized = f"{record['bits_per_weight']:.3f} bits per quantized weight"
+    if "bits_per_weight_all" not in record:
+        return quantized
+    return (
+        f"{quantized}, {record['bits_per_weight_all']:.3f} over all weights "
+        f"({_percent(record['full_precision_share'])} % of them in full precision)"
+    )
 
 
 def _percent(share: float | None) -> str:

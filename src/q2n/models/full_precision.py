@@ -1,0 +1,30 @@
+"""How much of a model its quantized linears are not: embeddings, norms, an untied head, what was
+left out. Bits per weight over all weights need it."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from q2n.models.model_source import ModelSource
+
+
+@dataclass(frozen=True)
+class FullPrecision:
+    """Weights that stay as they are."""
+
+    weights: int
+    """Their number; a tied weight counts once, buffers do not."""
+    bits: int
+    """What all of them take."""
+
+
+def full_precision(source: ModelSource, quantized: Collection[str]) -> FullPrecision:
+    """What a checkpoint holds besides the `quantized` linears (names of modules)."""
+    parameters = dict(source.skeleton().named_parameters())
+    kept = parameters.keys() & set(source.names()) - {f"{name}.weight" for name in quantized}
+    dtypes = {name: source.written_dtype(name, parameters[name]) for name in kept}
+    sizes = [(parameters[name].numel(), 8 * dtypes[name].itemsize) for name in kept]
+    for key in source.untaken:
+        tensor = source.stored(key)
+        sizes.append((tensor.numel(), 8 * tensor.element_size()))
+    weights = sum(count for count, _ in sizes)
+    return FullPrecision(weights, sum(count * bits for count, bits in sizes))
