@@ -16,7 +16,11 @@ def test_quantize_prints_size_and_loading_example(quantize, capsys):
     code, out = quantize("--bits", "3", "--nullspace", "--lambda", "0.3")
     assert code == 0
     said = capsys.readouterr().out
-    assert "bits per quantized weight" in said and "times smaller" in said
+    assert (
+        "bits per quantized weight" in said
+        and "% of them in full precision" in said
+        and "times smaller" in said
+    )
     record = json.loads((out / "q2n.json").read_text())
     assert record["settings"]["ridge"] == 0.3
     namespace: dict = {}
@@ -32,7 +36,8 @@ def test_inspect_and_eval_of_a_checkpoint(quantize, capsys, place):
     layer = record["layers"]["model.layers.1.mlp.down_proj"]
     assert {"kept_rank", "alpha_mean", "output_error", "nullspace_energy"} <= layer.keys()
     assert main(["inspect", "out"]) == 0
-    assert "1.mlp.down_proj" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1.mlp.down_proj" in said and "over all weights" in " ".join(said.split())
     text = str(place / "text.txt")
     assert main(["eval", "out", "--ppl", text, "--length", "16", "--windows", "5", "--json"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -44,7 +49,10 @@ def test_json_mode_prints_only_json(quantize, capsys):
     captured = capsys.readouterr()
     events = [json.loads(line) for line in captured.out.splitlines()]
     assert [event["event"] for event in events] == ["block"] * 3 + ["done"]
-    assert events[-1]["bytes_after"] < events[-1]["bytes_before"]
+    done = events[-1]
+    assert done["bytes_after"] < done["bytes_before"]
+    assert done["bits_per_weight"] < done["bits_per_weight_all"] < 32
+    assert 0 < done["full_precision_share"] < 1
 
 
 def test_flags_alone_stand_for_a_word(quantize):

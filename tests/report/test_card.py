@@ -19,6 +19,8 @@ FACTS = CardFacts(
     loading_example="import somewhere\n",
     settings={"bits": 3, "group size": "one per row"},
     bits_per_weight=3.0625,
+    bits_per_weight_all=7.125,
+    full_precision_share=0.2113,
     bytes_before=269_000_000,
     bytes_after=96_500_000,
     version="0.1.0",
@@ -48,6 +50,7 @@ def test_front_matter_is_yaml() -> None:
 def test_card_separates_measured_from_unmeasured() -> None:
     bare = render_card(FACTS)
     assert "Perplexity was not measured" in bare and "## Method" not in bare
+    assert "over all weights, 21.1 % of them not quantized | 7.125 |" in bare
     assert "3.062" in bare and "269.0 MB" in bare and "96.5 MB" in bare and "| bits | 3 |" in bare
     quantized = replace(ORIGINAL, perplexity=31.25, standard_error=None)
     measured = render_card(
