@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from q2n.errors import InputError, NumericalError
 from q2n.grids.granularity import PerChannel, PerGroup
+from q2n.grids.scale_zero_search import ScaleZeroGrid
 from q2n.grids.uniform import UniformGrid
 from q2n.layers.uniform import UniformLinear
 
@@ -100,9 +101,10 @@ def test_codes_are_nearest_under_the_stored_scale(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_scale_that_underflows_becomes_smallest_normal_number(dtype):
+def test_scale_that_underflows_becomes_the_least_scale(dtype):
     layer = quantized(UniformGrid(bits=4), torch.full((2, 8), 1e-45), dtype)
-    assert (layer.scale == torch.finfo(dtype).tiny).all()
+    least = {torch.float16: 2**-24, torch.bfloat16: 2**-126, torch.float32: 2**-126}
+    assert (layer.scale == least[dtype]).all()
     assert layer.dequantize().abs().max() == 0
 
 
@@ -156,3 +158,15 @@ def test_layer_moved_to_a_device_is_equal():
     assert same.record == {"kept_rank": 3} and same.metadata() == layer.metadata()
     away = layer.to(torch.device("meta"))
     assert all(tensor.is_meta for tensor in away.tensors().values())
+
+
+@pytest.mark.parametrize("grid", [UniformGrid(bits=8, clip="mse"), ScaleZeroGrid(bits=8)])
+def test_small_weights_keep_their_bits_in_float16(grid):
+    """Scales of 2e-5 are below float16's normal numbers, where its spacing is 6e-8."""
+    weight = 1e-3 * normal(16, 64)
+    errors = {}
+    for dtype in (torch.float16, torch.float32):
+        layer = quantized(grid, weight, dtype)
+        assert layer.scale.dtype is dtype and layer.scale.max() < torch.finfo(torch.float16).tiny
+        errors[dtype] = (layer.dequantize() - weight).square().mean()
+    assert errors[torch.float16] < 1.02 * errors[torch.float32]

@@ -28,9 +28,9 @@ class Codec(ABC):
 
     def scale_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
         """The dtype in which the scales of a model of `model_dtype` are stored: that one, or
-        bfloat16 for a wider one. Runtimes compute in 16 bits and read scales in the dtype in
-        which they compute; bfloat16 has the range of float32, so nothing over- or underflows."""
-        return model_dtype if model_dtype.itemsize == 2 else torch.bfloat16
+        float16 for a wider one. Runtimes read scales in the 16 bits in which they compute: vLLM
+        runs a float32 model in float16 (`--dtype auto` in its documentation)."""
+        return model_dtype if model_dtype.itemsize == 2 else torch.float16
 
     def holds(self, storage: StorageSpec) -> bool:
         """Whether it has a place for the representation at all. A codec says otherwise if it

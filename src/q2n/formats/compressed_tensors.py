@@ -3,7 +3,7 @@
 For a weight [N, K] with G groups of inputs and b bits:
 
     weight_packed      int32 [N, ceil(K b / 32)]   codes, packed along K
-    weight_scale       [N, G], model dtype (bfloat16 in a float32 model)
+    weight_scale       [N, G], model dtype (float16 in a float32 model)
     weight_zero_point  int32 [ceil(N b / 32), G]   asymmetric only, packed along N
     weight_shape       int64 [2]
 

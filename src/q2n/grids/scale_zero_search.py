@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from q2n.grids.uniform import UniformGrid
+from q2n.grids.uniform import UniformGrid, least_scale
 from q2n.kernels import dispatch
 
 ROW_STEPS, GROUP_STEPS = 100, 40
@@ -37,7 +37,7 @@ class ScaleZeroGrid(UniformGrid):
         widest, _ = self.parameters(lo, hi, dtype, name)
         share = torch.arange(1, self.steps + 1, device=values.device) / self.steps
         step = ((hi - lo) / self.top).unsqueeze(-1)
-        scales = (step * share).to(dtype).clamp(min=torch.finfo(dtype).tiny)
+        scales = (step * share).to(dtype).clamp(min=least_scale(dtype))
         scales[..., -1] = widest
         tried = [self.middle] if self.symmetric else range(2**self.bits)
         zeros = torch.tensor(tried, device=values.device)

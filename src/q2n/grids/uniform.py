@@ -131,16 +131,22 @@ def clip_ranges() -> list[float]:
     return [1 - step / _CLIP_STEPS for step in range(round(_CLIP_RANGE * _CLIP_STEPS))]
 
 
+def least_scale(dtype: torch.dtype) -> float:
+    """The least number that may be a scale: the smallest normal one, but 6e-8 for float16, whose
+    normal numbers end at 6e-5, where scales of 8 bits can lie."""
+    info = torch.finfo(dtype)
+    return info.tiny * info.eps if dtype is torch.float16 else info.tiny
+
+
 def rounded_scale(
     exact: Float[Tensor, "*groups"], dtype: torch.dtype, name: str
 ) -> Float[Tensor, "*groups"]:
-    """Scales of a layer `name` in the dtype in which they are stored, at least its smallest normal
-    number.
+    """Scales of a layer `name` in the dtype in which they are stored, at least `least_scale`.
 
     Raises:
         NumericalError: one is not finite there.
     """
-    scale = exact.to(dtype).clamp(min=torch.finfo(dtype).tiny)
+    scale = exact.to(dtype).clamp(min=least_scale(dtype))
     if torch.isfinite(scale).all():
         return scale
     if not torch.isfinite(exact).all():
