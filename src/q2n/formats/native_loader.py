@@ -51,8 +51,6 @@ class NativeQuantizer(HfQuantizer):
         self, model: nn.Module, checkpoint_files: Iterable[str] | None = None, **kwargs: Any
     ) -> None:
         layers = self.quantization_config.layers
-        if checkpoint_files is not None:
-            _require_tensors(model, layers, checkpoint_files)
         modules = dict(model.named_modules())
         for name, stored in layers.items():
             linear = modules.get(name)
@@ -61,7 +59,10 @@ class NativeQuantizer(HfQuantizer):
                     f"{type(model).__name__} has no linear {name!r} of {stored.shape}, which the "
                     "checkpoint holds; load it with AutoModelForCausalLM"
                 )
-            model.set_submodule(name, PackedLinear(stored, linear.bias))
+        if checkpoint_files is not None:
+            _require_tensors(model, layers, checkpoint_files)
+        for name, stored in layers.items():
+            model.set_submodule(name, PackedLinear(stored, modules[name].bias))
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         for module in model.modules():
