@@ -30,6 +30,10 @@ class Codec(ABC):
     def scale_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
         """The dtype in which the scales of a model of `model_dtype` are stored."""
 
+    def least_bits(self, model_dtype: torch.dtype) -> float:
+        """Bits of a weight below which no layer is stored."""
+        return 1.0
+
     def holds(self, storage: StorageSpec) -> bool:
         """Whether it has a place for the representation at all. A codec says otherwise if it
         has none for some kinds, or one for what a model does at runtime."""
