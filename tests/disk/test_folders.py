@@ -30,6 +30,19 @@ def test_an_empty_folder_may_be_taken(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == [MARKER]
 
 
+def test_leaving_an_empty_folder_removes_it_and_any_other_stays(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert leave_working_folder(tmp_path / "empty", ours) == []
+    mine(tmp_path / "mine")
+    (tmp_path / "mine" / "x.tmp").touch()
+    assert leave_working_folder(tmp_path / "mine", ours) == []
+    assert sorted(str(x.relative_to(tmp_path)) for x in tmp_path.rglob("*")) == [
+        "mine",
+        "mine/mine.txt",
+        "mine/x.tmp",
+    ]
+
+
 def mine(folder):
     folder.mkdir()
     (folder / "mine.txt").write_text("precious")

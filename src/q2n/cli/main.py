@@ -12,32 +12,32 @@ before `main` listens to Ctrl-C.
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from q2n.errors import Q2NError
 
-GOES_ON = "an unfinished quantization goes on with --resume"
-
-
-class Terminated(KeyboardInterrupt):
-    """The signal that asks a process to end: treated as Ctrl-C is."""
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    received: list[int] = []
     try:
-        with _terminable():
+        with _stoppable(received):
             return _run(arguments)
-    except Q2NError as failure:
-        return _fail(str(failure), failure.exit_code)
-    except Terminated:
-        return _fail(f"terminated; {GOES_ON}", 143)
-    except KeyboardInterrupt:
-        return _fail(f"interrupted; {GOES_ON}", 130)
-    except BrokenPipeError:
-        return _unheard()
+    except BrokenPipeError:  # as a program ends that writes into a closed pipe
+        _silence()
+        return 128 + signal.SIGPIPE
+    except (KeyboardInterrupt, Exception) as failure:
+        if received or isinstance(failure, KeyboardInterrupt):  # imports turn it into others
+            return _stopped(received)
+        if isinstance(failure, Q2NError):
+            return _fail(str(failure), failure.exit_code)
+        if isinstance(failure, OSError):  # of a disk or a network, where nothing said it better
+            _silence()
+            return _fail(str(failure), 1)
+        raise
 
 
 def _run(arguments: list[str] | None) -> int:
@@ -47,50 +47,46 @@ def _run(arguments: list[str] | None) -> int:
         parsed = build_parser().parse_args(arguments)
         parsed.run(parsed)
         return 0
-    finally:
-        _flush()
-
-
-def _flush() -> None:
-    """Write what is printed now, not when Python ends and can only complain."""
-    try:
-        if sys.stdout is not None:
+    finally:  # what is printed is written now, not when Python ends and can only complain
+        if sys.stdout is not None:  # as it is in a process without one
             sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as cause:
-        _silence()
-        raise Q2NError(f"the output cannot be written ({cause.strerror})") from cause
-
-
-def _unheard() -> int:
-    """As a program ends that writes into a closed pipe, but not killed in the middle of a file."""
-    _silence()
-    return 128 + signal.SIGPIPE
 
 
 def _silence() -> None:
-    """Throw away what is left in the buffer of the output."""
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    """Throw away what the output does not take: Python would try again when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """While it lasts, SIGTERM raises as SIGINT does."""
+def _stoppable(received: list[int]) -> Iterator[None]:
+    """While it lasts, SIGTERM raises as SIGINT does, and both are noted."""
 
-    def stop(signal_number: int, frame: FrameType | None) -> None:
-        raise Terminated
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
 
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not in the main thread, where signals do not arrive
+    if threading.current_thread() is not threading.main_thread():  # signals do not arrive there
         yield
         return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # as for a job in the background
+            signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stopped(received: list[int]) -> int:
+    number = received[0] if received else signal.SIGINT
+    what = "terminated" if number == signal.SIGTERM else "interrupted"
+    return _fail(f"{what}; an unfinished quantization goes on with --resume", 128 + number)
 
 
 def _fail(message: str, code: int) -> int:

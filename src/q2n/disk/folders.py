@@ -61,7 +61,11 @@ def make_working_folder(folder: Path) -> None:
 
 
 def leave_working_folder(folder: Path, known: Known = lambda path: False) -> list[str]:
-    """Remove what is known and, if that is all, the folder. Returns what remains."""
+    """Remove what is known and, if that is all, the folder. Returns what remains. Somebody else's
+    folder stays as it is, unless it is empty."""
+    if not is_working_folder(folder):
+        _removed(folder.rmdir)  # it is empty if we were killed between the marker's end and its own
+        return []
     remaining = remove_known(folder, lambda path: path != MARKER and known(path))
     return remaining if remaining != [MARKER] else remove_known(folder, lambda path: True)
 

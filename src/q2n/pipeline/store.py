@@ -192,7 +192,7 @@ class RunStore:
     def remove(self) -> list[str]:
         """Delete what a run writes here: the checkpoint is complete. Returns what remains of
         the folder, by path: files of somebody else."""
-        return leave_working_folder(self.folder, is_run_file) if self.is_begun else []
+        return leave_working_folder(self.folder, is_run_file)
 
 
 class StoredLayers(Mapping[str, QuantizedLinear]):
