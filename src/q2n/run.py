@@ -24,7 +24,7 @@ from q2n.data.texts import Texts
 from q2n.data.windows import TokenWindows
 from q2n.disk.folders import partial_folder
 from q2n.disk.space import require_space
-from q2n.errors import InputError
+from q2n.errors import InputError, ResumeError
 from q2n.evaluation.compare import compare_perplexity
 from q2n.evaluation.perplexity import PerplexityResult
 from q2n.formats.choice import choose_format
@@ -103,7 +103,12 @@ class Run:
         weights = sum(prod(target.shape) for target in self.opened.blocks.targets().values())
         rest = source.size_bytes() - weights * source.dtype.itemsize
         least = rest + weights * codec.least_bits(source.dtype) / 8
-        require_space(self.target.absolute().parent, least, "the checkpoint needs at least")
+        place = self.target.absolute().parent
+        require_space(place, least, "the checkpoint needs at least")
+        if self.windows is not None and self.config.activations == "disk":
+            width = source.config.get_text_config().hidden_size
+            inputs = 1.0 * self.windows.tokens.numel() * width * source.dtype.itemsize
+            require_space(place, inputs, "block inputs on disk need at least")
         try:
             for text in self._described([], 0, {})[1].values():
                 text.encode()
@@ -125,7 +130,8 @@ class Run:
                 f"output {self.target} exists and was quantized otherwise: "
                 f"{'; '.join(differences)}. Choose another --output"
             )
-        self._clear_away()
+        if self._is_of_this_run():
+            self._clear_away()
         self.reporter.note(f"{self.target} is complete already: nothing is left to do")
         return described_before(
             self.target,
@@ -209,6 +215,13 @@ class Run:
         for note in notes_of(blocks):
             self.reporter.note(note)
         return described[0]
+
+    def _is_of_this_run(self) -> bool:
+        """Whether the working folder is, as far as it can be read: it may be half removed."""
+        try:
+            return not self.store.started_with().differences(self.fingerprint)
+        except ResumeError:
+            return True
 
     def _clear_away(self) -> None:
         """Remove the working folder; say what of somebody else's remains in it."""

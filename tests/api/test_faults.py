@@ -80,6 +80,16 @@ def test_a_working_folder_that_is_half_removed_does_not_matter(place):
     assert names(place / "killed") == ["checkpoint"]
 
 
+def test_the_work_of_another_run_beside_a_complete_one_stays(place):
+    partial = place / "killed" / "checkpoint.partial"
+    (place / "killed" / "checkpoint").rename(place / "finished")
+    rmtree(partial)
+    RunStore(partial).start({"bits": 2}, {}, resume=False)
+    (place / "finished").rename(place / "killed" / "checkpoint")
+    quantize(place, "killed", resume=True, **RTN)
+    assert RunStore(partial).started_with().fingerprint == {"bits": 2}
+
+
 def test_two_runs_of_one_output(place):
     with run_lock(place / "out" / "checkpoint"):
         with pytest.raises(InputError, match=f"process {os.getpid()} .*choose another"):
@@ -218,4 +228,7 @@ def test_a_disk_that_is_too_small_is_refused_before_the_first_block(place, monke
     monkeypatch.setattr(space.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 20_000}))
     with pytest.raises(InputError, match=r"needs at least 0\.00 GB, and .* has 0\.00 GB free"):
         quantize(place, "out", **RTN)
+    monkeypatch.setattr(space.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 150_000}))
+    with pytest.raises(InputError, match=r"block inputs on disk need at least"):
+        quantize(place, "out", method="gptq", activations="disk", windows=50)
     assert not (place / "out").exists()

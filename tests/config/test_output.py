@@ -14,7 +14,7 @@ def folder_for(output, model="model", **options):
 
 
 def test_a_new_name_is_taken_as_it_is(tmp_path):
-    for output in (tmp_path / "out", tmp_path / "a" / "b", tmp_path / "ä ö%"):
+    for output in (tmp_path / "out", tmp_path / "a" / "b", tmp_path / "ä ö%\u3000"):
         assert folder_for(output) == output
     assert list(tmp_path.iterdir()) == []
 

@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _run(arguments)
     except BrokenPipeError:  # as a program ends that writes into a closed pipe
         _silence()
-        return 128 + signal.SIGPIPE
+        return 141
     except (KeyboardInterrupt, Exception) as failure:
         if received or isinstance(failure, KeyboardInterrupt):  # imports turn it into others
             return _stopped(received)

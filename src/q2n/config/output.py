@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from unicodedata import category
 
 from q2n.config.settings import RunSettings
 from q2n.disk.folders import is_working_folder, partial_folder
@@ -37,7 +38,7 @@ def output_folder(run: RunSettings, *, resume: bool = False) -> Path:
 
 def _named(output: str) -> Path:
     """The path of that name."""
-    if not output.isprintable():
+    if any(category(letter) in ("Cc", "Cs") for letter in output):  # control, not UTF-8
         raise InputError(f"output {output!r} has characters that do not belong in a name")
     folder = Path(output)
     if ".." in folder.parts:  # what it means depends on links on the way
