@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "q2n"
 # From top to bottom; the rooms of one line stand side by side and may import each other.
 ROOMS = [
     {"version", "errors", "logging", "hub", "option_types", "patterns"},
+    {"disk"},
     {"linalg"},
     {"data"},
     {"layers"},

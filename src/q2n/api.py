@@ -3,19 +3,23 @@
 The command line calls these and adds nothing but printing.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from q2n.config.output import output_folder
 from q2n.config.reading import read_settings
+from q2n.disk.folders import partial_folder
+from q2n.disk.lock import run_lock
 from q2n.errors import InputError
 from q2n.evaluation.evaluate import evaluate
 from q2n.logging import Reporter
 from q2n.option_types import shown
-from q2n.pipeline.store import RUN_FILE, RunStore, partial_folder
+from q2n.pipeline.block_files import RUN_FILE
+from q2n.pipeline.store import RunStore
 from q2n.report.checkpoint import Quantized
+from q2n.report.reading import read_record
 from q2n.report.record import RECORD_FILE, BlockRecord, RunRecord
 from q2n.run import Run
 
@@ -36,23 +40,31 @@ def quantize(
     Args:
         model: checkpoint folder, hub name, packaged model, or a transformers model object
             (which is not changed; then give `tokenizer` too).
-        output: folder to write. It must not exist; the run works in `output`.partial.
-        resume: go on with an interrupted run of the same settings.
+        output: folder to write. It must not exist; the run works in `output`.partial and holds a
+            lock beside it.
+        resume: go on with an interrupted run of the same settings. One that is complete is
+            left as it is, and what it came to is returned.
         **settings: any of docs/options.md, e.g. method="gptq", bits=3, group_size=-1,
             nullspace=True, corpus="sotu".
 
     Raises:
-        InputError: something cannot be used; finished blocks stay in `output`.partial.
+        InputError: something cannot be used, or another run writes the same output; finished
+            blocks stay in `output`.partial.
         NumericalError: NaN, Inf or an indefinite Hessian, with the layer's name.
-        ResumeError: the interrupted run had other settings, text, model or version.
+        ResumeError: the interrupted run had other settings, text, model or version, or what it
+            left is damaged.
     """
     reporter = reporter or Reporter()
     _require_names(model, output)
     label = model if isinstance(model, str | Path) else model.config.name_or_path
     named = {"model": str(label or type(model).__name__), "output": str(output)}
-    run = Run(read_settings({**settings, **named}), model, tokenizer, reporter)
-    run.quantize_blocks(resume)
-    return run.write()
+    read = read_settings({**settings, **named})
+    with run_lock(output_folder(read.run, resume=resume)):
+        run = Run(read, model, tokenizer, reporter, resume=resume)
+        if run.is_complete:
+            return run.complete_before()
+        run.quantize_blocks()
+        return run.write()
 
 
 def _require_names(model: Any, output: Any) -> None:
@@ -69,11 +81,11 @@ def inspect(directory: str | Path) -> dict[str, Any]:
     """The record of a finished checkpoint, or of a run that is under way or interrupted.
 
     Raises:
-        InputError: neither is there.
+        InputError: neither is there, or it is damaged.
     """
     folder = Path(directory)
     if (folder / RECORD_FILE).exists():
-        return json.loads((folder / RECORD_FILE).read_text())
+        return read_record(folder / RECORD_FILE).to_json()
     for candidate in (folder, partial_folder(folder)):
         if (candidate / RUN_FILE).exists():
             store = RunStore(candidate)

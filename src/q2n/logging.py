@@ -25,6 +25,13 @@ from rich.progress import (
 Mode = Literal["bars", "quiet", "json"]
 
 
+class Screen(Console):
+    """A console that says when nobody reads it any more, rather than end the program."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class Bar:
     """A progress bar in use."""
 
@@ -45,7 +52,7 @@ class Reporter:
 
     def __init__(self, mode: Mode = "quiet"):
         self.mode = mode
-        self.console = Console(stderr=True, quiet=mode != "bars", highlight=False)
+        self.console = Screen(stderr=True, quiet=mode != "bars", highlight=False)
 
     def event(self, kind: str, **fields: Any) -> None:
         """One fact for a program."""

@@ -8,6 +8,8 @@ write              the checkpoint is written, measured and described in a folder
 """
 
 import os
+from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +17,51 @@ import numba
 import torch
 import transformers
 
+from q2n.config.output import output_folder
 from q2n.config.owners import Plan, build_plan
-from q2n.config.reading import new_folder
 from q2n.config.settings import Settings
 from q2n.data.texts import Texts
 from q2n.data.windows import TokenWindows
-from q2n.errors import Q2NError
+from q2n.disk.folders import partial_folder
+from q2n.disk.space import require_space
+from q2n.errors import InputError, ResumeError
 from q2n.evaluation.compare import compare_perplexity
+from q2n.evaluation.perplexity import PerplexityResult
 from q2n.formats.choice import choose_format
 from q2n.formats.format import Format
 from q2n.formats.load import load_model
+from q2n.formats.shards import tensor_bytes
 from q2n.logging import Reporter
 from q2n.models.full_precision import full_precision
 from q2n.models.opened import OpenedModel, open_model
 from q2n.models.targets import LayerFilter
+from q2n.pipeline.facts import RunStart
+from q2n.pipeline.finished import check_finished
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.sequential import SequentialLoop
-from q2n.pipeline.store import RunStore, partial_folder
+from q2n.pipeline.store import RunStore
 from q2n.pipeline.whole_model import refit_stored, refitted
 from q2n.report.card import About
-from q2n.report.checkpoint import Quantized, describe
-from q2n.report.record import BlockRecord, notes_of
+from q2n.report.checkpoint import Quantized, describe, described_before
+from q2n.report.reading import read_record
+from q2n.report.record import RECORD_FILE, BlockRecord, notes_of
 from q2n.version import __version__
 
 
 class Run:
     """One call of `quantize`."""
 
-    def __init__(self, settings: Settings, model: Any, tokenizer: Any, reporter: Reporter):
+    def __init__(
+        self, settings: Settings, model: Any, tokenizer: Any, reporter: Reporter, *, resume: bool
+    ):
         self.config = config = settings.run
-        self.reporter = reporter
-        self.target = new_folder(config)
+        self.reporter, self.resume = reporter, resume
+        self.target = output_folder(config, resume=resume)
+        self.is_complete = self.target.exists()
+        """Whether an earlier run has written the checkpoint."""
+        self.store = RunStore(partial_folder(self.target))
+        if not self.is_complete:
+            self.store.require(resume=resume)
         self.plan = build_plan(settings)
         self.format = choose_format(config.format, config.method, self.plan.storage)
         self.opened = open_model(
@@ -68,7 +84,6 @@ class Run:
         self.measured_on = self._evaluation(texts) if config.ppl else None
         for text in (self.windows, self.measured_on):
             self.notes += text.notes if text is not None else ()
-        self.store = RunStore(partial_folder(self.target))
         text = self.windows
         self.labels = {"model": source.label, "text": text.label if text is not None else None}
         self.fingerprint = {
@@ -81,8 +96,54 @@ class Run:
             **settings.fingerprint(),
             "device": self.opened.blocks.device.type,
         }
+        if not self.is_complete:
+            self._require_writable()
 
-    def quantize_blocks(self, resume: bool) -> None:
+    def _require_writable(self) -> None:
+        """Refuse now what the end would refuse: a disk that is certainly too small, a card that
+        cannot be written."""
+        source, codec = self.opened.source, self.format.codec
+        weights = sum(prod(target.shape) for target in self.opened.blocks.targets().values())
+        rest = source.size_bytes() - weights * source.dtype.itemsize
+        least = rest + weights * codec.least_bits(source.dtype) / 8
+        place = self.target.absolute().parent
+        require_space(place, least, "the checkpoint needs at least")
+        if self.windows is not None and self.config.activations == "disk":
+            width = source.config.get_text_config().hidden_size
+            inputs = 1.0 * self.windows.tokens.numel() * width * source.dtype.itemsize
+            require_space(place, inputs, "block inputs on disk need at least")
+        try:
+            for text in self._described([], 0, {})[1].values():
+                text.encode()
+        except UnicodeEncodeError as cause:
+            raise InputError(f"a name for the model card is not UTF-8: {cause}") from cause
+
+    def complete_before(self) -> Quantized:
+        """What the earlier run came to that has written the checkpoint; what it left beside that
+        is removed.
+
+        Raises:
+            InputError: the checkpoint has other settings.
+        """
+        record = read_record(self.target / RECORD_FILE)
+        before = {key: x for key, x in record.settings.items() if key not in self.labels}
+        start = RunStart(fingerprint=before, labels=self.labels)
+        if differences := start.differences(self.fingerprint):
+            raise InputError(
+                f"output {self.target} exists and was quantized otherwise: "
+                f"{'; '.join(differences)}. Choose another --output"
+            )
+        if self._is_of_this_run():
+            self._clear_away()
+        self.reporter.note(f"{self.target} is complete already: nothing is left to do")
+        return described_before(
+            self.target,
+            bytes_before=self.opened.original.size_bytes(),
+            bytes_after=tensor_bytes(self.target),
+            loading_example=self.format.container.loading_example,
+        )
+
+    def quantize_blocks(self) -> None:
         """Every block, or those that an interrupted run left; then the refit of the model."""
         config = self.config
         for note in self.notes:
@@ -102,8 +163,10 @@ class Run:
             refit=self.plan.block_refit,
             reporter=self.reporter,
         )
-        finished = self.store.start(self.fingerprint, self.labels, resume=resume)
         try:
+            finished = self.store.start(self.fingerprint, self.labels, resume=self.resume)
+            for stored in (self.store, refitted(self.store)):
+                check_finished(stored, self.opened.blocks)
             loop.run(self.windows, finished)
             if self.plan.model_refit is not None:
                 assert self.windows is not None
@@ -115,8 +178,8 @@ class Run:
                     seed=config.seed,
                     reporter=self.reporter,
                 )
-        except Q2NError:
-            if not self.store.finished():
+        except BaseException:  # Ctrl-C too: without a finished block there is nothing to go on with
+            if self.store.is_begun and not self.store.finished():
                 self.store.remove()
             raise
 
@@ -153,14 +216,28 @@ class Run:
             lambda folder, size: described.append(self._describe(folder, size, blocks)),
             norm_weights=result.norm_weights(),
         )
-        self.store.remove()
+        self._clear_away()
         for note in notes_of(blocks):
             self.reporter.note(note)
         return described[0]
 
+    def _is_of_this_run(self) -> bool:
+        """Whether the working folder is, as far as it can be read: it may be half removed."""
+        try:
+            return not self.store.started_with().differences(self.fingerprint)
+        except ResumeError:
+            return True
+
+    def _clear_away(self) -> None:
+        """Remove the working folder; say what of somebody else's remains in it."""
+        if remaining := self.store.remove():
+            self.reporter.note(
+                f"{self.store.folder} stays, for q2n did not write {', '.join(remaining)}"
+            )
+
     def _describe(self, folder: Path, size: int, blocks: list[BlockRecord]) -> Quantized:
         """Measure the checkpoint in `folder` and describe it there."""
-        opened, format = self.opened, self.format
+        opened = self.opened
         models = {
             "original": lambda: opened.in_memory(opened.original),
             "quantized": lambda: load_model(
@@ -175,8 +252,17 @@ class Run:
             perplexities = compare_perplexity(
                 models, self.measured_on, batch_size=self.config.batch_size, reporter=self.reporter
             )
+        done, texts = self._described(blocks, size, perplexities)
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        return done
+
+    def _described(
+        self, blocks: list[BlockRecord], size: int, perplexities: Mapping[str, PerplexityResult]
+    ) -> tuple[Quantized, dict[str, str]]:
+        """What describes the checkpoint, and the texts of its files by name."""
+        opened, format = self.opened, self.format
         return describe(
-            folder,
             About(
                 method=self.plan.title,
                 format=format.name,

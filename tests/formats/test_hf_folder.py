@@ -17,6 +17,7 @@ from formats.tiny_models import (
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from q2n.disk.folders import make_working_folder
 from q2n.errors import InputError
 from q2n.formats import FORMATS
 from q2n.formats.load import load_model
@@ -175,8 +176,9 @@ def test_nothing_is_left_of_a_failed_write(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_folder_of_a_killed_run_is_replaced(tmp_path: Path) -> None:
-    (tmp_path / ".out.writing").mkdir()
-    (tmp_path / ".out.writing" / "shard-00000.safetensors").write_bytes(b"half")
+    make_working_folder(tmp_path / "out.partial")
+    (tmp_path / "out.partial" / "checkpoint").mkdir()
+    (tmp_path / "out.partial" / "checkpoint" / "shard-00000.safetensors").write_bytes(b"half")
     model = llama()
     layers = random_layers(model, 4, 32, False, torch.float32)
     DENSE.write(tmp_path / "out", open_source(model), layers)

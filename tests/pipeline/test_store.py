@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from q2n.disk.folders import MARKER
 from q2n.errors import InputError, ResumeError
 from q2n.method import LayerProblem
 from q2n.methods.rtn import RTN
@@ -115,12 +116,16 @@ def test_a_difference_is_named(tmp_path):
         store_in(tmp_path).start({"bits": 3, "model_sha256": "bb"}, {}, resume=True)
 
 
-def test_a_gap_ends_what_is_finished(tmp_path):
+def test_a_gap_is_named_and_its_end_goes_on(tmp_path):
+    """Nothing that is finished is thrown away without a word."""
     store = store_in(tmp_path)
     store.start({}, {}, resume=False)
     for index in range(3):
         store.write_block(index, some_layers(), BlockFacts(block="a"))
     (tmp_path / "block-00001.json").unlink()
+    with pytest.raises(ResumeError, match=r"block-00001\.json is missing.*delete block-00001"):
+        store_in(tmp_path).start({}, {}, resume=True)
+    (tmp_path / "block-00002.json").unlink()
     assert store_in(tmp_path).start({}, {}, resume=True) == 1
 
 
@@ -152,7 +157,75 @@ def test_a_full_disk_leaves_no_half_written_file(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("q2n.pipeline.store.os.fsync", full)
+    monkeypatch.setattr("q2n.pipeline.block_files.os.fsync", full)
     with pytest.raises(InputError, match="No space left"):
         store.write_block(0, some_layers(), BlockFacts(block="a"))
-    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [MARKER, "run.json"]
+
+
+@pytest.mark.parametrize("name", ["run.json", "block-00000.json", "block-00000.safetensors"])
+@pytest.mark.parametrize("damage", ["flipped", "short", "empty", "gone", "folder", "other JSON"])
+def test_every_damage_is_named_before_a_run_goes_on(tmp_path, name, damage):
+    begun(tmp_path, {"bits": 3})
+    store_in(tmp_path).write_block(1, some_layers(), FACTS)
+    file = tmp_path / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.unlink()
+    if damage == "folder":
+        file.mkdir()
+    elif damage != "gone":
+        file.write_bytes(
+            {"flipped": data, "short": data[:-3], "empty": b"", "other JSON": b"{}"}[damage]
+        )
+    with pytest.raises(ResumeError, match=rf"{name} .*; delete") as failure:
+        store_in(tmp_path).start({"bits": 3}, {}, resume=True)
+    assert len(str(failure.value).splitlines()) == 1
+    assert file.exists() == (damage != "gone")
+
+
+def test_a_block_of_another_run_or_place_is_refused(tmp_path):
+    begun(tmp_path / "one", {"bits": 3})
+    begun(tmp_path / "other", {"bits": 2})
+    for name in ("block-00000.json", "block-00000.safetensors"):
+        (tmp_path / "one" / name).write_bytes((tmp_path / "other" / name).read_bytes())
+    with pytest.raises(ResumeError, match=r"block-00000\.json belongs to another run"):
+        store_in(tmp_path / "one").start({"bits": 3}, {}, resume=True)
+    for name in ("block-00000.json", "block-00000.safetensors"):
+        (tmp_path / "other" / name.replace("0.", "1.")).write_bytes(
+            (tmp_path / "other" / name).read_bytes()
+        )
+    with pytest.raises(ResumeError, match=r"block-00001\.json belongs to another run or block"):
+        store_in(tmp_path / "other").start({"bits": 2}, {}, resume=True)
+
+
+def test_damaged_tensors_of_the_refit_are_found_at_the_start(tmp_path):
+    begun(tmp_path, {})
+    store_in(tmp_path).another("refit").write_block(0, some_layers(), FACTS)
+    (tmp_path / "refit-00000.safetensors").write_bytes(b"")
+    with pytest.raises(ResumeError, match="refit-00000.safetensors is damaged"):
+        store_in(tmp_path).start({}, {}, resume=True)
+
+
+def test_files_of_others_stay_and_are_named(tmp_path):
+    folder = tmp_path / "run"
+    store = store_in(folder)
+    store.start({}, {}, resume=False)
+    for name in ("notes-2.json", "block-1.json", "activations/mine.safetensors"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("precious")
+    store_in(folder).start({}, {}, resume=False)  # begun anew
+    store.write_block(0, some_layers(), FACTS)
+    remaining = store.remove()
+    assert remaining == ["activations/mine.safetensors", "block-1.json", "notes-2.json", MARKER]
+    assert sorted(str(x.relative_to(folder)) for x in folder.rglob("*") if x.is_file()) == sorted(
+        remaining
+    )
+
+
+def test_a_folder_of_somebody_else_is_neither_taken_nor_removed(tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    store = store_in(tmp_path)
+    with pytest.raises(InputError, match="in the way"):
+        store.start({}, {}, resume=True)
+    assert store.remove() == [] and [file.name for file in tmp_path.iterdir()] == ["mine.txt"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from argparse import Namespace
 from pathlib import Path
@@ -41,10 +42,16 @@ def add_demo(commands: Any) -> None:
 
 def run(parsed: Namespace) -> None:
     """Quantize, evaluate, print one table and a generated text."""
-    output = Path(parsed.output)
-    if output.exists():
-        raise InputError(f"{output} exists; delete it or choose another folder with --output")
+    from q2n.disk.lock import run_lock
 
+    output = Path(parsed.output)
+    with run_lock(output):
+        if os.path.lexists(output):
+            raise InputError(f"{output} exists; delete it or choose another folder with --output")
+        _compare(output, parsed)
+
+
+def _compare(output: Path, parsed: Namespace) -> None:
     from q2n.api import quantize
 
     reporting = reporter(parsed)
@@ -108,9 +115,9 @@ def _continue(folder: Path) -> str:
 
 
 def _print(rows: list[dict[str, Any]], text: str, output: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from q2n.logging import Screen
     from q2n.report.tables import with_error
 
     title = f"SmolLM2-135M, {CORPUS}: perplexity on {EVALUATION_WINDOWS} windows of {LENGTH} tokens"
@@ -127,7 +134,7 @@ def _print(rows: list[dict[str, Any]], text: str, output: Path) -> None:
             f"{row['bytes'] / 1e6:.0f} MB" if "bytes" in row else "-",
             with_error(row["perplexity"], row["standard_error"]),
         )
-    console = Console(highlight=False)
+    console = Screen(highlight=False)
     console.print(table)
     console.print(
         "One seed: differences of a few percent between two quantized models are noise.\n"

@@ -37,9 +37,8 @@ def run(parsed: Namespace) -> None:
     import json
     from dataclasses import asdict
 
-    from rich.console import Console
-
     from q2n.api import evaluate
+    from q2n.logging import Screen
     from q2n.report.tables import with_error
 
     not_settings = ("command", "run", "model", "quiet", "json")
@@ -50,7 +49,7 @@ def run(parsed: Namespace) -> None:
         return
     overlap = f"stride {result.stride}" if result.stride else "no overlap"
     if not parsed.quiet:
-        Console(highlight=False).print(
+        Screen(highlight=False).print(
             f"perplexity {with_error(result.perplexity, result.standard_error)}  "
             f"({result.label}: {result.windows} windows of {result.length} tokens, {overlap}; "
             f"{result.seconds:.0f} s)",

@@ -42,12 +42,11 @@ def run(parsed: Namespace) -> None:
 
 
 def _print(values: dict[str, Any]) -> None:
-    from rich.console import Console
-
+    from q2n.logging import Screen
     from q2n.report.record import RunRecord
     from q2n.report.tables import bits_line, layer_table, settings_table
 
-    record, console = RunRecord.from_json(values), Console()
+    record, console = RunRecord.from_json(values), Screen()
     if (blocks := values.get("finished_blocks")) is not None:
         console.print(f"[yellow]unfinished: {blocks} blocks are done; go on with --resume")
     console.print(settings_table(record))
@@ -56,4 +55,4 @@ def _print(values: dict[str, Any]) -> None:
     for note in record.notes:
         console.print(f"note: {note}", markup=False)
     for name in record.ignored:
-        console.print(f"left in full precision, as asked for: {name}")
+        console.print(f"left in full precision, as asked for: {name}", markup=False)

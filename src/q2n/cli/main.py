@@ -1,60 +1,100 @@
 """The `q2n` command.
 
 Exit codes: 0 done; 1 a failure of the program; 2 input that cannot be used, said in one
-line; 130 interrupted (a quantization goes on with --resume).
+line; 130 interrupted and 143 terminated (a quantization goes on with --resume); 141 nobody
+reads the output any more.
 
 What only prints (help, the version, `methods`, usage errors) imports neither torch nor
-transformers: a command imports what it works with when it works.
+transformers: a command imports what it works with when it works. Here nothing is imported
+before `main` listens to Ctrl-C.
 """
 
+import os
+import signal
 import sys
-from collections.abc import Callable
-from typing import Any
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
-from q2n.cli.demo import add_demo
-from q2n.cli.evaluate import add_eval
-from q2n.cli.flags import Parser
-from q2n.cli.inspect import add_inspect
-from q2n.cli.methods import add_methods
-from q2n.cli.quantize import add_quantize
 from q2n.errors import Q2NError
-from q2n.version import __version__
-
-COMMANDS: tuple[Callable[[Any], None], ...] = (
-    add_quantize,
-    add_eval,
-    add_inspect,
-    add_methods,
-    add_demo,
-)
-"""Each adds a subparser whose `run` default does the work."""
-
-DESCRIPTION = "Quantize language models to 2, 3, 4 or 8 bits after training."
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    parser = Parser(prog="q2n", description=DESCRIPTION)
-    parser.add_argument("--version", action="version", version=f"q2n {__version__}")
-    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
-    for add in COMMANDS:
-        add(commands)
+    received: list[int] = []
     try:
-        parsed = parser.parse_args(arguments)
+        with _stoppable(received):
+            return _run(arguments)
+    except BrokenPipeError:  # as a program ends that writes into a closed pipe
+        _silence()
+        return 141
+    except (KeyboardInterrupt, Exception) as failure:
+        if received or isinstance(failure, KeyboardInterrupt):  # imports turn it into others
+            return _stopped(received)
+        if isinstance(failure, Q2NError):
+            return _fail(str(failure), failure.exit_code)
+        if isinstance(failure, OSError):  # of a disk or a network, where nothing said it better
+            _silence()
+            return _fail(str(failure), 1)
+        raise
+
+
+def _run(arguments: list[str] | None) -> int:
+    from q2n.cli.commands import build_parser
+
+    try:
+        parsed = build_parser().parse_args(arguments)
         parsed.run(parsed)
-    except Q2NError as failure:
-        return _fail(str(failure), failure.exit_code)
-    except KeyboardInterrupt:
-        return _fail("interrupted; an unfinished quantization goes on with --resume", 130)
-    return 0
+        return 0
+    finally:  # what is printed is written now, not when Python ends and can only complain
+        if sys.stdout is not None:  # as it is in a process without one
+            sys.stdout.flush()
+
+
+def _silence() -> None:
+    """Throw away what the output does not take: Python would try again when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+@contextmanager
+def _stoppable(received: list[int]) -> Iterator[None]:
+    """While it lasts, SIGTERM raises as SIGINT does, and both are noted."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # signals do not arrive there
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # as for a job in the background
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stopped(received: list[int]) -> int:
+    number = received[0] if received else signal.SIGINT
+    what = "terminated" if number == signal.SIGTERM else "interrupted"
+    return _fail(f"{what}; an unfinished quantization goes on with --resume", 128 + number)
 
 
 def _fail(message: str, code: int) -> int:
-    from rich.console import Console
+    from q2n.logging import Screen
 
-    console = Console(stderr=True, highlight=False)
-    console.print("[bold red]error:[/]", end=" ")
-    console.print(" ".join(message.split()), soft_wrap=True, markup=False)
+    screen = Screen(stderr=True, highlight=False)
+    screen.print("[bold red]error:[/]", end=" ")
+    screen.print(" ".join(message.split()), soft_wrap=True, markup=False)
     return code
 
 

@@ -18,8 +18,9 @@ def add_methods(commands: Any) -> None:
 
 def run(parsed: Namespace) -> None:
     """One line per method; below, for what they store (with default options), who can hold it."""
-    from rich.console import Console
     from rich.table import Table
+
+    from q2n.logging import Screen
 
     methods = Table("method", "bits", "stores", "", box=None)
     formats = Table("stored", "formats that can hold it", "", box=None)
@@ -29,4 +30,4 @@ def run(parsed: Namespace) -> None:
         holders[entry.storage] = ", ".join(entry.formats)
     for storage, text in table().storages.items():
         formats.add_row(storage, holders[storage], text)
-    Console().print(methods, "", formats)
+    Screen().print(methods, "", formats)

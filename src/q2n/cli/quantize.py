@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from q2n.cli.flags import add_options, add_output_flags, reporter
 from q2n.config.options import CHANGES, RUN, SWITCHES, table
 from q2n.config.options import flags as flags_of
-from q2n.config.reading import new_folder, read_settings
+from q2n.config.output import output_folder
+from q2n.config.reading import read_settings
 from q2n.config.settings_file import read_settings_file
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def run(parsed: Namespace) -> None:
     if parsed.print_config:
         _print_config(read.flat())
         return
-    new_folder(read.run)
+    output_folder(read.run, resume=parsed.resume)
 
     from q2n.api import quantize
 
@@ -106,11 +107,10 @@ def _print_config(flat: dict[str, Any]) -> None:
 
 
 def _print(done: Quantized, facts: dict[str, Any]) -> None:
-    from rich.console import Console
-
+    from q2n.logging import Screen
     from q2n.report.tables import bits_line, with_error
 
-    console = Console(highlight=False)
+    console = Screen(highlight=False)
     console.print(
         f"\nWrote {done.directory} in {facts['seconds']:.0f} s: "
         f"{done.bytes_before / 1e6:.1f} MB -> {done.bytes_after / 1e6:.1f} MB "

@@ -6,7 +6,6 @@ The order of precedence: what was set; the quality; the preset of the method; th
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from q2n.config.options import CHANGES, RUN, SWITCHES, table
@@ -39,21 +38,6 @@ def read_settings(settings: Mapping[str, Any]) -> Settings:
     taken = run.keys() | {name for own in options.values() for name in own}
     _refuse_unknown(expanded.keys() - taken, base)
     return Settings(run=RunSettings(**run), method=base, options=options)
-
-
-def new_folder(run: RunSettings) -> Path:
-    """The folder to write, which must not be there yet.
-
-    Raises:
-        InputError: it is there, or no model or output was set.
-    """
-    for needed in ("model", "output"):
-        if not getattr(run, needed):
-            raise InputError(f"no {needed} set; usage: q2n quantize MODEL --output DIR [options]")
-    folder = Path(run.output)
-    if folder.exists():
-        raise InputError(f"output {folder} exists; choose another folder or delete it")
-    return folder
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,10 @@ class Codec(ABC):
         runs a float32 model in float16 (`--dtype auto` in its documentation)."""
         return model_dtype if model_dtype.itemsize == 2 else torch.float16
 
+    def least_bits(self, model_dtype: torch.dtype) -> float:
+        """Bits of a weight below which no layer is stored."""
+        return 1.0
+
     def holds(self, storage: StorageSpec) -> bool:
         """Whether it has a place for the representation at all. A codec says otherwise if it
         has none for some kinds, or one for what a model does at runtime."""

@@ -1,10 +1,12 @@
 """A container says how tensors, configuration, tokenizer and metadata become a checkpoint.
 
-Whatever it is, it lies in a folder of its own, written under another name and renamed at the end:
-the checkpoint is complete or it is not there.
+Whatever it is, it lies in a folder of its own. It is written within the working folder beside that,
+flushed to the disk and renamed at the end: the checkpoint is complete or it is not there.
 """
 
-import shutil
+import fnmatch
+import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,9 +16,25 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
+from q2n.disk.failures import reason, remedy
+from q2n.disk.folders import (
+    fresh_folder,
+    leave_working_folder,
+    make_working_folder,
+    partial_folder,
+    remove_known,
+)
+from q2n.disk.space import require_space
 from q2n.errors import InputError
 from q2n.formats.codec import Codec
 from q2n.formats.quantized_model import QuantizedModel
+from q2n.models.auxiliary_files import auxiliary_patterns
+
+WRITING = "checkpoint"
+"""The folder within the working folder that becomes the checkpoint."""
+WRITTEN = ("*.safetensors", "*.json", "README.md", *auxiliary_patterns(trust_remote_code=True))
+"""Names of all files of a checkpoint."""
+_written = re.compile("|".join(map(fnmatch.translate, WRITTEN))).fullmatch
 
 
 class Container(ABC):
@@ -82,7 +100,7 @@ class Container(ABC):
                 Nothing is left behind.
         """
         with _complete_folder(Path(directory)) as folder:
-            _require_space(folder, model.size_bytes(codec))
+            require_space(folder, model.size_bytes(codec), "the checkpoint needs about")
             size = self.write_into(folder, model, codec)
             if complete is not None:
                 complete(folder, size)
@@ -92,27 +110,27 @@ class Container(ABC):
 @contextmanager
 def _complete_folder(directory: Path) -> Iterator[Path]:
     """A folder to write into, renamed to `directory` on success and removed on failure."""
-    if directory.exists():
+    if os.path.lexists(directory):
         raise InputError(f"{directory} exists already; choose another output folder")
-    folder = directory.with_name(f".{directory.name}.writing")
+    working = partial_folder(directory)
+    make_working_folder(working)
+    folder = working / WRITING
     try:
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-        folder.mkdir(parents=True)
+        fresh_folder(folder, _written)  # of a run that was killed
         yield folder
+        _flush(folder)
         folder.rename(directory)
     except (OSError, SafetensorError) as cause:
         raise InputError(
-            f"{directory} cannot be written ({cause}); free space or choose another output folder"
+            f"{directory} cannot be written ({reason(cause)}); {remedy(cause)}"
         ) from cause
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_known(folder, _written)
+        leave_working_folder(working)
 
 
-def _require_space(folder: Path, needed: float) -> None:
-    """Refuse a disk that is too small."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise InputError(
-            f"the checkpoint needs about {needed / 1e9:.2f} GB, and {folder.parent} has "
-            f"{free / 1e9:.2f} GB free; free space or choose another output folder"
-        )
+def _flush(folder: Path) -> None:
+    """Have all files of a folder on the disk."""
+    for file in filter(Path.is_file, folder.rglob("*")):
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())

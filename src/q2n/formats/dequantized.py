@@ -24,6 +24,9 @@ class Dequantized(Codec):
 
     name = "dequantized"
 
+    def least_bits(self, model_dtype: torch.dtype) -> float:
+        return 8.0 * model_dtype.itemsize
+
     def encode(
         self, name: str, layer: QuantizedLinear, dtype: torch.dtype
     ) -> dict[str, Float[Tensor, "out in"]]:

@@ -69,6 +69,15 @@ class ShardWriter:
         return self.directory / f"shard-{shard:05d}.safetensors"
 
 
+def tensor_bytes(directory: Path) -> int:
+    """Bytes of all tensors of a checkpoint: its files without their headers."""
+    total = 0
+    for file in directory.glob("*.safetensors"):
+        with file.open("rb") as stream:
+            total += file.stat().st_size - 8 - int.from_bytes(stream.read(8), "little")
+    return total
+
+
 def _own_memory(tensor: Shaped[Tensor, "..."]) -> Tensor:
     """Contiguous on the CPU, and not a window that keeps a larger tensor alive."""
     tensor = tensor.detach().cpu().contiguous()

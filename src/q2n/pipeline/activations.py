@@ -4,9 +4,9 @@ They are the bulk of what a run holds (windows x length x hidden size, in the mo
 dtype). `device` is the fastest; `cpu` and `disk` keep one batch on the device at a time.
 """
 
+import re
 from abc import ABC, abstractmethod
 from pathlib import Path
-from shutil import rmtree
 from typing import Literal
 
 import torch
@@ -15,7 +15,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from q2n.disk.failures import reason, remedy
+from q2n.disk.folders import fresh_folder, remove_known
 from q2n.errors import InputError
+
+FOLDER = "activations"
+"""Where they lie within the folder of a run, a folder for each stream."""
+_BATCH_FILE = re.compile(r"batch-\d{5}\.(safetensors|tmp)")
+
+
+def is_batch_file(path: str) -> bool:
+    """Whether a path within the folder of a run is that of block inputs."""
+    top, _, rest = path.partition("/")
+    return top == FOLDER and bool(_BATCH_FILE.fullmatch(rest.rpartition("/")[2]))
 
 
 class Activations(ABC):
@@ -62,7 +74,10 @@ class OnDisk(Activations):
 
     def __init__(self, folder: Path, device: torch.device):
         self.folder, self.device = folder, device
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            fresh_folder(folder, _BATCH_FILE.fullmatch)  # after a kill the old ones lie there
+        except OSError as cause:
+            raise self._refusal(cause) from cause
 
     def get(self, batch: int) -> Float[Tensor, "w l h"]:
         return load_file(self._file(batch))["hidden"].to(self.device)
@@ -74,13 +89,16 @@ class OnDisk(Activations):
             save_file({"hidden": hidden.cpu().contiguous()}, fresh)
             fresh.replace(self._file(batch))
         except (OSError, SafetensorError) as cause:
-            raise InputError(
-                f"block inputs cannot be written to {self.folder} ({cause}); free space, or use "
-                "--activations cpu, then go on with --resume"
-            ) from cause
+            raise self._refusal(cause) from cause
 
     def close(self) -> None:
-        rmtree(self.folder, ignore_errors=True)
+        remove_known(self.folder, _BATCH_FILE.fullmatch)
+
+    def _refusal(self, cause: Exception) -> InputError:
+        return InputError(
+            f"block inputs cannot be written to {self.folder} ({reason(cause)}); {remedy(cause)}, "
+            "or use --activations cpu, then go on with --resume"
+        )
 
     def _file(self, batch: int) -> Path:
         return self.folder / f"batch-{batch:05d}.safetensors"

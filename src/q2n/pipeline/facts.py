@@ -1,5 +1,6 @@
 """What a run notes about itself and about each block, as it lies on disk (JSON)."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
@@ -55,8 +56,8 @@ class RunStart:
         return cls(fingerprint=values["fingerprint"], labels=values["labels"])
 
     def differences(self, fingerprint: Mapping[str, Any]) -> list[str]:
-        """What another fingerprint (of JSON values) says otherwise, in words."""
-        before = self.fingerprint
+        """What another fingerprint says otherwise, in words."""
+        before, fingerprint = self.fingerprint, json.loads(json.dumps(dict(fingerprint)))
         return [
             f"{key} was {before.get(key)!r}, is {fingerprint.get(key)!r}"
             for key in sorted(before.keys() | fingerprint.keys())

@@ -25,6 +25,7 @@ from q2n.logging import Reporter
 from q2n.method import Method
 from q2n.models.blocks import BatchInputs, BlockwiseModel
 from q2n.models.targets import targets_in
+from q2n.pipeline.activations import FOLDER
 from q2n.pipeline.block_stages import block_stages, run_stages
 from q2n.pipeline.block_state import enter_block, set_norm_weights
 from q2n.pipeline.finish import Stopwatch
@@ -126,7 +127,7 @@ class SequentialLoop:
         """The quantized prefix's block inputs, and the full-precision ones if asked for; none
         without text."""
         names = ["quantized", "full"] if self.two_streams else ["quantized"]
-        folder = self.store.folder / "activations"
+        folder = self.store.folder / FOLDER
         streams = (
             []
             if windows is None or not self.reads_text

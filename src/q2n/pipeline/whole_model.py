@@ -15,16 +15,15 @@ from transformers import PreTrainedModel
 
 from q2n.data.windows import TokenWindows
 from q2n.logging import Reporter
+from q2n.pipeline.block_files import REFIT
 from q2n.pipeline.facts import BlockFacts
 from q2n.pipeline.store import RunStore
 from q2n.refit.model import ModelRefit
 
-STEM = "refit"
-
 
 def refitted(store: RunStore) -> RunStore:
     """Where the result of this stage lies."""
-    return store.another(STEM)
+    return store.another(REFIT)
 
 
 def refit_stored(
@@ -36,7 +35,7 @@ def refit_stored(
     seed: int,
     reporter: Reporter,
 ) -> None:
-    """Tune the stored layers together and store them as `store.another(STEM)`, unless that has
+    """Tune the stored layers together and store them as `refitted(store)`, unless that has
     been done.
 
     Args:

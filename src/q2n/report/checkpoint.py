@@ -9,6 +9,7 @@ from typing import Any
 from q2n.evaluation.perplexity import PerplexityResult
 from q2n.models.full_precision import FullPrecision
 from q2n.report.card import About, CardFacts, render_card
+from q2n.report.reading import perplexities_of, read_json, read_record
 from q2n.report.record import (
     RECORD_FILE,
     TIMINGS_FILE,
@@ -38,7 +39,6 @@ class Quantized:
 
 
 def describe(
-    folder: Path,
     about: About,
     fingerprint: Mapping[str, Any],
     labels: Mapping[str, Any],
@@ -51,10 +51,10 @@ def describe(
     perplexities: Mapping[str, PerplexityResult],
     kept: FullPrecision,
     notes: Sequence[str] = (),
-) -> Quantized:
-    """Write record, timings and card into `folder`, which will be called `directory`;
-    `loading_example` gives the lines that load a folder, `kept` is what is not quantized, `notes`
-    what was noted before the first block."""
+) -> tuple[Quantized, dict[str, str]]:
+    """What describes the checkpoint `directory`, and the texts of its files by name: record,
+    timings and card. `loading_example` gives the lines that load a folder, `kept` is what is not
+    quantized, `notes` what was noted before the first block."""
     blocks = list(blocks)
     measured = {which: _without_time(result) for which, result in perplexities.items()}
     done = Quantized(
@@ -74,10 +74,31 @@ def describe(
         perplexities=perplexities,
     )
     card = _card(about, done, str(labels["model"]), loading_example(Path(directory.name)))
-    (folder / RECORD_FILE).write_text(json.dumps(done.record, indent=1) + "\n")
-    (folder / TIMINGS_FILE).write_text(json.dumps(done.timings, indent=1) + "\n")
-    (folder / "README.md").write_text(render_card(card))
-    return done
+    return done, {
+        RECORD_FILE: json.dumps(done.record, indent=1) + "\n",
+        TIMINGS_FILE: json.dumps(done.timings, indent=1) + "\n",
+        "README.md": render_card(card),
+    }
+
+
+def described_before(
+    folder: Path, *, bytes_before: int, bytes_after: int, loading_example: Callable[[Path], str]
+) -> Quantized:
+    """What an earlier run wrote into `folder`.
+
+    Raises:
+        InputError: its record or its timings cannot be read.
+    """
+    record = read_record(folder / RECORD_FILE)
+    return Quantized(
+        directory=folder,
+        record=record.to_json(),
+        timings=read_json(folder / TIMINGS_FILE),
+        bytes_before=bytes_before,
+        bytes_after=bytes_after,
+        loading_example=loading_example(folder),
+        perplexities=perplexities_of(record),
+    )
 
 
 def _card(about: About, done: Quantized, base_model: str, loading_example: str) -> CardFacts:

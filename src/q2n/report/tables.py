@@ -5,6 +5,7 @@ from os.path import commonprefix
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from q2n.report.record import LayerRecord, RunRecord
@@ -32,7 +33,7 @@ def layer_table(record: RunRecord) -> Table:
             cells += _step_cells(layer)
         if scaled:
             cells += _factor_cells(layer, "scales")
-        table.add_row(name.removeprefix(prefix), *cells)
+        table.add_row(escape(name.removeprefix(prefix)), *cells)
     table.caption = "error: |(W - Q) X|^2 / |W X|^2 on the calibration text"
     if stepped:
         table.caption += (
@@ -65,7 +66,7 @@ def settings_table(record: RunRecord) -> Table:
     table = Table(title="settings", show_header=False, box=box.SIMPLE, pad_edge=False)
     for key, value in record.settings.items():
         if value is not None:
-            table.add_row(key, str(value))
+            table.add_row(escape(key), escape(str(value)))
     return table
 
 

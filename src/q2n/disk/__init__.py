@@ -1,0 +1,1 @@
+"""What the package does to disks besides the formats of its files."""

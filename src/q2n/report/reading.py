@@ -1,0 +1,77 @@
+"""Records that lie on a disk, read with suspicion: anybody may have written or changed them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from q2n.disk.failures import reason
+from q2n.errors import InputError
+from q2n.evaluation.perplexity import PerplexityResult
+from q2n.report.record import LayerRecord, RunRecord
+
+_MALFORMED = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as cause:
+        raise InputError(f"{file} cannot be read ({reason(cause)})") from cause
+    except (ValueError, RecursionError) as cause:
+        raise InputError(f"{file} is damaged: it is not JSON ({cause})") from cause
+    if not isinstance(values, dict):
+        raise InputError(f"{file} is damaged: it holds no JSON object")
+    return values
+
+
+def read_record(file: Path) -> RunRecord:
+    """The record of a checkpoint, `q2n.json`.
+
+    Raises:
+        InputError: the file cannot be read, or is no such record.
+    """
+    values = read_json(file)
+    try:
+        record = RunRecord.from_json(values)
+        for layer in record.layers.values():
+            _require_numbers(layer)
+        for texts in (record.left_in_full_precision, record.ignored, record.notes):
+            _require(isinstance(texts, list) and all(isinstance(x, str) for x in texts), "a list")
+        _require(isinstance(record.settings, dict), "settings")
+        perplexities_of(record)
+    except _MALFORMED as cause:
+        raise InputError(
+            f"{file} is damaged, or another version of q2n wrote it ({type(cause).__name__}: "
+            f"{cause})"
+        ) from cause
+    return record
+
+
+def perplexities_of(record: RunRecord) -> dict[str, PerplexityResult]:
+    """What was measured, without the time that it took.
+
+    Raises:
+        TypeError, AttributeError: the record holds something else there.
+    """
+    measured: Mapping[str, Mapping[str, Any]] = record.rest.get("perplexity", {})
+    return {which: PerplexityResult(**x, seconds=0.0) for which, x in measured.items()}
+
+
+def _require_numbers(layer: LayerRecord) -> None:
+    """Shape, bits and whatever tables and figures compute with."""
+    _require(all(isinstance(size, int) and size > 0 for size in layer.shape), "a shape")
+    _require(isinstance(layer.bits_per_weight, int | float), "bits_per_weight")
+    for key, value in layer.notes.items():
+        if key.startswith(("output_error", "nullspace_energy", "alpha_", "scales_")):
+            _require(not isinstance(value, str | list | dict), key)
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise ValueError(f"{what} is not one")
