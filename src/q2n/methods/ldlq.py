@@ -21,9 +21,9 @@ linalg/trellis_code.py, which makes this QTIP (Tseng et al. 2024); `minmax`, gri
 one scale per row. Dead columns (input always 0) are rounded from 0.
 
 The uniform grid cuts off weights beyond its range. The released code clamps them before it rounds:
-what was cut off is then in no E, and the columns that follow cannot make up for it. From 3 bits on
-that was up to half of the error (docs/mathematics.md). Here E is the error to W; `clamp_first` is
-the released code's way.
+what was cut off is then in no E, and the columns that follow cannot make up for it. At 3 bits that
+was up to half of the error (docs/mathematics.md). Here E is the error to W; with `clamp_first`,
+which `--method quip` sets, it is the released code's.
 """
 
 from dataclasses import dataclass
