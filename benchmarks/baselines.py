@@ -25,10 +25,11 @@ from q2n.formats.choice import formats_for
 
 W2, W3, W2_G64 = "W2 per channel", "W3 per channel", "W2 g64"
 GROUPS = {"bits": 2, "group_size": 64}
-UNIFORM = {"grid": "uniform"}
-PUBLISHED_GRID = {**UNIFORM, "clip_sigma": 2.4}
+IN_A_BASIS = {"incoherence": "kronecker", "damping": 0.0201}
+"""QuIP without what makes it worse."""
+REACH = {"grid": "uniform", "clip_sigma": 2.4}
+PUBLISHED = {**REACH, "clamp_first": True, "incoherence_rescale": True}
 """QuIP's, which the quality levels replace."""
-PUBLISHED = {**PUBLISHED_GRID, "incoherence_rescale": True}
 GAUSSIAN = {"grid": "lloyd-max", "descent_passes": 4}
 
 
@@ -41,11 +42,12 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "rtn": {**per_channel(), W2_G64: GROUPS},
     "gptq": {**per_channel(), W2_G64: GROUPS},
     "quip": per_channel(),
-    "quip trellis": per_channel(grid="trellis"),
-    "quip lloyd-max": per_channel(**GAUSSIAN),
-    "quip uniform": per_channel(**UNIFORM),
-    "quip clip_sigma 2.4": per_channel(**PUBLISHED_GRID),
+    "ldlq incoherence": per_channel(**IN_A_BASIS, grid="uniform"),
+    "ldlq incoherence clip_sigma 2.4": per_channel(**IN_A_BASIS, **REACH),
+    "ldlq incoherence lloyd-max": per_channel(**IN_A_BASIS, **GAUSSIAN),
+    "ldlq incoherence trellis": per_channel(**IN_A_BASIS, grid="trellis"),
     "quip as published": per_channel(**PUBLISHED),
+    "quip unclamped": per_channel(**{**PUBLISHED, "clamp_first": False}),
     "pbllm": {"90% low": {"low_fraction": 0.9}},
     "leanquant": {**per_channel(), W2_G64: {**GROUPS, "levels": "uniform"}},
     "owq": {

@@ -4,8 +4,10 @@ from typing import Any
 
 FORMER: dict[str, dict[str, str]] = {
     "method": {
-        "quip even levels": "quip uniform",
-        "quip spread 2.4": "quip clip_sigma 2.4",
+        "quip even levels": "ldlq incoherence",
+        "quip uniform": "ldlq incoherence",
+        "quip spread 2.4": "ldlq incoherence clip_sigma 2.4",
+        "quip lloyd-max": "ldlq incoherence lloyd-max",
     },
     "setting": {
         "2pc": "W2 per channel",

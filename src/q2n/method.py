@@ -111,11 +111,12 @@ class Wrapper(Method):
 class Compensating(Protocol):
     """A method with error feedback that can tell from which weight it rounded."""
 
-    def quantize_compensated(
-        self, problem: LayerProblem
-    ) -> tuple[QuantizedLinear, Float[Tensor, "out in"]]:
-        """As `quantize`, with the weight as the feedback had updated it, in the layer's
-        own column order."""
+    def compensated(
+        self, problem: LayerProblem, quantized: Float[Tensor, "out in"]
+    ) -> Float[Tensor, "out in"]:
+        """The weight from which the method rounded the columns of its result `quantized`: W as
+        the feedback of all earlier blocks of columns had updated it. Within a block it is not
+        updated, as in Q2N's released code."""
 
 
 def shared_feedback(problem: LayerProblem, damping: float, *, descending: bool) -> Feedback:

@@ -203,6 +203,17 @@ def test_the_released_preset_takes_overrides(place):
     assert (record["index"], record["solver"], record["threshold"]) == ("released", "adam", 0.3)
 
 
+@pytest.mark.parametrize("method", ["pbllm", "leanquant", "owq", "quarot"])
+def test_the_released_step_runs_around_each_method_that_its_authors_have(place, method):
+    options = {"bits": None} if method == "pbllm" else {}
+    done = quantize(place, "out", method=method, nullspace="released", format="native", **options)
+    stepped = {name for name, layer in done.record["layers"].items() if "alpha_mean" in layer}
+    every = set(done.record["layers"])
+    down = {name for name in every if name.endswith("down_proj")}
+    assert stepped == (every if method == "quarot" else every - down) and down
+    assert done.record["settings"]["reference"] == "compensated"
+
+
 def test_low_precision_models_store_scales_in_their_dtype(place):
     done = quantize(place, "out", dtype="bfloat16")
     tensors = load_file(done.directory / "model.safetensors")

@@ -6,12 +6,13 @@ from q2n.config.options import CHANGES, table
 from q2n.config.owners import Plan, build_method, build_plan, storage
 from q2n.config.presets import (
     METHOD_PRESETS,
-    NULLSPACE_PRESETS,
     PRESET_SUMMARIES,
     QUALITIES,
+    RELEASED_NULLSPACE,
 )
 from q2n.config.reading import read_settings
 from q2n.config.settings import Settings
+from q2n.errors import InputError
 from q2n.methods import METHODS
 from q2n.methods.gptq import GPTQ
 from q2n.methods.ldlq import LDLQ
@@ -45,7 +46,8 @@ def written_out(method: str, quality: str | None) -> dict:
 
 def test_quip_is_ldlq_in_a_random_basis():
     plan = built(method="quip", bits=2)
-    assert plan.method == Incoherence(inner=LDLQ(bits=2, damping=0.0201))
+    inner = LDLQ(bits=2, damping=0.0201, clip_sigma=2.4, clamp_first=True)
+    assert plan.method == Incoherence(inner=inner, incoherence_rescale=True)
     assert 0.0201 == pytest.approx((1 + 0.01) * (1 + 0.01) - 1)  # before and after its rotation
     assert plan.changes.none
 
@@ -108,6 +110,17 @@ def test_good_chooses_the_best_grid_of_each_method():
 
 
 @pytest.mark.parametrize("quality", QUALITIES)
+def test_a_quality_leaves_out_what_makes_quip_worse(quality):
+    good = build_method(read(method="quip", quality=quality))
+    wrapped = read(
+        method="ldlq", quality=quality, incoherence=True, damping=0.0201, descent_passes=1
+    )
+    assert good == build_method(wrapped) and not good.incoherence_rescale
+    even = read(method="quip", quality=quality, grid="uniform").options["ldlq"]
+    assert (even["clip_sigma"], even["clamp_first"]) == (None, False)
+
+
+@pytest.mark.parametrize("quality", QUALITIES)
 def test_what_is_set_beside_a_quality_wins(quality):
     plan = built(quality=quality, correct=False, refit="block", refit_steps=7)
     assert plan.method == OutputScales(inner=GPTQ(clip="scale_zero"))
@@ -128,9 +141,21 @@ def test_what_is_set_beside_a_method_preset_wins():
     assert plan.changes == ModelChanges(activation_bits=4)
     assert plan.method == GPTQ(grid="signed", symmetric=True, clip="minmax", act_order=True)
     assert built(method="quarot", activation_bits=16, rotate=False).changes.none
-    quip = build_method(read(method="quip", damping=0.5, incoherence="blocks", grid="minmax"))
-    assert quip == Incoherence(inner=LDLQ(damping=0.5, grid="minmax"), projection="blocks")
-    assert build_method(read(method="quip", incoherence=False)) == LDLQ(damping=0.0201)
+    quip = build_method(
+        read(
+            method="quip",
+            damping=0.5,
+            clip_sigma=2.0,
+            clamp_first=False,
+            incoherence="blocks",
+            incoherence_rescale=False,
+        )
+    )
+    assert quip == Incoherence(inner=LDLQ(damping=0.5, clip_sigma=2.0), projection="blocks")
+    plain = build_method(read(method="quip", incoherence=False))
+    assert plain == LDLQ(damping=0.0201, clip_sigma=2.4, clamp_first=True)
+    with pytest.raises(InputError, match="for another grid, --method ldlq --incoherence"):
+        build_method(read(method="quip", grid="trellis"))
 
 
 def test_quality_overrides_the_preset_of_the_method():
@@ -141,11 +166,42 @@ def test_quality_overrides_the_preset_of_the_method():
 def test_null_space_presets_are_their_options():
     paper, released = (build_method(read(nullspace=name)) for name in ("paper", "released"))
     assert paper == NullSpace(inner=GPTQ())
-    assert released == NullSpace(inner=GPTQ(), **NULLSPACE_PRESETS["released"])
+    assert released == NullSpace(inner=GPTQ(), **RELEASED_NULLSPACE["gptq"])
     assert build_method(read(nullspace=True)) == paper
     mixed = build_method(read(nullspace="released", solver="closed", threshold=0.3))
-    changed = {**NULLSPACE_PRESETS["released"], "solver": "closed", "threshold": 0.3}
+    changed = {**RELEASED_NULLSPACE["gptq"], "solver": "closed", "threshold": 0.3}
     assert mixed == NullSpace(inner=GPTQ(), **changed)
+
+
+@pytest.mark.parametrize(
+    ("method", "solver", "skipped"),
+    [
+        ("gptq", "adam", ("*down_proj",)),
+        ("pbllm", "closed", ("*down_proj",)),
+        ("leanquant", "closed", ("*down_proj",)),
+        ("owq", "closed", ("*down_proj",)),
+        ("quarot", "closed", ()),
+    ],
+)
+def test_released_is_the_authors_file_for_each_method(method, solver, skipped):
+    step = build_method(read(method=method, nullspace="released"))
+    plain = build_method(read(method=method))
+    assert step == NullSpace(
+        inner=plain,
+        solver=solver,
+        skip_layers=skipped,
+        index="released",
+        gram="mean_activation",
+        reference="compensated",
+    )
+
+
+@pytest.mark.parametrize("method", ["rtn", "ldlq", "quip"])
+def test_released_is_refused_where_the_authors_code_does_nothing(method):
+    with pytest.raises(InputError, match=f"does nothing for {method};.*use --nullspace paper"):
+        read(method=method, nullspace="released")
+    compensated = read(method="ldlq", nullspace=True, reference="compensated")
+    assert type(build_method(compensated).inner) is LDLQ
 
 
 def test_presets_hold_nothing_that_nobody_reads():

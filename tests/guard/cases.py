@@ -4,7 +4,8 @@ from typing import Any
 
 NATIVE: dict[str, Any] = {"format": "native", "bits": 3}
 GPTQ = {**NATIVE, "method": "gptq"}
-QUIP = {**NATIVE, "method": "quip"}
+PUBLISHED_QUIP = {**NATIVE, "method": "quip"}
+QUIP = {**NATIVE, "method": "ldlq", "incoherence": "kronecker", "damping": 0.0201}
 SCALES = {"output_scales": "full_precision"}
 
 CASES: dict[str, dict[str, Any]] = {
@@ -56,15 +57,15 @@ CASES: dict[str, dict[str, Any]] = {
     "quip trellis 3": {**QUIP, "grid": "trellis"},
     "quip trellis 4": {**QUIP, "grid": "trellis", "bits": 4},
     "quip minmax": {**QUIP, "grid": "minmax"},
-    "quip published": {**QUIP, "incoherence_rescale": True, "clip_sigma": 2.4, "clamp_first": True},
+    "quip published": PUBLISHED_QUIP,
     "quip sorted": {**QUIP, "order": "sorted", "descent_passes": 4},
     "quip unbiased": {**QUIP, "unbiased": True, "descent_passes": 0},
     "quip blocks": {**QUIP, "incoherence": "blocks"},
     "quip blocks_unpermuted": {**QUIP, "incoherence": "blocks_unpermuted"},
     "quip paper": {**QUIP, "nullspace": "paper"},
     "quip original": {**QUIP, **SCALES, "correct": True, "incoherence_around": "method"},
-    "quip good": {**QUIP, "quality": "good"},
-    "quip best": {**QUIP, "quality": "best", "refit_steps": 6},
+    "quip good": {**PUBLISHED_QUIP, "quality": "good"},
+    "quip best": {**PUBLISHED_QUIP, "quality": "best", "refit_steps": 6},
     "quip refit block": {**QUIP, "refit": "block", "refit_steps": 6},
     "ldlq": {**NATIVE, "method": "ldlq"},
     "ldlq good": {**NATIVE, "method": "ldlq", "quality": "good"},

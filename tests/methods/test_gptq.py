@@ -6,7 +6,7 @@ import pytest
 import torch
 from oracles.quarot import signed_scale
 
-from q2n.config.presets import NULLSPACE_PRESETS
+from q2n.config.presets import RELEASED_NULLSPACE
 from q2n.errors import InputError, NumericalError
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 from q2n.method import LayerProblem
@@ -73,7 +73,8 @@ def test_float32_is_as_good_as_the_definition(act_order):
 def test_compensated_weight_is_working_copy_at_block_borders():
     given = problem()
     method = GPTQ(bits=3, block_size=16)
-    layer, compensated = method.quantize_compensated(given)
+    layer = method.quantize(given)
+    compensated = method.compensated(given, layer.dequantize())
     assert torch.equal(layer.codes, method.quantize(given).codes)
     _, history, order = oracles.gptq(
         given.weight.numpy(),
@@ -207,7 +208,7 @@ def test_gptq_makes_up_for_rounding_on_signed_codes():
     rtn, gptq = RTN(bits=3, **SIGNED).quantize(given), method.quantize(given)
     assert torch.equal(rtn.scale, gptq.scale) and torch.equal(rtn.zero, gptq.zero)
     assert output_error(given, gptq) < 0.7 * output_error(given, rtn)
-    released = {**NULLSPACE_PRESETS["released"], "gram": "second_moment"}
+    released = {**RELEASED_NULLSPACE["gptq"], "gram": "second_moment"}
     stepped = NullSpace(inner=method, **released).quantize(given)
     assert torch.equal(stepped.codes, gptq.codes)
     assert not torch.equal(stepped.scale, gptq.scale)

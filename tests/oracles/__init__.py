@@ -129,6 +129,25 @@ def gptq(weight, gram, *, bits, group_size, symmetric, act_order, static_groups,
     return quantized[:, back], [state[:, back] for state in history], order
 
 
+def working_copy(weight, quantized, gram, order, damping, block):
+    """W as Q2N's released code sees it after GPTQ's loop over blocks of columns, which gave
+    `quantized`: float64, numpy."""
+    m = len(gram)
+    hessian = gram[np.ix_(order, order)] + damping * np.diag(gram).mean() * np.eye(m)
+    upper = np.linalg.cholesky(np.linalg.inv(hessian)).T
+    w, q = weight[:, order].copy(), quantized[:, order]
+    for a in range(0, m, block):
+        b = min(a + block, m)
+        w1, errors = w[:, a:b].copy(), np.zeros((len(w), b - a))
+        for i in range(b - a):
+            errors[:, i] = (w1[:, i] - q[:, a + i]) / upper[a + i, a + i]
+            w1[:, i:] -= errors[:, i : i + 1] * upper[a + i, a + i : b]
+        w[:, b:] -= errors @ upper[a:b, b:]
+    copy = np.empty_like(w)
+    copy[:, order] = w
+    return copy
+
+
 def mse_clip_error(values, bits, symmetric):
     """The smallest `sum |error|^2.4` of GPTQ's clip search on one group."""
     lo, hi = min(0.0, values.min()), max(0.0, values.max())

@@ -9,7 +9,7 @@ from two_streams import COLUMNS, ROWS, gathered, problem
 from witness import witness
 
 from q2n.config.owners import build_method
-from q2n.config.presets import NULLSPACE_PRESETS
+from q2n.config.presets import RELEASED_NULLSPACE
 from q2n.config.reading import read_settings
 from q2n.layers.rotated import RotatedLinear
 from q2n.linalg.output_error import OutputError
@@ -150,7 +150,7 @@ def test_the_released_step_works_within_a_basis():
     statistics.update(x)
     given, _, _ = problem()
     given = dataclasses.replace(given, statistics=statistics)
-    inner = NullSpace(inner=GPTQ(bits=2), **NULLSPACE_PRESETS["released"])
+    inner = NullSpace(inner=GPTQ(bits=2), **RELEASED_NULLSPACE["gptq"])
     layer = Incoherence(inner=inner).quantize(given)
     assert 0.95 < layer.record["alpha_mean"] < 1.05 and layer.record["alpha_std"] > 0
     rotated = InputStatistics(COLUMNS, needs)

@@ -4,7 +4,7 @@ import oracles
 import pytest
 import torch
 
-from q2n.config.presets import NULLSPACE_PRESETS
+from q2n.config.presets import RELEASED_NULLSPACE
 from q2n.errors import InputError, NumericalError
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 from q2n.method import LayerProblem
@@ -87,7 +87,9 @@ def test_every_option_does_what_it_says(options):
     after = NullSpace(inner=inner, **options).quantize(given)
     statistics = given.statistics
     gram = (statistics.position_gram if options.get("gram") else statistics.gram).double()
-    reference = inner.quantize_compensated(given)[1] if options.get("reference") else given.weight
+    reference = given.weight
+    if options.get("reference"):
+        reference = inner.compensated(given, before.dequantize())
     dense = before.dequantize().double()
     ridge = options.get("ridge", 0.2)
     if options.get("relative_ridge"):
@@ -148,13 +150,12 @@ def test_skipped_layers_keep_their_scales():
 
 
 def test_presets():
-    released = NullSpace(inner=GPTQ(bits=3), **NULLSPACE_PRESETS["released"])
+    released = NullSpace(inner=GPTQ(bits=3), **RELEASED_NULLSPACE["gptq"])
     assert released.required_statistics == RequiredStatistics.GRAM | RequiredStatistics.POSITIONS
     given, _ = problem()
     record = released.quantize(given).record
     # Adam moves alpha by at most about 20 steps of 0.002
     assert 0.959 < record["alpha_min"] <= record["alpha_max"] < 1.041
-    assert NULLSPACE_PRESETS["paper"] == {}  # the defaults
     assert NullSpace(inner=RTN()).required_statistics == RequiredStatistics.GRAM
 
 

@@ -12,6 +12,10 @@ METHOD_PRESETS: dict[str, dict[str, Any]] = {
     "quip": {
         "method": "ldlq",
         "incoherence": "kronecker",
+        "incoherence_rescale": True,
+        "grid": "uniform",
+        "clip_sigma": 2.4,
+        "clamp_first": True,
         # QuIP damps before and after its rotation, by 0.01 each. The rotation is orthogonal, so
         # that both add a multiple of the identity: one damping by 1.01^2 - 1 is the same.
         "damping": 0.0201,
@@ -29,16 +33,23 @@ METHOD_PRESETS: dict[str, dict[str, Any]] = {
 """`--method NAME` of a published method that is another one with these settings."""
 
 PRESET_SUMMARIES = {
-    "quip": "LDLQ in a random basis, in which no weight and no input direction stands out.",
+    "quip": "As published: LDLQ in a random basis, in which no weight and no input direction "
+    "stands out. Far better: --quality good, or --method ldlq --incoherence.",
     "quarot": "GPTQ on a signed grid after Hadamard rotations, activations in 4 bits.",
 }
 
-_CLOSED_FORMS = {"correct": True, "output_scales": "full_precision"}
+_CLOSED_FORMS: dict[str, Any] = {"correct": True, "output_scales": "full_precision"}
 _GOOD: dict[str, dict[str, Any]] = {
     "rtn": {**_CLOSED_FORMS, "clip": "scale_zero"},
     "gptq": {**_CLOSED_FORMS, "clip": "scale_zero"},
     "ldlq": {**_CLOSED_FORMS, "grid": "trellis"},
-    "quip": {**_CLOSED_FORMS, "grid": "trellis"},
+    "quip": {
+        **_CLOSED_FORMS,
+        "grid": "trellis",
+        "clip_sigma": None,
+        "clamp_first": False,
+        "incoherence_rescale": False,
+    },
     "pbllm": _CLOSED_FORMS,
     "leanquant": _CLOSED_FORMS,
     "owq": {**_CLOSED_FORMS, "clip": "scale_zero"},
@@ -53,17 +64,23 @@ QUALITIES: dict[str, dict[str, dict[str, Any]]] = {
 ANY_METHOD = {"good": _CLOSED_FORMS, "best": {**_CLOSED_FORMS, "refit": "model"}}
 """The same for a method that has no entry there."""
 
-NULLSPACE_PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "released": {
-        "index": "released",
-        "solver": "adam",
-        "gram": "mean_activation",
-        "reference": "compensated",
-        "skip_layers": ("*down_proj",),
-    },
+_RELEASED: dict[str, Any] = {
+    "index": "released",
+    "gram": "mean_activation",
+    "reference": "compensated",
+    "skip_layers": ("*down_proj",),
 }
-"""`--nullspace NAME`: the paper's settings are the defaults; the released code's for GPTQ."""
+RELEASED_NULLSPACE: dict[str, dict[str, Any]] = {
+    "gptq": {**_RELEASED, "solver": "adam"},
+    "pbllm": _RELEASED,
+    "leanquant": _RELEASED,
+    "owq": _RELEASED,
+    # Its layers have names in ".module" there, which the exception for down_proj does not know.
+    "quarot": {**_RELEASED, "skip_layers": ()},
+}
+"""`--nullspace released`, by method: what the authors' file for it sets. (`--nullspace paper` is
+the defaults.) Their file for QuIP never measures the input, so that every alpha is 1; there is none
+for round to nearest."""
 
 WHEN_ALONE = {
     "nullspace": ("paper", "off"),

@@ -13,8 +13,8 @@ from q2n.config.presets import (
     ALIASES,
     ANY_METHOD,
     METHOD_PRESETS,
-    NULLSPACE_PRESETS,
     QUALITIES,
+    RELEASED_NULLSPACE,
     WHEN_ALONE,
 )
 from q2n.config.settings import RunSettings, Settings
@@ -36,7 +36,7 @@ def read_settings(settings: Mapping[str, Any]) -> Settings:
     options = {owner: _options_of(owner, expanded) for owner in (base, *_wrappers(run), CHANGES)}
     _refuse_idle(given, {**run, **options[CHANGES]})
     taken = run.keys() | {name for own in options.values() for name in own}
-    _refuse_unknown(expanded.keys() - taken, base)
+    _refuse_unknown(given.keys() - taken, base)
     return Settings(run=RunSettings(**run), method=base, options=options)
 
 
@@ -87,7 +87,7 @@ def _expanded(given: Mapping[str, Any]) -> dict[str, Any]:
         _require(name, given.get(name, options[name].default), options[name].kind)
     below = {**METHOD_PRESETS.get(method, {}), **_quality(given.get("quality"), method)}
     expanded = {**below, **given, "method": method}
-    return {**NULLSPACE_PRESETS.get(expanded.get("nullspace", ""), {}), **expanded}
+    return {**_nullspace(expanded.get("nullspace"), method), **expanded}
 
 
 def _quality(quality: str | None, method: str) -> Mapping[str, Any]:
@@ -95,6 +95,18 @@ def _quality(quality: str | None, method: str) -> Mapping[str, Any]:
     if quality is None:
         return {}
     return QUALITIES[quality].get(method, ANY_METHOD[quality])
+
+
+def _nullspace(name: Any, method: str) -> Mapping[str, Any]:
+    """What `--nullspace NAME` stands for."""
+    if name != "released":
+        return {}
+    if method not in RELEASED_NULLSPACE:
+        raise InputError(
+            f"--nullspace released does what Q2N's authors' code does, and that does nothing for "
+            f"{method}; it has a step for {', '.join(RELEASED_NULLSPACE)}; use --nullspace paper"
+        )
+    return RELEASED_NULLSPACE[method]
 
 
 def _wrappers(run: Mapping[str, Any]) -> list[str]:

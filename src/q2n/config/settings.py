@@ -34,8 +34,9 @@ class RunSettings:
     correct: bool = False
     """Correct each weight, before it is quantized, for the error of the layers below."""
     nullspace: Literal["off", "paper", "released"] = "off"
-    """The null-space step Q2N after the method: off; paper; released (as its authors' code does
-    it). The flag alone, or True in Python, means paper."""
+    """The null-space step Q2N after the method: off; paper; released (what its authors' code does
+    for the method: gptq, pbllm, leanquant, owq or quarot, without its mistakes, which
+    docs/mathematics.md lists). The flag alone, or True in Python, means paper."""
     output_scales: Literal["off", "full_precision", "own"] = "off"
     """Fit the stored scales, after the method, to the layer's output: off; full_precision (the
     output that the full-precision model has there); own (the original layer's on the same input).

@@ -31,6 +31,14 @@ class FittedGrid:
     rule: Rule
     stored: Callable[[UInt8[Tensor, "out in"]], QuantizedLinear]
     """Makes the layer that has these codes."""
+    shift: Float[Tensor, "1"] | float = 0.0
+    """What the coordinates of the rule add to the layer's."""
+
+    @property
+    def rounded_weight(self) -> Float[Tensor, "out in"]:
+        """The weight that is rounded, in the layer's coordinates: what was fitted to, clamped if
+        the grid says so."""
+        return self.weight - self.shift
 
 
 def storage(grid: GridName, bits: int) -> StorageSpec:
@@ -88,6 +96,7 @@ def _uniform(
         weight + end,
         _one_group(step, zero, weight, bits),
         lambda codes: CentredLinear(codes=codes, scale=scale, bits=bits),
+        shift=end,
     )
 
 

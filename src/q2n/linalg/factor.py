@@ -139,14 +139,17 @@ def pending(
     return torch.addmm(weight[a:b], carried, error[:a])
 
 
-def working_copy(
-    weight: Float[Tensor, "in out"],
-    error: Float[Tensor, "in out"],
-    matrix: Float[Tensor, "in in"],
+def compensated(
+    weight: Float[Tensor, "out in"],
+    quantized: Float[Tensor, "out in"],
+    back: Feedback,
     block_size: int,
-) -> Float[Tensor, "in out"]:
-    """Each block of W as it is when its turn comes: updated for the columns of all earlier blocks,
-    not for those of its own. Transposed as in `pending`."""
-    m = len(weight)
+) -> Float[Tensor, "out in"]:
+    """What GPTQ's working copy of `weight` holds when its columns are rounded to `quantized`: each
+    block of visited columns updated for those of all earlier blocks, not for those of its own. In
+    the layer's own order."""
+    order, m = back.order, len(back.order)
+    ordered, error = weight.T[order], (weight - quantized).T[order]
     borders = [(a, min(a + block_size, m)) for a in range(0, m, block_size)]
-    return torch.cat([pending(weight, error, matrix, a, b) for a, b in borders])
+    copy = torch.cat([pending(ordered, error, back.matrix, a, b) for a, b in borders])
+    return torch.empty_like(weight).index_copy_(1, order, copy.T)

@@ -52,8 +52,8 @@ class OutputError:
         return cls(ee, eq, qq)
 
     def relative(self, alpha: Float[Tensor, " out"] | None = None) -> float:
-        """`tr(E G E^T) / tr(W G W^T)` when row i of Q is multiplied by alpha_i (None: 1);
-        0 if the layer's own output is 0."""
+        """`tr(E G E^T) / tr(W G W^T)`, a ratio of squares, when row i of Q is multiplied by
+        alpha_i (None: 1); 0 if the layer's own output is 0."""
         whole = float((self.ee + 2 * self.eq + self.qq).sum(dtype=torch.float64))
         left = 0 if alpha is None else 1 - alpha
         error = float((self.ee + 2 * left * self.eq + left**2 * self.qq).sum(dtype=torch.float64))

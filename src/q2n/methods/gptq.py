@@ -17,16 +17,15 @@ Dead columns (input always 0) are set to 0.
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from q2n.errors import InputError
 from q2n.grids.fitted import uniform_rule
 from q2n.kernels.column_rounding import UniformRule
-from q2n.kernels.column_sweep import GroupFit, Sweep, sweep
+from q2n.kernels.column_sweep import GroupFit, sweep
 from q2n.layers.uniform import UniformLinear
-from q2n.linalg.factor import Feedback, working_copy
+from q2n.linalg.factor import compensated
 from q2n.linalg.groups import group_of_column
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import LayerProblem, shared_feedback
@@ -63,21 +62,6 @@ class GPTQ(UniformMethod):
         return RequiredStatistics.GRAM
 
     def quantize(self, problem: LayerProblem) -> UniformLinear:
-        return self._run(problem)[0]
-
-    def quantize_compensated(
-        self, problem: LayerProblem
-    ) -> tuple[UniformLinear, Float[Tensor, "out in"]]:
-        """The layer, and the weight from which it was rounded: W updated at the border of
-        each block for the columns of all earlier blocks, not for those of the same block."""
-        layer, rounded, back = self._run(problem)
-        ordered = problem.weight.masked_fill(back.dead, 0).T[back.order]
-        compensated = torch.empty_like(problem.weight)
-        copy = working_copy(ordered, rounded.error, back.matrix, self.block_size)
-        compensated[:, back.order] = copy.T
-        return layer, compensated
-
-    def _run(self, problem: LayerProblem) -> tuple[UniformLinear, Sweep, Feedback]:
         back = shared_feedback(problem, self.damping, descending=self.act_order)
         weight = problem.weight.masked_fill(back.dead, 0)
         size = self.granularity.group_size(weight.shape[1], problem.name)
@@ -93,8 +77,13 @@ class GPTQ(UniformMethod):
         )
         codes = rounded.layer_codes(back.order, weight.shape[1])
         layer = self.stored(problem, codes, rule.scale.T.to(problem.scale_dtype), rule.zero.T)
-        layer = layer.with_record(**back.record)
-        return layer, rounded, back
+        return layer.with_record(**back.record)
+
+    def compensated(
+        self, problem: LayerProblem, quantized: Float[Tensor, "out in"]
+    ) -> Float[Tensor, "out in"]:
+        back = shared_feedback(problem, self.damping, descending=self.act_order)
+        return compensated(problem.weight, quantized, back, self.block_size)
 
     def _group_fit(self, problem: LayerProblem, rule: UniformRule) -> GroupFit | None:
         if self.static_groups or self.group_size == -1:

@@ -21,16 +21,16 @@ linalg/trellis_code.py, which makes this QTIP (Tseng et al. 2024); `minmax`, gri
 one scale per row. Dead columns (input always 0) are rounded from 0.
 
 The uniform grid cuts off weights beyond its range. The released code clamps them before it rounds:
-what was cut off is then in no E, and the columns that follow cannot make up for it. From 3 bits on
-that was up to half of the error (docs/mathematics.md). Here E is the error to W; `clamp_first` is
-the released code's way.
+what was cut off is then in no E, and the columns that follow cannot make up for it. At 3 bits that
+was up to half of the error (docs/mathematics.md). Here E is the error to W; with `clamp_first`,
+which `--method quip` sets, it is the released code's.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from q2n.errors import InputError
@@ -40,13 +40,10 @@ from q2n.kernels.column_sweep import Sweep, sweep
 from q2n.kernels.coordinate_descent import descend
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.linalg import trellis_code
-from q2n.linalg.factor import Feedback, feedback
+from q2n.linalg.factor import Feedback, compensated, feedback
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import LayerProblem, Method
 from q2n.option_types import Bits, CountOrZero, NonNegative, Positive
-
-_BLOCK = 128
-"""Columns between two matrix products."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +51,8 @@ class LDLQ(Method):
     """Rounding with feedback from the LDL factor of the input's second moments."""
 
     name: ClassVar[str] = "ldlq"
+    block_size: ClassVar[int] = 128
+    """Columns between two matrix products."""
 
     bits: Bits = 4
     """Bits per weight: 2, 3, 4 or 8."""
@@ -80,7 +79,10 @@ class LDLQ(Method):
         super().__post_init__()
         for name, value in (("clip_sigma", self.clip_sigma), ("clamp_first", self.clamp_first)):
             if value and self.grid != "uniform":
-                raise InputError(f"{name} belongs to --grid uniform: use that, or leave {name} out")
+                raise InputError(
+                    f"{name} belongs to --grid uniform: use that, or leave {name} out "
+                    "(--method quip sets it: for another grid, --method ldlq --incoherence)"
+                )
         if self.grid in ("lloyd-max", "trellis") and self.unbiased:
             raise InputError("unbiased rounding needs even levels: use --grid uniform or minmax")
         if self.unbiased and self.descent_passes:
@@ -106,45 +108,51 @@ class LDLQ(Method):
             )
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
-        statistics = problem.measured
-        gram = statistics.gram
-        visit, back = statistics.once(
-            ("ldlq", self.damping, self.order), lambda: self._factor(gram, problem.name)
-        )
-        dead = torch.zeros_like(back.dead).index_copy_(0, visit, back.dead)
-        grid = self._fitted(problem, problem.weight.masked_fill(dead, 0))
-        weight = grid.weight.T[visit]
+        back = self._feedback(problem)
+        grid = self._fitted(problem, back)
+        weight = grid.weight.T[back.order]
 
         def rounded(matrix: Tensor, offset: Tensor | None) -> Sweep:
             return sweep(
                 weight,
                 matrix,
                 grid.rule,
-                block_size=_BLOCK,
+                block_size=self.block_size,
                 offset=offset,
             )
 
         first = rounded(back.matrix, self._noise(grid, problem))
-        final = descend(first, _damped(gram, visit, back), self.descent_passes, rounded)
-        codes = final.layer_codes(visit, problem.weight.shape[1])
+        hessian = _damped(problem.measured.gram, back)
+        final = descend(first, hessian, self.descent_passes, rounded)
+        codes = final.layer_codes(back.order, problem.weight.shape[1])
         return grid.stored(codes).with_record(
             **back.record,
             descent_changes=int((final.codes != first.codes).sum()),
         )
 
-    def _factor(
-        self, gram: Float[Tensor, "in in"], name: str
-    ) -> tuple[Int[Tensor, " in"], Feedback]:
-        """The layer's columns in visiting order, and the feedback in that order."""
-        visit = torch.arange(len(gram), device=gram.device).flip(0)
-        if self.order == "sorted":
-            visit = torch.argsort(gram.diagonal(), descending=True, stable=True)
-        return visit, feedback(gram[visit][:, visit], self.damping, name=name)
+    def compensated(
+        self, problem: LayerProblem, quantized: Float[Tensor, "out in"]
+    ) -> Float[Tensor, "out in"]:
+        back = self._feedback(problem)
+        weight = self._fitted(problem, back).rounded_weight
+        return compensated(weight, quantized, back, self.block_size)
 
-    def _fitted(self, problem: LayerProblem, weight: Float[Tensor, "out in"]) -> FittedGrid:
+    def _feedback(self, problem: LayerProblem) -> Feedback:
+        """The factor of the damped Gram matrix, computed once per input site."""
+        statistics = problem.measured
+        key = ("ldlq", self.damping, self.order)
+        return statistics.once(key, lambda: self._factor(statistics.gram, problem.name))
+
+    def _factor(self, gram: Float[Tensor, "in in"], name: str) -> Feedback:
+        order = torch.arange(len(gram), device=gram.device).flip(0)
+        if self.order == "sorted":
+            order = torch.argsort(gram.diagonal(), descending=True, stable=True)
+        return feedback(gram, self.damping, order=order, name=name)
+
+    def _fitted(self, problem: LayerProblem, back: Feedback) -> FittedGrid:
         return fit(
             self.grid,
-            weight,
+            problem.weight.masked_fill(back.dead, 0),
             self.bits,
             problem.scale_dtype,
             problem.name,
@@ -163,12 +171,11 @@ class LDLQ(Method):
         return (uniform.to(problem.weight) - 0.5) * grid.rule.scale
 
 
-def _damped(
-    gram: Float[Tensor, "in in"], visit: Int[Tensor, " in"], back: Feedback
-) -> Float[Tensor, "in in"]:
+def _damped(gram: Float[Tensor, "in in"], back: Feedback) -> Float[Tensor, "in in"]:
     """H in visiting order, as it was factored."""
-    hessian = gram[visit][:, visit]
+    dead = back.dead[back.order]
+    hessian = gram[back.order][:, back.order]
     diagonal = hessian.diagonal()
-    mean = diagonal[~back.dead].mean() if not bool(back.dead.all()) else diagonal.new_ones(())
-    diagonal.copy_(torch.where(back.dead, mean, diagonal) + back.damping * mean)
+    mean = diagonal[~dead].mean() if not bool(dead.all()) else diagonal.new_ones(())
+    diagonal.copy_(torch.where(dead, mean, diagonal) + back.damping * mean)
     return hessian

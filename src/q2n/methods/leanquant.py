@@ -29,7 +29,7 @@ from q2n.kernels.column_sweep import sweep
 from q2n.layers.codebook import CodebookLinear
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.layers.uniform import UniformLinear, UniformStorage
-from q2n.linalg.factor import Feedback
+from q2n.linalg.factor import Feedback, compensated
 from q2n.linalg.groups import group_of_column
 from q2n.linalg.kmeans import row_kmeans
 from q2n.linalg.statistics import RequiredStatistics
@@ -56,7 +56,8 @@ class LeanQuant(Method):
     damping: NonNegative = 0.1
     """Added to the Gram matrix's diagonal, as a share of its mean."""
     block_size: Count = 128
-    """Columns between two matrix products. Changes speed and rounding noise alone."""
+    """Columns between two matrix products. Changes speed and rounding noise alone, and the
+    borders at which the compensated weight is taken (every 128 in the released code)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,6 +87,12 @@ class LeanQuant(Method):
         fit = self._uniform if self.levels == "uniform" else self._codebook
         layer = fit(problem, weight, importance, back)
         return layer.with_record(**back.record)
+
+    def compensated(
+        self, problem: LayerProblem, quantized: Float[Tensor, "out in"]
+    ) -> Float[Tensor, "out in"]:
+        back = shared_feedback(problem, self.damping, descending=self.act_order)
+        return compensated(problem.weight, quantized, back, self.block_size)
 
     def _importance(self, back: Feedback) -> Float[Tensor, " in"]:
         """omega in the layer's own order, the largest as 1."""

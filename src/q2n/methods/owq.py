@@ -33,10 +33,10 @@ from q2n.errors import InputError, NumericalError
 from q2n.grids.fitted import uniform_rule
 from q2n.grids.granularity import PerChannel
 from q2n.grids.scale_zero_search import GROUP_STEPS
-from q2n.kernels.column_sweep import Sweep, sweep
+from q2n.kernels.column_sweep import sweep
 from q2n.layers.outliers import OutlierLinear
 from q2n.layers.quantized import StorageSpec, without_columns
-from q2n.linalg.factor import Feedback, feedback, pending, working_copy
+from q2n.linalg.factor import Feedback, compensated, feedback, pending
 from q2n.linalg.groups import group_of_column
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import LayerProblem
@@ -124,36 +124,15 @@ class OWQ(UniformMethod):
         return count
 
     def quantize(self, problem: LayerProblem) -> OutlierLinear:
-        return self._run(problem)[0]
-
-    def quantize_compensated(
-        self, problem: LayerProblem
-    ) -> tuple[OutlierLinear, Float[Tensor, "out in"]]:
-        """The layer, and the weight from which it was rounded: as GPTQ's, and what is stored
-        in the weak columns."""
-        layer, rounded, back, ordered = self._run(problem)
-        last = len(rounded.error)
-        copy = working_copy(
-            ordered[:last], rounded.error, back.matrix[:last, :last], self.block_size
-        )
-        compensated = layer.dequantize().to(problem.weight)
-        compensated[:, back.order[:last]] = copy.T
-        return layer, compensated
-
-    def _run(
-        self, problem: LayerProblem
-    ) -> tuple[OutlierLinear, Sweep, Feedback, Float[Tensor, "in out"]]:
-        gram = problem.measured.gram
-        weight = problem.weight.masked_fill(gram.diagonal() == 0, 0)
+        weight = problem.weight.masked_fill(problem.measured.gram.diagonal() == 0, 0)
         rows, m = weight.shape
         weak, others = self._columns(problem, weight)
-        order = torch.cat([others, weak])
-        back = feedback(gram, self.damping, order=order, name=problem.name)
+        back = self._feedback(problem, weak, others)
         scale, zero = self.fitted_grid.fit(
             without_columns(weight, weak), problem.scale_dtype, problem.name
         )
         size = self.granularity.group_size(m, problem.name)
-        ordered, last = weight.T[order], len(others)
+        ordered, last = weight.T[back.order], len(others)
         group = group_of_column(m, size, weight.device)[others]
         rule = uniform_rule(scale, zero, group, self.bits, weight.dtype)
         rounded = sweep(ordered[:last], back.matrix[:last, :last], rule, block_size=self.block_size)
@@ -170,7 +149,20 @@ class OWQ(UniformMethod):
                 f"{problem.name}: a weight of {float(values.abs().max()):.3g} in a weak column "
                 f"overflows {layer.values.dtype}; store the checkpoint in bfloat16"
             )
-        return layer, rounded, back, ordered
+        return layer
+
+    def compensated(
+        self, problem: LayerProblem, quantized: Float[Tensor, "out in"]
+    ) -> Float[Tensor, "out in"]:
+        weight = problem.weight.masked_fill(problem.measured.gram.diagonal() == 0, 0)
+        back = self._feedback(problem, *self._columns(problem, weight))
+        return compensated(problem.weight, quantized, back, self.block_size)
+
+    def _feedback(
+        self, problem: LayerProblem, weak: Int[Tensor, " k"], others: Int[Tensor, " rest"]
+    ) -> Feedback:
+        order = torch.cat([others, weak])
+        return feedback(problem.measured.gram, self.damping, order=order, name=problem.name)
 
     def _columns(
         self, problem: LayerProblem, weight: Float[Tensor, "out in"]

@@ -33,7 +33,7 @@ from q2n.kernels.column_rounding import SplitRule
 from q2n.kernels.column_sweep import sweep
 from q2n.layers.partly_binary import PartlyBinaryLinear
 from q2n.layers.quantized import StorageSpec
-from q2n.linalg.factor import Feedback
+from q2n.linalg.factor import Feedback, compensated
 from q2n.linalg.groups import group_of_column, in_groups
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import LayerProblem, Method, shared_feedback
@@ -73,7 +73,8 @@ class PBLLM(Method):
     damping: NonNegative = 0.01
     """Added to the Gram matrix's diagonal, as a share of its mean."""
     block_size: Count = 128
-    """Columns between two matrix products. Changes speed and rounding noise alone."""
+    """Columns between two matrix products. Changes speed and rounding noise alone, and the
+    borders at which the compensated weight is taken (every 128 in the released code)."""
 
     @property
     def required_statistics(self) -> RequiredStatistics:
@@ -115,6 +116,14 @@ class PBLLM(Method):
         if back is None:
             return layer
         return layer.with_record(**back.record)
+
+    def compensated(
+        self, problem: LayerProblem, quantized: Float[Tensor, "out in"]
+    ) -> Float[Tensor, "out in"]:
+        if not self.feedback:
+            return problem.weight
+        back = shared_feedback(problem, self.damping, descending=False)
+        return compensated(problem.weight, quantized, back, self.block_size)
 
     @property
     def _granularity(self) -> Granularity:

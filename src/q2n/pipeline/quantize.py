@@ -63,7 +63,8 @@ class Quantize:
 def _output_error(
     layer: QuantizedLinear, weight: Float[Tensor, "out in"], statistics: InputStatistics | None
 ) -> dict[str, Any]:
-    """The relative output error, unless the method has noted it already or nothing was measured."""
+    """The relative output error, of squares, unless the method has noted it already or nothing was
+    measured."""
     if statistics is None or "output_error" in layer.record:
         return {}
     return {"output_error": OutputError.of(weight, layer.dequantize(), statistics.gram).relative()}

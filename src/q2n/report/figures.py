@@ -28,8 +28,8 @@ def require_picture(file: Path) -> None:
 
 
 def plot_layers(record: RunRecord, file: Path) -> None:
-    """Output error of every quantized linear, block by block, and the mean of the factors on its
-    scales: alpha of the null-space step or, without it, the output scales.
+    """Output error (a ratio of squares) of every quantized linear, block by block, and the mean of
+    the factors on its scales: alpha of the null-space step or, without it, the output scales.
 
     One line per kind of linear (q_proj, ...). With the null-space step dashed lines are the
     error before it.

@@ -48,7 +48,7 @@ class LayerRecord:
 
     @property
     def output_error(self) -> float | None:
-        """|(W - Q) X|^2 / |W X|^2 on the calibration text; None without any."""
+        """|(W - Q) X|^2 / |W X|^2, a ratio of squares on the calibration text; None without any."""
         return self.notes.get("output_error")
 
 

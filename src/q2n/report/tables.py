@@ -34,7 +34,7 @@ def layer_table(record: RunRecord) -> Table:
         if scaled:
             cells += _factor_cells(layer, "scales")
         table.add_row(escape(name.removeprefix(prefix)), *cells)
-    table.caption = "error: |(W - Q) X|^2 / |W X|^2 on the calibration text"
+    table.caption = "error: |(W - Q) X|^2 / |W X|^2, a ratio of squares, on the calibration text"
     if stepped:
         table.caption += (
             "; before: the same without the step; rank: principal directions kept; "

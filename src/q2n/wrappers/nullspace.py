@@ -7,8 +7,8 @@ linalg/alpha.py. The layer absorbs alpha in what it already stores (`scale_rows`
 it keeps outside (`fixed_columns`, outliers in 16 bits) count as exact: their error is 0, and Q
 stands for the others alone.
 
-The defaults are the paper's. The preset `released` (config/presets.py) gives what the released
-code does where that differs, without its mistakes in column order.
+The defaults are the paper's. `--nullspace released` (config/presets.py) gives what the authors'
+code does for each method, without its mistakes (docs/mathematics.md lists them).
 """
 
 import time
@@ -61,8 +61,9 @@ class NullSpace(Wrapper):
         super().__post_init__()
         if self.reference == "compensated" and not isinstance(self.inner, Compensating):
             raise InputError(
-                f"--reference compensated (which --nullspace released sets) works around gptq and "
-                f"owq, not around {self.inner.name}; use --reference original"
+                "--reference compensated (which --nullspace released sets) works right around a "
+                f"method with error feedback, not around {self.inner.name}; use --reference "
+                "original"
             )
 
     @property
@@ -82,29 +83,21 @@ class NullSpace(Wrapper):
         if any(matches(pattern, problem.name) for pattern in self.skip_layers):
             layer = self.inner.quantize(problem)
             return layer.with_record(nullspace_note="layer skipped by its name")
-        layer, reference = self._quantize_inner(problem)
+        layer = self.inner.quantize(problem)
         start_time = time.perf_counter()
-        stepped, record = self._step(problem, layer, reference)
+        stepped, record = self._step(problem, layer)
         seconds = time.perf_counter() - start_time
         return stepped.with_record(**record, nullspace_seconds=round(seconds, 6))
 
-    def _quantize_inner(
-        self, problem: LayerProblem
-    ) -> tuple[QuantizedLinear, Float[Tensor, "out in"]]:
-        if self.reference == "original":
-            return self.inner.quantize(problem), problem.weight
-        assert isinstance(self.inner, Compensating)
-        return self.inner.quantize_compensated(problem)
-
     def _step(
-        self, problem: LayerProblem, layer: QuantizedLinear, reference: Float[Tensor, "out in"]
+        self, problem: LayerProblem, layer: QuantizedLinear
     ) -> tuple[QuantizedLinear, dict[str, Any]]:
         statistics = problem.measured
         spectrum = self._spectrum(statistics, problem.name)
         start = self._start(spectrum.values)
         quantized, fixed = layer.dequantize(), layer.fixed_columns
         scaled = without_columns(quantized, fixed)
-        error = without_columns(reference - quantized, fixed)
+        error = without_columns(self._reference(problem, quantized) - quantized, fixed)
         alpha = self._alpha(error, scaled, spectrum.vectors[:, :start])
         stepped = layer.scale_rows(alpha)
         stored = _row_factors(stepped.scaled_part(), scaled)
@@ -122,6 +115,14 @@ class NullSpace(Wrapper):
         }
         note = self._note(start, alpha, stored)
         return stepped, record | ({"nullspace_note": note} if note else {})
+
+    def _reference(
+        self, problem: LayerProblem, quantized: Float[Tensor, "out in"]
+    ) -> Float[Tensor, "out in"]:
+        if self.reference == "original":
+            return problem.weight
+        assert isinstance(self.inner, Compensating)
+        return self.inner.compensated(problem, quantized)
 
     def _spectrum(self, statistics: InputStatistics, name: str) -> Spectrum:
         """One decomposition per input site, shared by its linears."""
