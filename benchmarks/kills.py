@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging as transformers_logging
 
 import q2n
 
@@ -85,6 +86,7 @@ def main() -> None:
     if any(os.environ.get(name) != value for name, value in ONE_THREAD.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ONE_THREAD})
     torch.set_num_threads(1)
+    transformers_logging.disable_progress_bar()
     draw = random.Random(options.seed)
     stop = signal.Signals[f"SIG{options.signal}"]
     start, kills = time.perf_counter(), 0
