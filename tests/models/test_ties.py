@@ -113,3 +113,10 @@ def test_an_object_is_written_as_it_is(tmp_path, tied):
     assert model.config.tie_word_embeddings is not tied  # the user's own stays
     written = logits(from_pretrained(out, "dequantized"))
     assert (written - expected).norm() < 0.05 * expected.norm()
+
+
+def test_ties_declared_for_an_older_transformers_do_not_count():
+    """They were a list of names; the model is untied, so nobody asks for them otherwise."""
+    model = tiny_model(tie_word_embeddings=False)
+    model._tied_weights_keys = [HEAD]
+    assert HEAD in open_source(model).names() and open_source(model).notes == []

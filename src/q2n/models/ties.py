@@ -29,11 +29,15 @@ def set_tied(config: PretrainedConfig, tied: bool) -> PretrainedConfig:
 
 
 def declared_ties(model: PreTrainedModel) -> list[tuple[str, str]]:
-    """The pairs of parameters that the model's class may tie, whatever its configuration says."""
+    """The pairs of parameters that the model's class may tie, whatever its configuration says;
+    none where what it declares does not fit it, as in code for an older transformers."""
     probe = share_skeleton(model)
     set_tied(probe.config, True)
     names = {name for name, _ in probe.named_parameters(remove_duplicate=False)}
-    pairs = probe.get_expanded_tied_weights_keys(all_submodels=True).items()
+    try:
+        pairs = probe.get_expanded_tied_weights_keys(all_submodels=True).items()
+    except (ValueError, AttributeError):
+        return []
     return [pair for pair in pairs if names.issuperset(pair)]
 
 
