@@ -4,7 +4,8 @@ The text is cut into pieces of `SIZE` characters. Each is tokenized together wit
 characters before it, so that what lies there is tokenized twice: with its left context in one
 piece, with its right context in the next. Where both gave the same `AGREEMENT` tokens at the same
 characters, before and behind a place, the first piece's tokens up to there and the second one's
-from there on are the tokens of the whole text:
+from there on are the tokens of the whole text (what a tokenizer puts around each piece, such as
+BOS, falls away with the ends of the pieces, but for that of the text itself):
 
 - BPE: no merge crosses the place. One that did would join the symbols that end and begin there
   at that moment, and those depend on nothing but the token before the place and the one behind
@@ -54,7 +55,6 @@ class _Stretch:
     before: str
     text: str
     start: int
-    last: bool
 
 
 @dataclass(frozen=True)
@@ -145,11 +145,8 @@ class PieceTokenizer:
         texts = [stretch.before[-overlap:] + stretch.text for stretch in stretches]
         # verbose=False: the text is meant to be longer than the model's context.
         encodings = self._guarded(lambda: self._tokenizer(texts, verbose=False).encodings)
-        origins = [stretch.start - len(stretch.before[-overlap:]) for stretch in stretches]
-        return [
-            _tokens_of(encoding, origin, first=not stretch.start, last=stretch.last)
-            for stretch, encoding, origin in zip(stretches, encodings, origins, strict=True)
-        ]
+        origins = (stretch.start - len(stretch.before[-overlap:]) for stretch in stretches)
+        return [_tokens_of(*piece) for piece in zip(encodings, origins, strict=True)]
 
     def _guarded(self, call: Callable[[], T]) -> T:
         try:
@@ -181,20 +178,14 @@ def _stretches(parts: Iterable[str]) -> Iterator[_Stretch]:
     chunks = in_chunks(parts, SIZE)
     before, text, start = "", next(chunks, ""), 0
     for following in chunks:
-        yield _Stretch(before, text, start, last=False)
+        yield _Stretch(before, text, start)
         before, text, start = text, following, start + len(text)
-    yield _Stretch(before, text, start, last=True)
+    yield _Stretch(before, text, start)
 
 
-def _tokens_of(encoding: Encoding, origin: int, *, first: bool, last: bool) -> _Tokens:
-    """Without the special tokens around it, which belong around the whole text."""
+def _tokens_of(encoding: Encoding, origin: int) -> _Tokens:
     ids = np.array(encoding.ids, dtype=np.int32)
     spans = origin + np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-    if not (first and last):
-        own = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
-        begin, end = (own[0], own[-1] + 1) if len(own) else (0, 0)
-        kept = slice(0 if first else begin, None if last else end)
-        ids, spans = ids[kept], spans[kept]
     return _Tokens(ids, np.maximum.accumulate(spans[:, 0]), spans[:, 1])
 
 
