@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import save_tiny, tiny_model
 
 import q2n
@@ -34,6 +34,14 @@ def test_a_tied_weight_counts_once_and_a_buffer_does_not(tied):
     assert left.weights == total - 64 * 96
     assert left.bits == 32 * left.weights
     assert full_precision(open_source(model, dtype="bfloat16"), []).bits == 16 * total
+
+
+def test_tensors_that_no_module_takes_count_too(tmp_path):
+    file = save_tiny(tmp_path / "model") / "model.safetensors"
+    plain = full_precision(open_source(tmp_path / "model"), [])
+    save_file({**load_file(file), "mtp.proj.weight": torch.zeros(5, 7).bfloat16()}, file)
+    left = full_precision(open_source(tmp_path / "model"), [])
+    assert (left.weights, left.bits) == (plain.weights + 35, plain.bits + 35 * 16)
 
 
 @pytest.mark.parametrize("settings", [{"rotate": "hadamard"}, {"ignore": ["*q_proj"]}, {}])
