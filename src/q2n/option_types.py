@@ -56,7 +56,7 @@ def _number(value: int | float) -> str:
 MOST = 1_000_000
 """Of whatever is counted: steps, windows, tokens of a window, columns of a group. No model and no
 text has more, and a slip of the keyboard is refused instead of filling the memory."""
-LARGEST = 1e9
+LARGEST = 1e18
 """Of a factor: its square is still a float32."""
 
 Bits = Literal[2, 3, 4, 8]

@@ -113,7 +113,10 @@ def test_it_takes_the_papers_alpha(method):
 def test_options_that_cannot_be():
     for options, match in (
         ({"group_size": 16}, "group_size 16 is for the uniform grid"),
-        ({"levels": "uniform", "group_size": 0}, "group_size is 0; .* at least 1, or -1"),
+        (
+            {"levels": "uniform", "group_size": 0},
+            "group_size is 0; .* at least 1 and at most 1000000, or -1",
+        ),
         ({"exponent": -1.0}, "exponent is -1.0; .* at least 0"),
         ({"damping": -1.0}, "damping is -1.0"),
         ({"block_size": 0}, "block_size is 0"),

@@ -40,8 +40,14 @@ def test_rtn_needs_no_calibration():
 def test_options_that_cannot_be():
     for options, match in (
         ({"bits": 5}, "bits is 5; it takes one of 2, 3, 4, 8"),
-        ({"group_size": 0}, "group_size is 0; it takes a whole number at least 1, or -1"),
-        ({"group_size": -2}, "group_size is -2; it takes a whole number at least 1, or -1"),
+        (
+            {"group_size": 0},
+            "group_size is 0; it takes a whole number at least 1 and at most 1000000, or -1",
+        ),
+        (
+            {"group_size": -2},
+            "group_size is -2; it takes a whole number at least 1 and at most 1000000, or -1",
+        ),
     ):
         with pytest.raises(InputError, match=match):
             RTN(**options)

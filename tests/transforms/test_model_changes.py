@@ -34,7 +34,7 @@ def test_values_that_cannot_be():
         ({"activation_clip_ratio": 0.0}, "activation_clip_ratio is 0.0; .* above 0 and at most 1"),
         ({"kv_bits": 12}, "kv_bits is 12; it takes one of 2, 3, .* 8, 16"),
         ({"kv_clip_ratio": 2.0}, "kv_clip_ratio is 2.0; .* above 0 and at most 1"),
-        ({"kv_group_size": 0}, "kv_group_size is 0; .* at least 1, or -1"),
+        ({"kv_group_size": 0}, "kv_group_size is 0; .* at least 1 and at most 1000000, or -1"),
         ({"rotate": "sideways"}, "rotate is 'sideways'; it takes one of none, hadamard, random"),
     ):
         with pytest.raises(InputError, match=match):
