@@ -1,52 +1,22 @@
 """A causal LM of which one decoder block at a time is in memory.
 
-Decoder blocks are found by shape, not by name: the `nn.ModuleList` with as many
-entries as the config has hidden layers. What a block is called with is found by
-running the model once with every block's forward replaced by a recorder: that needs
-the embeddings only, and it catches every keyword argument of every block (masks and
-position embeddings may differ from block to block).
+block_list.py finds the blocks, recording.py what each of them is called with.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from functools import partial
 from itertools import chain
-from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from q2n.errors import InputError
+from q2n.models.block_list import find_blocks, require_decoder
+from q2n.models.recording import BatchInputs, Recorder
 from q2n.models.source import ModelSource
 from q2n.models.targets import EVERY_LAYER, LayerFilter, Target, matrix_holders, targets_in
-
-
-@dataclass(frozen=True)
-class BlockCall:
-    """What the model passes to one block besides the hidden states."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    def window(self, number: int, batch: int) -> "BlockCall":
-        """The call for one window of a batch of `batch` windows."""
-
-        def one(tensor: Tensor) -> Tensor:
-            shared = tensor.ndim == 0 or len(tensor) != batch
-            return tensor if shared else tensor[number : number + 1]
-
-        return BlockCall(_map_tensors(one, self.args), _map_tensors(one, dict(self.kwargs)))
-
-
-@dataclass(frozen=True)
-class BatchInputs:
-    """One batch of windows at the input of the first block."""
-
-    hidden: Float[Tensor, "windows length hidden"]
-    calls: list[BlockCall]
-    """One per block; equal tensors are the same object, within and between batches."""
 
 
 class BlockwiseModel:
@@ -64,10 +34,11 @@ class BlockwiseModel:
         layers: LayerFilter = EVERY_LAYER,
     ):
         self.source, self.device, self.layers = source, torch.device(device), layers
+        require_decoder(source.config)
         self._model = source.skeleton()
         self._list_name, self._blocks = find_blocks(self._model)
+        self._recorder = Recorder(self._model, self._blocks, partial(self.load_block, 0))
         self._stored = set(source.names())
-        self._seen: list[Tensor] = []
         self._outside_is_loaded = False
         names = list(self._all_targets())
         if not names:
@@ -115,42 +86,25 @@ class BlockwiseModel:
         block.load_state_dict(tensors, strict=False, assign=True)
         return block.to(self.device).requires_grad_(False)
 
+    @torch.no_grad()
     def record_inputs(self, batches: Iterable[Int[Tensor, "_ _"]]) -> Iterator[BatchInputs]:
         """Run the embeddings on each batch and record what each block would be called with.
 
+        Args:
+            batches: token windows of one length.
+
         Raises:
+            InputError: the model does not run its blocks one after another.
             NumericalError: a tensor outside the blocks is NaN or Inf in the dtype of the run.
         """
         if not self._outside_is_loaded:
             self._load_outside()
             self._outside_is_loaded = True
+        pool, axes = _Pool(self.device), None
         for tokens in batches:
-            with torch.no_grad():
-                yield self._record(tokens.to(self.device))
-        self._seen.clear()
-
-    def _record(self, tokens: Int[Tensor, "windows length"]) -> BatchInputs:
-        recorder = _Recorder(self._blocks, self._intern)
-        try:
-            self._model(input_ids=tokens, use_cache=False)
-        except _LastBlockReached:
-            pass
-        finally:
-            recorder.remove()
-        return BatchInputs(recorder.hidden.to(self.device), recorder.calls)
-
-    def _intern(self, tensor: Tensor) -> Tensor:
-        """The tensor on the device, or an equal one seen before: masks and positions repeat."""
-        tensor = tensor.to(self.device)
-        for seen in self._seen:
-            if seen is tensor or (
-                seen.shape == tensor.shape
-                and seen.dtype == tensor.dtype
-                and torch.equal(seen, tensor)
-            ):
-                return seen
-        self._seen.append(tensor)
-        return tensor
+            tokens = tokens.to(self.device)
+            axes = axes or self._recorder.axes(tokens)
+            yield self._recorder.record(tokens, axes, pool.one)
 
     def _load_outside(self) -> None:
         """Embeddings and whatever else stands before the blocks. The head is read too, so that
@@ -181,63 +135,19 @@ class BlockwiseModel:
         }
 
 
-class _LastBlockReached(Exception):
-    """Ends a recording run: nothing after the blocks is needed."""
+class _Pool:
+    """Tensors on a device, equal ones once: masks and positions repeat."""
 
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._seen: dict[object, list[Tensor]] = {}
 
-class _Recorder:
-    """Stands in for every block's forward and notes what it is called with."""
-
-    def __init__(self, blocks: nn.ModuleList, intern: Callable[[Tensor], Tensor]):
-        self.blocks, self.intern = blocks, intern
-        self.calls: list[BlockCall] = []
-        self.hidden: Tensor
-        self._own_forwards = [block.__dict__.get("forward") for block in blocks]  # of hooks
-        for block in blocks:
-            block.forward = self._record
-
-    def _record(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not self.calls:
-            self.hidden = hidden_states
-        args, kwargs = _map_tensors(self.intern, args), _map_tensors(self.intern, kwargs)
-        self.calls.append(BlockCall(args, kwargs))
-        if len(self.calls) == len(self.blocks):
-            raise _LastBlockReached
-        return hidden_states
-
-    def remove(self) -> None:
-        for block, own in zip(self.blocks, self._own_forwards, strict=True):
-            del block.forward
-            if own is not None:
-                block.forward = own
-
-
-def _map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """The arguments of a call with every tensor changed, in tuples, lists and dicts too."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, tuple | list):
-        return type(value)(_map_tensors(change, item) for item in value)
-    if isinstance(value, dict):
-        return {key: _map_tensors(change, item) for key, item in value.items()}
-    return value
-
-
-def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Name and list of the decoder blocks.
-
-    Raises:
-        InputError: there is no such list.
-    """
-    count = model.config.get_text_config().num_hidden_layers
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    ]
-    if not lists:
-        raise InputError(
-            f"{type(model).__name__}: it has no list of {count} decoder blocks; "
-            "this architecture is not supported"
-        )
-    return max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+    def one(self, tensor: Tensor) -> Tensor:
+        """The tensor, or an equal one seen before."""
+        tensor = tensor.to(self.device)
+        alike = self._seen.setdefault((tensor.shape, tensor.dtype, tensor.sum().item()), [])
+        for seen in alike:
+            if seen is tensor or torch.equal(seen, tensor):
+                return seen
+        alike.append(tensor)
+        return tensor
