@@ -60,7 +60,7 @@ class Run:
         _check_layers(self.opened, self.plan, self.format)
         source = self.opened.source
         texts = Texts(source.folder, tokenizer, trust_remote_code=config.trust_remote_code)
-        self.notes: list[str] = []
+        self.notes: list[str] = self.opened.blocks.notes()
         """What a user must know of the result, known before the first block: in sentences
         without a full stop, for the screen, the record and the card."""
         self.windows = self._calibration(texts) if self.plan.reads_text else None

@@ -3,6 +3,7 @@
 block_list.py finds the blocks, recording.py what each of them is called with.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from functools import partial
@@ -16,7 +17,14 @@ from q2n.errors import InputError
 from q2n.models.block_list import find_blocks, require_decoder
 from q2n.models.recording import BatchInputs, Recorder
 from q2n.models.source import ModelSource
-from q2n.models.targets import EVERY_LAYER, LayerFilter, Target, matrix_holders, targets_in
+from q2n.models.targets import (
+    EVERY_LAYER,
+    LayerFilter,
+    Target,
+    matrix_holders,
+    small_targets,
+    targets_in,
+)
 
 
 class BlockwiseModel:
@@ -47,7 +55,9 @@ class BlockwiseModel:
                 f"weights lie in {', '.join(matrix_holders(self._blocks))}), and only those are "
                 "quantized; this architecture is not supported"
             )
-        layers.check(names)
+        blocks = {self.block_name(index): block for index, block in enumerate(self._blocks)}
+        self._small = small_targets(blocks)
+        layers.check(names, self._small)
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -59,14 +69,32 @@ class BlockwiseModel:
     def targets(self) -> dict[str, Target]:
         """The matrices to quantize in all blocks, by full name (a target's own name is the one in
         its block). Nothing is loaded: ask them for shapes, not for weights."""
-        return {k: target for k, target in self._all_targets().items() if self.layers.keeps(k)}
+        return {k: target for k, target in self._all_targets().items() if self._keeps(k)}
+
+    def notes(self) -> list[str]:
+        """What a user must know of the layers that stay in full precision unasked."""
+        names = [name for name in self._all_targets() if name in self._small]
+        left = [name for name in names if not self._keeps(name)]
+        if not left or self.layers.only:
+            return []
+        prefix = re.escape(self._list_name)
+        kinds = dict.fromkeys(
+            re.sub(rf"^{prefix}\.\d+\.", f"{self._list_name}.*.", x) for x in left
+        )
+        return [
+            f"in full precision, as they are small (a side below 128, under 1 % of the block): "
+            f"{', '.join(kinds)}; --only quantizes them"
+        ]
 
     def targets_of(self, index: int, block: nn.Module) -> tuple[dict[str, Target], list[str]]:
         """Of a loaded block: the matrices to quantize, and the names of those that the filter
-        leaves in full precision, both by their names in the block."""
+        leaves in full precision and small ones, both by their names in the block."""
         everything, prefix = targets_in(block), self.block_name(index)
-        ignored = [name for name in everything if not self.layers.keeps(f"{prefix}.{name}")]
+        ignored = [name for name in everything if not self._keeps(f"{prefix}.{name}")]
         return {k: target for k, target in everything.items() if k not in ignored}, ignored
+
+    def _keeps(self, name: str) -> bool:
+        return self.layers.keeps(name, self._small)
 
     def _all_targets(self) -> dict[str, Target]:
         return {
