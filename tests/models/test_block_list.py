@@ -17,6 +17,7 @@ from transformers import (
 from q2n.errors import InputError
 from q2n.models.block_list import find_blocks
 from q2n.models.blocks import BlockwiseModel
+from q2n.models.calls import Returned
 from q2n.models.source import open_source
 
 TEXT = {
@@ -62,6 +63,12 @@ def test_lists_within_blocks_and_lists_of_layers_are_not_blocks():
     assert find_blocks(model)[0] == "model.layers"
 
 
+def test_a_tower_within_the_text_model_is_deeper():
+    model = tiny_model(layers=2)
+    model.model.tower = nn.ModuleDict({"layers": nn.ModuleList(model.model.layers)})
+    assert find_blocks(model)[0] == "model.layers"
+
+
 def test_blocks_that_lie_in_several_lists_are_refused():
     config = AutoConfig.for_model("xlm", emb_dim=64, n_layers=2, n_heads=4, n_words=128)
     model = AutoModelForCausalLM.from_config(config)
@@ -84,8 +91,8 @@ def test_two_text_models_are_refused():
         find_blocks(model)
 
 
-def recorded_with(loop, monkeypatch):
-    """Record a tiny LLaMA whose loop over its blocks is replaced."""
+def recorded_with(loop, monkeypatch, first=torch.neg):
+    """Record a tiny LLaMA whose loop over its blocks is replaced, and its first block."""
     model = tiny_model(layers=2)
     blocks = BlockwiseModel(open_source(model))
     inner = blocks._model.model
@@ -94,7 +101,7 @@ def recorded_with(loop, monkeypatch):
         return loop(inner.layers, inner.embed_tokens(input_ids))
 
     monkeypatch.setattr(blocks._model, "forward", forward)
-    monkeypatch.setattr(blocks._recorder, "first", lambda: torch.neg)
+    monkeypatch.setattr(blocks._recorder, "first", lambda: first)
     return next(blocks.record_inputs([torch.arange(8).view(1, 8)]))
 
 
@@ -115,3 +122,15 @@ def test_a_view_of_all_hidden_states_is_no_change(monkeypatch):
         lambda blocks, x: blocks[1](blocks[0](x)[:, slice(0, None)]), monkeypatch
     )
     assert len(recorded.calls) == 2
+
+
+def test_what_a_block_returns_is_passed_on_though_the_first_returns_none(monkeypatch):
+    """Of GLM 5's blocks only some return the tokens that the next one attends to."""
+
+    def loop(blocks, x):
+        x, chosen = blocks[0](x, chosen=None)
+        return blocks[1](x, chosen=chosen)
+
+    block = lambda x, chosen: (x, None)  # noqa: E731
+    first, second = recorded_with(loop, monkeypatch, block).calls
+    assert not first.slots and second.slots == first.needed == {Returned(block=0, part=1)}

@@ -2,7 +2,8 @@
 
 They are found by shape and place, not by name: the `nn.ModuleList` with as many entries as the
 text model has layers, in the smallest part of the model that holds the input embeddings and such a
-list. So a tower for images or sound beside the text model is not looked at, whatever its size.
+list, and there the one that is least deep. So a tower for images or sound beside the text model is
+not taken, whatever its size. recording.py sees whether text passes what was found.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,7 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         if isinstance(module, nn.ModuleList) and len(module) == count and _of_blocks(module)
     }
     for part in _parts_around_embeddings(model):
-        inside = _outermost({x: blocks for x, blocks in lists.items() if x.startswith(part)})
+        inside = _least_deep({x: blocks for x, blocks in lists.items() if x.startswith(part)})
         if len(inside) == 1:
             return inside.popitem()
         if inside:
@@ -78,10 +79,8 @@ def _parts_around_embeddings(model: PreTrainedModel) -> Iterator[str]:
         yield name and f"{name}."
 
 
-def _outermost(lists: Mapping[str, nn.ModuleList]) -> dict[str, nn.ModuleList]:
-    """Without those inside another one: experts of a block may be as many as the blocks."""
-    return {
-        name: blocks
-        for name, blocks in lists.items()
-        if not any(name.startswith(f"{other}.") for other in lists)
-    }
+def _least_deep(lists: Mapping[str, nn.ModuleList]) -> dict[str, nn.ModuleList]:
+    """Those with the fewest modules around them. Experts of a block, which may be as many as the
+    blocks, are deeper."""
+    depth = min((name.count(".") for name in lists), default=0)
+    return {name: blocks for name, blocks in lists.items() if name.count(".") == depth}
