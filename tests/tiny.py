@@ -25,6 +25,48 @@ _SIZES = {
     "gpt_neox": {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4},
     "phi": {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4},
     "gpt2": {"n_embd": 64, "n_inner": 96, "n_head": 4},
+    "bloom": {"hidden_size": 64, "n_head": 4},
+    "falcon": {"hidden_size": 64, "num_attention_heads": 4, "alibi": True},
+    "mpt": {"d_model": 64, "n_heads": 4, "expansion_ratio": 2},
+    "gptj": {"n_embd": 64, "n_head": 4, "rotary_dim": 8},
+    "openai-gpt": {"n_embd": 64, "n_head": 4},
+    "rwkv": {"hidden_size": 64, "attention_hidden_size": 64, "intermediate_size": 96},
+}
+_SHARED_KEYS = {
+    **_LLAMA_LIKE,
+    "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "num_kv_shared_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}
+_SIZES |= {
+    "gemma4_text": _SHARED_KEYS,
+    "gemma3n_text": {
+        **_SHARED_KEYS,
+        "intermediate_size": [96] * 4,
+        "laurel_rank": 8,
+        "altup_num_inputs": 2,
+        "activation_sparsity_pattern": [0.0] * 4,
+    },
+    "glm_moe_dsa": {
+        **_LLAMA_LIKE,
+        "num_key_value_heads": 4,
+        "head_dim": 8,
+        "q_lora_rank": 32,
+        "kv_lora_rank": 32,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 16,
+        "index_n_heads": 2,
+        "index_head_dim": 16,
+        "index_topk": 8,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1,
+        "n_group": 1,
+        "topk_group": 1,
+    },
 }
 ARCHITECTURES = (
     "llama",
@@ -38,6 +80,19 @@ ARCHITECTURES = (
     "opt",
     "gpt_neox",
 )
+SHARED_KEYS = ("gemma3n_text", "gemma4_text")
+"""The last two of their four blocks read keys and values of the first two."""
+CONVENTIONS = (
+    *SHARED_KEYS,
+    "bloom",
+    "falcon",
+    "glm_moe_dsa",
+    "gptj",
+    "mpt",
+    "openai-gpt",
+    "rwkv",
+)
+"""Architectures whose blocks take or return more than hidden states and masks."""
 TRANSPOSED = ("gpt2",)
 """Architectures that store their weights [in, out]: no packed format holds them."""
 

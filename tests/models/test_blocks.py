@@ -3,41 +3,21 @@
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
-from tiny import ARCHITECTURES, TRANSPOSED, save_tiny, tiny_model
+from through_blocks import through_blocks
+from tiny import save_tiny, tiny_model
 
 from q2n.errors import InputError, NumericalError
 from q2n.models import targets
-from q2n.models.blocks import BlockCall, BlockwiseModel
+from q2n.models.blocks import BlockwiseModel
+from q2n.models.calls import BlockInput
 from q2n.models.sites import find_sites
 from q2n.models.source import open_source
 from q2n.models.targets import LayerFilter, targets_in
 
 
-def hidden_through_blocks(model: BlockwiseModel, tokens: torch.Tensor) -> torch.Tensor:
-    inputs = next(model.record_inputs([tokens]))
-    hidden = inputs.hidden
-    with torch.no_grad():
-        for index in range(len(model)):
-            call = inputs.calls[index]
-            output = model.load_block(index)(hidden, *call.args, **call.kwargs)
-            hidden = output if isinstance(output, torch.Tensor) else output[0]
-    return hidden
-
-
-@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *TRANSPOSED])
-def test_blocks_from_disk_compute_as_the_whole_model(architecture, tmp_path):
-    folder = save_tiny(tmp_path / "model", architecture)
-    whole = tiny_model(architecture)
-    tokens = torch.randint(3, 128, (2, 24))
-    captured = {}
-    blocks = BlockwiseModel(open_source(folder))
-    last = whole.get_submodule(blocks.block_name(len(blocks) - 1))
-    last.register_forward_hook(lambda _, args, out: captured.update(out=out))
-    with torch.no_grad():
-        whole(input_ids=tokens, use_cache=False)
-    expected = captured["out"]
-    expected = expected if isinstance(expected, torch.Tensor) else expected[0]
-    torch.testing.assert_close(hidden_through_blocks(blocks, tokens), expected, rtol=0, atol=0)
+def entry(inputs, index: int) -> BlockInput:
+    """The first block's hidden states with the call of another one."""
+    return BlockInput(inputs.hidden, inputs.calls[index], inputs.carried)
 
 
 EXPECTED_SITES = {
@@ -54,7 +34,7 @@ def test_linears_that_read_one_tensor_form_a_site(architecture):
     model = BlockwiseModel(open_source(tiny_model(architecture)))
     probe = next(model.record_inputs([torch.arange(8).unsqueeze(0)]))
     block = model.load_block(1)
-    sites = find_sites(block, targets_in(block), probe.hidden, probe.calls[1])
+    sites = find_sites(block, targets_in(block), entry(probe, 1))
     parts = 2 if architecture == "gpt2" else 1  # both of its projections have one last name
     actual = [{".".join(name.split(".")[-parts:]) for name in site.targets} for site in sites]
     assert actual == EXPECTED_SITES[architecture]
@@ -66,50 +46,18 @@ def test_parallel_branches_share_the_input_of_attention():
     model = BlockwiseModel(open_source(tiny_model("phi")))
     probe = next(model.record_inputs([torch.arange(8).unsqueeze(0)]))
     block = model.load_block(0)
-    sites = find_sites(block, targets_in(block), probe.hidden, probe.calls[0])
+    sites = find_sites(block, targets_in(block), entry(probe, 0))
     first = {name.rsplit(".", 1)[-1] for name in sites[0].targets}
     assert first == {"q_proj", "k_proj", "v_proj", "fc1"}
-
-
-def test_one_windows_call_takes_its_part():
-    mask, positions, angles = torch.randn(3, 1, 5, 5), torch.arange(15).view(3, 5), torch.rand(1, 5)
-    count, steps = torch.tensor(7), torch.arange(5)
-    call = BlockCall((mask, "plain"), {"at": {"of": positions}, "both": (angles, mask), "n": count})
-    for number in range(3):
-        one = call.window(number, 3)
-        assert torch.equal(one.args[0], mask[number : number + 1]) and one.args[1] == "plain"
-        assert torch.equal(one.kwargs["at"]["of"], positions[number : number + 1])
-        assert one.kwargs["both"][0] is angles and isinstance(one.kwargs["both"], tuple)
-        assert torch.equal(one.kwargs["both"][1], mask[number : number + 1])
-        assert one.kwargs["n"] is count
-    assert BlockCall((steps,), {}).window(2, 3).args[0] is steps
-
-
-@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *TRANSPOSED])
-def test_one_window_gives_its_row_of_the_batch(architecture):
-    options = {"sliding_window": 4} if architecture in ("gemma2", "mistral") else {}
-    model = BlockwiseModel(open_source(tiny_model(architecture, layers=2, **options)))
-    inputs = next(model.record_inputs([torch.randint(3, 128, (3, 12))]))
-    block = model.load_block(1)
-    with torch.no_grad():
-        whole = _output(block, inputs.hidden, inputs.calls[1])
-        for number in range(3):
-            hidden, call = inputs.hidden[number : number + 1], inputs.calls[1].window(number, 3)
-            alone = _output(block, hidden, call)
-            torch.testing.assert_close(alone, whole[number : number + 1], rtol=1e-5, atol=1e-5)
-
-
-def _output(block, hidden, call):
-    output = block(hidden, *call.args, **call.kwargs)
-    return output if isinstance(output, torch.Tensor) else output[0]
 
 
 def test_masks_differ_between_sliding_and_full_blocks(tmp_path):
     """Gemma 2 alternates windows: each block must get its own mask."""
     folder = save_tiny(tmp_path / "model", "gemma2", layers=2, sliding_window=4)
     model = BlockwiseModel(open_source(folder))
-    calls = next(model.record_inputs([torch.arange(12).unsqueeze(0)])).calls
-    masks = [call.kwargs["attention_mask"] for call in calls]
+    inputs = next(model.record_inputs([torch.arange(12).unsqueeze(0)]))
+    hidden, calls = inputs.hidden, inputs.calls
+    masks = [call.arguments(hidden, {})[1]["attention_mask"] for call in calls]
     assert masks[0] is not None
     assert masks[1] is None or not torch.equal(masks[0], masks[1])
 
@@ -171,7 +119,7 @@ def test_ignored_linears_are_in_no_site():
     probe = next(model.record_inputs([torch.arange(8).unsqueeze(0)]))
     block = model.load_block(1)
     selected, _ = model.targets_of(1, block)
-    sites = find_sites(block, selected, probe.hidden, probe.calls[1])
+    sites = find_sites(block, selected, entry(probe, 1))
     assert [site.targets for site in sites] == [
         ("self_attn.k_proj", "self_attn.v_proj"),
         ("mlp.gate_proj",),
@@ -191,7 +139,8 @@ def test_everything_before_the_blocks_is_on_the_device(tmp_path, in_memory):
     """Also rotary frequencies, which no checkpoint stores."""
     source = open_source(tiny_model() if in_memory else save_tiny(tmp_path / "model"))
     blocks = BlockwiseModel(source, "cuda")
-    hidden = hidden_through_blocks(blocks, torch.arange(8).unsqueeze(0))
+    *_, (_, output) = through_blocks(blocks, torch.arange(8).unsqueeze(0))
+    hidden = output.hidden
     assert hidden.is_cuda and hidden.isfinite().all()
 
 

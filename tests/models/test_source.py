@@ -147,7 +147,9 @@ def test_the_run_uses_the_requested_dtype(tmp_path, in_memory):
     assert asked.dtype is torch.bfloat16
     assert inputs.hidden.dtype is torch.bfloat16
     assert {p.dtype for p in blocks.load_block(0).parameters()} == {torch.bfloat16}
-    assert {t.dtype for t in inputs.calls[0].kwargs["position_embeddings"]} == {torch.bfloat16}
+    assert {
+        t.dtype for t in inputs.calls[0].arguments(inputs.hidden, {})[1]["position_embeddings"]
+    } == {torch.bfloat16}
     assert asked.size_bytes() == 2 * sum(p.numel() for p in tiny_model().parameters())
 
 

@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 from q2n.errors import InputError
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.source import open_source
-from q2n.models.targets import LayerFilter, targets_in
+from q2n.models.targets import LayerFilter, small_targets, targets_in
 
 
 def modules() -> nn.ModuleDict:
@@ -130,3 +130,35 @@ def test_a_model_lists_the_selected_layers_alone():
     targets, ignored = model.targets_of(1, model.load_block(1))
     assert list(targets) == ["mlp.gate_proj", "mlp.up_proj"]
     assert len(ignored) == 5 and "mlp.down_proj" in ignored
+
+
+def mixture():
+    """A block with a router of 4 experts and 2-wide coefficients beside its linears."""
+    model = tiny_model(layers=2)
+    for block in model.model.layers:
+        block.router, block.mixing = torch.nn.Linear(64, 4), torch.nn.Linear(2, 64)
+        block.experts = torch.nn.ParameterList([torch.zeros(4, 64, 96)])
+    return model
+
+
+def test_small_layers_stay_in_full_precision_and_are_named():
+    model = BlockwiseModel(open_source(mixture()))
+    names = {name.removeprefix("model.layers.0.") for name in model.targets()}
+    assert "self_attn.k_proj" in names and not names & {"router", "mixing"}
+    _, ignored = model.targets_of(1, model.load_block(1))
+    assert ignored == ["router", "mixing"]
+    (note,) = model.notes()
+    assert "model.layers.*.router, model.layers.*.mixing; --only" in note
+    assert BlockwiseModel(open_source(tiny_model(layers=2))).notes() == []
+
+
+def test_a_small_layer_that_is_asked_for_is_quantized():
+    asked = LayerFilter(only=("router",))
+    model = BlockwiseModel(open_source(mixture()), layers=asked)
+    assert list(model.targets()) == ["model.layers.0.router", "model.layers.1.router"]
+    assert model.notes() == []
+
+
+def test_narrow_layers_that_hold_much_of_a_block_are_not_small():
+    """As every linear of a tiny model."""
+    assert not small_targets({"block": tiny_model(layers=1).model.layers[0]})

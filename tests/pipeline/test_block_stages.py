@@ -12,7 +12,9 @@ from q2n.errors import InputError
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.methods.gptq import GPTQ
 from q2n.methods.rtn import RTN
-from q2n.models.blocks import BlockCall, BlockwiseModel
+from q2n.models.blocks import BlockwiseModel
+from q2n.models.calls import BlockCall, Hidden
+from q2n.models.recording import BatchInputs
 from q2n.models.sites import Site
 from q2n.models.source import open_source
 from q2n.models.targets import targets_in
@@ -95,10 +97,9 @@ class Gated(nn.Module):
 def gated_state(*batches) -> BlockState:
     block, device = Gated(), torch.device("cpu")
     sites = [Site(("idle",), 4), Site(("busy",), 4)]
-    hidden = InMemory(device, device)
-    for number, batch in enumerate(batches):
-        hidden.put(number, batch)
-    stream = Stream(hidden, 2 * len(batches), [[BlockCall((), {})] for _ in batches])
+    stream = Stream(InMemory(device, device), 2 * len(batches))
+    for batch in batches:
+        stream.open(BatchInputs(batch, [BlockCall.of(Hidden())], {}, len(batch)))
     return BlockState(
         index=0,
         name="blocks.0",

@@ -10,6 +10,7 @@ from q2n.errors import InputError, NumericalError
 from q2n.method import LayerProblem
 from q2n.methods.rtn import RTN
 from q2n.models.blocks import BlockwiseModel
+from q2n.models.calls import BlockInput
 from q2n.models.source import open_source
 from q2n.models.targets import targets_in
 from q2n.refit.block import BlockRefit, relative_error
@@ -26,10 +27,9 @@ class OneBlock:
         tokens = torch.randint(3, 128, (count, 12), generator=torch.Generator().manual_seed(3))
         inputs = next(model.record_inputs([tokens]))
         self.block, self.count = model.load_block(1), count
-        self.hidden, self.call = inputs.hidden, inputs.calls[1]
+        self.given = BlockInput(inputs.hidden, inputs.calls[1], inputs.carried)
         with torch.no_grad():
-            output = self.block(self.hidden, *self.call.args, **self.call.kwargs)
-        self.target = output if isinstance(output, torch.Tensor) else output[0]
+            self.target = self.given.run(self.block).hidden
         self.layers = {
             name: RTN(bits=2).quantize(
                 LayerProblem(name=name, weight=target.weight(), statistics=None)
@@ -38,8 +38,7 @@ class OneBlock:
         }
 
     def window(self, number):
-        one = slice(number, number + 1)
-        return self.hidden[one], self.target[one], self.call.window(number, self.count)
+        return self.given.window(number, self.count), self.target[number : number + 1]
 
     def error(self, layers, norms) -> float:
         """Of the block with these layers and norms, over all windows."""
@@ -49,8 +48,7 @@ class OneBlock:
                 targets_in(block)[name].set(layer.dequantize())
             for name, norm in norms.items():
                 block.get_parameter(name).copy_(norm)
-            output = block(self.hidden, *self.call.args, **self.call.kwargs)
-        output = output if isinstance(output, torch.Tensor) else output[0]
+            output = self.given.run(block).hidden
         return float(relative_error(output, self.target))
 
     def refit(self, steps=24, windows=None, **fields):
@@ -83,9 +81,7 @@ def test_losses_are_the_windows_errors_in_order(monkeypatch, architecture):
     assert asked == shuffled(6, 13, 5) and sorted(asked[:6]) == list(range(6))
     # its first loss is that of the layers as they came, on the first window alone
     alone = OneBlock(architecture)
-    first = slice(asked[0], asked[0] + 1)
-    alone.call = one.call.window(asked[0], 6)
-    alone.hidden, alone.target = one.hidden[first], one.target[first]
+    alone.given, alone.target = one.window(asked[0])
     assert tuned.losses[0] == pytest.approx(alone.error(one.layers, {}), rel=1e-5)
     assert len(tuned.losses) == 13
 

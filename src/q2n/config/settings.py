@@ -30,7 +30,8 @@ class RunSettings:
     ignore: Patterns = ()
     """Patterns of names of layers that stay in full precision ("*down_proj", or "down_proj")."""
     only: Patterns = ()
-    """Patterns of names of the only layers to quantize; ignore wins over it."""
+    """Patterns of names of the only layers to quantize, small ones too, which stay in full
+    precision otherwise; ignore wins over it."""
     correct: bool = False
     """Correct each weight, before it is quantized, for the error of the layers below."""
     nullspace: Literal["off", "paper", "released"] = "off"

@@ -1,53 +1,31 @@
 """A causal LM of which one decoder block at a time is in memory.
 
-Decoder blocks are found by shape, not by name: the `nn.ModuleList` with as many
-entries as the config has hidden layers. What a block is called with is found by
-running the model once with every block's forward replaced by a recorder: that needs
-the embeddings only, and it catches every keyword argument of every block (masks and
-position embeddings may differ from block to block).
+block_list.py finds the blocks, recording.py what each of them is called with.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from functools import partial
 from itertools import chain
-from typing import Any, cast
+from typing import cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from q2n.errors import InputError
+from q2n.models.block_list import find_blocks, require_decoder
 from q2n.models.model_source import ModelSource
-from q2n.models.running import running
-from q2n.models.targets import EVERY_LAYER, LayerFilter, Target, matrix_holders, targets_in
-
-
-@dataclass(frozen=True)
-class BlockCall:
-    """What the model passes to one block besides the hidden states."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    def window(self, number: int, batch: int) -> "BlockCall":
-        """The call for one window of a batch of `batch` windows."""
-
-        def one(tensor: Tensor) -> Tensor:
-            shared = tensor.ndim == 0 or len(tensor) != batch
-            return tensor if shared else tensor[number : number + 1]
-
-        return BlockCall(_map_tensors(one, self.args), _map_tensors(one, dict(self.kwargs)))
-
-
-@dataclass(frozen=True)
-class BatchInputs:
-    """One batch of windows at the input of the first block."""
-
-    hidden: Float[Tensor, "windows length hidden"]
-    calls: list[BlockCall]
-    """One per block; equal tensors are the same object, within and between batches."""
+from q2n.models.recording import BatchInputs, Recorder
+from q2n.models.targets import (
+    EVERY_LAYER,
+    LayerFilter,
+    Target,
+    matrix_holders,
+    small_targets,
+    targets_in,
+)
 
 
 class BlockwiseModel:
@@ -65,10 +43,11 @@ class BlockwiseModel:
         layers: LayerFilter = EVERY_LAYER,
     ):
         self.source, self.device, self.layers = source, torch.device(device), layers
+        require_decoder(source.config)
         self._model = source.skeleton()
         self._list_name, self._blocks = find_blocks(self._model)
+        self._recorder = Recorder(self._model, self._blocks, partial(self.load_block, 0))
         self._stored = set(source.names())
-        self._seen: list[Tensor] = []
         self._outside_is_loaded = False
         names = list(self._all_targets())
         if not names:
@@ -77,7 +56,9 @@ class BlockwiseModel:
                 f"weights lie in {', '.join(matrix_holders(self._blocks))}), and only those are "
                 "quantized; this architecture is not supported"
             )
-        layers.check(names)
+        blocks = {self.block_name(index): block for index, block in enumerate(self._blocks)}
+        self._small = small_targets(blocks)
+        layers.check(names, self._small)
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -102,14 +83,32 @@ class BlockwiseModel:
     def targets(self) -> dict[str, Target]:
         """The matrices to quantize in all blocks, by full name (a target's own name is the one in
         its block). Nothing is loaded: ask them for shapes, not for weights."""
-        return {k: target for k, target in self._all_targets().items() if self.layers.keeps(k)}
+        return {k: target for k, target in self._all_targets().items() if self._keeps(k)}
+
+    def notes(self) -> list[str]:
+        """What a user must know of the layers that stay in full precision unasked."""
+        names = [name for name in self._all_targets() if name in self._small]
+        left = [name for name in names if not self._keeps(name)]
+        if not left or self.layers.only:
+            return []
+        prefix = re.escape(self._list_name)
+        kinds = dict.fromkeys(
+            re.sub(rf"^{prefix}\.\d+\.", f"{self._list_name}.*.", x) for x in left
+        )
+        return [
+            "Small layers stay in full precision (a side below 128, under 1 % of the block): "
+            f"{', '.join(kinds)}; --only quantizes them"
+        ]
 
     def targets_of(self, index: int, block: nn.Module) -> tuple[dict[str, Target], list[str]]:
         """Of a loaded block: the matrices to quantize, and the names of those that the filter
-        leaves in full precision, both by their names in the block."""
+        leaves in full precision and small ones, both by their names in the block."""
         everything, prefix = targets_in(block), self.block_name(index)
-        ignored = [name for name in everything if not self.layers.keeps(f"{prefix}.{name}")]
+        ignored = [name for name in everything if not self._keeps(f"{prefix}.{name}")]
         return {k: target for k, target in everything.items() if k not in ignored}, ignored
+
+    def _keeps(self, name: str) -> bool:
+        return self.layers.keeps(name, self._small)
 
     def _all_targets(self) -> dict[str, Target]:
         return {
@@ -129,43 +128,25 @@ class BlockwiseModel:
         block.load_state_dict(tensors, strict=False, assign=True)
         return block.to(self.device).requires_grad_(False)
 
+    @torch.no_grad()
     def record_inputs(self, batches: Iterable[Int[Tensor, "_ _"]]) -> Iterator[BatchInputs]:
         """Run the embeddings on each batch and record what each block would be called with.
 
+        Args:
+            batches: token windows of one length.
+
         Raises:
+            InputError: the model does not run its blocks one after another.
             NumericalError: a tensor outside the blocks is NaN or Inf in the dtype of the run.
         """
         if not self._outside_is_loaded:
             self._load_outside()
             self._outside_is_loaded = True
+        pool, axes = _Pool(self.device), None
         for tokens in batches:
-            with torch.no_grad():
-                yield self._record(tokens.to(self.device))
-        self._seen.clear()
-
-    def _record(self, tokens: Int[Tensor, "windows length"]) -> BatchInputs:
-        recorder = _Recorder(self._blocks, self._intern)
-        try:
-            with running(type(self._model).__name__):
-                self._model(input_ids=tokens, use_cache=False)
-        except _LastBlockReached:
-            pass
-        finally:
-            recorder.remove()
-        return BatchInputs(recorder.hidden.to(self.device), recorder.calls)
-
-    def _intern(self, tensor: Tensor) -> Tensor:
-        """The tensor on the device, or an equal one seen before: masks and positions repeat."""
-        tensor = tensor.to(self.device)
-        for seen in self._seen:
-            if seen is tensor or (
-                seen.shape == tensor.shape
-                and seen.dtype == tensor.dtype
-                and torch.equal(seen, tensor)
-            ):
-                return seen
-        self._seen.append(tensor)
-        return tensor
+            tokens = tokens.to(self.device)
+            axes = axes or self._recorder.axes(tokens)
+            yield self._recorder.record(tokens, axes, pool.one)
 
     def _load_outside(self) -> None:
         """Embeddings and whatever else stands before the blocks. The head is read too, so that
@@ -196,63 +177,19 @@ class BlockwiseModel:
         }
 
 
-class _LastBlockReached(Exception):
-    """Ends a recording run: nothing after the blocks is needed."""
+class _Pool:
+    """Tensors on a device, equal ones once: masks and positions repeat."""
 
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._seen: dict[object, list[Tensor]] = {}
 
-class _Recorder:
-    """Stands in for every block's forward and notes what it is called with."""
-
-    def __init__(self, blocks: nn.ModuleList, intern: Callable[[Tensor], Tensor]):
-        self.blocks, self.intern = blocks, intern
-        self.calls: list[BlockCall] = []
-        self.hidden: Tensor
-        self._own_forwards = [block.__dict__.get("forward") for block in blocks]  # of hooks
-        for block in blocks:
-            block.forward = self._record
-
-    def _record(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not self.calls:
-            self.hidden = hidden_states
-        args, kwargs = _map_tensors(self.intern, args), _map_tensors(self.intern, kwargs)
-        self.calls.append(BlockCall(args, kwargs))
-        if len(self.calls) == len(self.blocks):
-            raise _LastBlockReached
-        return hidden_states
-
-    def remove(self) -> None:
-        for block, own in zip(self.blocks, self._own_forwards, strict=True):
-            del block.forward
-            if own is not None:
-                block.forward = own
-
-
-def _map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """The arguments of a call with every tensor changed, in tuples, lists and dicts too."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, tuple | list):
-        return type(value)(_map_tensors(change, item) for item in value)
-    if isinstance(value, dict):
-        return {key: _map_tensors(change, item) for key, item in value.items()}
-    return value
-
-
-def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Name and list of the decoder blocks.
-
-    Raises:
-        InputError: there is no such list.
-    """
-    count = model.config.get_text_config().num_hidden_layers
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    ]
-    if not lists:
-        raise InputError(
-            f"{type(model).__name__}: it has no list of {count} decoder blocks; "
-            "this architecture is not supported"
-        )
-    return max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+    def one(self, tensor: Tensor) -> Tensor:
+        """The tensor, or an equal one seen before."""
+        tensor = tensor.to(self.device)
+        alike = self._seen.setdefault((tensor.shape, tensor.dtype, tensor.sum().item()), [])
+        for seen in alike:
+            if seen is tensor or torch.equal(seen, tensor):
+                return seen
+        alike.append(tensor)
+        return tensor

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from q2n.errors import InputError
-from q2n.models.blocks import find_blocks
+from q2n.models.block_list import find_blocks
 from q2n.models.targets import targets_in
 from q2n.transforms.decoder import DecoderSizes
 

@@ -44,7 +44,7 @@ class OpenedModel:
             notes.append(f"Tensors that no module takes are {taken}: {listed(untaken)}")
         if uncovered := uncovered_note(self.blocks.blocks):
             notes.append(uncovered)
-        return notes
+        return notes + self.blocks.notes()
 
     def in_memory(self, source: ModelSource) -> PreTrainedModel:
         """One of the two as a whole, on the device of the run."""

@@ -28,7 +28,7 @@ from q2n.models.layout import (
     find_layout,
 )
 from q2n.models.model_source import ModelSource
-from q2n.models.targets import EVERY_LAYER, LayerFilter
+from q2n.models.targets import EVERY_LAYER, LayerFilter, small_targets
 from q2n.models.ties import set_tied
 from q2n.transforms.decoder import DecoderRotation
 from q2n.transforms.model_changes import ModelChanges
@@ -48,25 +48,27 @@ def changed_source(
     """
     if changes.none:
         return source
-    layout = find_layout(source.skeleton())
+    model = source.skeleton()
+    layout = find_layout(model)
     sizes = layout.sizes
     if changes.activations is not None:
         for width in (sizes.hidden, sizes.heads * sizes.head_dim, sizes.intermediate):
             changes.activations.check(width, f"an input of {source.label}'s linears")
     if changes.cache is not None:
         changes.cache.check(sizes.head_dim, f"a head of {source.label}")
+    rounded = _quantized_linears(model, layout, layers)
     if changes.rotate == "none":
-        return RuntimeSource(source, _runtime_parts(layout, changes, layers, None))
+        return RuntimeSource(source, _runtime_parts(layout, changes, rounded, None))
     rotation = DecoderRotation.build(sizes, changes.rotate, seed)
     return RotatedSource(
-        source, _runtime_parts(layout, changes, layers, rotation), layout, rotation
+        source, _runtime_parts(layout, changes, rounded, rotation), layout, rotation
     )
 
 
 def _runtime_parts(
     layout: DecoderLayout,
     changes: ModelChanges,
-    layers: LayerFilter,
+    rounded: tuple[str, ...],
     rotation: DecoderRotation | None,
 ) -> RuntimeParts:
     rotated = {}
@@ -77,7 +79,7 @@ def _runtime_parts(
         }
     return RuntimeParts(
         rotated=rotated,
-        rounded=_quantized_linears(layout, layers),
+        rounded=rounded,
         activations=changes.activations,
         attention=layout.everywhere(ATTENTION),
         keys=rotation.head if rotation is not None and changes.cache is not None else None,
@@ -85,11 +87,14 @@ def _runtime_parts(
     )
 
 
-def _quantized_linears(layout: DecoderLayout, layers: LayerFilter) -> tuple[str, ...]:
+def _quantized_linears(
+    model: PreTrainedModel, layout: DecoderLayout, layers: LayerFilter
+) -> tuple[str, ...]:
     """Patterns of the linears whose input is rounded: those that are quantized."""
     blocks = [f"{layout.blocks}.{index}" for index in range(layout.count)]
     names = [f"{block}.{name}" for block in blocks for name in LINEARS]
-    quantized = tuple(name for name in names if layers.keeps(name))
+    small = small_targets({block: model.get_submodule(block) for block in blocks})
+    quantized = tuple(name for name in names if layers.keeps(name, small))
     return layout.linears if len(quantized) == len(names) else quantized
 
 

@@ -8,8 +8,8 @@ from q2n.models.config_file import BAD_CONFIG
 
 
 @contextmanager
-def running(what: str) -> Iterator[None]:
-    """Names what ran where it fails.
+def running(what: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Names what ran where it fails. Failures of the classes `but` are the caller's.
 
     Raises:
         InputError: it does.
@@ -17,6 +17,8 @@ def running(what: str) -> Iterator[None]:
     try:
         yield
     except Q2NError:
+        raise
+    except but:
         raise
     except BAD_CONFIG as cause:
         raise InputError(

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from q2n.models.blocks import BlockCall
+from q2n.models.calls import BlockInput
 from q2n.models.running import running
 from q2n.models.targets import Target
 
@@ -31,8 +30,7 @@ class Site:
 def find_sites(
     block: nn.Module,
     targets: Mapping[str, Target],
-    hidden: Float[Tensor, "windows length hidden"],
-    call: BlockCall,
+    probe: BlockInput,
 ) -> list[Site]:
     """Run the block once on a (short) probe and group its targets by input, in call order.
 
@@ -48,7 +46,7 @@ def find_sites(
     ]
     try:
         with torch.no_grad(), running(type(block).__name__):
-            block(hidden, *call.args, **call.kwargs)
+            probe.run(block)
     finally:
         for hook in hooks:
             hook.remove()

@@ -6,11 +6,16 @@ else in the package reads and sets [out, in] and hooks `module`, which is called
 
 A parameter may hold several targets (the experts of a fused 3-D parameter): `weight`, `set` and
 `stored` then speak of their own part of it.
+
+Small matrices stay in full precision: those with a side below 128, the usual group, that hold less
+than 1 % of their block's weights. They are routers of experts, the coefficients between Gemma 3n's
+streams and the like: nothing is won by quantizing them, and groups do not divide them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -21,6 +26,8 @@ from q2n.patterns import matches
 
 _EXAMPLES = 3
 """Names that a message lists."""
+_NARROW = 128
+_SMALL_SHARE = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +120,23 @@ def targets_in(root: nn.Module) -> dict[str, Target]:
     }
 
 
+def small_targets(blocks: Mapping[str, nn.Module]) -> set[str]:
+    """Full names of the targets that are narrow and hold next to nothing of their block.
+
+    Args:
+        blocks: by full name.
+    """
+    small = set()
+    for prefix, block in blocks.items():
+        most = _SMALL_SHARE * sum(parameter.numel() for parameter in block.parameters())
+        small |= {
+            f"{prefix}.{name}"
+            for name, target in targets_in(block).items()
+            if min(target.shape) < _NARROW and prod(target.shape) < most
+        }
+    return small
+
+
 def matrix_holders(root: nn.Module) -> list[str]:
     """Names of the classes of modules that hold matrices, sorted."""
     return sorted(
@@ -137,12 +161,16 @@ class LayerFilter:
     only: tuple[str, ...] = ()
     """Patterns of the only layers that are quantized; none means all."""
 
-    def keeps(self, name: str) -> bool:
-        """Whether the layer of this full name is to be quantized."""
-        asked = not self.only or any(matches(pattern, name) for pattern in self.only)
+    def keeps(self, name: str, small: Collection[str] = ()) -> bool:
+        """Whether the layer of this full name is to be quantized; a small one only if `only`
+        names it."""
+        if self.only:
+            asked = any(matches(pattern, name) for pattern in self.only)
+        else:
+            asked = name not in small
         return asked and not any(matches(pattern, name) for pattern in self.ignore)
 
-    def check(self, names: Iterable[str]) -> None:
+    def check(self, names: Iterable[str], small: Collection[str] = ()) -> None:
         """Refuse patterns that do not fit the model whose layers have these full names.
 
         Raises:
@@ -156,7 +184,7 @@ class LayerFilter:
                         f"{option} {pattern!r} matches no layer of the decoder blocks; their names "
                         f"are {_examples(names)}"
                     )
-        if not any(map(self.keeps, names)):
+        if not any(self.keeps(name, small) for name in names):
             raise InputError(
                 f"ignore {' '.join(self.ignore) or '(none)'} and only "
                 f"{' '.join(self.only) or '(all)'} leave no layer to quantize, of "

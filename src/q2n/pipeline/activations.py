@@ -33,15 +33,19 @@ def is_batch_file(path: str) -> bool:
 class Activations(ABC):
     """A fixed number of batches of hidden states, each replaced as it passes a block."""
 
+    device: torch.device
+    """Where they are handed out."""
+    storage: torch.device
+    """Where they are kept; the CPU if on disk."""
     keeps_passes: bool
     """Whether paused passes may stay alive between stages (their batches are on the device)."""
 
     @abstractmethod
-    def get(self, batch: int) -> Float[Tensor, "w l h"]:
+    def get(self, batch: int) -> Float[Tensor, "*batch hidden"]:
         """One batch, on the device."""
 
     @abstractmethod
-    def put(self, batch: int, hidden: Float[Tensor, "w l h"]) -> None:
+    def put(self, batch: int, hidden: Float[Tensor, "*batch hidden"]) -> None:
         """Replace one batch."""
 
     @abstractmethod
@@ -57,10 +61,10 @@ class InMemory(Activations):
         self.keeps_passes = storage == device
         self._batches: dict[int, Tensor] = {}
 
-    def get(self, batch: int) -> Float[Tensor, "w l h"]:
+    def get(self, batch: int) -> Float[Tensor, "*batch hidden"]:
         return self._batches[batch].to(self.device)
 
-    def put(self, batch: int, hidden: Float[Tensor, "w l h"]) -> None:
+    def put(self, batch: int, hidden: Float[Tensor, "*batch hidden"]) -> None:
         self._batches[batch] = hidden.to(self.storage)
 
     def close(self) -> None:
@@ -71,6 +75,7 @@ class OnDisk(Activations):
     """Hidden states in one safetensors file per batch."""
 
     keeps_passes = False
+    storage = torch.device("cpu")
 
     def __init__(self, folder: Path, device: torch.device):
         self.folder, self.device = folder, device
@@ -79,10 +84,10 @@ class OnDisk(Activations):
         except OSError as cause:
             raise self._refusal(cause) from cause
 
-    def get(self, batch: int) -> Float[Tensor, "w l h"]:
+    def get(self, batch: int) -> Float[Tensor, "*batch hidden"]:
         return load_file(self._file(batch))["hidden"].to(self.device)
 
-    def put(self, batch: int, hidden: Float[Tensor, "w l h"]) -> None:
+    def put(self, batch: int, hidden: Float[Tensor, "*batch hidden"]) -> None:
         # A tensor read from the old file may still map it: replace the file, never rewrite it.
         fresh = self._file(batch).with_suffix(".tmp")
         try:

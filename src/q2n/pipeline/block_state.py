@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from q2n.layers.quantized import QuantizedLinear
 from q2n.linalg.statistics import InputStatistics
-from q2n.models.blocks import BatchInputs, BlockwiseModel
+from q2n.models.blocks import BlockwiseModel
 from q2n.models.sites import Site, find_sites
 from q2n.models.targets import Target
 from q2n.pipeline.facts import BlockFacts
 from q2n.pipeline.passes import PausingBlock
-from q2n.pipeline.streams import Stream, StreamThroughBlock
+from q2n.pipeline.streams import Probe, Stream, StreamThroughBlock
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,7 +61,7 @@ def enter_block(
     model: BlockwiseModel,
     index: int,
     streams: Sequence[Stream],
-    probe: BatchInputs,
+    probe: Probe,
     say: Callable[[str], None],
 ) -> BlockState:
     """A block at the start of its turn: loaded, once more for each further stream, and its sites
@@ -69,7 +69,8 @@ def enter_block(
     name, block = model.block_name(index), model.load_block(index)
     originals = [model.load_block(index) for _ in streams[1:]]
     targets, ignored = model.targets_of(index, block)
-    sites = find_sites(block, targets, probe.hidden, probe.calls[index])
+    sites = find_sites(block, targets, probe.at(index))
+    probe.advance(index, block)
     called = {target for site in sites for target in site.targets}
     passes = [
         StreamThroughBlock(stream, PausingBlock(each, sites), index)

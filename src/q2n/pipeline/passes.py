@@ -17,7 +17,7 @@ from greenlet import getcurrent, greenlet
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from q2n.models.blocks import BlockCall
+from q2n.models.calls import BlockInput, BlockOutput
 from q2n.models.sites import Site
 from q2n.models.targets import targets_in
 
@@ -49,25 +49,23 @@ class _Run(greenlet):
 class BlockPass:
     """One batch on its way through one block."""
 
-    def __init__(self, block: PausingBlock, hidden: Float[Tensor, "w l h"], call: BlockCall):
-        def run() -> Tensor:
-            output = block.block(hidden, *call.args, **call.kwargs)
-            return output if isinstance(output, Tensor) else output[0]
-
-        self._run = _Run(run)
-        self._latest: Tensor | None = None
+    def __init__(self, block: PausingBlock, inputs: BlockInput):
+        self._run = _Run(partial(inputs.run, block.block))
+        self._latest: Tensor | BlockOutput | None = None
 
     def input_at(self, site: int) -> Float[Tensor, "*batch in"] | None:
         """The input of a site, or None if this batch does not visit it (an idle expert)."""
         while not self._run.dead and self._run.position < site:
             self._latest = self._run.switch()
-        return self._latest if self._run.position == site and not self._run.dead else None
+        paused = self._latest if self._run.position == site and not self._run.dead else None
+        assert not isinstance(paused, BlockOutput)
+        return paused
 
-    def finish(self) -> Float[Tensor, "w l h"]:
-        """Run to the end: the block's output."""
+    def finish(self) -> BlockOutput:
+        """Run to the end: what the block makes of its input."""
         while not self._run.dead:
             self._latest = self._run.switch()
-        assert self._latest is not None
+        assert isinstance(self._latest, BlockOutput)
         return self._latest
 
     def close(self) -> None:

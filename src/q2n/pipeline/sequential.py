@@ -23,7 +23,7 @@ from q2n.errors import InputError
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.logging import Reporter
 from q2n.method import Method
-from q2n.models.blocks import BatchInputs, BlockwiseModel
+from q2n.models.blocks import BlockwiseModel
 from q2n.models.targets import targets_in
 from q2n.pipeline.activations import FOLDER
 from q2n.pipeline.block_stages import block_stages, run_stages
@@ -32,7 +32,7 @@ from q2n.pipeline.finish import Stopwatch
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.passes import PausingBlock
 from q2n.pipeline.store import RunStore
-from q2n.pipeline.streams import Stream, StreamThroughBlock, open_streams
+from q2n.pipeline.streams import Probe, Stream, StreamThroughBlock, open_streams
 from q2n.refit.block import BlockRefit
 
 PROBE_LENGTH = 8
@@ -88,11 +88,11 @@ class SequentialLoop:
             return
         self.stopwatch.lap()
         with torch.no_grad(), self.reporter.bar("blocks", len(self.model), finished) as bar:
-            probe = next(self.model.record_inputs([_probe_tokens(windows)]))
+            probe = Probe(next(self.model.record_inputs([_probe_tokens(windows)])))
             with self._streams(windows) as streams:
                 for index in range(len(self.model)):
                     if index < finished:
-                        self._replay(index, streams, bar.detail)
+                        self._replay(index, streams, probe, bar.detail)
                     else:
                         self._quantize(index, streams, probe, bar.detail)
                         bar.advance()
@@ -101,15 +101,21 @@ class SequentialLoop:
         self,
         index: int,
         streams: Sequence[Stream],
-        probe: BatchInputs,
+        probe: Probe,
         say: Callable[[str], None],
     ) -> None:
         """A block's turn; when it ends, nothing of the block stays in memory."""
         run_stages(self.stages, enter_block(self.model, index, streams, probe, say))
 
-    def _replay(self, index: int, streams: Sequence[Stream], say: Callable[[str], None]) -> None:
+    def _replay(
+        self,
+        index: int,
+        streams: Sequence[Stream],
+        probe: Probe,
+        say: Callable[[str], None],
+    ) -> None:
         """Take a finished block's weights from the store and run the streams through it."""
-        if not streams or index + 1 == len(self.model):
+        if not (streams or probe.needs(index)) or index + 1 == len(self.model):
             return
         name, block = self.model.block_name(index), self.model.load_block(index)
         say(f"{name}: finished before, running through it")
@@ -118,8 +124,9 @@ class SequentialLoop:
             targets[layer_name.removeprefix(prefix)].set(layer.dequantize())
         norms = self.store.read_norm_weights(index)
         set_norm_weights(block, {key.removeprefix(prefix): x for key, x in norms.items()})
+        probe.advance(index, block)
         originals = [self.model.load_block(index) for _ in streams[1:]]
-        for stream, each in zip(streams, [block, *originals], strict=True):
+        for stream, each in zip(streams, [block, *originals], strict=False):
             StreamThroughBlock(stream, PausingBlock(each, []), index).finish()
 
     @contextmanager

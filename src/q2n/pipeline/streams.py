@@ -1,17 +1,21 @@
 """A stream: the hidden states of all batches on their way from block to block.
 
 The quantized prefix's stream is what the next layer really gets; a second one carries what
-the full-precision model has at the same place, where a method asks for it.
+the full-precision model has at the same place, where a method asks for it. Each has its own copy
+of what blocks carry beside the hidden states, such as keys and values that layers share.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from q2n.models.blocks import BlockCall, BlockwiseModel
+from q2n.models.blocks import BlockwiseModel
+from q2n.models.calls import BlockCall, BlockInput, BlockOutput, Carried, map_tensors, part
+from q2n.models.recording import BatchInputs
 from q2n.pipeline.activations import Activations, activations
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.passes import BlockPass, PausingBlock
@@ -26,13 +30,38 @@ class Stream:
     tokens: int
     """Of all batches."""
     calls: list[list[BlockCall]] = field(default_factory=list)
+    """By batch and block; streams share them."""
+    windows: list[int] = field(default_factory=list)
+    """In each batch."""
+    carried: list[Carried] = field(default_factory=list)
+    """By batch, where the hidden states are stored; on disk there is no place for it, and it stays
+    in main memory."""
 
     def __len__(self) -> int:
         return len(self.calls)
 
+    def open(self, inputs: BatchInputs) -> None:
+        """Add a batch at the input of the first block."""
+        self.calls.append(inputs.calls)
+        self.windows.append(inputs.windows)
+        self.carried.append({})
+        self.put(len(self) - 1, BlockOutput(inputs.hidden, inputs.carried))
+
+    def inputs(self, batch: int, index: int) -> BlockInput:
+        """One batch at the input of a block, on the device."""
+        carried = map_tensors(partial(Tensor.to, device=self.hidden.device), self.carried[batch])
+        return BlockInput(self.hidden.get(batch), self.calls[batch][index], carried)
+
+    def put(self, batch: int, output: BlockOutput) -> None:
+        """Replace one batch by what a block made of it."""
+        self.hidden.put(batch, output.hidden)
+        move = partial(Tensor.to, device=self.hidden.storage)
+        self.carried[batch] = map_tensors(move, output.carried)
+
     def close(self) -> None:
         """Give up the hidden states, and the files in which they lie."""
         self.hidden.close()
+        self.carried.clear()
 
 
 def open_streams(
@@ -51,31 +80,53 @@ def open_streams(
         Stream(activations(options.activations, model.device, folder / name), tokens.numel())
         for name in names
     ]
-    for number, inputs in enumerate(model.record_inputs(tokens.split(options.batch_size))):
+    for inputs in model.record_inputs(tokens.split(options.batch_size)):
         for stream in streams:
-            stream.hidden.put(number, inputs.hidden)
-            stream.calls.append(inputs.calls)
+            stream.open(inputs)
     return streams
 
 
+class Probe:
+    """A short window on which the sites of each block are looked up.
+
+    Its hidden states stay those of the embeddings; what blocks carry goes on from block to block.
+    """
+
+    def __init__(self, inputs: BatchInputs):
+        self._inputs, self._carried = inputs, inputs.carried
+
+    def at(self, index: int) -> BlockInput:
+        """The input of a block; the blocks before it have been passed."""
+        return BlockInput(self._inputs.hidden, self._inputs.calls[index], self._carried)
+
+    def needs(self, index: int) -> bool:
+        """Whether later blocks read what this one leaves."""
+        return bool(self._inputs.calls[index].needed)
+
+    def advance(self, index: int, block: nn.Module) -> None:
+        """Pass a block."""
+        if self.needs(index):
+            self._carried = self.at(index).run(block).carried
+
+
 class BlockWindows:
-    """Single windows of a block's input, its full-precision output and its call, by number."""
+    """Single windows of a block's input and its full-precision output, by number."""
 
     def __init__(self, inputs: Stream, outputs: Stream, index: int):
         self.inputs, self.outputs, self.index = inputs, outputs, index
-        sizes = [len(inputs.hidden.get(batch)) for batch in range(len(inputs))]
-        self._places = [(batch, row) for batch, size in enumerate(sizes) for row in range(size)]
-        self._sizes = sizes
+        self._places = [
+            (batch, row) for batch, size in enumerate(inputs.windows) for row in range(size)
+        ]
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __call__(self, number: int) -> Window:
-        """Input, output and call of one window."""
+        """Input and output of one window."""
         batch, row = self._places[number]
-        call = self.inputs.calls[batch][self.index].window(row, self._sizes[batch])
-        one = slice(row, row + 1)
-        return self.inputs.hidden.get(batch)[one], self.outputs.hidden.get(batch)[one], call
+        inputs, windows = self.inputs.inputs(batch, self.index), self.inputs.windows[batch]
+        target = part(self.outputs.hidden.get(batch), inputs.call.hidden_axis, row, windows)
+        return inputs.window(row, windows), target
 
 
 class StreamThroughBlock:
@@ -89,8 +140,7 @@ class StreamThroughBlock:
         """The paused pass of a batch, or a fresh one."""
         if batch in self._paused:
             return self._paused.pop(batch)
-        call = self.stream.calls[batch][self.index]
-        return BlockPass(self.block, self.stream.hidden.get(batch), call)
+        return BlockPass(self.block, self.stream.inputs(batch, self.index))
 
     def keep(self, batch: int, running: BlockPass) -> None:
         """Leave a pass paused for the next round, if its activations may stay."""
@@ -102,7 +152,7 @@ class StreamThroughBlock:
     def finish(self) -> None:
         """Run every batch to the end; the outputs are the next block's inputs."""
         for batch in range(len(self.stream)):
-            self.stream.hidden.put(batch, self.take(batch).finish())
+            self.stream.put(batch, self.take(batch).finish())
 
     def drop(self) -> None:
         """Give up the paused passes: nobody needs what comes after."""

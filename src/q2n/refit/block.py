@@ -17,11 +17,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from q2n.layers.quantized import QuantizedLinear
-from q2n.models.blocks import BlockCall
+from q2n.models.calls import BlockInput
 from q2n.refit.tuner import Call, Rates, Refit, Tuned, shuffled, tune
 
-Window = tuple[Float[Tensor, "1 l h"], Float[Tensor, "1 l h"], BlockCall]
-"""A window's block input, the block output to reach, and what else the block is called with."""
+Window = tuple[BlockInput, Float[Tensor, "*window h"]]
+"""What a block is called with for one window, and the output to reach."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +52,14 @@ class BlockRefit(Refit):
         order = shuffled(count, self.steps, seed)
 
         def loss(call: Call, step: int) -> Tensor:
-            hidden, target, block_call = windows(order[step])
-            output = call(hidden, *block_call.args, **block_call.kwargs)
-            return relative_error(output if isinstance(output, Tensor) else output[0], target)
+            inputs, target = windows(order[step])
+            return relative_error(inputs.run(call).hidden, target)
 
         return tune(block, layers, self.rates, self.steps, loss, name=name)
 
 
 def relative_error(
-    output: Float[Tensor, "w l h"], target: Float[Tensor, "w l h"]
+    output: Float[Tensor, "*window h"], target: Float[Tensor, "*window h"]
 ) -> Float[Tensor, ""]:
     """Mean over tokens of |output - target|^2 / |target|^2."""
     target = target.float()
