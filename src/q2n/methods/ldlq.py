@@ -18,7 +18,7 @@ rounding to nearest. The feedback is linear, so the error has mean 0 where nothi
 
 Grids (grids/fitted.py): `uniform`, layers/centred.py; `lloyd-max`, linalg/lloyd_max.py; `trellis`,
 linalg/trellis_code.py, which makes this QTIP (Tseng et al. 2024); `minmax`, grids/uniform.py, with
-one scale per row. Dead columns (input always 0) are rounded from 0.
+one scale per row. Dead columns (input always 0) take part in no feedback, as in GPTQ.
 
 The uniform grid cuts off weights beyond its range. The released code clamps them before it rounds:
 what was cut off is then in no E, and the columns that follow cannot make up for it. From 3 bits on
@@ -40,7 +40,7 @@ from q2n.kernels.column_sweep import Sweep, sweep
 from q2n.kernels.coordinate_descent import descend
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.linalg import trellis_code
-from q2n.linalg.factor import Feedback, feedback
+from q2n.linalg.factor import Feedback, feedback, mean_energy
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import LayerProblem, Method
 from q2n.option_types import Bits, CountOrZero, NonNegative, Positive
@@ -111,8 +111,7 @@ class LDLQ(Method):
         visit, back = statistics.once(
             ("ldlq", self.damping, self.order), lambda: self._factor(gram, problem.name)
         )
-        dead = torch.zeros_like(back.dead).index_copy_(0, visit, back.dead)
-        grid = self._fitted(problem, problem.weight.masked_fill(dead, 0))
+        grid = self._fitted(problem, problem.weight)
         weight = grid.weight.T[visit]
 
         def rounded(matrix: Tensor, offset: Tensor | None) -> Sweep:
@@ -168,7 +167,6 @@ def _damped(
 ) -> Float[Tensor, "in in"]:
     """H in visiting order, as it was factored."""
     hessian = gram[visit][:, visit]
-    diagonal = hessian.diagonal()
-    mean = diagonal[~back.dead].mean() if not bool(back.dead.all()) else diagonal.new_ones(())
+    diagonal, mean = hessian.diagonal(), mean_energy(hessian)
     diagonal.copy_(torch.where(back.dead, mean, diagonal) + back.damping * mean)
     return hessian
