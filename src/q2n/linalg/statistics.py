@@ -226,7 +226,7 @@ class InputStatistics:
         for what, moments in (("Gram matrix", self._gram), ("cross moment", self._residual)):
             if moments is not None and not torch.isfinite(moments.sum()):
                 raise NumericalError(
-                    f"{name}: the {what} of its input is not finite, so an activation is NaN or too "
+                    f"{name}: the {what} of its input is not finite: an activation is NaN or too "
                     "large; use --dtype float32, or leave the layer out with --ignore"
                 )
 
