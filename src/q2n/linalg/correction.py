@@ -47,7 +47,7 @@ def corrector(
     Raises:
         NumericalError: C + r I is not positive definite; names the layer `name`.
     """
-    mean = mean_energy(gram)
+    mean = mean_energy(gram.diagonal())
     for dtype in (gram.dtype, torch.float64):
         damped = gram.to(dtype, copy=True)
         diagonal = damped.diagonal()

@@ -97,8 +97,9 @@ def feedback(
     Raises:
         NumericalError: no damping helps; names the layer `name` and the dampings tried.
     """
-    dead, mean = gram.diagonal() == 0, float(mean_energy(gram))
-    diagonal = torch.where(dead, mean, gram.diagonal())
+    energies = gram.diagonal().contiguous()
+    dead, mean = energies == 0, float(mean_energy(energies))
+    diagonal = torch.where(dead, mean, energies)
     if descending:
         order = torch.argsort(diagonal, descending=True, stable=True)
     elif order is None:
@@ -124,12 +125,11 @@ def feedback(
     )
 
 
-def mean_energy(gram: Float[Tensor, "in in"]) -> Float[Tensor, ""]:
-    """The mean of the diagonal over the columns that are not dead, the unit of every damping and
-    ridge; 1 where all are dead."""
-    energies = gram.diagonal()
-    live = energies[energies != 0]
-    return live.mean() if len(live) else gram.new_ones(())
+def mean_energy(energies: Float[Tensor, " in"]) -> Float[Tensor, ""]:
+    """The mean of the Gram matrix's diagonal over the columns that are not dead, the unit of every
+    damping and ridge; 1 where all are dead."""
+    live = (energies != 0).sum()
+    return torch.where(live > 0, energies.sum() / live, 1.0)
 
 
 def _dampings(first: float) -> list[float]:

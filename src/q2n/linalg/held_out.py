@@ -65,7 +65,7 @@ def _correction_errors(
     target = weight @ seen.once("turned residual", lambda: seen.residual @ vectors)
     form = ((change.T @ change) * turned).double()
     line = (change * target).sum(0, dtype=torch.float64)
-    shift = mean_energy(fitted.gram)
+    shift = mean_energy(fitted.gram.diagonal())
     errors = []
     for ridge in GRID:
         d = 1 / (values + ridge * shift)

@@ -167,6 +167,7 @@ def _damped(
 ) -> Float[Tensor, "in in"]:
     """H in visiting order, as it was factored."""
     hessian = gram[visit][:, visit]
-    diagonal, mean = hessian.diagonal(), mean_energy(hessian)
-    diagonal.copy_(torch.where(back.dead, mean, diagonal) + back.damping * mean)
+    energies = hessian.diagonal().contiguous()
+    mean = mean_energy(energies)
+    hessian.diagonal().copy_(torch.where(back.dead, mean, energies) + back.damping * mean)
     return hessian
