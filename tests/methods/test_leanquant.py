@@ -86,8 +86,8 @@ def test_the_codebook_is_rounded_before_the_sweep():
 
 @pytest.mark.parametrize("levels", ["codebook", "uniform"])
 def test_dead_columns_take_little_of_the_grid_from_the_others(levels):
-    given = problem(dtype=torch.float32, dead=[0, 30])
-    method = LeanQuant(bits=3, levels=levels)
+    given = problem(decay=3.0, dtype=torch.float32, dead=[0, 30])
+    method = LeanQuant(bits=3, levels=levels, damping=0.01)
     error = output_error(given, method.quantize(given))
     without = dataclasses.replace(given, weight=given.weight.index_fill(1, DEAD, 0.0))
     assert error < 1.15 * output_error(without, method.quantize(without))
