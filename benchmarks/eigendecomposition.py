@@ -2,7 +2,8 @@
 
 The null-space step needs one eigendecomposition an input site, GPTQ one Cholesky factor.
 Both are given in seconds and in matrix products (2 m^3 operations). With more threads
-`eigh` gains little, and loses a lot where other processes want the same cores.
+`eigh` gains little, and loses a lot where other processes want the same cores. A massive activation
+takes float64.
 """
 
 from functools import partial
@@ -21,8 +22,11 @@ def main() -> None:
     for m in (576, 1536):
         x = inputs(4096, m)
         gram = x.T @ x
+        massive = gram.clone()
+        massive[3, 3] *= 1e8  # one activation: decomposed in float64
         work = {
             "eigh": partial(decompose, gram, "eigh"),
+            "massive": partial(decompose, massive, "eigh"),
             "svd": partial(decompose, gram, "svd"),
             "factor": partial(feedback, gram, 0.01, descending=True),
         }

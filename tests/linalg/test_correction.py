@@ -100,24 +100,35 @@ def test_what_float32_cannot_factor_is_done_in_float64():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_singular_gram_without_ridge_names_the_layer(dtype):
-    _, x, x_full = (t.to(dtype) for t in problem(0))
     few = slice(0, 6)  # tokens, for 18 columns
-    dead = x.clone()
-    dead[:, 4] = 0
-    for inputs, full in ((dead, x_full), (x[few], x_full[few]), (0 * x, x_full)):
-        gram, residual = inputs.T @ inputs, (full - inputs).T @ inputs
-        with pytest.raises(NumericalError, match=r"h\.0\.up.*ridge of 0"):
-            corrector(gram, residual, 0.0, name="h.0.up")
-        if inputs.any():
-            assert torch.isfinite(corrector(gram, residual, 0.5, name="h.0.up")).all()
+    _, x, x_full = (t.to(dtype)[few] for t in problem(0))
+    gram, residual = x.T @ x, (x_full - x).T @ x
+    with pytest.raises(NumericalError, match=r"h\.0\.up.*ridge of 0; raise it$"):
+        corrector(gram, residual, 0.0, name="h.0.up")
+    assert torch.isfinite(corrector(gram, residual, 0.01, name="h.0.up")).all()
 
 
-def test_inactive_channel_gets_no_correction():
-    weight, x, x_full = problem(0)
-    x[:, 4] = 0
-    found = corrected(weight, x, x_full, 0.2)
-    assert torch.equal(found[:, 4], weight[:, 4])
+@pytest.mark.parametrize("ridge", [0.0, 0.2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_channels_without_input_are_left_out_of_the_correction(dtype, ridge):
+    weight, x, x_full = (t.to(dtype) for t in problem(0))
+    dead, live = [4, 11], [j for j in range(COLUMNS) if j not in (4, 11)]
+    x[:, dead] = 0
+    found = corrected(weight, x, x_full, ridge)
+    assert torch.equal(found[:, dead], weight[:, dead])
+    # they still tell what the full-precision output is
+    inputs = x[:, live]
+    gram, cross = inputs.T @ inputs, (x_full - x).T @ inputs
+    shift = ridge * gram.diagonal().mean() * torch.eye(len(live), dtype=dtype)
+    expected = weight[:, live] + weight @ cross @ torch.linalg.inv(gram + shift)
+    torch.testing.assert_close(found[:, live], expected, rtol=0, atol=1e-4)
     assert not torch.allclose(found, weight)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.5])
+def test_a_site_without_any_input_is_left_uncorrected(ridge):
+    weight, x, x_full = problem(0)
+    assert torch.equal(corrected(weight, 0 * x, x_full, ridge), weight)
 
 
 def test_moments_are_left_as_they_are():

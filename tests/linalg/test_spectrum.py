@@ -86,6 +86,40 @@ def test_eigh_and_svd_project_alike():
     torch.testing.assert_close(first @ first.T, second @ second.T, rtol=0, atol=1e-9)
 
 
+def massive(m=64, dtype=torch.float32):
+    """A Gram matrix whose top value is 1e8 times all others together: one token has a massive
+    activation in one channel and is like the others elsewhere."""
+    x = torch.randn(3 * m, m, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x *= torch.logspace(0, -1, m, dtype=torch.float64)
+    x[0, 3] = 10**4 * x.norm()
+    return (x.T @ x).to(dtype)
+
+
+@pytest.mark.parametrize("how", ["eigh", "svd"])
+def test_a_massive_activation_does_not_move_the_border(how):
+    gram = massive()
+    values, vectors = torch.linalg.eigh(gram.double())
+    values, vectors = values.flip(0), vectors.flip(1)
+    assert values[0] > 1e8 * values[1:].sum()
+    found = decompose(gram, how)
+    for threshold in (0.3, 0.1, 0.01):
+        start = oracles.paper_start(values.tolist(), threshold)
+        assert ratio(found.values, threshold) == start
+        principal, expected = found.vectors[:, :start].double(), vectors[:, :start]
+        # the rounding of the vectors to float32
+        torch.testing.assert_close(
+            principal @ principal.T, expected @ expected.T, rtol=0, atol=1e-6
+        )
+
+
+def test_a_spectrum_without_massive_values_is_found_in_its_own_dtype(monkeypatch):
+    real, dtypes = torch.linalg.eigh, []
+    monkeypatch.setattr(torch.linalg, "eigh", lambda g: dtypes.append(g.dtype) or real(g))
+    decompose(gram_of_rank(200, 64, dtype=torch.float32))
+    decompose(massive())
+    assert dtypes == [torch.float32, torch.float64]
+
+
 def test_failed_decomposition_retries_float64_then_names_layer(monkeypatch):
     real = torch.linalg.eigh
 

@@ -16,6 +16,7 @@ from q2n.methods.leanquant import LeanQuant
 from q2n.wrappers.nullspace import NullSpace
 
 ROWS, COLUMNS = 9, 48
+DEAD = torch.tensor([0, 30])
 
 
 def problem(decay=1.0, dtype=torch.float64, dead=(), **options):
@@ -83,12 +84,21 @@ def test_the_codebook_is_rounded_before_the_sweep():
     assert output_error(given, layer) < 0.8 * output_error(given, late)
 
 
-def test_a_dead_column_touches_nothing():
-    dead = problem(dtype=torch.float32, dead=[0, 30])
-    layer = LeanQuant(bits=2).quantize(dead)
-    assert layer.record["dead_columns"] == 2
-    other = dataclasses.replace(dead, weight=dead.weight.index_fill(1, torch.tensor([0, 30]), 9.0))
-    assert torch.equal(LeanQuant(bits=2).quantize(other).dequantize(), layer.dequantize())
+@pytest.mark.parametrize("levels", ["codebook", "uniform"])
+def test_dead_columns_take_little_of_the_grid_from_the_others(levels):
+    given = problem(decay=3.0, dtype=torch.float32, dead=[0, 30])
+    method = LeanQuant(bits=3, levels=levels, damping=0.01)
+    error = output_error(given, method.quantize(given))
+    without = dataclasses.replace(given, weight=given.weight.index_fill(1, DEAD, 0.0))
+    assert error < 1.15 * output_error(without, method.quantize(without))
+
+
+@pytest.mark.parametrize("levels", ["codebook", "uniform"])
+def test_the_grid_reaches_the_weights_of_dead_columns(levels):
+    given = problem(dtype=torch.float32, dead=[0, 30])
+    given.weight[:, DEAD] = 6.0
+    dense = LeanQuant(bits=3, levels=levels).quantize(given).dequantize()
+    assert (dense[:, DEAD] - 6).abs().mean() < 1.5
 
 
 @pytest.mark.parametrize("method", [LeanQuant(bits=2), LeanQuant(bits=2, levels="uniform")])

@@ -14,6 +14,7 @@ from q2n.method import LayerProblem
 from q2n.methods import METHODS
 from q2n.methods.gptq import GPTQ
 from q2n.methods.owq import OWQ
+from q2n.methods.rtn import RTN
 from q2n.wrappers.nullspace import NullSpace
 from q2n.wrappers.output_scales import OutputScales
 
@@ -223,15 +224,18 @@ def test_the_compensated_weight_is_what_was_rounded():
     assert torch.equal(stepped.columns, layer.columns)
 
 
-def test_dead_columns_are_zero():
+def test_dead_columns_are_rounded_and_never_weak():
     given, x, x_full = problem(torch.float32)
     x[:, [0, 9]] = 0
     statistics = InputStatistics(COLUMNS, RequiredStatistics.GRAM)
     statistics.update(x)
     given = dataclasses.replace(given, statistics=statistics)
-    layer = OWQ(bits=2, target_rank=4).quantize(given)
-    assert (layer.dequantize()[:, [0, 9]] == 0).all() and layer.record["dead_columns"] == 2
-    assert not {0, 9} & set(layer.columns.tolist())
+    for count, weak in ((4, 4), (COLUMNS - 1, COLUMNS - 2)):
+        layer = OWQ(bits=2, target_rank=count).quantize(given)
+        assert len(layer.columns) == layer.record["weak_columns"] == weak
+        assert not {0, 9} & set(layer.columns.tolist())
+        nearest = RTN(bits=2).fitted_grid.encode(given.weight, layer.grid.scale, layer.grid.zero)
+        assert torch.equal(layer.grid.codes[:, [0, 9]], nearest[:, [0, 9]])
 
 
 def test_refusals():

@@ -100,7 +100,6 @@ def test_dead_columns_and_rows_of_zeros():
     given.weight[3] = 0
     for low in ("xnor", "sign", "2bit", "prune"):
         layer = PBLLM(low=low).quantize(given)
-        assert layer.record["dead_columns"] == 2
         assert torch.isfinite(layer.dequantize()).all()
         assert layer.dequantize()[3].abs().max() == 0
 

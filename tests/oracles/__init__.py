@@ -102,11 +102,14 @@ def rtn(values, scale, zero, bits):
 
 def gptq(weight, gram, *, bits, group_size, symmetric, act_order, static_groups, damping):
     """GPTQ from its definition: explicit inverse, Cholesky factor, and an update of all later
-    columns after each column. Returns the dequantized weight, for each visited column the
+    columns after each column. A column without input gets the mean of the others on the diagonal
+    and keeps its weight. Returns the dequantized weight, for each visited column the
     working copy before that column was rounded, and the order of the columns."""
     work = weight.copy()
     rows, m = weight.shape
     size = m if group_size == -1 else group_size
+    energy = np.diag(gram)
+    gram = gram + np.diag(np.where(energy == 0, energy[energy > 0].mean(), 0.0))
     order = np.argsort(-np.diag(gram), kind="stable") if act_order else np.arange(m)
     parameters = {
         g: minmax(weight[:, g * size : (g + 1) * size], bits, symmetric)

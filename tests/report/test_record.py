@@ -8,7 +8,7 @@ from rich.console import Console
 
 from q2n.errors import InputError
 from q2n.report.figures import plot_layers
-from q2n.report.record import BlockRecord, RunRecord, timings
+from q2n.report.record import BlockRecord, RunRecord, notes_of, timings
 from q2n.report.tables import layer_table, settings_table
 
 STEP = {"alpha_mean": 1.01, "alpha_min": 0.9, "alpha_max": 1.2, "output_error_before": 0.5}
@@ -106,3 +106,18 @@ def test_notes_are_those_of_the_run_and_then_of_its_blocks() -> None:
         "model.layers.1.expert"
     ]
     assert RunRecord.from_json(json.loads(json.dumps(record.to_json()))).notes == record.notes
+
+
+def test_columns_without_input_are_noted() -> None:
+    found = blocks(dead_columns=3)
+    assert notes_of(found)[1] == (
+        "6 input columns in 2 layers got no input on the calibration text; "
+        "their weights are rounded without feedback"
+    )
+    assert len(notes_of(blocks(dead_columns=0))) == 1
+    idle = notes_of(blocks(dead_columns=8))
+    assert len(idle) == 2
+    assert idle[1] == (
+        "2 linears got nothing but zeros as input on the calibration text, and are rounded without "
+        "feedback or correction: model.layers.0.q_proj, model.layers.1.q_proj"
+    )

@@ -105,6 +105,30 @@ def test_it_comes_closer_to_the_full_models_output(seed, inner, ridge):
         assert cross_loss(given, layer, x[tokens], x_full[tokens]) < before
 
 
+def test_the_held_out_ridge_falls_back_to_float64_or_names_the_layer(monkeypatch):
+    folds = RequiredStatistics.GRAM | RequiredStatistics.CROSS | RequiredStatistics.FOLDS
+    given, x, x_full = problem()
+    x, x_full = (t.unflatten(0, (4, -1)) for t in (x, x_full))
+    method = InputErrorCorrection(inner=RTN(bits=3), correction_held_out=True)
+
+    def ridge():
+        fresh = dataclasses.replace(given, statistics=gathered(x, x_full, folds))
+        return method.quantize(fresh).record["correction_ridge"]
+
+    expected, real = ridge(), torch.linalg.eigh
+
+    def never(matrix):
+        raise torch.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr(
+        torch.linalg, "eigh", lambda g: real(g) if g.dtype == torch.float64 else never(g)
+    )
+    assert ridge() == expected
+    monkeypatch.setattr(torch.linalg, "eigh", never)
+    with pytest.raises(NumericalError, match=r"h\.0\.up_proj: eigh .* float64"):
+        ridge()
+
+
 def test_correction_recovers_most_of_the_prefix_error():
     given, x, x_full = problem(noise=0.5)
     exact = dataclasses.replace(given, statistics=gathered(x_full, x_full))

@@ -35,6 +35,24 @@ def row_factors(after, before):
     return (after.dequantize() * before.dequantize()).sum(1) / (before.dequantize() ** 2).sum(1)
 
 
+def test_a_massive_activation_does_not_move_alpha():
+    given, x = problem()
+    x[0, 0, 5] = 10**4 * x.norm()  # 1e8 times the energy of all else
+    given.statistics.update(x[:1, :1].expand(1, 60, -1) * torch.eye(60)[:, :1])
+    inner = RTN(bits=3)
+    before, after = inner.quantize(given), NullSpace(inner=inner).quantize(given)
+    gram = given.statistics.gram.double()
+    values = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0)
+    assert values[0] > 1e7 * values[1:].sum()
+    start = after.record["kept_rank"]
+    assert start == oracles.paper_start(values.tolist(), 0.1)
+    expected = oracles.projected_alpha(
+        given.weight.double(), before.dequantize().double(), gram, start, 0.2
+    )
+    # scales are float32
+    torch.testing.assert_close(row_factors(after, before).double(), expected, rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize("inner", [RTN(bits=3), GPTQ(bits=3), GPTQ(bits=2, group_size=8)])
 def test_any_method_gets_the_papers_alpha(inner):
     given, x = problem()

@@ -23,9 +23,9 @@ at full strength (Arai and Ichikawa 2025); Qronos (Zhang et al. 2025) reaches th
 r = 0 from its second column on, and GPTAQ (Li et al. 2025) spreads the residual over later columns
 instead of solving for it.
 
-The ridge is in units of C's mean diagonal, as GPTQ's damping is, and it matters: the error of the
-earlier layers on the calibration tokens is only a sample of their error, and without a ridge
-directions with little energy are corrected by noise (docs/LOG.md has figures).
+The ridge is in units of C's mean diagonal (over columns with input), as GPTQ's damping is, and it
+matters: the error of the earlier layers on the calibration tokens is only a sample of their error,
+and without a ridge directions with little energy are corrected by noise (docs/LOG.md has figures).
 """
 
 import torch
@@ -33,6 +33,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from q2n.errors import NumericalError
+from q2n.linalg.factor import mean_energy
 
 
 def corrector(
@@ -41,17 +42,21 @@ def corrector(
     """`R (C + r I)^-1`, R = D - C the residual moment: W' = W + W times this. In float64 where
     float32 fails.
 
+    Columns without input are left as they are, whatever the ridge: f does not depend on them.
+
     Raises:
         NumericalError: C + r I is not positive definite; names the layer `name`.
     """
-    shift = ridge * gram.diagonal().mean()
+    mean = mean_energy(gram.diagonal())
     for dtype in (gram.dtype, torch.float64):
         damped = gram.to(dtype, copy=True)
-        damped.diagonal().add_(shift)
+        diagonal = damped.diagonal()
+        # a column of C without input is 0, as is that of R: with any pivot its solution is 0
+        diagonal.copy_(torch.where(diagonal == 0, mean, diagonal + ridge * mean))
         lower, info = torch.linalg.cholesky_ex(damped)
         if info == 0:
             return torch.cholesky_solve(residual.T.to(dtype), lower).T.to(gram.dtype)
     raise NumericalError(
         f"{name}: the correction's matrix of shape {tuple(gram.shape)} is not positive definite "
-        f"with a correction ridge of {ridge:g}; raise it, or calibrate on more text"
+        f"with a correction ridge of {ridge:g}; raise it"
     )

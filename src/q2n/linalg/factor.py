@@ -56,9 +56,19 @@ class Feedback:
     """The damping used, as a share of the mean of H's diagonal."""
 
     @property
-    def record(self) -> dict[str, float | int]:
+    def record(self) -> dict[str, float]:
         """What a layer's record says of it."""
-        return {"damping": self.damping, "dead_columns": int(self.dead.sum())}
+        return {"damping": self.damping}
+
+    @property
+    def importance(self) -> Float[Tensor, " in"]:
+        """`diagonal` in the layer's own order, for whatever weighs columns against each other. A
+        dead column counts as little as the least of the others: it takes next to nothing from
+        them, and its weights, which other text may use, still count (our choice)."""
+        own = torch.empty_like(self.diagonal)
+        own[self.order] = self.diagonal
+        live = own[~self.dead]
+        return own.masked_fill(self.dead, float(live.min())) if len(live) else own
 
 
 def feedback(
@@ -78,18 +88,18 @@ def feedback(
         order: else visit them in this order; None for the layer's own.
         name: of the layer, for the error.
 
-    A dead column gets the mean of the others on its diagonal, and it affects no other. (GPTQ sets
-    1, whose weight in the mean depends on the units of the activations.) If the matrix is not
-    positive definite, the damping is raised tenfold up to 1, and then all of them are tried in
-    float64.
+    A dead column gets the mean of the others on its diagonal. So it affects no other and none
+    affects it: its original weight is rounded, which costs nothing on the calibration text and
+    keeps what other text may use. (GPTQ sets the weight to 0, and the diagonal to 1, whose weight
+    in the mean depends on the units of the activations.) If the matrix is not positive definite,
+    the damping is raised tenfold up to 1, and then all of them are tried in float64.
 
     Raises:
         NumericalError: no damping helps; names the layer `name` and the dampings tried.
     """
-    diagonal = gram.diagonal()
-    dead = diagonal == 0
-    mean = float(diagonal[~dead].mean()) if not bool(dead.all()) else 1.0
-    diagonal = torch.where(dead, mean, diagonal)
+    energies = gram.diagonal().contiguous()
+    dead, mean = energies == 0, float(mean_energy(energies))
+    diagonal = torch.where(dead, mean, energies)
     if descending:
         order = torch.argsort(diagonal, descending=True, stable=True)
     elif order is None:
@@ -110,9 +120,16 @@ def feedback(
                 return Feedback(matrix, pivots.to(gram.dtype), order, dead, share)
     raise NumericalError(
         f"{name}: the {tuple(gram.shape)} Gram matrix of its input is not positive definite with "
-        f"dampings {', '.join(f'{share:g}' for share in tried)}, even in float64; check the "
-        "activations, raise the damping, or calibrate on more text"
+        f"dampings {', '.join(f'{share:g}' for share in tried)}, even in float64; "
+        "give a --damping above these, or leave the layer in full precision with --ignore"
     )
+
+
+def mean_energy(energies: Float[Tensor, " in"]) -> Float[Tensor, ""]:
+    """The mean of the Gram matrix's diagonal over the columns that are not dead, the unit of every
+    damping and ridge; 1 where all are dead."""
+    live = (energies != 0).sum()
+    return torch.where(live > 0, energies.sum() / live, 1.0)
 
 
 def _dampings(first: float) -> list[float]:

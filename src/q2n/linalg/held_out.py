@@ -28,6 +28,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from q2n.linalg import output_alpha
+from q2n.linalg.factor import mean_energy
+from q2n.linalg.spectrum import of_site
 from q2n.linalg.statistics import InputStatistics
 
 GRID = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -37,29 +39,36 @@ Products = Sequence[tuple[Float[Tensor, "in in"], Float[Tensor, "out in"]]]
 """`gram` and `goal` of each of the two folds, as `output_alpha.per_group` takes them."""
 
 
-def correction_ridge(weight: Float[Tensor, "out in"], statistics: InputStatistics) -> float:
+def correction_ridge(
+    weight: Float[Tensor, "out in"], statistics: InputStatistics, *, name: str
+) -> float:
     """The ridge for `correction.corrector`, in units of the mean diagonal of C. The statistics
-    have two folds with CROSS."""
+    have two folds with CROSS.
+
+    Raises:
+        NumericalError: no decomposition of a fold's C; names the layer `name`.
+    """
     first, second = statistics.folds
     errors = torch.zeros(len(GRID), dtype=torch.float64)
     for fitted, seen in ((first, second), (second, first)):
-        errors += _correction_errors(weight, fitted, seen)
+        errors += _correction_errors(weight, fitted, seen, name)
     return GRID[int(errors.argmin())]
 
 
 def _correction_errors(
-    weight: Float[Tensor, "out in"], fitted: InputStatistics, seen: InputStatistics
+    weight: Float[Tensor, "out in"], fitted: InputStatistics, seen: InputStatistics, name: str
 ) -> Float[Tensor, " ridges"]:
-    values, vectors = fitted.once("eigh", lambda: torch.linalg.eigh(fitted.gram))
+    spectrum = of_site(fitted, name=name)
+    values, vectors = spectrum.values.double(), spectrum.vectors
     turned = seen.once("turned", lambda: vectors.T @ seen.gram @ vectors)
     change = weight @ fitted.once("residual", lambda: fitted.residual @ vectors)
     target = weight @ seen.once("turned residual", lambda: seen.residual @ vectors)
     form = ((change.T @ change) * turned).double()
     line = (change * target).sum(0, dtype=torch.float64)
-    shift = fitted.gram.diagonal().mean()
+    shift = mean_energy(fitted.gram.diagonal())
     errors = []
     for ridge in GRID:
-        d = 1 / (values.clamp(min=0) + ridge * shift).double()
+        d = 1 / (values + ridge * shift)
         errors.append(d @ form @ d - 2 * d @ line)
     return torch.stack(errors).cpu()
 

@@ -34,6 +34,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from q2n.errors import NumericalError
+from q2n.linalg.statistics import InputStatistics
 
 Decomposition = Literal["eigh", "svd"]
 Index = Literal["paper", "algorithm1", "released"]
@@ -41,6 +42,9 @@ Index = Literal["paper", "algorithm1", "released"]
 _RELATIVE_GUARD = 1e-12
 """A sum below this share of the whole energy is no denominator (heuristic). The released code's
 guard is absolute, 1e-12, so its result depends on the units of the activations."""
+
+_LARGEST_MISPLACED = 1e-4
+"""What float32 may misplace, as a share of the energy behind the top (docs/LOG.md has figures)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,13 +63,14 @@ class Spectrum:
 def decompose(
     gram: Float[Tensor, "in in"], how: Decomposition = "eigh", *, name: str = "matrix"
 ) -> Spectrum:
-    """Spectrum of a symmetric positive semidefinite matrix, in its own dtype, and if that does not
-    converge in float64.
+    """Spectrum of a symmetric positive semidefinite matrix, in its own dtype. Computed in float64
+    where the rounding of float32 would show (`_wants_double`), or float32 does not converge.
 
     Raises:
         NumericalError: neither converges; the message names the layer `name`.
     """
-    for dtype in (gram.dtype, torch.float64):
+    single = () if _wants_double(gram) else (gram.dtype,)
+    for dtype in (*single, torch.float64):
         try:
             values, vectors = _descending(gram.to(dtype), how)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
@@ -73,8 +78,25 @@ def decompose(
         return Spectrum(values.clamp(min=0).to(gram.dtype), vectors.to(gram.dtype))
     raise NumericalError(
         f"{name}: {how} of the {tuple(gram.shape)} Gram matrix of its input does not converge, "
-        "even in float64; check the activations, or calibrate on more text"
+        "even in float64; leave the layer in full precision with --ignore"
     )
+
+
+def of_site(statistics: InputStatistics, how: Decomposition = "eigh", *, name: str) -> Spectrum:
+    """The spectrum of an input site's Gram matrix, computed once. Raises as `decompose`."""
+    return statistics.once(("spectrum", how), lambda: decompose(statistics.gram, how, name=name))
+
+
+def _wants_double(gram: Float[Tensor, "in in"]) -> bool:
+    """Whether rounding in float32 may move more than a small share of the energy behind the top.
+
+    A decomposition is exact for a matrix that differs from G by a rounding error in proportion to
+    v_0, so each value, and the directions of values that lie close together, are off by that. A
+    massive activation makes v_0 as large as hundreds of times all others together. The Frobenius
+    norm stands for v_0: it is v_0 where v_0 stands out, and larger where it does not."""
+    top = float(gram.norm(dtype=torch.float64))
+    rest = float(gram.diagonal().sum(dtype=torch.float64)) - top
+    return len(gram) * torch.finfo(torch.float32).eps * top > _LARGEST_MISPLACED * rest
 
 
 def _descending(

@@ -219,15 +219,15 @@ class InputStatistics:
             NumericalError: naming the layer (or input site) `name`.
         """
         if self.tokens == 0:
-            raise NumericalError(f"{name}: no calibration token reached this layer")
+            raise NumericalError(f"{name}: no calibration token reached it; use --ignore for it")
         for fold in self._folds.both if self._folds is not None else []:
             if fold.tokens:
                 fold.require_finite(name)
         for what, moments in (("Gram matrix", self._gram), ("cross moment", self._residual)):
             if moments is not None and not torch.isfinite(moments.sum()):
                 raise NumericalError(
-                    f"{name}: the {what} of its input is not finite, so an activation is NaN, "
-                    "infinite or overflows; run the model in bfloat16 or float32"
+                    f"{name}: the {what} of its input is not finite: an activation is NaN or too "
+                    "large; use --dtype float32, or leave the layer out with --ignore"
                 )
 
     @property

@@ -11,7 +11,8 @@ column then uses the group to which it belongs in the layer. *Dynamic* ones
 (`static_groups=False`) are fitted when the sweep reaches a group, to the weights updated
 up to there; that needs the layer's own order. Without groups both are the same.
 
-Dead columns (input always 0) are set to 0.
+Dead columns (input always 0) take part in no feedback: their original weights are rounded. The
+released code sets them to 0.
 """
 
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ class GPTQ(UniformMethod):
 
     def quantize(self, problem: LayerProblem) -> UniformLinear:
         back = shared_feedback(problem, self.damping, descending=self.act_order)
-        weight = problem.weight.masked_fill(back.dead, 0)
+        weight = problem.weight
         size = self.granularity.group_size(weight.shape[1], problem.name)
         group = group_of_column(weight.shape[1], size, weight.device)[back.order]
         scale, zero = self.fitted_grid.fit(weight, problem.scale_dtype, problem.name)

@@ -18,7 +18,7 @@ rounding to nearest. The feedback is linear, so the error has mean 0 where nothi
 
 Grids (grids/fitted.py): `uniform`, layers/centred.py; `lloyd-max`, linalg/lloyd_max.py; `trellis`,
 linalg/trellis_code.py, which makes this QTIP (Tseng et al. 2024); `minmax`, grids/uniform.py, with
-one scale per row. Dead columns (input always 0) are rounded from 0.
+one scale per row. Dead columns (input always 0) take part in no feedback, as in GPTQ.
 
 The uniform grid cuts off weights beyond its range. The released code clamps them before it rounds:
 what was cut off is then in no E, and the columns that follow cannot make up for it. At 3 bits that
@@ -40,7 +40,7 @@ from q2n.kernels.column_sweep import Sweep, sweep
 from q2n.kernels.coordinate_descent import descend
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.linalg import trellis_code
-from q2n.linalg.factor import Feedback, compensated, feedback
+from q2n.linalg.factor import Feedback, compensated, feedback, mean_energy
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import LayerProblem, Method
 from q2n.option_types import Bits, CountOrZero, NonNegative, Positive
@@ -109,7 +109,7 @@ class LDLQ(Method):
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         back = self._feedback(problem)
-        grid = self._fitted(problem, back)
+        grid = self._fitted(problem)
         weight = grid.weight.T[back.order]
 
         def rounded(matrix: Tensor, offset: Tensor | None) -> Sweep:
@@ -134,7 +134,7 @@ class LDLQ(Method):
         self, problem: LayerProblem, quantized: Float[Tensor, "out in"]
     ) -> Float[Tensor, "out in"]:
         back = self._feedback(problem)
-        weight = self._fitted(problem, back).rounded_weight
+        weight = self._fitted(problem).rounded_weight
         return compensated(weight, quantized, back, self.block_size)
 
     def _feedback(self, problem: LayerProblem) -> Feedback:
@@ -149,10 +149,10 @@ class LDLQ(Method):
             order = torch.argsort(gram.diagonal(), descending=True, stable=True)
         return feedback(gram, self.damping, order=order, name=name)
 
-    def _fitted(self, problem: LayerProblem, back: Feedback) -> FittedGrid:
+    def _fitted(self, problem: LayerProblem) -> FittedGrid:
         return fit(
             self.grid,
-            problem.weight.masked_fill(back.dead, 0),
+            problem.weight,
             self.bits,
             problem.scale_dtype,
             problem.name,
@@ -173,9 +173,8 @@ class LDLQ(Method):
 
 def _damped(gram: Float[Tensor, "in in"], back: Feedback) -> Float[Tensor, "in in"]:
     """H in visiting order, as it was factored."""
-    dead = back.dead[back.order]
     hessian = gram[back.order][:, back.order]
-    diagonal = hessian.diagonal()
-    mean = diagonal[~dead].mean() if not bool(dead.all()) else diagonal.new_ones(())
-    diagonal.copy_(torch.where(dead, mean, diagonal) + back.damping * mean)
+    energies = hessian.diagonal().contiguous()
+    mean = mean_energy(energies)
+    hessian.diagonal().copy_(torch.where(energies == 0, mean, energies) + back.damping * mean)
     return hessian

@@ -9,13 +9,13 @@ and frozen; then the sweep rounds as in GPTQ.
 - `codebook`: any `2^b` values per row, by weighted k-means (linalg/kmeans.py);
 - `uniform`: a uniform grid per row or group, by a search of its range (grids/weighted_range.py).
 
-Dead columns (input always 0) weigh nothing.
+Dead columns (input always 0) take part in no feedback, as in GPTQ, and weigh as little in the
+choice of the grid as the other column that weighs least.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -82,10 +82,10 @@ class LeanQuant(Method):
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         back = shared_feedback(problem, self.damping, descending=self.act_order)
-        weight = problem.weight.masked_fill(back.dead, 0)
-        importance = self._importance(back)
+        cost = back.importance  # 1 / U_jj
+        importance = (cost / cost.max()) ** self.exponent
         fit = self._uniform if self.levels == "uniform" else self._codebook
-        layer = fit(problem, weight, importance, back)
+        layer = fit(problem, problem.weight, importance, back)
         return layer.with_record(**back.record)
 
     def compensated(
@@ -93,12 +93,6 @@ class LeanQuant(Method):
     ) -> Float[Tensor, "out in"]:
         back = shared_feedback(problem, self.damping, descending=self.act_order)
         return compensated(problem.weight, quantized, back, self.block_size)
-
-    def _importance(self, back: Feedback) -> Float[Tensor, " in"]:
-        """omega in the layer's own order, the largest as 1."""
-        cost = torch.empty_like(back.diagonal)
-        cost[back.order] = back.diagonal / back.diagonal.max()  # U_jj = 1 / R_jj
-        return (cost**self.exponent).masked_fill(back.dead, 0)
 
     def _codebook(
         self,

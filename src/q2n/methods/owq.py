@@ -8,6 +8,8 @@ r"""OWQ (Lee et al. 2024): a few weak columns stay in 16 bits, GPTQ rounds the o
   rounding of all others did to the output, and are stored as it left them: the least
   squares solution, given the others.
 
+Dead columns (input always 0) are never weak and take part in no feedback, as in GPTQ.
+
 How many. A weak column costs 16 - b bits more per weight. To spend `t - b` bits per weight
 (`target_bits` t), with `u = (t - b) / (16 - b)`:
 
@@ -124,7 +126,7 @@ class OWQ(UniformMethod):
         return count
 
     def quantize(self, problem: LayerProblem) -> OutlierLinear:
-        weight = problem.weight.masked_fill(problem.measured.gram.diagonal() == 0, 0)
+        weight = problem.weight
         rows, m = weight.shape
         weak, others = self._columns(problem, weight)
         back = self._feedback(problem, weak, others)
@@ -154,8 +156,7 @@ class OWQ(UniformMethod):
     def compensated(
         self, problem: LayerProblem, quantized: Float[Tensor, "out in"]
     ) -> Float[Tensor, "out in"]:
-        weight = problem.weight.masked_fill(problem.measured.gram.diagonal() == 0, 0)
-        back = self._feedback(problem, *self._columns(problem, weight))
+        back = self._feedback(problem, *self._columns(problem, problem.weight))
         return compensated(problem.weight, quantized, back, self.block_size)
 
     def _feedback(
@@ -167,9 +168,12 @@ class OWQ(UniformMethod):
     def _columns(
         self, problem: LayerProblem, weight: Float[Tensor, "out in"]
     ) -> tuple[Int[Tensor, " k"], Int[Tensor, " rest"]]:
-        """Weak columns, the most sensitive first, and the others in visiting order."""
-        count = self.outliers(problem.name, weight.shape[1])
-        descending = self._sensitivities(problem, weight).argsort(descending=True, stable=True)
+        """Weak columns, the most sensitive first, and the others in visiting order. Dead columns
+        come last of all and are never weak."""
+        dead = problem.measured.gram.diagonal() == 0
+        count = min(self.outliers(problem.name, weight.shape[1]), int((~dead).sum()))
+        sensitivity = self._sensitivities(problem, weight).masked_fill(dead, -1)
+        descending = sensitivity.argsort(descending=True, stable=True)
         weak, others = descending[:count], descending[count:]
         return weak, others if self.act_order else others.sort().values
 

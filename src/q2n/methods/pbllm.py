@@ -3,7 +3,8 @@ r"""PB-LLM (Shang et al. 2023): most weights binary, the salient ones at 8 bits.
 Saliency of a weight, compared over all rows of a group of columns: *hessian* `w_ij^2 / U_jj^2`,
 what setting it to 0 costs with GPTQ's feedback (linalg/factor.py), or *magnitude* `|w_ij|`. The
 share `low_fraction` with the least saliency is low: with the entries of a group in ascending order,
-all up to the one at index floor(f * count), that one included.
+all up to the one at index floor(f * count), that one included. Dead columns (input always 0)
+take part in no feedback, as in GPTQ; for *hessian* each costs as little as the cheapest other one.
 
 Low weights of a row and group become, from `w~` (the weights, salient ones as **zeros** that stay
 in the averages):
@@ -92,7 +93,6 @@ class PBLLM(Method):
         back, weight = None, problem.weight
         if self.required_statistics:
             back = shared_feedback(problem, self.damping, descending=False)
-            weight = weight.masked_fill(back.dead, 0)
         size = self._granularity.group_size(weight.shape[1], problem.name)
         scale, zero = UniformGrid(bits=self.high_bits).fit(
             weight, problem.scale_dtype, problem.name
@@ -135,7 +135,7 @@ class PBLLM(Method):
         if self.saliency == "magnitude":
             return weight.abs()
         assert back is not None
-        return (weight * back.diagonal).square()  # 1 / U_jj = R_jj
+        return (weight * back.importance).square()  # 1 / U_jj
 
     def _levels(self, left: Float[Tensor, "out in"], size: int, problem: LayerProblem) -> Levels:
         """Low levels of each row and group, rounded as they will be stored."""

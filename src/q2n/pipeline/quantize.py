@@ -55,16 +55,20 @@ class Quantize:
         )
         layer = self.method.quantize(problem)
         seconds = time.perf_counter() - start
-        layer = layer.with_record(seconds=seconds, **_output_error(layer, weight, statistics))
+        layer = layer.with_record(seconds=seconds, **_on_text(layer, weight, statistics))
         target.set(layer.dequantize())  # `weight` may be the very tensor that this overwrites
         return layer
 
 
-def _output_error(
+def _on_text(
     layer: QuantizedLinear, weight: Float[Tensor, "out in"], statistics: InputStatistics | None
 ) -> dict[str, Any]:
-    """The relative output error, of squares, unless the method has noted it already or nothing was
-    measured."""
-    if statistics is None or "output_error" in layer.record:
+    """What was measured: the number of columns whose input is always 0, and the relative output
+    error, of squares, unless the method has noted it already."""
+    if statistics is None:
         return {}
-    return {"output_error": OutputError.of(weight, layer.dequantize(), statistics.gram).relative()}
+    gram = statistics.gram
+    found: dict[str, Any] = {"dead_columns": int((gram.diagonal() == 0).sum())}
+    if "output_error" not in layer.record:
+        found["output_error"] = OutputError.of(weight, layer.dequantize(), gram).relative()
+    return found

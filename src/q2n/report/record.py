@@ -47,6 +47,11 @@ class LayerRecord:
         return self.shape[0] * self.shape[1]
 
     @property
+    def dead_columns(self) -> int:
+        """Columns whose input was always 0 on the calibration text; 0 without any."""
+        return self.notes.get("dead_columns", 0)
+
+    @property
     def output_error(self) -> float | None:
         """|(W - Q) X|^2 / |W X|^2, a ratio of squares on the calibration text; None without any."""
         return self.notes.get("output_error")
@@ -172,13 +177,40 @@ def over_all_weights(blocks: Iterable[BlockRecord], kept: FullPrecision) -> dict
 
 def notes_of(blocks: Iterable[BlockRecord]) -> list[str]:
     """What a user must know of quantized blocks, in sentences."""
-    never_called = [name for block in blocks for name in block.never_called]
-    if not never_called:
+    blocks = list(blocks)
+    return [*_never_called(blocks), *_without_input(blocks)]
+
+
+def _never_called(blocks: Sequence[BlockRecord]) -> list[str]:
+    names = [name for block in blocks for name in block.never_called]
+    if not names:
         return []
     return [
-        f"{len(never_called)} linears stay in full precision, for no calibration token reached "
-        f"them: {', '.join(never_called[:5])}{', ..' if len(never_called) > 5 else ''}"
+        f"{len(names)} linears stay in full precision, for no calibration token reached "
+        f"them: {_first_few(names)}"
     ]
+
+
+def _without_input(blocks: Sequence[BlockRecord]) -> list[str]:
+    layers = {name: layer for block in blocks for name, layer in block.layers.items()}
+    idle = [name for name, layer in layers.items() if layer.dead_columns == layer.shape[1]]
+    counts = [layer.dead_columns for name, layer in layers.items() if name not in idle]
+    notes = []
+    if idle:
+        notes.append(
+            f"{len(idle)} linears got nothing but zeros as input on the calibration text, and "
+            f"are rounded without feedback or correction: {_first_few(idle)}"
+        )
+    if any(counts):
+        notes.append(
+            f"{sum(counts)} input columns in {sum(map(bool, counts))} layers got no input on the "
+            "calibration text; their weights are rounded without feedback"
+        )
+    return notes
+
+
+def _first_few(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:5])}{', ..' if len(names) > 5 else ''}"
 
 
 def timings(blocks: Iterable[BlockRecord]) -> dict[str, Any]:

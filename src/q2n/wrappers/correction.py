@@ -48,7 +48,7 @@ class InputErrorCorrection(Wrapper):
         statistics = problem.measured
         ridge = self.correction_ridge
         if self.correction_held_out and statistics.folds:
-            ridge = correction_ridge(problem.weight, statistics)
+            ridge = correction_ridge(problem.weight, statistics, name=problem.name)
         matrix = statistics.once(
             ("corrector", ridge),
             lambda: corrector(statistics.gram, statistics.residual, ridge, name=problem.name),

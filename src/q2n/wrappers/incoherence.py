@@ -10,6 +10,9 @@ probability: the layer is quantized as `W' = U W diag(s) V^T` for inputs `x' = V
 Error at the output is the same in both bases, so what minimises it there minimises it here. The
 rescaling s makes `tr(G') |W'|^2` least (`balancing`).
 
+A channel without input is mixed with the others, so that no column of the new basis is dead. Its
+weights lose what those of any direction with little input lose; nothing is done about it.
+
 s depends on the weight, so linears that read the same tensor have different G', and one
 factorisation each.
 """

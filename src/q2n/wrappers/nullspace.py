@@ -126,14 +126,11 @@ class NullSpace(Wrapper):
 
     def _spectrum(self, statistics: InputStatistics, name: str) -> Spectrum:
         """One decomposition per input site, shared by its linears."""
-        second = self.gram == "second_moment"
+        if self.gram == "second_moment":
+            return rules.of_site(statistics, self.decomposition, name=name)
         return statistics.once(
-            ("spectrum", self.gram, self.decomposition),
-            lambda: rules.decompose(
-                statistics.gram if second else statistics.position_gram,
-                self.decomposition,
-                name=name,
-            ),
+            ("position spectrum", self.decomposition),
+            lambda: rules.decompose(statistics.position_gram, self.decomposition, name=name),
         )
 
     def _start(self, values: Float[Tensor, " in"]) -> int:

@@ -24,7 +24,6 @@ from q2n.linalg import spectrum as rules
 from q2n.linalg.alpha import summary
 from q2n.linalg.held_out import alpha_ridge
 from q2n.linalg.output_alpha import per_group
-from q2n.linalg.spectrum import Spectrum
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 from q2n.method import LayerProblem, Wrapper
 from q2n.option_types import NonNegative, Positive
@@ -138,10 +137,7 @@ class OutputScales(Wrapper):
     def _new_filter(
         self, statistics: InputStatistics, threshold: float, name: str
     ) -> Float[Tensor, "in in"]:
-        spectrum: Spectrum = statistics.once(
-            ("spectrum", "second_moment", "eigh"),
-            lambda: rules.decompose(statistics.gram, "eigh", name=name),
-        )
+        spectrum = rules.of_site(statistics, name=name)
         start = rules.ratio(spectrum.values, threshold)
         if self.scales_directions == "principal":
             principal = spectrum.vectors[:, :start]
