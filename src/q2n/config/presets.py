@@ -33,8 +33,7 @@ METHOD_PRESETS: dict[str, dict[str, Any]] = {
 """`--method NAME` of a published method that is another one with these settings."""
 
 PRESET_SUMMARIES = {
-    "quip": "As published: LDLQ in a random basis, in which no weight and no input direction "
-    "stands out. Far better: --quality good, or --method ldlq --incoherence.",
+    "quip": "As published: LDLQ in a random basis. Far better: ldlq with --incoherence.",
     "quarot": "GPTQ on a signed grid after Hadamard rotations, activations in 4 bits.",
 }
 
