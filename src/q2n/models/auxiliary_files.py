@@ -8,6 +8,7 @@ the machine into a checkpoint that is given away.
 """
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,10 +113,11 @@ def read_auxiliary(folder: Path, trust_remote_code: bool = False) -> AuxiliaryFi
         name = file.relative_to(folder).as_posix()
         contents[name] = _read(file, folder)
         if file.suffix == ".json":
+            contents[name] = contents[name].removeprefix(BOM_UTF8)  # transformers cannot read it
             entries = _parsed(file, contents[name])
             if not trust_remote_code and drop_code(entries):
                 without_code.append(name)
-                contents[name] = _json(entries)
+                contents[name] = _json(file, entries)
     return AuxiliaryFiles(contents, tuple(without_code))
 
 
@@ -129,12 +131,15 @@ def generation_file(config: GenerationConfig | None) -> AuxiliaryFiles:
 
 def drop_code(entries: Any) -> bool:
     """Take the entries that name code out of parsed JSON, at any depth; whether there were any."""
-    if isinstance(entries, list):
-        return any([drop_code(entry) for entry in entries])
-    if not isinstance(entries, dict):
-        return False
-    found = [entries.pop(name) for name in CODE_POINTERS if entries.get(name)]
-    return any([bool(found), *(drop_code(entry) for entry in entries.values())])
+    found, waiting = False, [entries]
+    while waiting:  # not by recursion: a file may nest as deep as it likes
+        part = waiting.pop()
+        if isinstance(part, dict):
+            found |= any([part.pop(name) for name in CODE_POINTERS if part.get(name)])
+            waiting.extend(part.values())
+        elif isinstance(part, list):
+            waiting.extend(part)
+    return found
 
 
 def _files(folder: Path, trust_remote_code: bool) -> Iterator[Path]:
@@ -170,7 +175,7 @@ def _require_own(file: Path, folder: Path) -> None:
 
 def _parsed(file: Path, content: bytes) -> dict[str, Any]:
     try:
-        entries = json.loads(content)
+        entries = json.loads(content.decode())
         if not isinstance(entries, dict):
             raise ValueError("not an object")
         if file.name == GENERATION:
@@ -183,5 +188,8 @@ def _parsed(file: Path, content: bytes) -> dict[str, Any]:
     return entries
 
 
-def _json(entries: Mapping[str, Any]) -> bytes:
-    return (json.dumps(entries, indent=2, ensure_ascii=False) + "\n").encode()
+def _json(file: Path, entries: Mapping[str, Any]) -> bytes:
+    try:
+        return (json.dumps(entries, indent=2, ensure_ascii=False) + "\n").encode()
+    except (RecursionError, UnicodeEncodeError) as cause:
+        raise InputError(f"{file} cannot be written again ({cause}); fetch it again") from cause
