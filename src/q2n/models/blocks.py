@@ -128,7 +128,6 @@ class BlockwiseModel:
         block.load_state_dict(tensors, strict=False, assign=True)
         return block.to(self.device).requires_grad_(False)
 
-    @torch.no_grad()
     def record_inputs(self, batches: Iterable[Int[Tensor, "_ _"]]) -> Iterator[BatchInputs]:
         """Run the embeddings on each batch and record what each block would be called with.
 
@@ -144,9 +143,11 @@ class BlockwiseModel:
             self._outside_is_loaded = True
         pool, axes = _Pool(self.device), None
         for tokens in batches:
-            tokens = tokens.to(self.device)
-            axes = axes or self._recorder.axes(tokens)
-            yield self._recorder.record(tokens, axes, pool.one)
+            with torch.no_grad():
+                tokens = tokens.to(self.device)
+                axes = axes or self._recorder.axes(tokens)
+                inputs = self._recorder.record(tokens, axes, pool.one)
+            yield inputs
 
     def _load_outside(self) -> None:
         """Embeddings and whatever else stands before the blocks. The head is read too, so that
