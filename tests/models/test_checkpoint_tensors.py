@@ -21,6 +21,9 @@ from q2n.models.source import open_source
 INDEX = "model.safetensors.index.json"
 BLOCK = "model.layers.{}.mlp.up_proj.weight"
 
+ROUNDING = 2**-10
+"""transformers multiplies codes and scales in the dtype of the scales, float16, we in float32."""
+
 
 def edit(folder: Path, **changed: torch.Tensor | None) -> Path:
     """Replace, add or remove tensors of a one-file checkpoint; `__` stands for a dot."""
@@ -171,7 +174,8 @@ def test_experts_are_said_to_stay(tmp_path):
     folder = save_tiny(tmp_path / "model", "mixtral", layers=2, **experts)
     for number, model in enumerate([folder, tiny_model("mixtral", layers=2, **experts)]):
         done = q2n.quantize(model, tmp_path / str(number), method="rtn", bits=8)
-        assert "Experts are not quantized: MixtralExperts holds 9" in done.record["notes"][0]
+        note = "The experts are not quantized (MixtralExperts): they hold 9"
+        assert note in done.record["notes"][0]
     done = q2n.quantize(save_tiny(tmp_path / "plain"), tmp_path / "2", method="rtn", bits=8)
     assert done.record["notes"] == []
 
@@ -188,7 +192,7 @@ def test_a_mixture_comes_back_in_every_format(tmp_path, format):
     tokens = torch.arange(24).reshape(2, 12)
     with torch.no_grad():
         a, b, c = (model.eval()(tokens).logits for model in (ours, theirs, original))
-    assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+    assert (a - b).norm() < ROUNDING * b.norm()
     assert (a - c).norm() < 0.05 * c.norm()
     if not packed:
         parts = {k for keys in open_source(folder).merges for k in keys}

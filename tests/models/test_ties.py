@@ -18,6 +18,9 @@ TOKENS = torch.arange(24).reshape(2, 12)
 HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 FORMATS = ("native", "compressed-tensors", "dequantized")
 
+ROUNDING = 2**-10
+"""transformers multiplies codes and scales in the dtype of the scales, float16, we in float32."""
+
 
 def saved(folder: Path, *, tied: bool, says_tied: bool, seed: int = 0) -> Path:
     """Files with a head of its own or without one, under a config.json that says what it says."""
@@ -59,7 +62,7 @@ def test_every_reader_of_the_result_has_the_stored_head(tmp_path, format, rotate
     q2n.quantize(folder, out, method="rtn", bits=8, format=format, rotate=rotate)
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
     ours, theirs = logits(load_model(out)), logits(from_pretrained(out, format))
-    assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert (ours - theirs).norm() < ROUNDING * theirs.norm()
     assert (ours - expected).norm() < 0.05 * expected.norm()  # 8 bits; 1.4 with the other head
 
 

@@ -31,13 +31,12 @@ def uncovered_note(blocks: nn.ModuleList) -> str | None:
     ]
     if not left:
         return None
-    kinds = {"Experts" if "experts" in name.lower() else "other matrices" for name in left}
-    share = sum(held[name] for name in left) / total
-    what = " and ".join(sorted(kinds))
+    experts = [name for name in left if "experts" in name.lower()]
+    kinds = [*(["the experts"] if experts else []), *(["some matrices"] if experts != left else [])]
+    what, share = " and ".join(kinds), sum(held[name] for name in left) / total
     return (
-        f"{what[0].upper()}{what[1:]} are not quantized: {', '.join(left)} "
-        f"{'hold' if len(left) > 1 else 'holds'} {share:.0%} of the decoder blocks' weights, and "
-        "bits per weight speak of the others alone"
+        f"{what[0].upper()}{what[1:]} are not quantized ({', '.join(left)}): they hold {share:.0%} "
+        "of the decoder blocks' weights, and bits per weight speak of the others alone"
     )
 
 
