@@ -1,11 +1,11 @@
 """Does a run that is killed anywhere come to the same bytes after --resume?
 
-Ten configurations (methods, refits, formats, activations on disk, a checkpoint in shards) of tiny
-models. Each is run once without interruption. Then runs are killed (SIGKILL), one half at a random
-time, the other at a random operation on files, such as between the rename of the checkpoint and
-the removal of the working folder; each is resumed until it is complete, and some resumed runs are
-killed again. The checkpoint must be that of the whole run byte for byte (all files but the
-timings), and nothing may lie beside it.
+Ten configurations (methods, refits, formats, activations on disk, a checkpoint in shards, keys
+shared between layers) of tiny models. Each is run once without interruption. Then runs are killed
+(SIGKILL), one half at a random time, the other at a random operation on files, such as between the
+rename of the checkpoint and the removal of the working folder; each is resumed until it is
+complete, and some resumed runs are killed again. The checkpoint must be that of the whole run byte
+for byte (all files but the timings), and nothing may lie beside it.
 
 Each run is a fork of a process that has imported and compiled everything, so that 100 kills take
 minutes. With `--signal INT` the runs are interrupted as Ctrl-C does it.
@@ -71,6 +71,8 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     },
     "pbllm": {"method": "pbllm", "format": "native"},
 }
+SHARED_KEYS = ("gptq refit both, disk", "rtn")
+"""Configurations of a model whose later layers read keys and values of earlier ones."""
 IN_SHARDS = ("gptq good", "quarot native", "pbllm")
 """Configurations whose checkpoint lies in several files."""
 OPERATIONS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "open")
@@ -102,11 +104,12 @@ def main() -> None:
 
 
 def make_models(place: Path) -> None:
-    """A tiny checkpoint, the same in shards, and a text."""
+    """Tiny checkpoints: a common one, the same in shards, one with shared keys; a text."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from tiny import save_tiny, tiny_text
 
     save_tiny(place / "model")
+    save_tiny(place / "shared", "gemma4_text", layers=4)
     save_tiny(place / "shards")
     tensors = load_file(place / "shards" / "model.safetensors")
     (place / "shards" / "model.safetensors").unlink()
@@ -128,7 +131,8 @@ class Trials:
         text = str(place / "text.txt")
         settings = {**WINDOWS, **CONFIGURATIONS[name], "corpus": text}
         self.settings = {key: text if x == "TEXT" else x for key, x in settings.items()}
-        self.model = place / ("shards" if name in IN_SHARDS else "model")
+        kinds = {**dict.fromkeys(IN_SHARDS, "shards"), **dict.fromkeys(SHARED_KEYS, "shared")}
+        self.model = place / kinds.get(name, "model")
         self.after_rename = 0
 
     def run(self, kills: int) -> str:

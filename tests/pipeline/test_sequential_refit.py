@@ -13,6 +13,7 @@ from pipeline.plain_loop import (
 from safetensors.torch import load_file
 from tiny import tiny_model
 
+from q2n.disk.folders import MARKER
 from q2n.errors import InputError, NumericalError
 from q2n.methods.gptq import GPTQ
 from q2n.methods.rtn import RTN
@@ -43,10 +44,11 @@ def test_resuming_after_a_refit_gives_the_same_bytes(tmp_path, done, method):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run_loop(tiny_model(), method, whole, refit=REFIT)
     broken.mkdir()
-    for index in range(done):
-        for suffix in (".json", ".safetensors"):
-            name = f"block-{index:05d}{suffix}"
-            (broken / name).write_bytes((whole / name).read_bytes())
+    blocks = [
+        f"block-{index:05d}{end}" for index in range(done) for end in (".json", ".safetensors")
+    ]
+    for name in (MARKER, "run.json", *blocks):
+        (broken / name).write_bytes((whole / name).read_bytes())
     run_loop(tiny_model(), method, broken, finished=done, refit=REFIT)
     stores = [RunStore(folder) for folder in (whole, broken)]
     assert len(stores[0].norm_weights()) == 6

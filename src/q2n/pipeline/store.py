@@ -39,7 +39,7 @@ class RunStore:
     """The finished blocks of one run; `stem` names their files."""
 
     def __init__(self, folder: Path, stem: str = BLOCK):
-        self.folder = folder
+        self.folder, self.stem = folder, stem
         self._files = BlockFiles(folder, stem)
 
     def another(self, stem: str) -> "RunStore":
