@@ -15,7 +15,6 @@ from q2n.report.record import (
     TIMINGS_FILE,
     BlockRecord,
     RunRecord,
-    over_all_weights,
     timings,
 )
 from q2n.version import __version__
@@ -79,6 +78,15 @@ def describe(
         TIMINGS_FILE: json.dumps(done.timings, indent=1) + "\n",
         "README.md": render_card(card),
     }
+
+
+def over_all_weights(blocks: Iterable[BlockRecord], kept: FullPrecision) -> dict[str, float]:
+    """Entries of a record: bits per weight over all weights of the checkpoint, and the share of
+    them, 0 to 1, that stays in full precision."""
+    layers = [layer for block in blocks for layer in block.layers.values()]
+    weights = kept.weights + sum(layer.weights for layer in layers)
+    bits = kept.bits + sum(layer.weights * layer.bits_per_weight for layer in layers)
+    return {"bits_per_weight_all": bits / weights, "full_precision_share": kept.weights / weights}
 
 
 def described_before(

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
-from q2n.models.full_precision import FullPrecision
-
 RECORD_FILE = "q2n.json"
 TIMINGS_FILE = "q2n_timings.json"
 
@@ -164,15 +162,6 @@ class RunRecord:
         weights = sum(layer.weights for layer in self.layers.values())
         stored = sum(layer.weights * layer.bits_per_weight for layer in self.layers.values())
         return stored / weights if weights else 0.0
-
-
-def over_all_weights(blocks: Iterable[BlockRecord], kept: FullPrecision) -> dict[str, float]:
-    """Entries of a record: bits per weight over all weights of the checkpoint, and the share of
-    them, 0 to 1, that stays in full precision."""
-    layers = [layer for block in blocks for layer in block.layers.values()]
-    weights = kept.weights + sum(layer.weights for layer in layers)
-    bits = kept.bits + sum(layer.weights * layer.bits_per_weight for layer in layers)
-    return {"bits_per_weight_all": bits / weights, "full_precision_share": kept.weights / weights}
 
 
 def notes_of(blocks: Iterable[BlockRecord]) -> list[str]:
