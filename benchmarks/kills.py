@@ -192,14 +192,21 @@ class Trials:
         return self._ended(output, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
     def _child(self, output: Path, resume: bool, kill: float | Callable[[], None] | None) -> int:
+        received: list[int] = []
+
+        def stop(number: int, frame: Any) -> None:
+            received.append(number)
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGINT, stop)
         try:
             if callable(kill):
                 kill()
             self._quantize(output, resume)
             return 0
-        except KeyboardInterrupt:
-            return 130
         except BaseException:
+            if received:  # in C code it becomes another exception, as the command line knows
+                return 130
             traceback.print_exc()
             return 1
 
