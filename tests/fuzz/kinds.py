@@ -64,9 +64,11 @@ KINDS = {
 
 
 def prepare(place: Path) -> None:
-    """A model, a text, a run of both that was interrupted, and what it should have given."""
+    """Models of one block and of two, a text, a run that was interrupted between the two blocks,
+    and what it should have given."""
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "head_dim": 8}
-    save_tiny(place / "model", layers=2, num_key_value_heads=1, **sizes)
+    for layers, name in ((1, "one"), (2, "model")):
+        save_tiny(place / name, layers=layers, num_key_value_heads=1, **sizes)
     (place / "text.txt").write_text(tiny_text(30))
     assert quantize(place, *TEXT_FLAGS) == 0
     shutil.rmtree(place / "out")  # a process's first sums may differ in the last digit
@@ -80,7 +82,7 @@ def prepare(place: Path) -> None:
 def lay_out(kind: str, base: Path, place: Path) -> None:
     """What one case works on."""
     place.mkdir()
-    shutil.copytree(base / "model", place / "model")
+    shutil.copytree(base / ("model" if kind == "store" else "one"), place / "model")
     shutil.copyfile(base / "text.txt", place / "text.txt")
     (place / "expected").symlink_to(base / "expected")
     if kind == "store":
