@@ -60,11 +60,15 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
     """
     _require_possible(folder, config_values(folder))
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        layers = getattr(config, "num_hidden_layers", 1)
     except BAD_CONFIG as cause:
         raise InputError(
             f"{folder}: {CONFIG_FILE} cannot be read as a transformers model: {reason_of(cause)}"
         ) from cause
+    if not isinstance(layers, int) or layers < 1:
+        raise InputError(f"{folder}: {CONFIG_FILE} has {shown(layers)} layers; fetch it again")
+    return config
 
 
 def config_values(folder: Path) -> dict[str, Any]:
