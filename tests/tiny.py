@@ -7,6 +7,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -122,6 +124,26 @@ def tiny_model(
             if parameter.ndim == 2:
                 parameter.normal_(0, parameter.shape[-1] ** -0.5)
     return model
+
+
+def tiny_seeing_model(*, layers: int, tower: dict[str, int], **text) -> PreTrainedModel:
+    """A Gemma 3 with a vision tower of these sizes beside its text model."""
+    config = Gemma3Config(
+        text_config={
+            **_LLAMA_LIKE,
+            "vocab_size": VOCABULARY,
+            "num_hidden_layers": layers,
+            "max_position_embeddings": 128,
+            **text,
+        },
+        vision_config={"image_size": 28, "patch_size": 14, **tower},
+        image_token_index=100,
+        boi_token_index=101,
+        eoi_token_index=102,
+        mm_tokens_per_image=4,
+    )
+    torch.manual_seed(0)
+    return Gemma3ForConditionalGeneration(config).eval()
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -8,13 +8,11 @@ import pytest
 import torch
 from formats.tiny_models import llama
 from safetensors.torch import load_file
-from tiny import save_tiny
+from tiny import save_tiny, tiny_seeing_model
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     CompressedTensorsConfig,
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
     PreTrainedModel,
 )
 
@@ -29,34 +27,8 @@ SETTINGS: dict[str, Any] = {"method": "rtn", "bits": 4, "group_size": 32, "symme
 
 def seeing() -> PreTrainedModel:
     """A tiny Gemma 3 with a vision tower: its modules are called otherwise than its tensors."""
-    text = {
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "vocab_size": 128,
-        "num_hidden_layers": 3,
-        "max_position_embeddings": 128,
-    }
-    vision = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_attention_heads": 2,
-        "num_hidden_layers": 1,
-        "image_size": 28,
-        "patch_size": 14,
-    }
-    torch.manual_seed(0)
-    config = Gemma3Config(
-        text_config=text,
-        vision_config=vision,
-        image_token_index=100,
-        boi_token_index=101,
-        eoi_token_index=102,
-        mm_tokens_per_image=4,
-    )
-    return Gemma3ForConditionalGeneration(config).eval()
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+    return tiny_seeing_model(layers=3, tower={**tower, "num_hidden_layers": 1})
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:

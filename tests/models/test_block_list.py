@@ -3,13 +3,12 @@
 import pytest
 import torch
 from through_blocks import through_blocks
-from tiny import tiny_model
+from tiny import tiny_model, tiny_seeing_model
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
+    PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -20,32 +19,11 @@ from q2n.models.blocks import BlockwiseModel
 from q2n.models.calls import Returned
 from q2n.models.source import open_source
 
-TEXT = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "vocab_size": 128,
-    "num_hidden_layers": 2,
-    "max_position_embeddings": 128,
-    "sliding_window": 32,
-}
 
-
-def with_tower() -> Gemma3ForConditionalGeneration:
+def with_tower() -> PreTrainedModel:
     """A vision tower as deep as the text model, and larger."""
-    vision = {
-        "hidden_size": 128,
-        "intermediate_size": 192,
-        "num_attention_heads": 4,
-        "num_hidden_layers": 2,
-        "image_size": 28,
-        "patch_size": 14,
-    }
-    tokens = {"image_token_index": 100, "boi_token_index": 101, "eoi_token_index": 102}
-    config = Gemma3Config(text_config=TEXT, vision_config=vision, mm_tokens_per_image=4, **tokens)
-    return Gemma3ForConditionalGeneration(config).eval()
+    tower = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4}
+    return tiny_seeing_model(layers=2, tower={**tower, "num_hidden_layers": 2}, sliding_window=32)
 
 
 def test_a_larger_tower_of_the_same_depth_is_not_the_decoder():
