@@ -188,6 +188,17 @@ def refusal(name: str, value: Any, kind: ValueKind) -> str | None:
     return None if kind.accepts(value) else f"{name} is {shown(value)}; it takes {kind}"
 
 
+def require(name: str, value: Any, kind: ValueKind) -> None:
+    """Refuse a value that an option cannot have.
+
+    Raises:
+        InputError: naming the option, the value and what it takes.
+    """
+    message = refusal(name, value, kind)
+    if message is not None:
+        raise InputError(message)
+
+
 def shown(value: Any) -> str:
     """A value as a message shows it: in one line that is not long."""
     if isinstance(value, int) and value.bit_length() > 256:
@@ -224,6 +235,4 @@ def check_fields(options: Any) -> None:
         InputError: naming the field, the value and what it takes.
     """
     for name, kind in field_kinds(type(options)).items():
-        message = refusal(name, getattr(options, name), kind)
-        if message is not None:
-            raise InputError(message)
+        require(name, getattr(options, name), kind)

@@ -43,6 +43,13 @@ def test_tensors_that_no_module_takes_count_too(tmp_path):
     save_file({**load_file(file), "mtp.proj.weight": torch.zeros(5, 7).bfloat16()}, file)
     left = full_precision(open_source(tmp_path / "model"), [])
     assert (left.weights, left.bits) == (plain.weights + 35, plain.bits + 35 * 16)
+    settings = {"method": "rtn", "bits": 8, "format": "native"}
+    beside = [{}, {"activation_bits": 8}]  # parts that run beside the weights change no share
+    records = [
+        q2n.quantize(tmp_path / "model", tmp_path / str(number), **settings, **part).record
+        for number, part in enumerate(beside)
+    ]
+    assert records[0]["full_precision_share"] == records[1]["full_precision_share"]
 
 
 @pytest.mark.parametrize("settings", [{"rotate": "hadamard"}, {"ignore": ["*q_proj"]}, {}])

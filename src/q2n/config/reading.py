@@ -19,7 +19,7 @@ from q2n.config.presets import (
 )
 from q2n.config.settings import RunSettings, Settings
 from q2n.errors import InputError
-from q2n.option_types import ValueKind, plain, refusal, shown
+from q2n.option_types import plain, require, shown
 
 
 def read_settings(settings: Mapping[str, Any]) -> Settings:
@@ -67,7 +67,7 @@ def _plain_value(name: str, value: Any) -> Any:
 
 
 def _word(name: str, value: Any) -> Any:
-    """The word that a bare flag or a bool stands for; YAML reads a bare `off` as False."""
+    """The word that a bare flag or a bool of Python stands for."""
     if name in WHEN_ALONE:
         alone, off = WHEN_ALONE[name]
         return {True: alone, False: off}.get(value, value) if isinstance(value, bool) else value
@@ -84,7 +84,7 @@ def _expanded(given: Mapping[str, Any]) -> dict[str, Any]:
             + _hint(shown(method), table().methods)
         )
     for name in ("quality", "nullspace"):  # the other presets
-        _require(name, given.get(name, options[name].default), options[name].kind)
+        require(name, given.get(name, options[name].default), options[name].kind)
     below = {**METHOD_PRESETS.get(method, {}), **_quality(given.get("quality"), method)}
     expanded = {**below, **given, "method": method}
     return {**_nullspace(expanded.get("nullspace"), method), **expanded}
@@ -122,16 +122,10 @@ def _options_of(owner: str, values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in own.items():
         if name not in values:
             continue
-        _require(name, value, options[name].kind)
+        require(name, value, options[name].kind)
         if options[name].kind.type == "float" and value is not None:
             own[name] = float(value)
     return own
-
-
-def _require(name: str, value: Any, kind: ValueKind) -> None:
-    message = refusal(name, value, kind)
-    if message is not None:
-        raise InputError(message)
 
 
 IDLE_WITHOUT: dict[str, tuple[str, Any]] = {

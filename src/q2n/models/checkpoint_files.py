@@ -140,8 +140,9 @@ def tensor_files(path: Path, named: str | None = None) -> dict[str, Path]:
             it lacks a tensor that the index says it holds.
     """
     weights = _weights_file(path, named)
-    files = _indexed_files(path, weights) if weights.suffix == ".json" else [weights]
-    return {key: file for file in files for key in open_tensors(file).keys()}  # the last one counts
+    indexed = weights.suffix == ".json"
+    held = _indexed_files(path, weights) if indexed else {weights: _names_in(weights)}
+    return {key: file for file, names in held.items() for key in names}  # the last file counts
 
 
 def _weights_file(path: Path, named: str | None) -> Path:
@@ -165,8 +166,8 @@ def _inside(path: Path, name: str, where: str) -> Path:
     return path / name
 
 
-def _indexed_files(path: Path, index: Path) -> list[Path]:
-    """The files that an index names, in transformers' order."""
+def _indexed_files(path: Path, index: Path) -> dict[Path, dict[str, None]]:
+    """The files that an index names, in transformers' order, and what each holds."""
     file_of = {
         key: _inside(path, file, index.name) for key, file in sorted(_weight_map(index).items())
     }
@@ -176,13 +177,18 @@ def _indexed_files(path: Path, index: Path) -> list[Path]:
         raise InputError(
             f"{path}: the index names files that are missing: {missing}; fetch the checkpoint again"
         )
-    held = {file: set(open_tensors(file).keys()) for file in files}
+    held = {file: _names_in(file) for file in files}
     for key, file in file_of.items():
         if key not in held[file]:
             raise InputError(
                 f"{file} has no tensor {key!r}, which {index.name} says it holds; fetch both again"
             )
-    return files
+    return held
+
+
+def _names_in(file: Path) -> dict[str, None]:
+    """Names of the tensors of a file, in its order."""
+    return dict.fromkeys(open_tensors(file).keys())
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -22,9 +22,7 @@ def full_precision(source: ModelSource, quantized: Collection[str]) -> FullPreci
     parameters = dict(source.skeleton().named_parameters())
     kept = parameters.keys() & set(source.names()) - {f"{name}.weight" for name in quantized}
     dtypes = {name: source.written_dtype(name, parameters[name]) for name in kept}
-    sizes = [(parameters[name].numel(), 8 * dtypes[name].itemsize) for name in kept]
-    for key in source.untaken:
-        tensor = source.stored(key)
-        sizes.append((tensor.numel(), 8 * tensor.element_size()))
-    weights = sum(count for count, _ in sizes)
-    return FullPrecision(weights, sum(count * bits for count, bits in sizes))
+    counts = {name: parameters[name].numel() for name in kept}
+    sizes = [(count, count * dtypes[name].itemsize) for name, count in counts.items()]
+    sizes += map(source.stored_size, source.untaken)
+    return FullPrecision(sum(count for count, _ in sizes), 8 * sum(size for _, size in sizes))

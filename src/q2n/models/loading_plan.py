@@ -82,11 +82,17 @@ class LoadingPlan:
         return state
 
 
-def plan_loading(model: PreTrainedModel, keys: Iterable[str]) -> LoadingPlan:
-    """The plan for a model (its weights may be on the meta device) and the names in the files."""
+def conversion_rules(model: PreTrainedModel) -> tuple[list[WeightRenaming], list[WeightConverter]]:
+    """transformers' rules for the tensors of a checkpoint, in its order: those that rename, and
+    those that merge."""
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    return renamings, [rule for rule in rules if isinstance(rule, WeightConverter)]
+
+
+def plan_loading(model: PreTrainedModel, keys: Iterable[str]) -> LoadingPlan:
+    """The plan for a model (its weights may be on the meta device) and the names in the files."""
+    renamings, converters = conversion_rules(model)
     rule_of = {pattern: rule for rule in converters for pattern in rule.source_patterns}
     state, prefix, plan = model.state_dict(), model.base_model_prefix, LoadingPlan()
     for key in sorted(keys, key=dot_natural_key):

@@ -82,6 +82,10 @@ class ModelSource(ABC):
         """
         raise KeyError(key)
 
+    def stored_size(self, key: str) -> tuple[int, int]:
+        """Entries and bytes of what `stored` reads, without reading it."""
+        raise KeyError(key)
+
     @property
     def notes(self) -> list[str]:
         """What the model is otherwise than its configuration says, in sentences without a full

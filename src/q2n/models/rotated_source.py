@@ -133,6 +133,9 @@ class RuntimeSource(ModelSource):
     def stored(self, key: str) -> Shaped[Tensor, "..."]:
         return self.inner.stored(key)
 
+    def stored_size(self, key: str) -> tuple[int, int]:
+        return self.inner.stored_size(key)
+
     @property
     def notes(self) -> list[str]:
         return self.inner.notes

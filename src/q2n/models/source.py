@@ -6,6 +6,7 @@ Nothing is unpickled and no code from a checkpoint runs unless `trust_remote_cod
 import hashlib
 from collections.abc import Mapping
 from copy import deepcopy
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,9 @@ class CheckpointSource(ModelSource):
 
     def stored(self, key: str) -> Shaped[Tensor, "..."]:
         return self._files.tensor(key)
+
+    def stored_size(self, key: str) -> tuple[int, int]:
+        return prod(self._files.shape(key)), self._files.size_bytes(key)
 
     @property
     def notes(self) -> list[str]:

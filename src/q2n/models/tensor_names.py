@@ -12,19 +12,15 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightRenaming,
-    rename_source_key,
-    revert_weight_conversion,
-)
+from transformers.core_model_loading import rename_source_key, revert_weight_conversion
+
+from q2n.models.loading_plan import conversion_rules
 
 
 def names_in_model(model: PreTrainedModel, keys: Iterable[str]) -> dict[str, str]:
     """Name in a file -> the model's, for every tensor of a checkpoint. The model has its plain
     linears; its weights may be on the meta device."""
-    rules = get_model_conversion_mapping(model)
-    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    renamings, _ = conversion_rules(model)
     prefix, state = model.base_model_prefix, model.state_dict()
 
     def renamed(key: str) -> str:
@@ -45,8 +41,7 @@ def with_prefix(model: PreTrainedModel, key_of: Mapping[str, str]) -> dict[str, 
     """The model's name of a tensor -> its name in a file, with the prefix of the base model where
     `key_of` lacks it ("layers.0.." of a checkpoint without a head). transformers adds it on
     loading, but not to packed weights under every option."""
-    rules = get_model_conversion_mapping(model)
-    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    renamings, _ = conversion_rules(model)
     return {
         name: key if rename_source_key(key, renamings, [])[0] == name else name
         for name, key in key_of.items()

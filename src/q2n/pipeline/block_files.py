@@ -93,11 +93,12 @@ class BlockFiles:
             raise self._refusal(name, "belongs to another run or block than its place says")
         return values
 
-    def tensors(self, index: int) -> bytes:
-        """The bytes of a finished block's tensors. Raises as `read`."""
-        sha256, name = self.read(index)["sha256"], self._name(index, ".safetensors")
+    def tensors(self, index: int, values: Mapping[str, Any]) -> bytes:
+        """The bytes of a finished block's tensors; `values` are what `read` gave of it. Raises as
+        `read`."""
+        name = self._name(index, ".safetensors")
         data = self._bytes(name)
-        if hashlib.sha256(data).hexdigest() != sha256:
+        if hashlib.sha256(data).hexdigest() != values["sha256"]:
             raise self._refusal(name, "is damaged (its checksum differs)")
         return data
 

@@ -119,8 +119,8 @@ class RunStore:
         Raises:
             ResumeError: one differs.
         """
-        for index in range(self._files.count()):
-            self._files.tensors(index)
+        for index, values in enumerate(self.finished()):
+            self._files.tensors(index, values)
 
     def write_block(
         self,
@@ -165,19 +165,20 @@ class RunStore:
         Raises:
             ResumeError: a file is not the one that was written.
         """
-        tensors = load(self._files.tensors(index))
+        values = self._files.read(index)
+        tensors = load(self._files.tensors(index, values))
         return {
-            name: _rebuilt(name, described, tensors)
-            for name, described in self._files.read(index)["layers"].items()
+            name: _rebuilt(name, described, tensors) for name, described in values["layers"].items()
         }
 
     def read_norm_weights(self, index: int) -> dict[str, Float[Tensor, " _"]]:
         """The norm weights of a finished block that are no longer the original ones, by full
         name. Raises as `read_block`."""
-        names = self._files.read(index)["norm_weights"]
+        values = self._files.read(index)
+        names = values["norm_weights"]
         if not names:
             return {}
-        tensors = load(self._files.tensors(index))
+        tensors = load(self._files.tensors(index, values))
         return {name: tensors[f"{name}:{_NORM}"] for name in names}
 
     def norm_weights(self) -> dict[str, Float[Tensor, " _"]]:
