@@ -8,7 +8,6 @@ write              the checkpoint is written, measured and described in a folder
 """
 
 import os
-from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,7 @@ from q2n.data.windows import TokenWindows
 from q2n.disk.folders import partial_folder
 from q2n.disk.space import require_space
 from q2n.errors import InputError, ResumeError
-from q2n.evaluation.compare import compare_perplexity
-from q2n.evaluation.perplexity import PerplexityResult
+from q2n.evaluation.compare import Comparison, compare_models
 from q2n.formats.choice import choose_format
 from q2n.formats.format import Format
 from q2n.formats.load import load_model
@@ -113,7 +111,7 @@ class Run:
             inputs = 1.0 * self.windows.tokens.numel() * width * source.dtype.itemsize
             require_space(place, inputs, "block inputs on disk need at least")
         try:
-            for text in self._described([], 0, {})[1].values():
+            for text in self._described([], 0, None)[1].values():
                 text.encode()
         except UnicodeEncodeError as cause:
             raise InputError(f"a name for the model card is not UTF-8: {cause}") from cause
@@ -238,27 +236,28 @@ class Run:
     def _describe(self, folder: Path, size: int, blocks: list[BlockRecord]) -> Quantized:
         """Measure the checkpoint in `folder` and describe it there."""
         opened = self.opened
-        models = {
-            "original": lambda: opened.in_memory(opened.original),
-            "quantized": lambda: load_model(
-                folder,
-                dtype=opened.source.dtype,
-                device=opened.blocks.device,
-                trust_remote_code=self.config.trust_remote_code,
-            ),
-        }
-        perplexities = {}
+        comparison = None
         if self.measured_on is not None:
-            perplexities = compare_perplexity(
-                models, self.measured_on, batch_size=self.config.batch_size, reporter=self.reporter
+            comparison = compare_models(
+                lambda: opened.in_memory(opened.original),
+                lambda: load_model(
+                    folder,
+                    dtype=opened.source.dtype,
+                    device=opened.blocks.device,
+                    trust_remote_code=self.config.trust_remote_code,
+                ),
+                self.measured_on,
+                divergence=self.config.kl,
+                batch_size=self.config.batch_size,
+                reporter=self.reporter,
             )
-        done, texts = self._described(blocks, size, perplexities)
+        done, texts = self._described(blocks, size, comparison)
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
         return done
 
     def _described(
-        self, blocks: list[BlockRecord], size: int, perplexities: Mapping[str, PerplexityResult]
+        self, blocks: list[BlockRecord], size: int, comparison: Comparison | None
     ) -> tuple[Quantized, dict[str, str]]:
         """What describes the checkpoint, and the texts of its files by name."""
         opened, format = self.opened, self.format
@@ -276,7 +275,7 @@ class Run:
             bytes_before=opened.original.size_bytes(),
             bytes_after=size,
             loading_example=format.container.loading_example,
-            perplexities=perplexities,
+            comparison=comparison,
             kept=full_precision(opened.source, [name for block in blocks for name in block.layers]),
             notes=self.notes,
         )

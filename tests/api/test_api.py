@@ -157,11 +157,37 @@ def test_the_record_says_that_a_text_was_drawn_from_excerpts(place, monkeypatch)
 
 def test_both_perplexities_are_in_record_and_card(place):
     done = quantize(place, "out", ppl=str(place / "text.txt"), ppl_windows=8)
-    before, after = done.perplexities["original"], done.perplexities["quantized"]
+    before, after = done.comparison.reference, done.comparison.model
     assert before.windows == after.windows == 8
     assert done.record["perplexity"]["quantized"]["perplexity"] == after.perplexity
     card = (done.directory / "README.md").read_text()
     assert f"{before.perplexity:.3f}" in card and f"{after.perplexity:.3f}" in card
+
+
+def test_divergence_is_in_record_and_card_unless_it_is_left_out(place):
+    on = {"ppl": str(place / "text.txt"), "ppl_windows": 8}
+    done, without = quantize(place, "out", **on), quantize(place, "without", **on, kl=False)
+    fidelity = done.comparison.fidelity
+    assert done.record["fidelity"]["divergence"] == fidelity.divergence > 0
+    card = (done.directory / "README.md").read_text()
+    assert f"{fidelity.divergence:.4f}" in card and f"{100 * fidelity.same_top:.2f}" in card
+    assert without.comparison.fidelity is None and "fidelity" not in without.record
+    # The perplexity comes from another sum of the same numbers.
+    assert without.comparison.model.loss == pytest.approx(done.comparison.model.loss, rel=1e-6)
+
+
+def test_comparing_by_name_gives_what_quantizing_measured(place):
+    done = quantize(place, "out", ppl=str(place / "text.txt"), ppl_windows=8, batch_size=1)
+    settings = done.record["settings"]
+    found = q2n.compare(
+        done.directory,
+        place / "model",
+        ppl=place / "text.txt",
+        windows=8,
+        length=settings["length"],
+    )
+    assert found.model.perplexity == done.comparison.model.perplexity
+    assert found.fidelity.divergence == done.comparison.fidelity.divergence
 
 
 @pytest.mark.parametrize(
@@ -190,7 +216,7 @@ def test_a_failed_evaluation_leaves_no_half_checkpoint(place, monkeypatch):
         raise InputError("no perplexity today")
 
     with monkeypatch.context() as patched:
-        patched.setattr("q2n.run.compare_perplexity", broken)
+        patched.setattr("q2n.run.compare_models", broken)
         with pytest.raises(InputError, match="today"):
             quantize(place, "out", ppl=str(place / "text.txt"), ppl_windows=4)
     assert not (place / "out" / "checkpoint").exists()

@@ -62,7 +62,7 @@ def test_a_run_that_was_killed_after_the_rename_is_complete(place):
     fresh = quantize(place, "again", **RTN)
     same = {**fresh.record, "settings": done.record["settings"]}
     assert done.record == same and done.timings.keys() == fresh.timings.keys()
-    for what in ("bytes_before", "bytes_after", "perplexities"):
+    for what in ("bytes_before", "bytes_after", "comparison"):
         assert getattr(done, what) == getattr(fresh, what)
     assert quantize(place, "killed", resume=True, **RTN).record == done.record
 

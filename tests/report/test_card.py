@@ -3,6 +3,7 @@ from pathlib import Path
 
 import yaml
 
+from q2n.evaluation.compare import Comparison
 from q2n.evaluation.perplexity import PerplexityResult
 from q2n.formats import FORMATS
 from q2n.report.card import About, CardFacts, render_card
@@ -54,9 +55,10 @@ def test_card_separates_measured_from_unmeasured() -> None:
     assert "3.062" in bare and "269.0 MB" in bare and "96.5 MB" in bare and "| bits | 3 |" in bare
     quantized = replace(ORIGINAL, perplexity=31.25, standard_error=None)
     measured = render_card(
-        replace(FACTS, perplexities={"original": ORIGINAL, "quantized": quantized})
+        replace(FACTS, comparison=Comparison(reference=ORIGINAL, model=quantized, fidelity=None))
     )
-    assert "| original | wikitext2 | 20.500 | 0.250 | 64 x 1024 |" in measured
+    assert "KL divergence" not in measured
+    assert "| original | wikitext2 | 20.500 | 0.25 | 64 x 1024 |" in measured
     assert "| quantized | wikitext2 | 31.250 | not measured | 64 x 1024 |" in measured
     assert "Perplexity was not measured" not in measured
 

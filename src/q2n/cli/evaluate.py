@@ -1,21 +1,41 @@
-"""`q2n eval MODEL --ppl CORPUS`: perplexity, with its uncertainty and its conditions."""
+"""`q2n eval MODEL --ppl CORPUS [--reference ORIGINAL]`: perplexity and fidelity, with their
+uncertainty and their conditions."""
+
+from __future__ import annotations
 
 from argparse import Namespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from q2n.cli.flags import add_output_flags, reporter
+
+if TYPE_CHECKING:
+    from q2n.evaluation.perplexity import PerplexityResult
+    from q2n.logging import Reporter
+
+NOT_CONDITIONS = ("command", "run", "model", "reference", "floor", "quiet", "json")
 
 
 def add_eval(commands: Any) -> None:
     """Register `q2n eval`."""
     parser = commands.add_parser(
         "eval",
-        help="measure perplexity",
-        usage="q2n eval MODEL --ppl CORPUS [options]",
-        description="Perplexity of a full-precision or quantized model.",
+        help="measure perplexity, and KL divergence from a reference",
+        usage="q2n eval MODEL --ppl CORPUS [--reference ORIGINAL] [options]",
+        description="Perplexity of a full-precision or quantized model; with --reference also what "
+        "it keeps of another model's predictions.",
     )
-    parser.add_argument("model", help="Checkpoint folder, hub name or smollm2-135m.")
+    parser.add_argument("model", help="Checkpoint folder, hub name or packaged model.")
     parser.add_argument("--ppl", required=True, help="Corpus name, file or folder.")
+    parser.add_argument(
+        "--reference",
+        help="Model to compare with, token by token: the original of a quantized one. Both are in "
+        "memory one after the other.",
+    )
+    parser.add_argument(
+        "--floor",
+        help="Compare the reference with itself too: in this dtype (bfloat16), or with noise of "
+        "this relative size after every block (0.002).",
+    )
     parser.add_argument("--split", default="test", help="Part of the corpus.")
     parser.add_argument("--length", type=int, default=2048, help="Context length in tokens.")
     parser.add_argument("--windows", type=int, help="At most so many windows.")
@@ -33,26 +53,64 @@ def add_eval(commands: Any) -> None:
 
 
 def run(parsed: Namespace) -> None:
-    """Evaluate and print the figure with what it was measured on."""
+    """Evaluate and print the figures with what they were measured on."""
     import json
+
+    reporting = reporter(parsed)
+    facts, shown = _likelihood(parsed, reporting)
+    if parsed.json:
+        print(json.dumps({"model": parsed.model, **facts}))
+    elif not parsed.quiet:
+        _print(shown)
+
+
+def _likelihood(parsed: Namespace, reporting: Reporter) -> tuple[dict[str, Any], list[Any]]:
+    """Perplexity and, beside a reference, fidelity: for a program, and for a person."""
     from dataclasses import asdict
 
-    from q2n.api import evaluate
-    from q2n.logging import Screen
+    from q2n.api import compare, evaluate
+    from q2n.errors import InputError
+    from q2n.report.tables import bucket_table, fidelity_lines
+
+    on = {key: value for key, value in vars(parsed).items() if key not in NOT_CONDITIONS}
+    if parsed.reference is None:
+        if parsed.floor is not None:
+            raise InputError("--floor compares a reference with itself: give --reference too")
+        result = evaluate(parsed.model, reporter=reporting, **on)
+        return {"perplexity": asdict(result)}, [_line("perplexity", result)]
+    found = compare(parsed.model, parsed.reference, floor=parsed.floor, reporter=reporting, **on)
+    assert found.fidelity is not None
+    facts = {
+        "reference": parsed.reference,
+        "perplexity": asdict(found.model),
+        "reference_perplexity": asdict(found.reference),
+        "fidelity": asdict(found.fidelity),
+    }
+    shown = [
+        _line("perplexity", found.model),
+        _line("of the reference", found.reference),
+        *fidelity_lines(found.fidelity),
+    ]
+    if found.floor is not None:
+        facts["floor"] = asdict(found.floor)
+        shown += [f"the reference against itself, {parsed.floor}:", *fidelity_lines(found.floor)]
+    return facts, [*shown, bucket_table(found.fidelity)]
+
+
+def _line(what: str, result: PerplexityResult) -> str:
     from q2n.report.tables import with_error
 
-    not_settings = ("command", "run", "model", "quiet", "json")
-    settings = {key: value for key, value in vars(parsed).items() if key not in not_settings}
-    result = evaluate(parsed.model, reporter=reporter(parsed), **settings)
-    if parsed.json:
-        print(json.dumps({"model": parsed.model, **asdict(result)}))
-        return
     overlap = f"stride {result.stride}" if result.stride else "no overlap"
-    if not parsed.quiet:
-        Screen(highlight=False).print(
-            f"perplexity {with_error(result.perplexity, result.standard_error)}  "
-            f"({result.label}: {result.windows} windows of {result.length} tokens, {overlap}; "
-            f"{result.seconds:.0f} s)",
-            soft_wrap=True,
-            markup=False,
-        )
+    return (
+        f"{what} {with_error(result.perplexity, result.standard_error)}  "
+        f"({result.label}: {result.windows} windows of {result.length} tokens, {overlap}; "
+        f"{result.seconds:.0f} s)"
+    )
+
+
+def _print(shown: list[Any]) -> None:
+    from q2n.logging import Screen
+
+    screen = Screen(highlight=False)
+    for part in shown:
+        screen.print(part, soft_wrap=True, markup=False)

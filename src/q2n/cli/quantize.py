@@ -15,6 +15,8 @@ from q2n.config.settings_file import read_settings_file
 
 if TYPE_CHECKING:
     from q2n.api import Quantized
+    from q2n.evaluation.compare import Comparison
+    from q2n.logging import Screen
 
 BITS = ("bits_per_weight", "bits_per_weight_all", "full_precision_share")
 """What the record says of size."""
@@ -108,7 +110,7 @@ def _print_config(flat: dict[str, Any]) -> None:
 
 def _print(done: Quantized, facts: dict[str, Any]) -> None:
     from q2n.logging import Screen
-    from q2n.report.tables import bits_line, with_error
+    from q2n.report.tables import bits_line
 
     console = Screen(highlight=False)
     console.print(
@@ -119,7 +121,16 @@ def _print(done: Quantized, facts: dict[str, Any]) -> None:
         soft_wrap=True,
         markup=False,
     )
-    for which, result in done.perplexities.items():
+    if done.comparison is not None:
+        _print_comparison(console, done.comparison)
+    console.print("\nLoad it with\n")
+    console.print(done.loading_example.strip(), markup=False)
+
+
+def _print_comparison(console: Screen, comparison: Comparison) -> None:
+    from q2n.report.tables import fidelity_lines, with_error
+
+    for which, result in (("original", comparison.reference), ("quantized", comparison.model)):
         console.print(
             f"Perplexity of the {which} weights: "
             f"{with_error(result.perplexity, result.standard_error)} ({result.label}, "
@@ -127,5 +138,5 @@ def _print(done: Quantized, facts: dict[str, Any]) -> None:
             soft_wrap=True,
             markup=False,
         )
-    console.print("\nLoad it with\n")
-    console.print(done.loading_example.strip(), markup=False)
+    for line in fidelity_lines(comparison.fidelity) if comparison.fidelity is not None else []:
+        console.print(line, soft_wrap=True, markup=False)

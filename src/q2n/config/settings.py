@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from q2n.option_types import Count, CountOrZero, Patterns, Seed, WindowLength
 
-NOT_IN_FINGERPRINT = ("model", "output", "corpus", "activations", "ppl", "ppl_windows")
+NOT_IN_FINGERPRINT = ("model", "output", "corpus", "activations", "ppl", "ppl_windows", "kl")
 """Settings that a hash of the content stands for, or that do not touch the result."""
 
 
@@ -89,6 +89,9 @@ class RunSettings:
     """Measure perplexity on this text before and after, and put it in the model card."""
     ppl_windows: Count = 64
     """Windows of that measurement, of `length` tokens each."""
+    kl: bool = True
+    """With ppl, measure the KL divergence from the original on the same text too: how much of the
+    original's predictions is kept, far more surely than the perplexity tells."""
 
 
 @dataclass(frozen=True, kw_only=True)

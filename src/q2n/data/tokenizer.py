@@ -31,3 +31,21 @@ def load_tokenizer(
     if not words:
         raise InputError(missing)
     return tokenizer
+
+
+def require_same_words(checkpoint: Path, reference: Path, trust_remote_code: bool = False) -> None:
+    """Refuse two checkpoints whose token ids mean different things.
+
+    Raises:
+        InputError: one has no tokenizer, or their vocabularies differ.
+    """
+    ours, theirs = (
+        load_tokenizer(folder, trust_remote_code).get_vocab() for folder in (checkpoint, reference)
+    )
+    if ours != theirs:
+        differing = len(ours.items() ^ theirs.items())
+        raise InputError(
+            f"the tokenizers of {checkpoint} ({len(ours)} words) and of the reference {reference} "
+            f"({len(theirs)} words) differ in {differing} words: their predictions cannot be "
+            "compared; give the model that was quantized as the reference"
+        )

@@ -44,6 +44,8 @@ class TokenWindows:
     """Where the text is from, for records and messages."""
     notes: tuple[str, ...] = ()
     """What a user must know of how they were cut: sentences without a full stop."""
+    stride: int | None = None
+    """The step with which they were cut, if they overlap."""
 
     @cached_property
     def sha256(self) -> str:
@@ -68,6 +70,15 @@ class TokenWindows:
                 f"vocabulary of {vocabulary}; the tokenizer belongs to another model"
             )
         return self
+
+    @cached_property
+    def scored(self) -> Int64[Tensor, " windows"]:
+        """How many predictions count in each window: its last ones. Of windows side by side all
+        length - 1; of overlapping ones, after the first, those of the tokens that are new."""
+        counts = torch.full((len(self),), self.length - 1)
+        if self.stride is not None:
+            counts[1:] = min(self.stride, self.length - 1)
+        return counts
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -118,7 +129,7 @@ def evaluation_windows(
     """The text cut into windows of `length` tokens, from its start; the tail is dropped.
 
     `limit` keeps the first windows only. With `stride` below `length` successive windows
-    start `stride` tokens apart and overlap; `perplexity` wants the same stride.
+    start `stride` tokens apart and overlap.
 
     Raises:
         InputError: the text does not fill one window, or cannot be read or tokenized; an option is
@@ -133,7 +144,9 @@ def evaluation_windows(
     text = _start_of_text(corpus, pieces, more_than=length - 1, enough=enough)
     windows = text.unfold(0, length, step)[:most]
     _check_size(len(windows), length)
-    return TokenWindows(tokens=windows.long(), label=corpus.label, notes=pieces.notes)
+    return TokenWindows(
+        tokens=windows.long(), label=corpus.label, notes=pieces.notes, stride=stride
+    )
 
 
 def _check_size(count: int, length: int) -> None:

@@ -1,102 +1,183 @@
-"""Perplexity of a model by name: checkpoint, text, windows, measurement."""
+"""Models by name: checkpoint, text, windows, measurement."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from q2n.data.texts import Texts
+from q2n.data.tokenizer import require_same_words
+from q2n.data.windows import TokenWindows
+from q2n.errors import InputError
+from q2n.evaluation.body import evaluating
+from q2n.evaluation.compare import Comparer, Comparison, Disturb
+from q2n.evaluation.noise import noisy_blocks
 from q2n.evaluation.perplexity import PerplexityResult, perplexity
 from q2n.formats.load import load_model
 from q2n.logging import Reporter
 from q2n.models.checkpoint_files import resolve_checkpoint
-from q2n.models.devices import parse_device, requested_dtype
-from q2n.option_types import Count, WindowLength, check_fields, plain
+from q2n.models.devices import DTYPES, parse_device, requested_dtype
+from q2n.option_types import Count, WindowLength, check_fields, plain, shown
+
+Model = str | Path | PreTrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """How a text is cut and a model loaded, as `evaluate` says.
+    """How a text is cut and a model loaded.
 
     Raises:
         InputError: a value that cannot be.
     """
 
     ppl: str
-    length: WindowLength
-    windows: Count | None
-    stride: Count | None
-    batch_size: Count
-    device: str
-    dtype: str | None
-    split: str
-    trust_remote_code: bool
+    """Corpus name or path, as for calibration."""
+    length: WindowLength = 2048
+    """Context length in tokens."""
+    windows: Count | None = None
+    """At most so many windows; None takes the whole text."""
+    stride: Count | None = None
+    """Tokens by which windows advance; None for disjoint windows."""
+    batch_size: Count = 1
+    """Windows per forward pass."""
+    device: str = "auto"
+    dtype: str | None = "auto"
+    """Of a model that is loaded; "auto" or None: the checkpoint's. An object is taken as it is."""
+    split: str = "test"
+    """Which part of a corpus that has parts."""
+    trust_remote_code: bool = False
+    """Let a checkpoint run its own Python code."""
+
+    @classmethod
+    def of(cls, **values: Any) -> "Conditions":
+        """As Python programs write them: a path for a text, a number of numpy."""
+        values["device"] = str(values.get("device", "auto"))
+        return cls(**{name: plain(value) for name, value in values.items()})
 
     def __post_init__(self) -> None:
         check_fields(self)
+        requested_dtype(self.dtype)
+        parse_device(self.device)
 
 
 def evaluate(
-    model: str | Path | PreTrainedModel,
-    *,
-    ppl: str | Path,
-    length: int = 2048,
-    windows: int | None = None,
-    stride: int | None = None,
-    batch_size: int = 1,
-    device: str = "auto",
-    dtype: str | None = "auto",
-    split: str = "test",
-    trust_remote_code: bool = False,
-    tokenizer: Any = None,
-    reporter: Reporter | None = None,
+    model: Model, *, tokenizer: Any = None, reporter: Reporter | None = None, **conditions: Any
 ) -> PerplexityResult:
     """Perplexity of a full-precision or quantized model on a corpus.
 
     Args:
         model: as for `quantize`; checkpoints that q2n wrote are recognised.
-        ppl: corpus name or path, as for calibration.
-        length: context length in tokens.
-        windows: at most so many windows; None takes the whole text.
-        stride: tokens by which windows advance; None for disjoint windows.
-        device, dtype: for a model that is loaded, dtype "auto" or None in the checkpoint's; an
-            object is taken as it is.
-        split: which part of a corpus that has parts.
         tokenizer: needed for a model object.
+        **conditions: `ppl`, the text, and any other field of `Conditions`.
 
     Raises:
         InputError: no such model or text, or too short a text.
         NumericalError: the model's loss is not finite.
     """
-    reporter = reporter or Reporter()
-    on = Conditions(
-        ppl=plain(ppl),
-        length=plain(length),
-        windows=plain(windows),
-        stride=plain(stride),
-        batch_size=plain(batch_size),
-        device=str(device),
-        dtype=dtype,
-        split=split,
-        trust_remote_code=trust_remote_code,
-    )
-    wanted, place = requested_dtype(on.dtype), parse_device(on.device)
-    folder = None
-    if not isinstance(model, PreTrainedModel):
-        folder = resolve_checkpoint(str(model), trust_remote_code=on.trust_remote_code)
+    reporter, on = reporter or Reporter(), Conditions.of(**conditions)
+    folder = _folder(model, on)
+    text = _text(Texts(folder, tokenizer, trust_remote_code=on.trust_remote_code), on, reporter)
+    with reporter.bar(f"perplexity on {on.ppl}", len(text)) as bar:
+        loaded = _load(model, folder, on)
+        return perplexity(loaded, text, batch_size=on.batch_size, progress=bar.advance)
+
+
+def compare(
+    model: Model,
+    reference: Model,
+    *,
+    floor: str | float | None = None,
+    tokenizer: Any = None,
+    reporter: Reporter | None = None,
+    **conditions: Any,
+) -> Comparison:
+    """A model beside the one that it should predict like: perplexities, KL divergence and what
+    goes with it, on the same tokens. One of them at a time is in memory.
+
+    Args:
+        model, reference: as for `evaluate`.
+        floor: measure the reference against itself too: in this dtype ("bfloat16"), or with noise
+            of this relative size after every block (0.002).
+        tokenizer: needed where `model` is an object.
+        **conditions: as for `evaluate`.
+
+    Raises:
+        InputError: as `evaluate`; the vocabularies differ.
+        NumericalError: logits of either model are not finite.
+    """
+    reporter, on = reporter or Reporter(), Conditions.of(**conditions)
+    against_itself = None if floor is None else _floor(floor)
+    folder, original = _folder(model, on), _folder(reference, on)
+    if folder is not None and original is not None:
+        require_same_words(folder, original, on.trust_remote_code)
     texts = Texts(folder, tokenizer, trust_remote_code=on.trust_remote_code)
+    text = _text(texts, on, reporter)
+    comparer = Comparer(
+        _name(reference),
+        partial(_load, reference, original, on),
+        text,
+        batch_size=on.batch_size,
+        reporter=reporter,
+    )
+    floor_found = None
+    if against_itself is not None:
+        dtype, disturb = against_itself
+        again = replace(on, dtype=dtype or on.dtype)
+        load = partial(_load, reference, original, again)
+        floor_found = comparer.compare("the reference with noise", load, disturb).fidelity
+    found = comparer.compare(_name(model), partial(_load, model, folder, on))
+    return replace(found, floor=floor_found)
+
+
+def _folder(model: Model, on: Conditions) -> Path | None:
+    if isinstance(model, PreTrainedModel):
+        return None
+    return resolve_checkpoint(str(model), trust_remote_code=on.trust_remote_code)
+
+
+def _name(model: Model) -> str:
+    return str(model) if isinstance(model, str | Path) else type(model).__name__
+
+
+def _text(texts: Texts, on: Conditions, reporter: Reporter) -> TokenWindows:
     text = texts.evaluation(
         on.ppl, length=on.length, limit=on.windows, stride=on.stride, split=on.split
     )
     for note in text.notes:
         reporter.note(note)
-    if not isinstance(model, PreTrainedModel):
-        assert folder is not None
-        model = load_model(
-            folder, dtype=wanted, device=place, trust_remote_code=on.trust_remote_code
+    return text
+
+
+def _load(model: Model, folder: Path | None, on: Conditions) -> PreTrainedModel:
+    if isinstance(model, PreTrainedModel):
+        return model
+    assert folder is not None
+    return load_model(
+        folder,
+        dtype=requested_dtype(on.dtype),
+        device=parse_device(on.device),
+        trust_remote_code=on.trust_remote_code,
+    )
+
+
+def _floor(floor: str | float) -> tuple[str | None, Disturb]:
+    """What the reference is measured in against itself: a dtype, or its own and noise.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if floor in DTYPES:
+        return str(floor), evaluating
+    try:
+        relative = float(floor)
+    except ValueError:
+        relative = math.nan
+    if not 0 < relative < 1:
+        raise InputError(
+            f"floor is {shown(floor)}; it takes {', '.join(DTYPES)}, or the relative size of the "
+            "noise, between 0 and 1"
         )
-    with reporter.bar(f"perplexity on {on.ppl}", len(text)) as bar:
-        return perplexity(
-            model, text, batch_size=on.batch_size, stride=on.stride, progress=bar.advance
-        )
+    return None, partial(noisy_blocks, relative=relative, seed=0)

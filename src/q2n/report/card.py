@@ -5,13 +5,13 @@ measured is called that.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from q2n.evaluation.perplexity import PerplexityResult
+from q2n.evaluation.compare import Comparison
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +50,8 @@ class CardFacts:
     """What a user must know besides, in sentences."""
     bytes_before: int
     bytes_after: int
-    perplexities: Mapping[str, PerplexityResult] = field(default_factory=dict)
-    """Of "original" and "quantized", as far as they were measured."""
+    comparison: Comparison | None = None
+    """With the original, if it was measured."""
     version: str
     """Of q2n."""
 
@@ -66,9 +66,14 @@ def render_card(facts: CardFacts) -> str:
     template = files("q2n.report").joinpath("card.md.jinja").read_text(encoding="utf-8")
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     environment.filters["megabytes"] = lambda size: f"{size / 1e6:.1f} MB"
-    environment.filters["error"] = lambda e: "not measured" if e is None else f"{e:.3f}"
+    environment.filters["error"] = _error
+    environment.filters["percent_error"] = lambda e: _error(e and 100 * e)
     environment.filters["yaml"] = _quoted
     return environment.from_string(template).render(facts=facts)
+
+
+def _error(error: float | None) -> str:
+    return "not measured" if error is None else f"{error:.4g}"
 
 
 def _quoted(text: str) -> str:

@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from q2n.evaluation.perplexity import PerplexityResult
+from q2n.evaluation.compare import Comparison
 from q2n.models.full_precision import FullPrecision
 from q2n.report.card import About, CardFacts, render_card
-from q2n.report.reading import perplexities_of, read_json, read_record
+from q2n.report.reading import comparison_of, read_json, read_record
 from q2n.report.record import (
     RECORD_FILE,
     TIMINGS_FILE,
@@ -33,8 +33,8 @@ class Quantized:
     bytes_after: int
     loading_example: str
     """Python lines that load the checkpoint."""
-    perplexities: Mapping[str, PerplexityResult]
-    """Of "original" and "quantized", if `ppl` was asked for."""
+    comparison: Comparison | None
+    """With the original, if `ppl` was asked for."""
 
 
 def describe(
@@ -47,7 +47,7 @@ def describe(
     bytes_before: int,
     bytes_after: int,
     loading_example: Callable[[Path], str],
-    perplexities: Mapping[str, PerplexityResult],
+    comparison: Comparison | None,
     kept: FullPrecision,
     notes: Sequence[str] = (),
 ) -> tuple[Quantized, dict[str, str]]:
@@ -55,7 +55,6 @@ def describe(
     timings and card. `loading_example` gives the lines that load a folder, `kept` is what is not
     quantized, `notes` what was noted before the first block."""
     blocks = list(blocks)
-    measured = {which: _without_time(result) for which, result in perplexities.items()}
     done = Quantized(
         directory=directory,
         record=RunRecord.of(
@@ -64,13 +63,13 @@ def describe(
             blocks,
             notes=notes,
             **over_all_weights(blocks, kept),
-            perplexity=measured,
+            **(comparison.to_json() if comparison is not None else {}),
         ).to_json(),
         timings=timings(blocks),
         bytes_before=bytes_before,
         bytes_after=bytes_after,
         loading_example=loading_example(directory),
-        perplexities=perplexities,
+        comparison=comparison,
     )
     card = _card(about, done, str(labels["model"]), loading_example(Path(directory.name)))
     return done, {
@@ -105,7 +104,7 @@ def described_before(
         bytes_before=bytes_before,
         bytes_after=bytes_after,
         loading_example=loading_example(folder),
-        perplexities=perplexities_of(record),
+        comparison=comparison_of(record),
     )
 
 
@@ -123,10 +122,6 @@ def _card(about: About, done: Quantized, base_model: str, loading_example: str) 
         notes=done.record["notes"],
         bytes_before=done.bytes_before,
         bytes_after=done.bytes_after,
-        perplexities=done.perplexities,
+        comparison=done.comparison,
         version=__version__,
     )
-
-
-def _without_time(result: PerplexityResult) -> dict[str, Any]:
-    return {key: value for key, value in asdict(result).items() if key != "seconds"}

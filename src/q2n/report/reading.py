@@ -1,13 +1,12 @@
 """Records that lie on a disk, read with suspicion: anybody may have written or changed them."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from q2n.disk.failures import reason
 from q2n.errors import InputError
-from q2n.evaluation.perplexity import PerplexityResult
+from q2n.evaluation.compare import Comparison
 from q2n.report.record import LayerRecord, RunRecord
 
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
@@ -44,7 +43,7 @@ def read_record(file: Path) -> RunRecord:
         for texts in (record.left_in_full_precision, record.ignored, record.notes):
             _require(isinstance(texts, list) and all(isinstance(x, str) for x in texts), "a list")
         _require(isinstance(record.settings, dict), "settings")
-        perplexities_of(record)
+        comparison_of(record)
     except _MALFORMED as cause:
         raise InputError(
             f"{file} is damaged, or another version of q2n wrote it ({type(cause).__name__}: "
@@ -53,14 +52,13 @@ def read_record(file: Path) -> RunRecord:
     return record
 
 
-def perplexities_of(record: RunRecord) -> dict[str, PerplexityResult]:
+def comparison_of(record: RunRecord) -> Comparison | None:
     """What was measured, without the time that it took.
 
     Raises:
-        TypeError, AttributeError: the record holds something else there.
+        LookupError, TypeError, AttributeError: the record holds something else there.
     """
-    measured: Mapping[str, Mapping[str, Any]] = record.rest.get("perplexity", {})
-    return {which: PerplexityResult(**x, seconds=0.0) for which, x in measured.items()}
+    return Comparison.from_json(record.rest)
 
 
 def _require_numbers(layer: LayerRecord) -> None:

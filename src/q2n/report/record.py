@@ -105,7 +105,8 @@ class RunRecord:
     notes: Sequence[str] = ()
     """What a user must know of the result besides numbers, in sentences."""
     rest: Mapping[str, Any] = field(default_factory=dict)
-    """What is known afterwards (`over_all_weights`, `perplexity`) or how far the run is
+    """What is known afterwards (`over_all_weights`, `perplexity`,
+    `fidelity`) or how far the run is
     (`finished_blocks`): JSON values by name, after everything else."""
 
     @classmethod

@@ -8,6 +8,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from q2n.evaluation.fidelity import Fidelity
 from q2n.report.record import LayerRecord, RunRecord
 
 
@@ -88,3 +89,38 @@ def _percent(share: float | None) -> str:
 def with_error(value: float, standard_error: float | None) -> str:
     """A measured value and how sure it is; one window alone does not tell."""
     return f"{value:.3f}" if standard_error is None else f"{value:.3f} +- {standard_error:.3f}"
+
+
+def fidelity_lines(fidelity: Fidelity) -> list[str]:
+    """The figures of a fidelity in two lines."""
+    f = fidelity
+    return [
+        f"KL divergence from {f.reference} {_figure(f.divergence, f.divergence_error)} nats a "
+        f"token (median {f.median:.4f}, 90 % {f.percentile_90:.3f}, 99 % {f.percentile_99:.3f}, "
+        f"99.9 % {f.percentile_999:.3f}, maximum {f.maximum:.3f})",
+        f"same top token {_figure(f.same_top, f.same_top_error, percent=True)} %; "
+        f"log of the perplexity ratio {_figure(f.log_ratio, f.log_ratio_error)}; RMS change of "
+        "the token's probability "
+        f"{_figure(f.probability_change, f.probability_change_error, percent=True)} %",
+    ]
+
+
+def bucket_table(fidelity: Fidelity) -> Table:
+    """The divergence by how sure the reference is."""
+    table = Table(title="by the reference's highest probability", box=box.SIMPLE)
+    for title in ("probability", "tokens %", "KL mean", "median", "same top %"):
+        table.add_column(title, justify="right")
+    for bucket in fidelity.buckets:
+        table.add_row(
+            f"{bucket.low:g} to {bucket.high:g}",
+            _percent(bucket.share),
+            *(f"{x:.4f}" if x is not None else "-" for x in (bucket.divergence, bucket.median)),
+            _percent(bucket.same_top),
+        )
+    return table
+
+
+def _figure(value: float, error: float | None, percent: bool = False) -> str:
+    factor, digits = (100, 2) if percent else (1, 4)
+    text = f"{factor * value:.{digits}f}"
+    return text if error is None else f"{text} +- {factor * error:.{digits}f}"

@@ -1,0 +1,68 @@
+r"""What is computed from logits, token by token: loss and divergence from a reference.
+
+With a and b the logits of the reference and of the model under test, each less its highest one,
+and Z_a = sum_v exp a_v, the divergence in nats is
+
+    KL(p_ref | p) = sum_v p_v (log p_v - log q_v)
+                  = sum_v exp(a_v) (a_v - b_v) / Z_a + log Z_b - log Z_a
+
+over the whole vocabulary. In this form no large numbers cancel, and equal logits give exactly 0.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torch.nn import functional
+
+Logits = Float[Tensor, "tokens words"]
+Numbers = Float[Tensor, " tokens"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PerToken:
+    """One entry for each scored token; on the CPU, losses and divergences in float64."""
+
+    loss: Numbers
+    """-log p of the token, in nats, of the model under test."""
+    reference_loss: Numbers
+    divergence: Numbers
+    """KL(p_ref | p) of the next-token distributions, in nats."""
+    same_top: Bool[Tensor, " tokens"]
+    """Whether both models find the same token the most probable."""
+    reference_top: Numbers
+    """The reference's highest probability."""
+
+    @classmethod
+    def joined(cls, parts: "list[PerToken]") -> "PerToken":
+        """One after the other."""
+        names = cls.__dataclass_fields__
+        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+
+
+def losses(logits: Logits, targets: Int64[Tensor, " tokens"]) -> Numbers:
+    """-log p of each target, in nats; float64, on the CPU."""
+    targets = targets.to(logits.device)
+    return functional.cross_entropy(logits.float(), targets, reduction="none").double().cpu()
+
+
+def compared(logits: Logits, reference: Logits, targets: Int64[Tensor, " tokens"]) -> PerToken:
+    """Two models' logits for the same tokens; computed in float32 on the device of `logits`."""
+    a, b = reference.to(logits.device).float(), logits.float()
+    (top_a, word_a), (top_b, word_b) = a.max(1, keepdim=True), b.max(1, keepdim=True)
+    a, b = a - top_a, b - top_b
+    targets = targets.to(a.device).unsqueeze(1)
+    at_target_a, at_target_b = a.gather(1, targets), b.gather(1, targets)
+    difference = a - b
+    exp_a = a.exp_()
+    z_a, z_b = (exp.sum(1, keepdim=True).double() for exp in (exp_a, b.exp_()))
+    weighted = difference.mul_(exp_a).sum(1, keepdim=True).double()
+    columns = {
+        "loss": z_b.log() - at_target_b,
+        "reference_loss": z_a.log() - at_target_a,
+        "divergence": weighted / z_a + z_b.log() - z_a.log(),
+        "same_top": word_a == word_b,
+        "reference_top": 1 / z_a,
+    }
+    return PerToken(**{name: column.squeeze(1).cpu() for name, column in columns.items()})
