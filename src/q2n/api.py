@@ -13,7 +13,7 @@ from q2n.config.reading import read_settings
 from q2n.disk.folders import partial_folder
 from q2n.disk.lock import run_lock
 from q2n.errors import InputError
-from q2n.evaluation.evaluate import compare, evaluate
+from q2n.evaluation.evaluate import compare, compare_all, evaluate
 from q2n.logging import Reporter
 from q2n.option_types import shown
 from q2n.pipeline.block_files import RUN_FILE
@@ -23,7 +23,7 @@ from q2n.report.reading import read_record
 from q2n.report.record import RECORD_FILE, BlockRecord, RunRecord
 from q2n.run import Run
 
-__all__ = ["Quantized", "compare", "evaluate", "inspect", "quantize"]
+__all__ = ["Quantized", "compare", "compare_all", "evaluate", "inspect", "quantize"]
 
 
 def quantize(

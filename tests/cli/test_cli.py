@@ -40,8 +40,25 @@ def test_inspect_and_eval_of_a_checkpoint(quantize, capsys, place):
     assert "1.mlp.down_proj" in said and "over all weights" in " ".join(said.split())
     text = str(place / "text.txt")
     assert main(["eval", "out", "--ppl", text, "--length", "16", "--windows", "5", "--json"]) == 0
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])["perplexity"]
     assert result["windows"] == 5 and result["tokens"] == 75 and result["standard_error"] > 0
+
+
+def test_eval_beside_a_reference(quantize, capsys, place):
+    quantize("--bits", "2", "--quiet")
+    options = ["--ppl", str(place / "text.txt"), "--length", "16", "--windows", "5"]
+    beside = [*options, "--reference", str(place / "model"), "--floor", "bfloat16"]
+    assert main(["eval", "out", *beside, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert 0 < result["floor"]["divergence"] < result["fidelity"]["divergence"]
+    assert main(["eval", "out", *beside]) == 0
+    said = capsys.readouterr().out
+    assert f"{result['fidelity']['divergence']:.4f}" in said and "against itself, bfloat16" in said
+    assert main(["eval", "out", str(place / "model"), *beside]) == 0
+    said = capsys.readouterr().out
+    assert "difference" in said and f"{-result['fidelity']['divergence']:.4f} +-" in said
+    assert main(["eval", "out", *options, "--floor", "0.1"]) == 2
+    assert "give --reference" in capsys.readouterr().err
 
 
 def test_json_mode_prints_only_json(quantize, capsys):

@@ -1,5 +1,6 @@
 """What `evaluate` refuses before it opens anything."""
 
+import json
 import math
 
 import pytest
@@ -43,3 +44,49 @@ def test_a_text_may_be_a_path(tmp_path):
     folder = save_tiny(tmp_path / "model")
     settings = {"length": 16, "windows": 2, "ppl": tmp_path / "text.txt"}
     assert math.isfinite(q2n.evaluate(folder, **settings).perplexity)
+
+
+@pytest.mark.parametrize(
+    ("floor", "words"),
+    [
+        ("float8", "floor is 'float8'; it takes float32"),
+        (0.0, "floor is 0.0"),
+        (1.5, "floor is 1.5"),
+    ],
+)
+def test_a_floor_that_cannot_be_is_refused_first(tmp_path, floor, words):
+    with pytest.raises(InputError, match=words):
+        q2n.compare("nowhere", "nowhere", ppl="sotu", floor=floor)
+
+
+def test_noise_at_the_floor_diverges_as_its_square(tmp_path):
+    """KL is quadratic in a small change of the logits, and the same noise is drawn each time."""
+    (tmp_path / "text.txt").write_text(tiny_text())
+    folder = save_tiny(tmp_path / "model")
+    on = {"length": 16, "windows": 4, "ppl": tmp_path / "text.txt"}
+    small, large = (
+        q2n.compare(folder, folder, floor=noise, **on).floor.divergence for noise in (0.01, 0.02)
+    )
+    assert large / small == pytest.approx(4, rel=0.1)
+
+
+def test_tokenizers_of_other_words_are_refused(tmp_path):
+    (tmp_path / "text.txt").write_text(tiny_text())
+    folder, other = save_tiny(tmp_path / "model"), save_tiny(tmp_path / "other")
+    file = other / "tokenizer.json"
+    values = json.loads(file.read_text())
+    words = values["model"]["vocab"]
+    first, second = list(words)[5:7]
+    words[first], words[second] = words[second], words[first]
+    file.write_text(json.dumps(values))
+    with pytest.raises(InputError, match="differ in 4 words"):
+        q2n.compare(folder, other, ppl=tmp_path / "text.txt", length=16)
+
+
+def test_several_models_share_one_reference(tmp_path):
+    (tmp_path / "text.txt").write_text(tiny_text())
+    folder, other = save_tiny(tmp_path / "model"), save_tiny(tmp_path / "other")
+    on = {"length": 16, "windows": 4, "ppl": tmp_path / "text.txt"}
+    found = q2n.compare_all([folder, other], folder, **on)
+    assert [each.fidelity.divergence for each in found] == [0, 0]
+    assert found[0].model.perplexity == q2n.evaluate(folder, **on).perplexity

@@ -12,7 +12,9 @@ from q2n.cli.flags import add_output_flags, reporter
 from q2n.errors import InputError
 
 if TYPE_CHECKING:
-    from q2n.logging import Reporter
+    from q2n.api import Quantized
+    from q2n.evaluation.fidelity import Fidelity
+    from q2n.evaluation.perplexity import PerplexityResult
 
 MODEL, CORPUS = "smollm2-135m", "sotu"
 CALIBRATION_WINDOWS, EVALUATION_WINDOWS, LENGTH = 6, 6, 1024
@@ -52,51 +54,67 @@ def run(parsed: Namespace) -> None:
 
 
 def _compare(output: Path, parsed: Namespace) -> None:
-    from q2n.api import quantize
+    from q2n.api import compare_all, quantize
 
     reporting = reporter(parsed)
-    reporting.console.print("original model")
-    rows = [_evaluated("original", "its weights are 4-bit already", MODEL, reporting)]
+    done = []
     for title, name, explanation, settings in VARIANTS:
-        reporting.console.print(f"\n{title}: {explanation}")
-        done = quantize(
-            MODEL,
-            output / name,
-            method="gptq",
-            bits=3,
-            corpus=CORPUS,
-            reporter=reporting,
-            windows=CALIBRATION_WINDOWS,
-            length=LENGTH,
-            **settings,
+        reporting.console.print(f"{title}: {explanation}")
+        done.append(
+            quantize(
+                MODEL,
+                output / name,
+                method="gptq",
+                bits=3,
+                corpus=CORPUS,
+                reporter=reporting,
+                windows=CALIBRATION_WINDOWS,
+                length=LENGTH,
+                **settings,
+            )
         )
-        row = _evaluated(title, explanation, done.directory, reporting)
-        rows.append({**row, "bits": done.record["bits_per_weight"], "bytes": done.bytes_after})
+    reporting.console.print("\nmeasuring")
+    measured = compare_all(
+        [each.directory for each in done],
+        MODEL,
+        ppl=CORPUS,
+        windows=EVALUATION_WINDOWS,
+        length=LENGTH,
+        batch_size=2,
+        reporter=reporting,
+    )
+    rows = [_row("original", "its weights are 4-bit already", measured[0].reference)]
+    for (title, _, explanation, _), each, found in zip(VARIANTS, done, measured, strict=True):
+        rows.append(_row(title, explanation, found.model, each, found.fidelity))
     text = _continue(output / VARIANTS[0][1])
     reporting.event("demo", rows=rows, text=text)
     if reporting.mode == "bars":
         _print(rows, text, output)
 
 
-def _evaluated(
-    title: str, explanation: str, model: str | Path, reporting: Reporter
+def _row(
+    title: str,
+    explanation: str,
+    measured: PerplexityResult,
+    done: Quantized | None = None,
+    fidelity: Fidelity | None = None,
 ) -> dict[str, Any]:
-    from q2n.api import evaluate
-
-    result = evaluate(
-        model,
-        ppl=CORPUS,
-        windows=EVALUATION_WINDOWS,
-        length=LENGTH,
-        batch_size=4,
-        reporter=reporting,
-    )
-    return {
+    """A line of the table; the original has no size and nothing to be compared with."""
+    row = {
         "model": title,
         "explanation": explanation,
-        "perplexity": result.perplexity,
-        "standard_error": result.standard_error,
+        "perplexity": measured.perplexity,
+        "standard_error": measured.standard_error,
     }
+    if done is not None and fidelity is not None:
+        row |= {
+            "bits": done.record["bits_per_weight"],
+            "bytes": done.bytes_after,
+            "divergence": fidelity.divergence,
+            "divergence_error": fidelity.divergence_error,
+            "same_top": fidelity.same_top,
+        }
+    return row
 
 
 def _continue(folder: Path) -> str:
@@ -124,20 +142,24 @@ def _print(rows: list[dict[str, Any]], text: str, output: Path) -> None:
     table = Table(title=title)
     table.add_column("3 bits per channel")
     table.add_column("what it is")
-    for name in ("bits per weight", "checkpoint", "perplexity"):
+    for name in ("bits per weight", "checkpoint", "perplexity", "KL", "same top"):
         table.add_column(name, justify="right")
     for row in rows:
-        table.add_row(
-            row["model"],
-            row["explanation"],
-            f"{row['bits']:.2f}" if "bits" in row else "-",
-            f"{row['bytes'] / 1e6:.0f} MB" if "bytes" in row else "-",
-            with_error(row["perplexity"], row["standard_error"]),
-        )
+        sizes = ["-"] * 4
+        if "bits" in row:
+            sizes = [
+                f"{row['bits']:.2f}",
+                f"{row['bytes'] / 1e6:.0f} MB",
+                with_error(row["divergence"], row["divergence_error"]),
+                f"{100 * row['same_top']:.1f} %",
+            ]
+        perplexity = with_error(row["perplexity"], row["standard_error"])
+        table.add_row(row["model"], row["explanation"], *sizes[:2], perplexity, *sizes[2:])
     console = Screen(highlight=False)
     console.print(table)
     console.print(
-        "One seed: differences of a few percent between two quantized models are noise.\n"
+        "KL: divergence of the predictions from the original's, nats a token; same top: tokens for "
+        "which both find the same one the most probable. One seed.\n"
         f"Checkpoints: {', '.join(str(output / name) for _, name, *_ in VARIANTS)}. The first one, "
         f"read by transformers, says:\n  {text!r}",
         markup=False,

@@ -3,7 +3,9 @@ uncertainty and their conditions."""
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from q2n.cli.flags import add_output_flags, reporter
@@ -12,7 +14,9 @@ if TYPE_CHECKING:
     from q2n.evaluation.perplexity import PerplexityResult
     from q2n.logging import Reporter
 
-NOT_CONDITIONS = ("command", "run", "model", "reference", "floor", "quiet", "json")
+Measured = tuple[list[dict[str, Any]], list[Any]]
+"""A JSON object for each model, and what people see."""
+NOT_CONDITIONS = ("command", "run", "models", "reference", "floor", "quiet", "json")
 
 
 def add_eval(commands: Any) -> None:
@@ -20,11 +24,16 @@ def add_eval(commands: Any) -> None:
     parser = commands.add_parser(
         "eval",
         help="measure perplexity, and KL divergence from a reference",
-        usage="q2n eval MODEL --ppl CORPUS [--reference ORIGINAL] [options]",
+        usage="q2n eval MODEL [MODEL ...] --ppl CORPUS [--reference ORIGINAL] [options]",
         description="Perplexity of a full-precision or quantized model; with --reference also what "
         "it keeps of another model's predictions.",
     )
-    parser.add_argument("model", help="Checkpoint folder, hub name or packaged model.")
+    parser.add_argument(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="Checkpoint folder, hub name or packaged model; with --reference several.",
+    )
     parser.add_argument("--ppl", required=True, help="Corpus name, file or folder.")
     parser.add_argument(
         "--reference",
@@ -54,47 +63,62 @@ def add_eval(commands: Any) -> None:
 
 def run(parsed: Namespace) -> None:
     """Evaluate and print the figures with what they were measured on."""
-    import json
-
     reporting = reporter(parsed)
-    facts, shown = _likelihood(parsed, reporting)
+    measure = _perplexities if parsed.reference is None else _comparisons
+    lines, shown = measure(parsed, reporting)
     if parsed.json:
-        print(json.dumps({"model": parsed.model, **facts}))
+        for line in lines:
+            print(json.dumps(line))
     elif not parsed.quiet:
         _print(shown)
 
 
-def _likelihood(parsed: Namespace, reporting: Reporter) -> tuple[dict[str, Any], list[Any]]:
-    """Perplexity and, beside a reference, fidelity: for a program, and for a person."""
-    from dataclasses import asdict
-
-    from q2n.api import compare, evaluate
+def _perplexities(parsed: Namespace, reporting: Reporter) -> Measured:
+    from q2n.api import evaluate
     from q2n.errors import InputError
-    from q2n.report.tables import bucket_table, fidelity_lines
 
-    on = {key: value for key, value in vars(parsed).items() if key not in NOT_CONDITIONS}
-    if parsed.reference is None:
-        if parsed.floor is not None:
-            raise InputError("--floor compares a reference with itself: give --reference too")
-        result = evaluate(parsed.model, reporter=reporting, **on)
-        return {"perplexity": asdict(result)}, [_line("perplexity", result)]
-    found = compare(parsed.model, parsed.reference, floor=parsed.floor, reporter=reporting, **on)
-    assert found.fidelity is not None
-    facts = {
-        "reference": parsed.reference,
-        "perplexity": asdict(found.model),
-        "reference_perplexity": asdict(found.reference),
-        "fidelity": asdict(found.fidelity),
-    }
-    shown = [
-        _line("perplexity", found.model),
-        _line("of the reference", found.reference),
-        *fidelity_lines(found.fidelity),
+    if parsed.floor is not None:
+        raise InputError("--floor compares a reference with itself: give --reference too")
+    lines, shown = [], []
+    for model in parsed.models:
+        result = evaluate(model, reporter=reporting, **_conditions(parsed))
+        lines.append({"model": model, "perplexity": asdict(result)})
+        shown.append(_line(f"{model}: perplexity" if parsed.models[1:] else "perplexity", result))
+    return lines, shown
+
+
+def _comparisons(parsed: Namespace, reporting: Reporter) -> Measured:
+    """Perplexities and fidelity; of several models in one table."""
+    from q2n.api import compare_all
+    from q2n.report.tables import bucket_table, comparison_table, fidelity_lines
+
+    found = compare_all(
+        parsed.models,
+        parsed.reference,
+        floor=parsed.floor,
+        reporter=reporting,
+        **_conditions(parsed),
+    )
+    lines = [
+        {"model": model, "reference": parsed.reference, **asdict(each)}
+        for model, each in zip(parsed.models, found, strict=True)
     ]
-    if found.floor is not None:
-        facts["floor"] = asdict(found.floor)
-        shown += [f"the reference against itself, {parsed.floor}:", *fidelity_lines(found.floor)]
-    return facts, [*shown, bucket_table(found.fidelity)]
+    first = found[0]
+    shown: list[Any] = [_line("the reference: perplexity", first.reference)]
+    if len(found) == 1:
+        assert first.fidelity is not None
+        shown = [_line("perplexity", first.model), *shown, *fidelity_lines(first.fidelity)]
+        shown.append(bucket_table(first.fidelity))
+    else:
+        shown.append(comparison_table(dict(zip(parsed.models, found, strict=True))))
+    if first.floor is not None:
+        title = f"the reference against itself, {parsed.floor}:"
+        shown += ["", title, *fidelity_lines(first.floor)]
+    return lines, shown
+
+
+def _conditions(parsed: Namespace) -> dict[str, Any]:
+    return {key: value for key, value in vars(parsed).items() if key not in NOT_CONDITIONS}
 
 
 def _line(what: str, result: PerplexityResult) -> str:

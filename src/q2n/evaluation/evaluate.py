@@ -1,6 +1,7 @@
 """Models by name: checkpoint, text, windows, measurement."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -85,51 +86,57 @@ def evaluate(
         return perplexity(loaded, text, batch_size=on.batch_size, progress=bar.advance)
 
 
-def compare(
-    model: Model,
+def compare(model: Model, reference: Model, **how: Any) -> Comparison:
+    """One model beside its reference: as `compare_all` of one."""
+    return compare_all([model], reference, **how)[0]
+
+
+def compare_all(
+    models: Sequence[Model],
     reference: Model,
     *,
     floor: str | float | None = None,
     tokenizer: Any = None,
     reporter: Reporter | None = None,
     **conditions: Any,
-) -> Comparison:
-    """A model beside the one that it should predict like: perplexities, KL divergence and what
-    goes with it, on the same tokens. One of them at a time is in memory.
+) -> list[Comparison]:
+    """Models beside the one that they should predict like: perplexities, KL divergence and what
+    goes with it, on the same tokens. The reference runs once; one model at a time is in memory.
 
     Args:
-        model, reference: as for `evaluate`.
+        models, reference: as for `evaluate`.
         floor: measure the reference against itself too: in this dtype ("bfloat16"), or with noise
             of this relative size after every block (0.002).
-        tokenizer: needed where `model` is an object.
+        tokenizer: needed where one of `models` is an object.
         **conditions: as for `evaluate`.
 
     Raises:
         InputError: as `evaluate`; the vocabularies differ.
-        NumericalError: logits of either model are not finite.
+        NumericalError: logits of a model are not finite.
     """
     reporter, on = reporter or Reporter(), Conditions.of(**conditions)
-    against_itself = None if floor is None else _floor(floor)
-    folder, original = _folder(model, on), _folder(reference, on)
-    if folder is not None and original is not None:
-        require_same_words(folder, original, on.trust_remote_code)
-    texts = Texts(folder, tokenizer, trust_remote_code=on.trust_remote_code)
-    text = _text(texts, on, reporter)
+    noise = None if floor is None else _floor(floor)
+    folders, original = [_folder(model, on) for model in models], _folder(reference, on)
+    for folder in folders:
+        if folder is not None and original is not None:
+            require_same_words(folder, original, on.trust_remote_code)
+    texts = Texts(folders[0], tokenizer, trust_remote_code=on.trust_remote_code)
     comparer = Comparer(
         _name(reference),
         partial(_load, reference, original, on),
-        text,
+        _text(texts, on, reporter),
         batch_size=on.batch_size,
         reporter=reporter,
     )
-    floor_found = None
-    if against_itself is not None:
-        dtype, disturb = against_itself
-        again = replace(on, dtype=dtype or on.dtype)
-        load = partial(_load, reference, original, again)
-        floor_found = comparer.compare("the reference with noise", load, disturb).fidelity
-    found = comparer.compare(_name(model), partial(_load, model, folder, on))
-    return replace(found, floor=floor_found)
+    at_floor = None
+    if noise is not None:
+        dtype, disturb = noise
+        load = partial(_load, reference, original, replace(on, dtype=dtype or on.dtype))
+        at_floor = comparer.compare("the reference with noise", load, disturb).fidelity
+    return [
+        replace(comparer.compare(_name(model), partial(_load, model, folder, on)), floor=at_floor)
+        for model, folder in zip(models, folders, strict=True)
+    ]
 
 
 def _folder(model: Model, on: Conditions) -> Path | None:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from torch.nn import functional
 
 Logits = Float[Tensor, "tokens words"]
 Numbers = Float[Tensor, " tokens"]
@@ -42,27 +41,37 @@ class PerToken:
 
 
 def losses(logits: Logits, targets: Int64[Tensor, " tokens"]) -> Numbers:
-    """-log p of each target, in nats; float64, on the CPU."""
-    targets = targets.to(logits.device)
-    return functional.cross_entropy(logits.float(), targets, reduction="none").double().cpu()
+    """-log p of each target, in nats; the numbers that `compared` gives."""
+    shifted, _ = _less_highest(logits)
+    at_target = shifted.gather(1, targets.to(shifted.device).unsqueeze(1))
+    return (_sum(shifted.exp_()).log() - at_target).squeeze(1).cpu()
 
 
 def compared(logits: Logits, reference: Logits, targets: Int64[Tensor, " tokens"]) -> PerToken:
     """Two models' logits for the same tokens; computed in float32 on the device of `logits`."""
-    a, b = reference.to(logits.device).float(), logits.float()
-    (top_a, word_a), (top_b, word_b) = a.max(1, keepdim=True), b.max(1, keepdim=True)
-    a, b = a - top_a, b - top_b
+    (a, word_a), (b, word_b) = _less_highest(reference.to(logits.device)), _less_highest(logits)
     targets = targets.to(a.device).unsqueeze(1)
     at_target_a, at_target_b = a.gather(1, targets), b.gather(1, targets)
     difference = a - b
     exp_a = a.exp_()
-    z_a, z_b = (exp.sum(1, keepdim=True).double() for exp in (exp_a, b.exp_()))
-    weighted = difference.mul_(exp_a).sum(1, keepdim=True).double()
+    z_a, z_b = _sum(exp_a), _sum(b.exp_())
     columns = {
         "loss": z_b.log() - at_target_b,
         "reference_loss": z_a.log() - at_target_a,
-        "divergence": weighted / z_a + z_b.log() - z_a.log(),
+        "divergence": _sum(difference.mul_(exp_a)) / z_a + z_b.log() - z_a.log(),
         "same_top": word_a == word_b,
         "reference_top": 1 / z_a,
     }
     return PerToken(**{name: column.squeeze(1).cpu() for name, column in columns.items()})
+
+
+def _less_highest(logits: Logits) -> tuple[Logits, Int64[Tensor, "tokens 1"]]:
+    """Logits less the highest of each token, a copy in float32, and which word has that."""
+    logits = logits.float()
+    top, word = logits.max(1, keepdim=True)
+    return logits - top, word
+
+
+def _sum(values: Logits) -> Float[Tensor, "tokens 1"]:
+    """Over words."""
+    return values.sum(1, keepdim=True).double()

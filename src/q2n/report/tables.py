@@ -8,7 +8,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from q2n.evaluation.fidelity import Fidelity
+from q2n.evaluation.compare import Comparison
+from q2n.evaluation.fidelity import Fidelity, paired_difference
 from q2n.report.record import LayerRecord, RunRecord
 
 
@@ -103,6 +104,32 @@ def fidelity_lines(fidelity: Fidelity) -> list[str]:
         "the token's probability "
         f"{_figure(f.probability_change, f.probability_change_error, percent=True)} %",
     ]
+
+
+def comparison_table(found: Mapping[str, Comparison]) -> Table:
+    """Models beside one reference, and the divergence of each less that of the first, paired by
+    windows."""
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table.caption = (
+        "KL: divergence from the reference, nats a token; difference: to the first one's"
+    )
+    table.add_column("model", overflow="fold")
+    for title in ("perplexity", "KL", "difference", "same top %"):
+        table.add_column(title, justify="right", no_wrap=True)
+    first = next(iter(found.values())).fidelity
+    beginning = commonprefix(list(found)).rpartition("/")
+    shared = len(beginning[0] + beginning[1])
+    for name, each in found.items():
+        f = each.fidelity
+        assert f is not None and first is not None
+        table.add_row(
+            escape(name[shared:]),
+            with_error(each.model.perplexity, each.model.standard_error),
+            _figure(f.divergence, f.divergence_error),
+            "-" if f is first else _figure(*paired_difference(f, first)),
+            _figure(f.same_top, f.same_top_error, percent=True),
+        )
+    return table
 
 
 def bucket_table(fidelity: Fidelity) -> Table:
