@@ -18,7 +18,7 @@ class RunSettings:
     """What a run is told besides the options of what it runs."""
 
     model: str = ""
-    """Checkpoint folder, hub name, or packaged model (smollm2-135m)."""
+    """Checkpoint folder, hub name, or packaged model (smollm2-135m, gemma3-270m)."""
     output: str = ""
     """Folder to write; must not exist."""
     method: str = "gptq"
