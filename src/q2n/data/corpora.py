@@ -36,8 +36,12 @@ class Corpus:
     """The text in parts of any size; each iteration starts anew."""
     documents: Sequence[str] | None = None
     """Where calibration windows are drawn from one document each, not from the text."""
+    drawn: bool = False
+    """Whether evaluation windows are drawn from `documents` too."""
     most_windows: int | None = None
     """Evaluation stops after so many windows; None: at the end of the text."""
+    notes: tuple[str, ...] = ()
+    """What a user must know of the source: sentences without a full stop."""
 
 
 @dataclass(frozen=True)
