@@ -34,8 +34,8 @@ class Protocol:
 
     bos: bool
     """Whether windows begin with BOS where the tokenizer adds one."""
-    length: int = 2048
-    """Tokens of a window unless another length is asked for."""
+    length: int | None = None
+    """Tokens of a window unless another length is asked for; None: it has no such rule."""
     second_half: bool = False
     """Whether the first half of a window is context only."""
     strides: bool = False
@@ -59,17 +59,6 @@ PROTOCOLS: Mapping[ProtocolName, Protocol] = {
     "gptq-new": Protocol(bos=False, splits={**_TEST, "ptb": "test"}),
     "llama.cpp": Protocol(bos=True, length=512, second_half=True, verbatim=True),
 }
-
-
-def protocol(name: str) -> Protocol:
-    """
-    Raises:
-        InputError: there is none of that name.
-    """
-    for known, found in PROTOCOLS.items():
-        if name == known:
-            return found
-    raise InputError(f"there is no protocol {name!r}; use one of {', '.join(PROTOCOLS)}")
 
 
 def measured_split(name: ProtocolName, corpus: str, asked: str | None) -> str:
