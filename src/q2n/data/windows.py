@@ -178,7 +178,7 @@ def _begun(
     windows: Int32[Tensor, "windows length"], pieces: PieceTokenizer, protocol: ProtocolName
 ) -> Int64[Tensor, "windows length"]:
     """With BOS as first token of each, where the protocol and the tokenizer have it."""
-    begun = windows.to(torch.int64, copy=True)  # overlapping windows share their memory
+    begun = windows.long()  # a copy: overlapping windows share their memory
     if PROTOCOLS[protocol].bos and pieces.bos is not None:
         begun[:, 0] = pieces.bos
     return begun
