@@ -139,7 +139,8 @@ def print_table(options: argparse.Namespace) -> None:
     """Of all cells in the file that were measured in the conditions asked for."""
     rows: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for line in past(options.results):
-        if all(line[name] == getattr(options, name) for name in ("model", "length", "evaluation")):
+        same = ("model", "length", "evaluation", "protocol")
+        if all(line[name] == getattr(options, name) for name in same):
             rows.setdefault((line["method"], line["setting"], line["variant"]), []).append(line)
     print("\n| method | setting | variant | perplexity by seed | bits | seconds | MB |")
     print("|---|---|---|---|---|---|---|")

@@ -64,6 +64,7 @@ def quantized(
         windows=options.windows,
         length=options.length,
         seed=seed,
+        protocol=options.protocol,
     )
     costs = {name: found[name] for name in ("seconds", "peak_mib", "versions")}
     return str(folder / "checkpoint"), costs

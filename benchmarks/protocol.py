@@ -86,7 +86,8 @@ def parse_options() -> argparse.Namespace:
 def print_table(options: argparse.Namespace) -> None:
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for line in past(options.results):
-        if line["variant"] != "original" and "refused" not in line:
+        same_protocol = line["protocol"] == options.protocol
+        if same_protocol and line["variant"] != "original" and "refused" not in line:
             same = ("setting", "variant", "windows", "calibration")
             groups.setdefault((*(line[x] for x in same), *line["evaluation"]), []).append(line)
     print("\n| setting | variant | windows | calibration | perplexity by seed | bits | seconds |")

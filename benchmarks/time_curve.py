@@ -35,6 +35,7 @@ def main() -> None:
         line
         for line in past(options.results)
         if (line["length"], line["ppl_windows"]) == (options.length, options.ppl_windows)
+        and line["protocol"] == "q2n"
     ]
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     for axes, (title, settings) in zip(figure.subplots(1, 2), WIDTHS.items(), strict=True):

@@ -18,6 +18,7 @@ from typing import Any
 import q2n
 from measuring.names import renamed
 from q2n.api import Quantized
+from q2n.data.protocols import PROTOCOLS
 from q2n.errors import Q2NError
 
 ORIGINAL = {"setting": "-", "variant": "original", "seed": None, "windows": None}
@@ -35,6 +36,9 @@ def add_conditions(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calibration", default="wiki.train.head.raw")
     parser.add_argument("--evaluation", nargs="+", default=["wiki.test.raw"])
     parser.add_argument("--ppl-windows", type=int, default=64)
+    parser.add_argument(
+        "--protocol", default="q2n", choices=PROTOCOLS, help="a table is of one protocol"
+    )
     parser.add_argument(
         "--eval-dtype",
         default="bfloat16",
@@ -59,6 +63,7 @@ def kept(options: argparse.Namespace, key: dict, quantize: Quantize | None) -> d
         "calibration": options.calibration if quantize else None,
         "evaluation": options.evaluation,
         "ppl_windows": options.ppl_windows,
+        "protocol": options.protocol,
         "eval_dtype": options.eval_dtype,
     }
     for line in past(options.results):
@@ -106,6 +111,7 @@ def _quantized(
         windows=key["windows"],
         length=options.length,
         seed=key["seed"],
+        protocol=options.protocol,
         **settings,
     )
     return str(done.directory), _facts(done)
@@ -128,6 +134,7 @@ def _evaluated(options: argparse.Namespace, model: str, text: str) -> Any:
         ppl=str(options.data / text),
         length=options.length,
         windows=options.ppl_windows,
+        protocol=options.protocol,
         dtype=options.eval_dtype,
         batch_size=4,
     )

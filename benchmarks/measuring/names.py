@@ -32,8 +32,13 @@ FORMER: dict[str, dict[str, str]] = {
 
 
 def renamed(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of a results file under the names of today."""
-    return {
+    """A line of a results file under the names of today.
+
+    Lines without a protocol are from before there were any, of models whose tokenizers add no BOS:
+    their windows are those of q2n's protocol.
+    """
+    names = {
         key: FORMER.get(key, {}).get(value, value) if isinstance(value, str) else value
         for key, value in line.items()
     }
+    return {"protocol": "q2n", **names}

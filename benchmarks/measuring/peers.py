@@ -10,6 +10,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from q2n.data.corpora import load_corpus
+from q2n.data.protocols import ProtocolName
 from q2n.data.tokenizer import load_tokenizer
 from q2n.data.windows import calibration_windows
 from q2n.models.checkpoint_files import resolve_checkpoint
@@ -28,6 +29,7 @@ def quantize(
     windows: int,
     length: int,
     seed: int,
+    protocol: ProtocolName = "q2n",
 ) -> dict[str, Any]:
     """Run a peer's script into `folder`; returns what it left in peer.json.
 
@@ -40,6 +42,7 @@ def quantize(
         count=windows,
         length=length,
         seed=seed,
+        protocol=protocol,
     )
     file = folder.with_suffix(".windows.safetensors")
     save_file({"tokens": cut.tokens.contiguous()}, file)

@@ -19,6 +19,7 @@ import transformers
 from q2n.config.output import output_folder
 from q2n.config.owners import Plan, build_plan
 from q2n.config.settings import Settings
+from q2n.data.protocols import PROTOCOLS
 from q2n.data.texts import Texts
 from q2n.data.windows import TokenWindows
 from q2n.disk.folders import partial_folder
@@ -74,7 +75,13 @@ class Run:
         )
         _check_layers(self.opened, self.plan, self.format)
         source = self.opened.source
-        texts = Texts(source.folder, tokenizer, trust_remote_code=config.trust_remote_code)
+        texts = Texts(
+            source.folder,
+            tokenizer,
+            protocol=config.protocol,
+            data_dir=config.data_dir,
+            trust_remote_code=config.trust_remote_code,
+        )
         self.notes: list[str] = self.opened.notes
         """What a user must know of the result, known before the first block: in sentences
         without a full stop, for the screen, the record and the card."""
@@ -196,7 +203,7 @@ class Run:
         config = self.config
         return texts.evaluation(
             str(config.ppl),
-            length=config.length,
+            length=min(config.length, PROTOCOLS[config.protocol].length or config.length),
             limit=config.ppl_windows,
             longest=self.opened.longest,
             vocabulary=self.opened.blocks.vocabulary,

@@ -11,21 +11,23 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
 from q2n.data import excerpts
 from q2n.data import windows as windows_module
 from q2n.data.corpora import Corpus, Joined
+from q2n.data.pieces import PieceTokenizer
 from q2n.data.tokenizer import load_tokenizer
 from q2n.data.windows import TokenWindows, calibration_windows, evaluation_windows
 from q2n.errors import InputError
 
 WORDS = 60
+BOS = WORDS + 1
 
 
 def number_tokenizer(bos=False):
     """Word "i" is token i, so that a window shows where it was cut."""
-    vocabulary = {str(i): i for i in range(WORDS)} | {"<unk>": WORDS, "<s>": WORDS + 1}
+    vocabulary = {str(i): i for i in range(WORDS)} | {"<unk>": WORDS, "<s>": BOS}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", WORDS + 1)]
+            single="<s> $A", special_tokens=[("<s>", BOS)]
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", model_max_length=8
@@ -103,11 +105,101 @@ def test_evaluation_stride_overlaps():
     assert windows.tokens[:, 0].tolist() == [0, 3, 6, 9, 12]
 
 
-def test_bos_comes_once_per_text_not_per_window():
-    bos = WORDS + 1
-    windows = evaluation_windows(corpus(numbers(30)), number_tokenizer(bos=True), length=8)
-    assert windows.tokens[0].tolist() == [bos, 0, 1, 2, 3, 4, 5, 6]
-    assert (windows.tokens == bos).sum() == 1
+class TestBos:
+    """The first token of each window gives way to BOS where the tokenizer adds one."""
+
+    @pytest.mark.parametrize("stride", [None, 3])
+    def test_evaluation(self, stride):
+        def cut(protocol, **options):
+            text = corpus(numbers(30))
+            tokenizer = number_tokenizer(bos=True)
+            return evaluation_windows(text, tokenizer, length=8, protocol=protocol, **options)
+
+        without, windows = cut("gptq").tokens, cut("q2n", stride=stride).tokens
+        assert without[0].tolist() == [BOS, 0, 1, 2, 3, 4, 5, 6]  # the tokenizer's own
+        assert (without == BOS).sum() == 1
+        assert (windows[:, 0] == BOS).all()
+        text = torch.tensor([BOS, *range(30)])
+        assert torch.equal(windows[:, 1:], text.unfold(0, 8, stride or 8)[:, 1:])
+
+    @pytest.mark.parametrize("by_document", [False, True])
+    def test_calibration(self, by_document):
+        def drawn(protocol):
+            text = corpus(numbers(50), numbers(30), by_document=by_document)
+            return calibration_windows(
+                text, number_tokenizer(bos=True), count=20, length=8, seed=0, protocol=protocol
+            )
+
+        without, windows = drawn("gptq").tokens, drawn("q2n").tokens
+        assert 0 < (without[:, 1:] < WORDS).sum() == 20 * 7
+        assert (windows[:, 0] == BOS).all() and (without[:, 0] != BOS).any()
+        assert torch.equal(windows[:, 1:], without[:, 1:])
+
+    def test_a_tokenizer_that_adds_none_changes_nothing(self):
+        def cut(protocol):
+            return evaluation_windows(
+                corpus(numbers(40)), number_tokenizer(), length=8, protocol=protocol
+            )
+
+        assert number_tokenizer().bos_token_id == BOS  # it has one
+        assert cut("q2n").sha256 == cut("gptq").sha256
+
+    def test_an_unknown_word_is_not_taken_for_bos(self):
+        tokenizer = number_tokenizer()
+        tokenizer.bos_token = "<unk>"
+        assert PieceTokenizer(tokenizer).bos is None
+
+
+@pytest.mark.parametrize(
+    ("protocol", "length", "stride", "counts"),
+    [
+        ("q2n", 8, None, [7, 7, 7]),
+        ("q2n", 8, 3, [7, 3, 3]),
+        ("q2n", 8, 8, [7, 7, 7]),
+        ("gptq", 8, None, [7, 7, 7]),
+        ("llama.cpp", 8, None, [3, 3, 3]),
+        ("llama.cpp", 9, None, [4, 4, 4]),  # positions 4 .. 7 predict 5 .. 8
+    ],
+)
+def test_predictions_that_count(protocol, length, stride, counts):
+    windows = evaluation_windows(
+        corpus(numbers(60)), number_tokenizer(), length, limit=3, stride=stride, protocol=protocol
+    )
+    assert windows.scored.tolist() == counts
+    assert (windows.protocol, windows.stride) == (protocol, stride)
+
+
+@pytest.mark.parametrize("protocol", ["gptq", "gptq-new", "llama.cpp"])
+def test_published_windows_do_not_overlap(protocol):
+    with pytest.raises(InputError, match=f"{protocol}.* do not overlap; leave --stride out"):
+        evaluation_windows(UNTOUCHED, number_tokenizer(), 8, stride=4, protocol=protocol)
+
+
+def gptqs_c4(documents, tokenizer, seqlen, count):
+    """`get_c4` of GPTQ's datautils.py, its evaluation part, in its own words."""
+    random.seed(0)
+    valenc = []
+    for _ in range(count):
+        while True:
+            i = random.randint(0, len(documents) - 1)
+            tmp = tokenizer(documents[i], return_tensors="pt")
+            if tmp.input_ids.shape[1] >= seqlen:
+                break
+        i = random.randint(0, tmp.input_ids.shape[1] - seqlen - 1)
+        valenc.append(tmp.input_ids[:, i : i + seqlen])
+    return torch.hstack(valenc)
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_windows_that_are_drawn_are_gptqs(bos):
+    documents = [numbers(n, start=7 * i) for i, n in enumerate([6, 12, 30, 3, 6, 50])]
+    drawn = corpus(*documents, by_document=True, drawn=True, most_windows=25)
+    tokenizer = number_tokenizer(bos=bos)
+    expected = gptqs_c4(documents, tokenizer, 8, 25).view(25, 8)
+    windows = evaluation_windows(drawn, tokenizer, 8, protocol="gptq")
+    assert torch.equal(windows.tokens, expected)
+    first = evaluation_windows(drawn, tokenizer, 8, protocol="gptq", limit=4)
+    assert torch.equal(first.tokens, expected[:4])
 
 
 def test_long_text_brings_no_warning(caplog, monkeypatch):

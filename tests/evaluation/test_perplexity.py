@@ -109,6 +109,21 @@ def test_stride_predicts_each_token_once_with_overlap_context(stride):
     assert result.loss == pytest.approx(total / predicted, rel=TOLERANCE)
 
 
+def test_llama_cpp_scores_the_second_half():
+    """Its loop: of n tokens those at n/2 .. n - 2 predict the next one."""
+    model, tokens = tiny(), random_windows().tokens
+    windows = TokenWindows(tokens=tokens, label="random", protocol="llama.cpp")
+    with torch.no_grad():
+        logs = model(tokens).logits.double().log_softmax(-1)
+    losses = [
+        -float(logs[chunk, i, tokens[chunk, i + 1]]) for chunk in range(5) for i in range(12, 23)
+    ]
+    result = perplexity(model, windows)
+    assert result.tokens == len(losses) == 5 * 11
+    assert result.loss == pytest.approx(sum(losses) / len(losses), rel=TOLERANCE)
+    assert result.protocol == "llama.cpp"
+
+
 def test_record_is_json_and_complete():
     windows = random_windows(count=3)
     record = json.loads(json.dumps(asdict(perplexity(tiny(), windows)), allow_nan=False))
@@ -116,6 +131,7 @@ def test_record_is_json_and_complete():
     assert record["tokens"] == 3 * 23
     assert record["length"] == 24
     assert record["stride"] is None
+    assert record["protocol"] == "q2n"
     assert record["label"] == "random"
     assert record["sha256"] == windows.sha256
     assert record["seconds"] > 0

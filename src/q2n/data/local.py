@@ -28,14 +28,23 @@ class LocalText:
     """The documents of files joined by two newlines, in parts."""
 
     files: tuple[Path, ...]
+    verbatim: bool = False
+    """Whether a `.raw` file is one document, as a `.txt` file is."""
 
     def __iter__(self) -> Iterator[str]:
         """Raises `InputError` where a file cannot be read; the message says where."""
-        documents = (document for file in self.files for document in _READERS[_suffix(file)](file))
+        documents = (document for file in self.files for document in self._read(file))
         for number, document in enumerate(documents):
             if number:
                 yield "\n\n"
             yield from document
+
+    def _read(self, file: Path) -> Iterator[Iterable[str]]:
+        return (
+            _read_text(file)
+            if self.verbatim and _suffix(file) == ".raw"
+            else _READERS[_suffix(file)](file)
+        )
 
 
 def text_files(path: Path) -> tuple[Path, ...]:
@@ -76,12 +85,14 @@ def _read_text(path: Path) -> Iterator[Iterable[str]]:
     yield decoded(path)
 
 
-def _read_wikitext(path: Path) -> Iterator[Iterable[str]]:
+def read_wikitext(path: Path) -> Iterator[Iterable[str]]:
+    """The rows of a `.raw` file, each in parts. Raises as `LocalText`."""
     for line in lines(path):
         yield (line.removesuffix("\r") + "\n" if line.strip() else "",)
 
 
-def _read_jsonl(path: Path) -> Iterator[Iterable[str]]:
+def read_jsonl(path: Path) -> Iterator[Iterable[str]]:
+    """The documents of a `.jsonl` file, each in parts. Raises as `LocalText`."""
     for number, line in enumerate(lines(path), start=1):
         if line.strip():
             yield (_text_of(line, f"{path}, line {number}"),)
@@ -125,8 +136,8 @@ def _require_text(kind: Any) -> None:
 
 _READERS: dict[str, Callable[[Path], Iterator[Iterable[str]]]] = {
     ".txt": _read_text,
-    ".raw": _read_wikitext,
-    ".jsonl": _read_jsonl,
+    ".raw": read_wikitext,
+    ".jsonl": read_jsonl,
     ".parquet": _read_parquet,
 }
 _SUFFIXES = ", ".join(_READERS)

@@ -22,6 +22,7 @@ where that does not help (30,000 characters without a word's end), the cut stays
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -85,6 +86,17 @@ class PieceTokenizer:
         where = f"at {self.cuts} place{'s' if self.cuts > 1 else ''}"
         told = f"the text was cut {where} where no word ends, tokens there may differ"
         return (f"{told} from those of the text in one piece",) if self.cuts else ()
+
+    @cached_property
+    def bos(self) -> int | None:
+        """The BOS token, where the tokenizer puts it before a text by itself.
+
+        Raises:
+            InputError: the tokenizer fails.
+        """
+        bos = getattr(self._tokenizer, "bos_token_id", None)
+        around_nothing = self._guarded(lambda: self._tokenizer("")["input_ids"])
+        return bos if bos is not None and [*around_nothing[:1]] == [bos] else None
 
     def tokens(self, parts: Iterable[str], enough: int | None = None) -> Int32[Tensor, " tokens"]:
         """The tokens of a text, or its first `enough` tokens (and some more).

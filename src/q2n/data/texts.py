@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from q2n.data.corpora import load_corpus
+from q2n.data.protocols import PROTOCOLS, ProtocolName, measured_split
 from q2n.data.tokenizer import load_tokenizer
 from q2n.data.windows import TokenWindows, calibration_windows, evaluation_windows
 from q2n.errors import InputError
@@ -13,10 +14,22 @@ class Texts:
     """Cuts texts into windows with one tokenizer, which is loaded when it is first needed."""
 
     def __init__(
-        self, checkpoint: Path | None, tokenizer: Any = None, *, trust_remote_code: bool = False
+        self,
+        checkpoint: Path | None,
+        tokenizer: Any = None,
+        *,
+        protocol: ProtocolName = "q2n",
+        data_dir: str | None = None,
+        trust_remote_code: bool = False,
     ):
-        """`checkpoint` is the folder that has the tokenizer; None where `tokenizer` is it."""
+        """
+        Args:
+            checkpoint: folder that has the tokenizer; None where `tokenizer` is it.
+            protocol: by which texts are measured; in calibration it decides about BOS alone.
+            data_dir: folder from which named corpora are read; None: from the hub.
+        """
         self._checkpoint, self._tokenizer = checkpoint, tokenizer
+        self._protocol, self._data_dir = protocol, data_dir
         self._trust_remote_code = trust_remote_code
 
     def calibration(
@@ -37,11 +50,12 @@ class Texts:
         """
         _require_positions(length, longest)
         windows = calibration_windows(
-            load_corpus(corpus, "train"),
+            load_corpus(corpus, "train", data_dir=self._data_dir),
             self._load_tokenizer(),
             count=count,
             length=length,
             seed=seed,
+            protocol=self._protocol,
         )
         return windows.within(vocabulary)
 
@@ -52,15 +66,29 @@ class Texts:
         length: int,
         limit: int | None = None,
         stride: int | None = None,
-        split: str = "test",
+        split: str | None = None,
         longest: int | None = None,
         vocabulary: int | None = None,
     ) -> TokenWindows:
-        """Windows side by side from the start of a split. Raises as `calibration`."""
+        """Windows as the protocol has them, of the split that it fixes or else of `split`.
+
+        Raises:
+            InputError: as `calibration`, or another split or a stride contradicts the protocol.
+        """
         _require_positions(length, longest)
-        text = load_corpus(corpus, split)
+        text = load_corpus(
+            corpus,
+            measured_split(self._protocol, corpus, split),
+            protocol=PROTOCOLS[self._protocol],
+            data_dir=self._data_dir,
+        )
         windows = evaluation_windows(
-            text, self._load_tokenizer(), length, limit=limit, stride=stride
+            text,
+            self._load_tokenizer(),
+            length,
+            limit=limit,
+            stride=stride,
+            protocol=self._protocol,
         )
         return windows.within(vocabulary)
 

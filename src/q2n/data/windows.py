@@ -4,9 +4,13 @@ Calibration draws windows at seeded random places of the tokenized text (`excerp
 text beyond 17 million characters, of parts of it). Evaluation cuts it into windows side by
 side from its start, reads no further than it needs, and drops the tail. The tokens are
 those of the text in one piece (`pieces.py`), as in the published baselines, with the special
-tokens that the tokenizer adds by itself: one that puts BOS before a text puts it before the
-first window only (before each document or excerpt where windows are drawn from these), never
-before each window.
+tokens that the tokenizer adds by itself before and behind the text.
+
+**BOS.** A model whose tokenizer puts BOS before a text was trained to find it there, and is another
+model without it. So the first token of each window is replaced by BOS, as llama.cpp does: the
+window keeps its length, and the other tokens, which are predicted, are the same as without. The
+published tables have BOS before the first window only (before each document where windows are
+drawn from these): `protocols.py` says which way is whose.
 """
 
 import hashlib
@@ -24,6 +28,7 @@ from transformers import PreTrainedTokenizerBase
 from q2n.data.corpora import Corpus
 from q2n.data.excerpts import is_long, random_window, windows_of_excerpts
 from q2n.data.pieces import PieceTokenizer
+from q2n.data.protocols import PROTOCOLS, ProtocolName
 from q2n.errors import InputError
 
 MOST_DRAWS = 10_000
@@ -42,10 +47,12 @@ class TokenWindows:
     tokens: Int64[Tensor, "windows length"]
     label: str
     """Where the text is from, for records and messages."""
+    protocol: ProtocolName = "q2n"
+    """By which they were cut, and which says what of them counts."""
+    stride: int | None = None
+    """Tokens from the start of one to that of the next, where they overlap."""
     notes: tuple[str, ...] = ()
     """What a user must know of how they were cut: sentences without a full stop."""
-    stride: int | None = None
-    """The step with which they were cut, if they overlap."""
 
     @cached_property
     def sha256(self) -> str:
@@ -53,6 +60,14 @@ class TokenWindows:
         digest = hashlib.sha256(f"{tuple(self.tokens.shape)}".encode())
         digest.update(self.tokens.contiguous().numpy().astype("<i8").tobytes())
         return digest.hexdigest()
+
+    @cached_property
+    def scored(self) -> Int64[Tensor, " windows"]:
+        """How many of the last predictions in each window count."""
+        counts = torch.full((len(self),), PROTOCOLS[self.protocol].scored(self.length))
+        if self.stride is not None:  # what the window before has not predicted
+            counts[1:] = counts[1:].clamp(max=self.stride)
+        return counts
 
     def within(self, vocabulary: int | None) -> Self:
         """The same windows.
@@ -71,15 +86,6 @@ class TokenWindows:
             )
         return self
 
-    @cached_property
-    def scored(self) -> Int64[Tensor, " windows"]:
-        """How many predictions count in each window: its last ones. Of windows side by side all
-        length - 1; of overlapping ones, after the first, those of the tokens that are new."""
-        counts = torch.full((len(self),), self.length - 1)
-        if self.stride is not None:
-            counts[1:] = min(self.stride, self.length - 1)
-        return counts
-
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
@@ -90,7 +96,13 @@ class TokenWindows:
 
 
 def calibration_windows(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, count: int, length: int, seed: int
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    count: int,
+    length: int,
+    seed: int,
+    protocol: ProtocolName = "q2n",
 ) -> TokenWindows:
     """`count` windows of `length` tokens at random places; two may overlap.
 
@@ -106,16 +118,21 @@ def calibration_windows(
     stream, pieces = random.Random(seed), PieceTokenizer(tokenizer)
     notes: tuple[str, ...] = ()
     if corpus.documents is not None:
-        texts = _long_documents(corpus.label, corpus.documents, pieces, length, stream)
-        windows = [random_window(next(texts), length, stream) for _ in range(count)]
+        windows = _drawn(corpus, corpus.documents, pieces, count, length, stream)
     elif is_long(corpus.parts):
-        windows = windows_of_excerpts(corpus, pieces, count=count, length=length, stream=stream)
+        windows = torch.stack(
+            windows_of_excerpts(corpus, pieces, count=count, length=length, stream=stream)
+        )
         notes = (f"calibration windows are from excerpts of {corpus.label!r}, a long text",)
     else:
         text = _start_of_text(corpus, pieces, more_than=length)
-        windows = [random_window(text, length, stream) for _ in range(count)]
-    tokens = torch.stack(windows).long()
-    return TokenWindows(tokens=tokens, label=corpus.label, notes=notes + pieces.notes)
+        windows = torch.stack([random_window(text, length, stream) for _ in range(count)])
+    return TokenWindows(
+        tokens=_begun(windows, pieces, protocol),
+        label=corpus.label,
+        protocol=protocol,
+        notes=corpus.notes + notes + pieces.notes,
+    )
 
 
 def evaluation_windows(
@@ -125,28 +142,58 @@ def evaluation_windows(
     *,
     limit: int | None = None,
     stride: int | None = None,
+    protocol: ProtocolName = "q2n",
 ) -> TokenWindows:
     """The text cut into windows of `length` tokens, from its start; the tail is dropped.
 
     `limit` keeps the first windows only. With `stride` below `length` successive windows
-    start `stride` tokens apart and overlap.
+    start `stride` tokens apart and overlap. Those of a corpus that is `drawn` are at random
+    places, by the rule of `calibration_windows` with seed 0.
 
     Raises:
         InputError: the text does not fill one window, or cannot be read or tokenized; an option is
-            out of range; too many windows.
+            out of range; too many windows; a stride in a protocol that has none.
     """
-    if stride is not None and not 1 <= stride <= length:
-        raise InputError(f"stride {stride} must be between 1 and the window length {length}")
+    _check_stride(length, stride, protocol)
     most = min(x for x in (limit, corpus.most_windows, MOST_TOKENS) if x is not None)
     _check_size(min(most, 1), length)
     step, pieces = stride or length, PieceTokenizer(tokenizer)
-    enough = min(length + (most - 1) * step, MOST_TOKENS + step)
-    text = _start_of_text(corpus, pieces, more_than=length - 1, enough=enough)
-    windows = text.unfold(0, length, step)[:most]
+    if corpus.drawn and corpus.documents is not None:
+        windows = _drawn(corpus, corpus.documents, pieces, most, length, random.Random(0))
+    else:
+        enough = min(length + (most - 1) * step, MOST_TOKENS + step)
+        text = _start_of_text(corpus, pieces, more_than=length - 1, enough=enough)
+        windows = text.unfold(0, length, step)[:most]
     _check_size(len(windows), length)
     return TokenWindows(
-        tokens=windows.long(), label=corpus.label, notes=pieces.notes, stride=stride
+        tokens=_begun(windows, pieces, protocol),
+        label=corpus.label,
+        protocol=protocol,
+        stride=stride,
+        notes=corpus.notes + pieces.notes,
     )
+
+
+def _begun(
+    windows: Int32[Tensor, "windows length"], pieces: PieceTokenizer, protocol: ProtocolName
+) -> Int64[Tensor, "windows length"]:
+    """With BOS as first token of each, where the protocol and the tokenizer have it."""
+    begun = windows.long()  # a copy: overlapping windows share their memory
+    if PROTOCOLS[protocol].bos and pieces.bos is not None:
+        begun[:, 0] = pieces.bos
+    return begun
+
+
+def _check_stride(length: int, stride: int | None, protocol: ProtocolName) -> None:
+    if stride is None:
+        return
+    if not 1 <= stride <= length:
+        raise InputError(f"stride {stride} must be between 1 and the window length {length}")
+    if not PROTOCOLS[protocol].strides:
+        raise InputError(
+            f"windows of the protocol {protocol!r} do not overlap; leave --stride out, or use "
+            "--protocol q2n"
+        )
 
 
 def _check_size(count: int, length: int) -> None:
@@ -160,6 +207,19 @@ def _check_size(count: int, length: int) -> None:
             f"{count} windows of {length} tokens are more than {MOST_TOKENS} tokens; give "
             "fewer windows or shorter ones"
         )
+
+
+def _drawn(
+    corpus: Corpus,
+    documents: Sequence[str],
+    pieces: PieceTokenizer,
+    count: int,
+    length: int,
+    stream: random.Random,
+) -> Int32[Tensor, "{count} {length}"]:
+    """Each from a document of its own."""
+    texts = _long_documents(corpus.label, documents, pieces, length, stream)
+    return torch.stack([random_window(next(texts), length, stream) for _ in range(count)])
 
 
 def _long_documents(

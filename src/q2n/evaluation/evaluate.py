@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from q2n.data.protocols import PROTOCOLS, ProtocolName
 from q2n.data.texts import Texts
 from q2n.data.tokenizer import require_same_words
 from q2n.data.windows import TokenWindows
@@ -25,6 +26,9 @@ from q2n.option_types import Count, WindowLength, check_fields, plain, shown
 
 Model = str | Path | PreTrainedModel
 
+LENGTH = 2048
+"""Tokens of a window unless somebody says otherwise."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
@@ -36,8 +40,8 @@ class Conditions:
 
     ppl: str
     """Corpus name or path, as for calibration."""
-    length: WindowLength = 2048
-    """Context length in tokens."""
+    length: WindowLength | None = None
+    """Context length in tokens; None: the protocol's, or else 2048."""
     windows: Count | None = None
     """At most so many windows; None takes the whole text."""
     stride: Count | None = None
@@ -47,8 +51,12 @@ class Conditions:
     device: str = "auto"
     dtype: str | None = "auto"
     """Of a model that is loaded; "auto" or None: the checkpoint's. An object is taken as it is."""
-    split: str = "test"
-    """Which part of a corpus that has parts."""
+    split: str | None = None
+    """Which part of a corpus that has parts; None: the protocol's, or else "test"."""
+    protocol: ProtocolName = "q2n"
+    """How the text is cut and which predictions count (`data/protocols.py`)."""
+    data_dir: str | None = None
+    """Folder from which wikitext2, ptb and c4 are read; None: from the hub."""
     trust_remote_code: bool = False
     """Let a checkpoint run its own Python code."""
 
@@ -80,7 +88,7 @@ def evaluate(
     """
     reporter, on = reporter or Reporter(), Conditions.of(**conditions)
     folder = _folder(model, on)
-    text = _text(Texts(folder, tokenizer, trust_remote_code=on.trust_remote_code), on, reporter)
+    text = _text(folder, tokenizer, on, reporter)
     with reporter.bar(f"perplexity on {on.ppl}", len(text)) as bar:
         loaded = _load(model, folder, on)
         return perplexity(loaded, text, batch_size=on.batch_size, progress=bar.advance)
@@ -120,11 +128,10 @@ def compare_all(
     for folder in folders:
         if folder is not None and original is not None:
             require_same_words(folder, original, on.trust_remote_code)
-    texts = Texts(folders[0], tokenizer, trust_remote_code=on.trust_remote_code)
     comparer = Comparer(
         _name(reference),
         partial(_load, reference, original, on),
-        _text(texts, on, reporter),
+        _text(folders[0], tokenizer, on, reporter),
         batch_size=on.batch_size,
         reporter=reporter,
     )
@@ -149,9 +156,20 @@ def _name(model: Model) -> str:
     return str(model) if isinstance(model, str | Path) else type(model).__name__
 
 
-def _text(texts: Texts, on: Conditions, reporter: Reporter) -> TokenWindows:
+def _text(folder: Path | None, tokenizer: Any, on: Conditions, reporter: Reporter) -> TokenWindows:
+    texts = Texts(
+        folder,
+        tokenizer,
+        protocol=on.protocol,
+        data_dir=on.data_dir,
+        trust_remote_code=on.trust_remote_code,
+    )
     text = texts.evaluation(
-        on.ppl, length=on.length, limit=on.windows, stride=on.stride, split=on.split
+        on.ppl,
+        length=on.length or PROTOCOLS[on.protocol].length or LENGTH,
+        limit=on.windows,
+        stride=on.stride,
+        split=on.split,
     )
     for note in text.notes:
         reporter.note(note)

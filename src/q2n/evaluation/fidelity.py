@@ -73,6 +73,8 @@ class Fidelity:
     buckets: tuple[Bucket, ...]
     by_window: tuple[float, ...]
     """Mean divergence of each window, for paired comparisons."""
+    protocol: str
+    """How the text was cut and what of it counts."""
     sha256: str
     """Of the token windows."""
 
@@ -107,6 +109,7 @@ class Fidelity:
             log_ratio_error=ratio_error,
             buckets=_buckets(scores),
             by_window=tuple(window_means(scores.divergence, windows.scored).tolist()),
+            protocol=windows.protocol,
             sha256=windows.sha256,
         )
 
@@ -128,8 +131,11 @@ def paired_difference(a: Fidelity, b: Fidelity) -> tuple[float, float | None]:
     Raises:
         InputError: they were not measured on the same windows.
     """
-    if a.sha256 != b.sha256:
-        raise InputError("the two were measured on different windows and cannot be compared")
+    if (a.sha256, a.protocol) != (b.sha256, b.protocol):
+        raise InputError(
+            "the two were measured on different windows, or by different protocols, and cannot be "
+            "compared"
+        )
     differences = torch.tensor(a.by_window).double() - torch.tensor(b.by_window).double()
     return float(differences.mean()), error_of_mean(differences)
 

@@ -8,7 +8,8 @@ before it), so for windows side by side
 
 For windows cut with a stride s < L every token is predicted once: the first window
 counts all its predictions, each later one only its last s tokens, which have at least
-L - s tokens of context. The mean is then over tokens.
+L - s tokens of context. The mean is then over tokens. A protocol may count fewer
+(`data/protocols.py`).
 
 **Standard error.** From the spread of the windows (spread.py), and since d exp(x) = exp(x) dx, that
 of the mean loss times the perplexity. It tells how far another text of the same kind would move the
@@ -49,6 +50,8 @@ class PerplexityResult:
     length: int
     """Tokens in a window: the longest context and one."""
     stride: int | None
+    protocol: str
+    """How the text was cut and what of it counts; figures of two protocols are not comparable."""
     label: str
     """The text."""
     sha256: str
@@ -76,6 +79,7 @@ class PerplexityResult:
             tokens=len(losses),
             length=windows.length,
             stride=windows.stride,
+            protocol=windows.protocol,
             label=windows.label,
             sha256=windows.sha256,
             seconds=seconds,
