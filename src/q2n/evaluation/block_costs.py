@@ -59,6 +59,8 @@ class BlockCosts:
     length: int
     """Tokens in a window."""
     seconds: float
+    notes: tuple[str, ...] = ()
+    """What a user must know of them, in sentences without a full stop."""
 
     def worst_layers(self, most: int) -> dict[str, Change]:
         """The layers with the largest relative errors, the largest first."""

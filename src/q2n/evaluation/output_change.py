@@ -43,7 +43,8 @@ class OutputChange:
         original, change = original.float(), change.float()
         self.squares += _total(change.square())
         self.of_original += _total(original.square())
-        self.cosines += _total(functional.cosine_similarity(original, original + change, dim=-1))
+        cosines = functional.cosine_similarity(original, original + change, dim=-1)
+        self.cosines += _total(cosines.masked_fill(~change.any(-1), 1.0))  # 0 beside 0 too
         self.tokens += original[..., 0].numel()
 
     @property

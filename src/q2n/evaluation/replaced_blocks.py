@@ -22,23 +22,85 @@ tokens at a time, and each token's distribution is compared with the reference's
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
 
 from q2n.data.windows import TokenWindows
 from q2n.errors import InputError, NumericalError
-from q2n.evaluation.block_costs import BlockCost, Change, Replaced
+from q2n.evaluation.block_costs import BlockCost, BlockCosts, Change, Replaced
 from q2n.evaluation.body import PROBE, HeadCall, require_fit, states_in, take_apart
 from q2n.evaluation.output_change import OutputChange, watched_layers
 from q2n.evaluation.per_token import PerToken, compared
 from q2n.evaluation.scoring import CHUNK
 from q2n.evaluation.spread import error_of_mean, window_means
+from q2n.logging import Reporter
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.calls import BlockOutput
+from q2n.patterns import listed
 from q2n.pipeline.activations import Place, activations
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.streams import Stream, open_streams
+
+MOST_IN_MEMORY = 2**32
+"""Bytes of states; more go to the disk."""
+
+
+def block_costs(
+    original: BlockwiseModel,
+    quantized: BlockwiseModel,
+    windows: TokenWindows,
+    *,
+    batch_size: int,
+    reporter: Reporter,
+) -> BlockCosts:
+    """What each block and each layer of a quantized model costs.
+
+    Args:
+        original: in the basis of the quantized one.
+        batch_size: windows in one pass through a block.
+
+    Raises:
+        InputError: the two are not one model, or the windows do not fit it.
+        NumericalError: a divergence is not finite.
+    """
+    start, notes = time.perf_counter(), []
+    if changed := changed_outside(original, quantized):
+        notes.append(
+            "Tensors outside the blocks differ too, and are the original's in every figure: "
+            f"{listed(changed)}"
+        )
+    needed = states_bytes(original, windows)
+    place: Place = "disk" if needed > MOST_IN_MEMORY else "cpu"
+    if place == "disk":
+        notes.append(f"{needed / 2**30:.1f} GB of states lie on the disk; TMPDIR says where")
+    for note in notes:
+        reporter.note(note)
+    with (
+        TemporaryDirectory(prefix="q2n-states-") as folder,
+        reporter.bar("blocks run", block_runs(len(original))) as bar,
+    ):
+        streams = ReplacedBlocks(
+            original, quantized, windows, batch_size=batch_size, place=place, folder=Path(folder)
+        )
+        costs = streams.measure(bar.advance, reporter.note)
+    return BlockCosts(
+        reference=original.source.label,
+        blocks=tuple(costs),
+        label=windows.label,
+        sha256=windows.sha256,
+        windows=len(windows),
+        length=windows.length,
+        seconds=time.perf_counter() - start,
+        notes=tuple(notes),
+    )
+
+
+def states_bytes(model: BlockwiseModel, windows: TokenWindows) -> int:
+    """Of all streams together."""
+    width = model.source.config.get_text_config().hidden_size
+    return 2 * len(model) * windows.tokens.numel() * width * model.source.dtype.itemsize
 
 
 class ReplacedBlocks:
