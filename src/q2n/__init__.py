@@ -5,10 +5,18 @@ from typing import TYPE_CHECKING, Any
 from q2n.registration import register
 from q2n.version import __version__
 
-__all__ = ["__version__", "compare", "compare_all", "evaluate", "inspect", "quantize"]
+__all__ = [
+    "__version__",
+    "compare",
+    "compare_all",
+    "evaluate",
+    "inspect",
+    "inspect_fidelity",
+    "quantize",
+]
 
 if TYPE_CHECKING:
-    from q2n.api import compare, compare_all, evaluate, inspect, quantize
+    from q2n.api import compare, compare_all, evaluate, inspect, inspect_fidelity, quantize
 
 
 def __getattr__(name: str) -> Any:

@@ -13,17 +13,27 @@ from q2n.config.reading import read_settings
 from q2n.disk.folders import partial_folder
 from q2n.disk.lock import run_lock
 from q2n.errors import InputError
-from q2n.evaluation.evaluate import compare, compare_all, evaluate
+from q2n.evaluation.block_costs import BlockCosts
+from q2n.evaluation.evaluate import Conditions, compare, compare_all, evaluate
 from q2n.logging import Reporter
 from q2n.option_types import shown
 from q2n.pipeline.block_files import RUN_FILE
 from q2n.pipeline.store import RunStore
 from q2n.report.checkpoint import Quantized
+from q2n.report.costs import LENGTH, WINDOWS, costs_of
 from q2n.report.reading import read_record
 from q2n.report.record import RECORD_FILE, BlockRecord, RunRecord
 from q2n.run import Run
 
-__all__ = ["Quantized", "compare", "compare_all", "evaluate", "inspect", "quantize"]
+__all__ = [
+    "Quantized",
+    "compare",
+    "compare_all",
+    "evaluate",
+    "inspect",
+    "inspect_fidelity",
+    "quantize",
+]
 
 
 def quantize(
@@ -95,3 +105,30 @@ def inspect(directory: str | Path) -> dict[str, Any]:
                 start.fingerprint, start.labels, blocks, finished_blocks=len(blocks)
             ).to_json()
     raise InputError(f"{folder} holds neither {RECORD_FILE} nor an interrupted run")
+
+
+def inspect_fidelity(
+    directory: str | Path,
+    *,
+    reference: str | Path | None = None,
+    tokenizer: Any = None,
+    reporter: Reporter | None = None,
+    **conditions: Any,
+) -> BlockCosts:
+    """What quantizing each block and each linear of a checkpoint costs, in KL divergence and in
+    output error. Of n blocks each is run about n times; one of either model is in memory at a time.
+
+    Args:
+        directory: a checkpoint, whoever wrote it.
+        reference: the model that was quantized; None: the one that the checkpoint's record names.
+        tokenizer: in the place of the checkpoint's.
+        **conditions: `ppl`, the text, and others as for `evaluate`; 4 windows of 512 tokens unless
+            they say otherwise.
+
+    Raises:
+        InputError: no such checkpoint, reference or text, or the two are not one model.
+        NumericalError: a divergence is not finite.
+    """
+    on = Conditions.of(**{"length": LENGTH, "windows": WINDOWS, **conditions})
+    original = None if reference is None else str(reference)
+    return costs_of(Path(directory), original, tokenizer, reporter or Reporter(), on)

@@ -11,13 +11,13 @@ parts together give the model's logits to the bit. Where they do not, the body i
 and its states are the logits.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
@@ -117,40 +117,42 @@ class Whole:
 
     def __init__(self, model: PreTrainedModel, windows: TokenWindows):
         self.model, self.windows = model, windows
-        _require_fit(model, windows)
+        require_fit(model, windows)
         self.device = _embeddings(model).device
-        self.head: HeadCall = WholeHead(len(_embeddings(model)))
-        self._body: nn.Module | None = None
-        """None: the whole model."""
-        for name in _bodies(model):
-            if self._separate(name):
-                break
+        probe = windows.tokens[:1, :PROBE].to(self.device)
+        self.head, self._body = take_apart(model, lambda module: module(probe, use_cache=False))
 
     def states(self, batch_size: int) -> Iterator[States]:
-        for first in range(0, len(self.windows), batch_size):
-            yield from self._run(self.windows.tokens[first : first + batch_size].to(self.device))
+        for tokens in self.windows.tokens.split(batch_size):
+            yield from states_in(self._body(tokens.to(self.device), use_cache=False))
 
-    def _run(self, tokens: Int[Tensor, "windows length"]) -> Tensor:
-        if self._body is None:
-            return cast(Tensor, self.model(tokens, use_cache=False).logits)
-        return cast(Tensor, self._body(tokens, use_cache=False).last_hidden_state)
 
-    def _separate(self, name: str) -> bool:
-        """Take the model apart at this module, if body and head are the model then."""
-        probe, body = (
-            self.windows.tokens[:1, :PROBE].to(self.device),
-            self.model.get_submodule(name),
-        )
-        logits = self._run(probe)[0]
+def take_apart(
+    model: PreTrainedModel, run: Callable[[nn.Module], Any]
+) -> tuple[HeadCall, nn.Module]:
+    """The head of a model and its body, which is the model itself where none makes states from
+    which the head makes the model's logits.
+
+    Args:
+        run: what the model, or a module in it, returns on a short text.
+    """
+    logits = run(model).logits[0]
+    for name in _bodies(model):
+        body = model.get_submodule(name)
         try:
-            output = body(probe, use_cache=False)
-            head = Head(self.model, name, output)
-            agree = torch.equal(head(output.last_hidden_state[0]), logits)
-        except (TypeError, AttributeError, LookupError, RuntimeError):  # of a body unlike others
-            return False
+            output = run(body)
+            head = Head(model, name, output)
+            agree = torch.equal(head(states_in(output)[0]), logits)
+        except (TypeError, AttributeError, LookupError, RuntimeError, InputError):
+            continue  # a body unlike others
         if agree:
-            self.head, self._body = head, body
-        return agree
+            return head, body
+    return WholeHead(len(_embeddings(model))), model
+
+
+def states_in(output: Any) -> Float[Tensor, "windows length width"]:
+    """The states that a body returns, or the logits of a whole model."""
+    return cast(Tensor, output.logits if "logits" in output else output.last_hidden_state)
 
 
 def _bodies(model: PreTrainedModel) -> list[str]:
@@ -166,7 +168,7 @@ def _embeddings(model: PreTrainedModel) -> Float[Tensor, "words width"]:
     return cast(Tensor, model.get_input_embeddings().weight)
 
 
-def _require_fit(model: PreTrainedModel, windows: TokenWindows) -> None:
+def require_fit(model: PreTrainedModel, windows: TokenWindows) -> None:
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and windows.length > context:
         raise InputError(

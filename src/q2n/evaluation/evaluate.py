@@ -88,7 +88,7 @@ def evaluate(
     """
     reporter, on = reporter or Reporter(), Conditions.of(**conditions)
     folder = _folder(model, on)
-    text = _text(folder, tokenizer, on, reporter)
+    text = open_text(folder, tokenizer, on, reporter)
     with reporter.bar(f"perplexity on {on.ppl}", len(text)) as bar:
         loaded = _load(model, folder, on)
         return perplexity(loaded, text, batch_size=on.batch_size, progress=bar.advance)
@@ -131,7 +131,7 @@ def compare_all(
     comparer = Comparer(
         _name(reference),
         partial(_load, reference, original, on),
-        _text(folders[0], tokenizer, on, reporter),
+        open_text(folders[0], tokenizer, on, reporter),
         batch_size=on.batch_size,
         reporter=reporter,
     )
@@ -156,7 +156,14 @@ def _name(model: Model) -> str:
     return str(model) if isinstance(model, str | Path) else type(model).__name__
 
 
-def _text(folder: Path | None, tokenizer: Any, on: Conditions, reporter: Reporter) -> TokenWindows:
+def open_text(
+    folder: Path | None, tokenizer: Any, on: Conditions, reporter: Reporter
+) -> TokenWindows:
+    """The text in the tokens of the tokenizer, or of that in the folder; notes are reported.
+
+    Raises:
+        InputError: no such text, or too short a one.
+    """
     texts = Texts(
         folder,
         tokenizer,

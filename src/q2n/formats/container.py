@@ -12,9 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
 
 from q2n.disk.failures import reason, remedy
 from q2n.disk.folders import (
@@ -29,6 +27,7 @@ from q2n.errors import InputError
 from q2n.formats.codec import Codec
 from q2n.formats.quantized_model import QuantizedModel
 from q2n.models.auxiliary_files import auxiliary_patterns
+from q2n.models.model_source import ModelSource
 
 WRITING = "checkpoint"
 """The folder within the working folder that becomes the checkpoint."""
@@ -61,20 +60,15 @@ class Container(ABC):
 
     @abstractmethod
     def recognizes(self, directory: Path) -> bool:
-        """Whether `read` reads what lies there."""
+        """Whether `open` reads what lies there."""
 
     @abstractmethod
-    def read(
-        self,
-        directory: Path,
-        codec: Codec,
-        dtype: torch.dtype | None,
-        *,
-        trust_remote_code: bool = False,
-    ) -> PreTrainedModel:
-        """The checkpoint as a dense model in `dtype` (default: the checkpoint's), each weight
-        dequantized in float32 and rounded once. `trust_remote_code` lets it run its own Python
-        code.
+    def open(
+        self, folder: Path, codec: Codec, dtype: str, *, trust_remote_code: bool = False
+    ) -> ModelSource:
+        """The checkpoint as a source of dense tensors in `dtype` ("auto": the checkpoint's), each
+        weight dequantized in float32 and rounded once, when it is asked for. `trust_remote_code`
+        lets it run its own Python code.
 
         Raises:
             InputError: a file is missing, truncated or of an unknown variant; the message names it.

@@ -4,39 +4,26 @@ Written as a stream: the weight of a quantized linear is replaced by what the co
 every other tensor (embeddings, norms, biases, an untied lm_head) is copied in the model's dtype.
 Tensors keep the names of the original's files; config.json names modules as the model does.
 What a reader must know of the layers is the folder's entry (hf_entry.py) in config.json.
-
-The way back unpacks with the inverse of our own packer and shares no code with the packed-weight
-readers of transformers, so agreement between the two says something.
+It is read as a source of dense weights (quantized_source.py).
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
-import torch
-from jaxtyping import Shaped
-from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
-
-from q2n.errors import InputError
 from q2n.formats.codec import Codec, PackedCodec
 from q2n.formats.container import Container
-from q2n.formats.hf_entry import FolderEntry, PackedEntry, refuse_undescribed
+from q2n.formats.hf_entry import FolderEntry, PackedEntry
 from q2n.formats.quantized_model import QuantizedModel
-from q2n.formats.runtime import PARTS, RUNTIME, attach_runtime
+from q2n.formats.quantized_source import QuantizedSource
+from q2n.formats.runtime import PARTS, RUNTIME
 from q2n.formats.shards import SHARD_BYTES, ShardWriter
 from q2n.formats.stored import StoredLayer
 from q2n.models.auxiliary_files import drop_code
-from q2n.models.checkpoint_files import TensorFiles
-from q2n.models.config_file import config_values, read_config
-from q2n.models.dtypes import loaded_dtypes
-from q2n.models.loading_plan import LoadingPlan, plan_loading
-from q2n.models.skeleton import build_skeleton
-from q2n.models.tensor_names import names_in_model
-from q2n.option_types import shown
+from q2n.models.config_file import quantization_config
+from q2n.models.model_source import ModelSource
 
 
 @dataclass(frozen=True)
@@ -108,95 +95,8 @@ class HFFolder(Container):
         method = (quantization_config(directory) or {}).get("quant_method")
         return method is not None and method == self.entry.quant_method
 
-    def read(
-        self,
-        directory: Path,
-        codec: Codec,
-        dtype: torch.dtype | None,
-        *,
-        trust_remote_code: bool = False,
-    ) -> PreTrainedModel:
+    def open(
+        self, folder: Path, codec: Codec, dtype: str, *, trust_remote_code: bool = False
+    ) -> ModelSource:
         assert isinstance(self.entry, PackedEntry) and isinstance(codec, PackedCodec)
-        quantization = quantization_config(directory)
-        assert quantization is not None
-        config = read_config(directory, trust_remote_code)
-        del config.quantization_config
-        dtype = dtype or getattr(config, "dtype", None) or torch.float32
-        model, files = build_skeleton(config, dtype, trust_remote_code), TensorFiles(directory)
-        tensors = dict(_dense_tensors(files, model, self.entry, codec, quantization, dtype))
-        plan, unused = plan_loading(model, tensors), self.entry.unused(quantization)
-        if unused is not None:
-            for key in plan.untaken.keys() - unused:
-                refuse_undescribed(key)
-        _fill(model, plan, tensors, dtype, directory)
-        attach_runtime(model, quantization.get(RUNTIME, {}))
-        return model
-
-
-def quantization_config(directory: Path) -> Mapping[str, Any] | None:
-    """The description of the quantized layers in config.json; None where there is none.
-
-    Raises:
-        InputError: config.json is missing or damaged, or the description is no object.
-    """
-    described = config_values(directory).get("quantization_config")
-    if described is not None and not isinstance(described, dict):
-        raise InputError(
-            f"quantization_config in config.json is {shown(described)}; fetch the checkpoint again"
-        )
-    return described
-
-
-def require_all(missing: Collection[str]) -> None:
-    """Refuse a checkpoint without some of the model's tensors.
-
-    Raises:
-        InputError: the message names up to five.
-    """
-    if missing:
-        raise InputError(f"tensors are missing: {sorted(missing)[:5]}; fetch the checkpoint again")
-
-
-def _dense_tensors(
-    files: TensorFiles,
-    model: PreTrainedModel,
-    entry: PackedEntry[Any],
-    codec: PackedCodec[Any],
-    quantization: Mapping[str, Any],
-    dtype: torch.dtype,
-) -> Iterator[tuple[str, Shaped[Tensor, "..."]]]:
-    """Every tensor by its name in the files, the quantized linears as dense weights under the
-    model's names."""
-    names = names_in_model(model, files.file_of)
-    key_of = {name: key for key, name in names.items()}
-    packed = entry.packed_layers(key_of, quantization)
-    stored: set[str] = set()
-    for module, layer in packed.items():  # in the order of the files: one is open at a time
-        own = {part: f"{module}.{part}" for part in layer.parts}
-        parts = {part: files.tensor(key_of[name]) for part, name in own.items() if name in key_of}
-        yield f"{module}.weight", codec.decode(module, parts, layer.description).to(dtype)
-        stored.update(own.values())
-    for key, name in names.items():
-        module, _, part = name.rpartition(".")
-        if module in packed and name not in stored and part != "bias":
-            refuse_undescribed(key)
-        if name not in stored:
-            yield key, files.tensor(key)
-
-
-def _fill(
-    model: PreTrainedModel,
-    plan: LoadingPlan,
-    tensors: dict[str, Shaped[Tensor, "..."]],
-    dtype: torch.dtype,
-    directory: Path,
-) -> None:
-    """Put tensors, by their names in the files, into the modules as transformers does."""
-    state, dtypes = plan.state(tensors), loaded_dtypes(model, dtype)
-    state |= {name: state[name].to(dtypes[name]) for name in state.keys() & dtypes.keys()}
-    missing = model.state_dict().keys() - state.keys()
-    model.load_state_dict(state, strict=False, assign=True)
-    model.tie_weights(missing_keys=missing, recompute_mapping=False)
-    if (directory / "generation_config.json").exists():
-        model.generation_config = GenerationConfig.from_pretrained(directory)
-    require_all([name for name, tensor in model.named_parameters() if tensor.is_meta])
+        return QuantizedSource(folder, self.entry, codec, dtype, trust_remote_code)

@@ -6,13 +6,14 @@ block_list.py finds the blocks, recording.py what each of them is called with.
 import re
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
-from typing import cast
+from typing import Any, cast
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from q2n.errors import InputError
 from q2n.models.block_list import find_blocks, require_decoder
@@ -26,6 +27,7 @@ from q2n.models.targets import (
     small_targets,
     targets_in,
 )
+from q2n.models.ties import aliases
 
 
 class BlockwiseModel:
@@ -47,7 +49,7 @@ class BlockwiseModel:
         self._model = source.skeleton()
         self._list_name, self._blocks = find_blocks(self._model)
         self._recorder = Recorder(self._model, self._blocks, partial(self.load_block, 0))
-        self._stored = set(source.names())
+        self._stored, self._tied = set(source.names()), aliases(self._model)
         self._outside_is_loaded = False
         names = list(self._all_targets())
         if not names:
@@ -138,9 +140,7 @@ class BlockwiseModel:
             InputError: the model does not run its blocks one after another.
             NumericalError: a tensor outside the blocks is NaN or Inf in the dtype of the run.
         """
-        if not self._outside_is_loaded:
-            self._load_outside()
-            self._outside_is_loaded = True
+        self._require_outside()
         pool, axes = _Pool(self.device), None
         for tokens in batches:
             with torch.no_grad():
@@ -148,6 +148,46 @@ class BlockwiseModel:
                 axes = axes or self._recorder.axes(tokens)
                 inputs = self._recorder.record(tokens, axes, pool.one)
             yield inputs
+
+    def run_after(
+        self,
+        tokens: Int[Tensor, "windows length"],
+        hidden: Float[Tensor, "*batch hidden"],
+        module: nn.Module,
+    ) -> Any:
+        """What the model, or the part of it that holds the blocks, returns on these windows when
+        its last block returns these hidden states: what comes after the blocks, by the model's own
+        code. No block is loaded.
+
+        Args:
+            module: `without_blocks` or a part of it.
+
+        Raises:
+            InputError: the model does not run its blocks one after another.
+        """
+        self._require_outside()
+        with torch.no_grad():
+            return self._recorder.run_after(tokens.to(self.device), hidden, module)
+
+    @cached_property
+    def without_blocks(self) -> PreTrainedModel:
+        """The model with everything loaded but its blocks."""
+        head = self._model.get_output_embeddings()
+        self._require_outside()
+        name = next((name for name, x in self._model.named_modules() if x is head), None)
+        if head is not None and name is not None:
+            state = self._original_tensors(head, name, recurse=False)
+            for own, _ in head.named_parameters(recurse=False):
+                for other in self._tied.get(f"{name}.{own}", ()):
+                    if own not in state and other in self._stored:
+                        state[own] = self._model.get_parameter(other).detach()
+            head.load_state_dict(state, strict=False, assign=True)
+        return self._model
+
+    def _require_outside(self) -> None:
+        if not self._outside_is_loaded:
+            self._load_outside()
+            self._outside_is_loaded = True
 
     def _load_outside(self) -> None:
         """Embeddings and whatever else stands before the blocks. The head is read too, so that

@@ -7,6 +7,7 @@ the start, so a truncated or missing shard is found before any work is done.
 import json
 import os
 import re
+from abc import ABC, abstractmethod
 from math import prod
 from pathlib import Path
 
@@ -68,9 +69,45 @@ def _download(name: str, revision: str | None, trust_remote_code: bool) -> Path:
         ) from cause
 
 
-class TensorFiles:
-    """The tensors of a checkpoint folder by their names in the files; `named` is the file that
-    config.json names, if it does.
+class StoredTensors(ABC):
+    """The tensors of a checkpoint folder by their names in the files."""
+
+    folder: Path
+    file_of: dict[str, Path]
+    """Name -> the file that holds it."""
+
+    @abstractmethod
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of a tensor, from the header."""
+
+    @abstractmethod
+    def dtype(self, key: str) -> str:
+        """Dtype of a tensor as safetensors calls it ("BF16"), from the header."""
+
+    @abstractmethod
+    def size_bytes(self, key: str) -> int:
+        """Bytes of a tensor, from the header."""
+
+    @abstractmethod
+    def digest_and_extremes(self, file: Path) -> tuple[bytes, dict[str, Float64[Tensor, " 2"]]]:
+        """SHA-256 of one of the files and (least, greatest) of the floating-point tensors that are
+        read from it.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+
+    @abstractmethod
+    def tensor(self, key: str) -> Shaped[Tensor, "..."]:
+        """A tensor on the CPU, in its stored dtype, in memory of its own.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+
+
+class TensorFiles(StoredTensors):
+    """As the files hold them; `named` is the file that config.json names, if it does.
 
     Raises:
         InputError: as `tensor_files`.
@@ -81,26 +118,17 @@ class TensorFiles:
         self._open_file: tuple[Path, safe_open] | None = None
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of a tensor, from the header."""
         return tuple(self._handle(key).get_slice(key).get_shape())
 
     def dtype(self, key: str) -> str:
-        """Dtype of a tensor as safetensors calls it ("BF16"), from the header."""
         return self._handle(key).get_slice(key).get_dtype()
 
     def size_bytes(self, key: str) -> int:
-        """Bytes of a tensor, from the header."""
         dtype = self.dtype(key)
         bits = 8 if dtype == "BOOL" else int(re.search(r"\d+", dtype)[0])  # type: ignore[index]
         return prod(self.shape(key)) * bits // 8
 
     def digest_and_extremes(self, file: Path) -> tuple[bytes, dict[str, Float64[Tensor, " 2"]]]:
-        """SHA-256 of one of the files and (least, greatest) of the floating-point tensors that are
-        read from it.
-
-        Raises:
-            InputError: it cannot be read.
-        """
         try:
             digest, extremes = digest_and_extremes(file)
         except OSError as cause:
@@ -108,14 +136,8 @@ class TensorFiles:
         return digest, {key: pair for key, pair in extremes.items() if self.file_of[key] == file}
 
     def tensor(self, key: str) -> Shaped[Tensor, "..."]:
-        """A tensor on the CPU, in its stored dtype, in memory of its own.
-
-        safetensors hands out views of one mapping: without the copy, whoever changes a tensor
-        changes what everybody else has read or will read.
-
-        Raises:
-            InputError: it cannot be read.
-        """
+        """safetensors hands out views of one mapping: without the copy, whoever changes a tensor
+        changes what everybody else has read or will read."""
         try:
             return self._handle(key).get_tensor(key).clone()
         except SafetensorError as cause:

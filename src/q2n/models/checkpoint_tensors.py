@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from q2n.errors import InputError
-from q2n.models.checkpoint_files import TensorFiles
+from q2n.models.checkpoint_files import StoredTensors
 from q2n.models.loading_plan import Merge, merged_shapes, plan_loading
 from q2n.models.skeleton import stored_tensors
 from q2n.models.ties import aliases
@@ -31,7 +31,7 @@ class CheckpointTensors:
         InputError: the files are those of another model, or cannot be read as one.
     """
 
-    def __init__(self, files: TensorFiles, model: PreTrainedModel):
+    def __init__(self, files: StoredTensors, model: PreTrainedModel):
         self.files, self.model = files, model
         self._plan = plan_loading(model, files.file_of)
         self._aliases = aliases(model)

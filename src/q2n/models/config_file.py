@@ -95,6 +95,20 @@ def config_values(folder: Path) -> dict[str, Any]:
     return values
 
 
+def quantization_config(directory: Path) -> Mapping[str, Any] | None:
+    """The description of the quantized layers in config.json; None where there is none.
+
+    Raises:
+        InputError: config.json is missing or damaged, or the description is no object.
+    """
+    described = config_values(directory).get("quantization_config")
+    if described is not None and not isinstance(described, dict):
+        raise InputError(
+            f"quantization_config in config.json is {shown(described)}; fetch the checkpoint again"
+        )
+    return described
+
+
 def _instead(folder: Path) -> str:
     """What lies in a folder that is no checkpoint."""
     if any(folder.glob("*.[gG][gG][uU][fF]")):

@@ -66,7 +66,7 @@ class Recorder:
         self, model: PreTrainedModel, blocks: nn.ModuleList, first: Callable[[], nn.Module]
     ):
         self.model, self.blocks, self.first = model, blocks, first
-        self._form: Any = None
+        self._returned: Any = None
 
     def record(
         self,
@@ -83,9 +83,7 @@ class Recorder:
         Raises:
             InputError: the model does not run its blocks one after another.
         """
-        if self._form is None:
-            self._form = self._returned_by_first(tokens[:1])
-        loop = _Loop(self.model, self.blocks, self._form)
+        loop = _Loop(self.model, self.blocks, self._form(tokens))
         self._run(tokens, loop.note)
         return BatchInputs(
             loop.hidden, loop.block_calls(axes, intern), loop.carried(intern), len(tokens)
@@ -105,6 +103,33 @@ class Recorder:
             for call, again in zip(once.calls, twice.calls, strict=True)
         ]
 
+    def run_after(
+        self,
+        tokens: Int[Tensor, "windows length"],
+        hidden: Float[Tensor, "*batch hidden"],
+        module: nn.Module,
+    ) -> Any:
+        """What the model, or the part of it that holds the blocks, returns on these windows when
+        its last block returns these hidden states. Everything before and after the blocks must be
+        loaded.
+
+        Raises:
+            InputError: the model does not run its blocks one after another.
+        """
+        leaves, structure = pytree.tree_flatten(self._form(tokens))
+        first = first_tensor(leaves)
+        returned = pytree.tree_unflatten(
+            [hidden if leaf is first else leaf for leaf in leaves], structure
+        )
+        with self._refusing(), _in_place_of(self.blocks, lambda *_, **__: returned):
+            return module(input_ids=tokens, use_cache=False)
+
+    def _form(self, tokens: Int[Tensor, "windows length"]) -> Any:
+        """What a block returns."""
+        if self._returned is None:
+            self._returned = self._returned_by_first(tokens[:1])
+        return self._returned
+
     def _returned_by_first(self, tokens: Int[Tensor, "1 length"]) -> Any:
         outputs: list[Any] = []
         block = self.first()
@@ -119,16 +144,20 @@ class Recorder:
     def _run(self, tokens: Int[Tensor, "windows length"], forward: Callable[..., Any]) -> None:
         """Run the model until `forward`, in the place of every block's, has seen enough."""
         try:
-            with (
-                running(type(self.model).__name__, but=_UNUSABLE),
-                _in_place_of(self.blocks, forward),
-            ):
+            with self._refusing(), _in_place_of(self.blocks, forward):
                 self.model(input_ids=tokens, use_cache=False)
         except _Enough:
             return
+        raise _unlike(self.model, f"a text does not pass all {len(self.blocks)} of its blocks")
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Refuse a model whose loop over its blocks fails."""
+        try:
+            with running(type(self.model).__name__, but=_UNUSABLE):
+                yield
         except _UNUSABLE as cause:
             raise _unlike(self.model, f"{type(cause).__name__}: {cause}") from cause
-        raise _unlike(self.model, f"a text does not pass all {len(self.blocks)} of its blocks")
 
 
 class _Enough(Exception):

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from q2n.errors import InputError
 from q2n.models.auxiliary_files import read_auxiliary
-from q2n.models.checkpoint_files import TensorFiles, resolve_checkpoint
+from q2n.models.checkpoint_files import StoredTensors, TensorFiles, resolve_checkpoint
 from q2n.models.checkpoint_tensors import CheckpointTensors
 from q2n.models.config_file import config_values, read_config
 from q2n.models.devices import DTYPES, parse_dtype
@@ -60,13 +60,13 @@ class CheckpointSource(ModelSource):
 
     def __init__(self, folder: Path, label: str, dtype: str, trust_remote_code: bool = False):
         self.folder, self.label, self.trust_remote_code = folder, label, trust_remote_code
-        _refuse_quantized(folder, config_values(folder).get("quantization_config"))
-        self.config = read_config(folder, trust_remote_code)
+        self.config = self._read_config()
         self._auxiliary = read_auxiliary(folder, trust_remote_code)
         named = getattr(self.config, "transformers_weights", None)
-        self._files = TensorFiles(folder, None if named is None else str(named))
-        self.dtype = self._resolve_dtype(dtype)
+        files = TensorFiles(folder, None if named is None else str(named))
+        self.dtype = self._resolve_dtype(dtype, files)
         model = self.skeleton()
+        self._files = self._dense(files, model)
         self._tensors = CheckpointTensors(self._files, model)
         self._untied = self._tensors.differing_ties(self.dtype)
         if self._untied:
@@ -152,12 +152,21 @@ class CheckpointSource(ModelSource):
         }
         return {name: key for key, name in names.items()}
 
-    def _resolve_dtype(self, dtype: str) -> torch.dtype:
+    def _read_config(self) -> PretrainedConfig:
+        """The configuration, without what a plain model does not have."""
+        _refuse_quantized(self.folder, config_values(self.folder).get("quantization_config"))
+        return read_config(self.folder, self.trust_remote_code)
+
+    def _dense(self, files: TensorFiles, model: PreTrainedModel) -> StoredTensors:
+        """What the files hold of the model, as dense weights."""
+        return files
+
+    def _resolve_dtype(self, dtype: str, files: TensorFiles) -> torch.dtype:
         if dtype != "auto":
             return parse_dtype(dtype)
         stored = self.config.dtype
         if stored is None:
-            dtypes = map(self._files.dtype, self._files.file_of)
+            dtypes = map(files.dtype, files.file_of)
             stored = next((FLOATS[dtype] for dtype in dtypes if dtype in FLOATS), torch.float32)
         name = str(stored).removeprefix("torch.")
         if name not in DTYPES:

@@ -9,6 +9,7 @@ from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
 from q2n.errors import InputError
+from q2n.evaluation.block_costs import BlockCosts
 from q2n.report.record import LayerRecord, RunRecord
 
 
@@ -55,6 +56,35 @@ def plot_layers(record: RunRecord, file: Path) -> None:
         title = "alpha" if alpha else "output scales"
         axes[1].set(xlabel="block", ylabel="mean over factors", title=title)
     axes[-1].legend(fontsize="small", ncols=2)
+    _save(figure, file)
+
+
+def plot_costs(costs: BlockCosts, file: Path) -> None:
+    """The divergence that each block costs alone and with all before it, and the output error of
+    every linear, block by block.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for which, label in (("alone", "alone"), ("up_to_here", "up to here")):
+        left.plot([getattr(block, which).divergence for block in costs.blocks], label=label)
+    left.set(yscale="log", xlabel="block", ylabel="KL, nats a token", title="blocks")
+    layers: Series = {}
+    for number, block in enumerate(costs.blocks):
+        for name, change in block.layers.items():
+            blocks, errors = layers.setdefault(name.rsplit(".", 1)[-1], ([], []))
+            blocks.append(number)
+            errors.append(change.relative_error)
+    _lines(right, layers, "-")
+    right.set(yscale="log", xlabel="block", ylabel="|(W - Q) X|² / |W X|²", title="layers")
+    for axes in (left, right):
+        axes.legend(fontsize="small", ncols=2)
+    _save(figure, file)
+
+
+def _save(figure: Figure, file: Path) -> None:
     try:
         figure.savefig(file, dpi=120)
     except (OSError, ValueError, RuntimeError) as cause:

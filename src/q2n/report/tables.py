@@ -8,6 +8,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from q2n.evaluation.block_costs import BlockCosts, Replaced
 from q2n.evaluation.compare import Comparison
 from q2n.evaluation.fidelity import Fidelity, paired_difference
 from q2n.report.record import LayerRecord, RunRecord
@@ -151,3 +152,45 @@ def _figure(value: float, error: float | None, percent: bool = False) -> str:
     factor, digits = (100, 2) if percent else (1, 4)
     text = f"{factor * value:.{digits}f}"
     return text if error is None else f"{text} +- {factor * error:.{digits}f}"
+
+
+def block_table(costs: BlockCosts) -> Table:
+    """One row per block: what it costs alone, and with all before it."""
+    table = Table(title="what each block costs", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("block", no_wrap=True)
+    for which in ("alone", "up to here"):
+        for title in (f"{which}: KL", "+-", "top %", "error %", "cosine"):
+            table.add_column(title, justify="right", no_wrap=True)
+    prefix = commonprefix([f"{block.block}." for block in costs.blocks])
+    for block in costs.blocks:
+        cells = [*_replaced_cells(block.alone), *_replaced_cells(block.up_to_here)]
+        table.add_row(escape(block.block.removeprefix(prefix)), *cells)
+    table.caption = (
+        "alone: only this block is quantized; up to here: it and all before it. KL: nats a token, "
+        "with its standard error; top: same top token; error and cosine: of the block's output"
+    )
+    return table
+
+
+def worst_table(costs: BlockCosts, most: int) -> Table:
+    """The linears with the largest output errors."""
+    layers = costs.worst_layers(most)
+    table = Table(title=f"the {len(layers)} layers with the largest errors", box=box.SIMPLE)
+    table.add_column("layer", no_wrap=True)
+    for title in ("error %", "cosine"):
+        table.add_column(title, justify="right")
+    for name, change in layers.items():
+        table.add_row(escape(name), _percent(change.relative_error), f"{change.cosine:.4f}")
+    table.caption = "error: |(W - Q) X|^2 / |W X|^2 on the original's inputs, a ratio of squares"
+    return table
+
+
+def _replaced_cells(replaced: Replaced) -> list[str]:
+    error = replaced.divergence_error
+    return [
+        f"{replaced.divergence:.5f}",
+        "-" if error is None else f"{error:.5f}",
+        _percent(replaced.same_top),
+        f"{100 * replaced.output.relative_error:.3f}",
+        f"{replaced.output.cosine:.4f}",
+    ]

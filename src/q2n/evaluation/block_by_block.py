@@ -1,0 +1,70 @@
+"""A model that does not fit into memory, in two parts: its blocks run one at a time.
+
+The states of all windows pass a block before the next one is loaded, as calibration activations do
+in the block loop (pipeline/streams.py). What comes after the blocks is the model's own code, run
+with stand-ins for them. So memory holds one block, the embeddings, the head and the states, and the
+states are those of the whole model to the bit.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from q2n.data.windows import TokenWindows
+from q2n.evaluation.body import PROBE, States, require_fit, states_in, take_apart
+from q2n.models.blocks import BlockwiseModel
+from q2n.pipeline.activations import Place
+from q2n.pipeline.options import LoopOptions
+from q2n.pipeline.streams import Stream, open_streams
+
+
+class BlockByBlock:
+    """A model whose blocks are loaded when their turn comes.
+
+    Args:
+        place: where the states of all windows lie between two blocks.
+        progress: called after each block.
+
+    Raises:
+        InputError: the model does not run its blocks one after another, or the windows do not fit
+            it.
+    """
+
+    def __init__(
+        self,
+        blocks: BlockwiseModel,
+        windows: TokenWindows,
+        *,
+        place: Place = "device",
+        progress: Callable[[], None] | None = None,
+    ):
+        self.blocks, self.windows, self.place = blocks, windows, place
+        self.progress = progress
+        probe = windows.tokens[:1, :PROBE]
+        hidden = next(blocks.record_inputs([probe])).hidden
+        require_fit(blocks.without_blocks, windows)
+        self.head, self._body = take_apart(
+            blocks.without_blocks, lambda module: blocks.run_after(probe, hidden, module)
+        )
+
+    @torch.no_grad()
+    def states(self, batch_size: int) -> Iterator[States]:
+        options = LoopOptions(batch_size=batch_size, activations=self.place)
+        with TemporaryDirectory(prefix="q2n-states-") as folder:
+            tokens = self.windows.tokens
+            [stream] = open_streams(self.blocks, tokens, ["states"], options, Path(folder))
+            self._pass_blocks(stream)
+            for batch, windows in enumerate(tokens.split(batch_size)):
+                hidden = stream.hidden.get(batch)
+                yield from states_in(self.blocks.run_after(windows, hidden, self._body))
+            stream.close()
+
+    def _pass_blocks(self, stream: Stream) -> None:
+        for index in range(len(self.blocks)):
+            block = self.blocks.load_block(index)
+            for batch in range(len(stream)):
+                stream.put(batch, stream.inputs(batch, index).run(block))
+            if self.progress is not None:
+                self.progress()

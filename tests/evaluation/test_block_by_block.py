@@ -1,0 +1,105 @@
+"""A model that runs one block at a time says what the whole model says, to the bit."""
+
+import weakref
+
+import pytest
+import torch
+from formats.tiny_models import llama, random_layers
+from tiny import ARCHITECTURES, CONVENTIONS, TRANSPOSED, tiny_model, tiny_seeing_model
+from whole_way import quantize
+
+from q2n.data.windows import TokenWindows
+from q2n.errors import InputError
+from q2n.evaluation.block_by_block import BlockByBlock
+from q2n.evaluation.body import Head, Whole
+from q2n.formats import FORMATS
+from q2n.formats.load import load_model, open_checkpoint
+from q2n.models.blocks import BlockwiseModel
+from q2n.models.source import open_source
+
+WINDOWS = TokenWindows(
+    tokens=torch.randint(3, 128, (5, 24), generator=torch.Generator().manual_seed(0)), label="x"
+)
+
+
+def assert_same(model, source, place="device"):
+    """States and logits of all windows, two at a time."""
+    whole = Whole(model, WINDOWS)
+    parts = BlockByBlock(BlockwiseModel(source), WINDOWS, place=place)
+    with torch.no_grad():
+        pairs = list(zip(whole.states(2), parts.states(2), strict=True))
+        assert len(pairs) == len(WINDOWS)
+        for one, other in pairs:
+            assert torch.equal(one, other)
+            assert torch.equal(whole.head(one), parts.head(other))
+    return parts
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *TRANSPOSED, *CONVENTIONS])
+def test_states_are_those_of_the_whole_model(architecture):
+    model = tiny_model(architecture, layers=4)
+    parts = assert_same(model, open_source(model))
+    if architecture != "openai-gpt":
+        assert isinstance(parts.head, Head)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_states_of_a_checkpoint_are_those_of_the_whole_model(tmp_path, tied):
+    model = tiny_model("gemma2", tie_word_embeddings=tied, sliding_window=8)
+    model.save_pretrained(tmp_path)
+    assert_same(model, open_source(tmp_path), "disk")
+
+
+def test_a_tower_beside_the_text_model_is_left_alone():
+    tower = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    model = tiny_seeing_model(layers=2, tower={**tower, "num_attention_heads": 2})
+    assert_same(model, open_source(model))
+
+
+@pytest.mark.parametrize("name", ["compressed-tensors", "gptq_v2", "native", "dequantized"])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_states_of_every_format_are_those_of_the_loaded_model(tmp_path, name, dtype):
+    model = llama()
+    layers = random_layers(model, 4, 32, False, torch.float16)
+    FORMATS[name].write(tmp_path / "out", open_source(model), layers)
+    source = open_checkpoint(tmp_path / "out", dtype)
+    assert_same(load_model(tmp_path / "out", dtype), source)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "quip", "bits": 2, "format": "native"},
+        {"method": "quarot", "bits": 4, "format": "native"},
+        {"rotate": "hadamard", "activation_bits": 8, "kv_bits": 4, "format": "native"},
+    ],
+)
+def test_states_with_runtime_parts_are_those_of_the_loaded_model(tmp_path, place, settings):
+    done = quantize(place, str(tmp_path / "out"), **{"output_scales": False, **settings})
+    assert_same(load_model(done.directory), open_checkpoint(done.directory))
+
+
+def test_one_block_at_a_time_is_in_memory(monkeypatch):
+    alive, load = weakref.WeakSet(), BlockwiseModel.load_block
+
+    def loaded(model, index):
+        assert len(alive) <= 1  # the one whose turn ends
+        block = load(model, index)
+        alive.add(block)
+        return block
+
+    monkeypatch.setattr(BlockwiseModel, "load_block", loaded)
+    model = tiny_model(layers=6)
+    parts = BlockByBlock(BlockwiseModel(open_source(model)), WINDOWS)
+    assert not alive
+    assert len(list(parts.states(2))) == len(WINDOWS)
+    held = [x for x in parts.blocks.without_blocks.parameters() if not x.is_meta]
+    outside = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
+    assert not alive and held
+    del outside
+
+
+def test_a_model_that_is_no_chain_of_blocks_is_refused():
+    with pytest.raises(InputError, match="one block at a time"):
+        BlockByBlock(BlockwiseModel(open_source(tiny_model("rwkv", layers=7))), WINDOWS)
