@@ -8,6 +8,7 @@ write              the checkpoint is written, measured and described in a folder
 """
 
 import os
+from dataclasses import fields
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,10 @@ from q2n.data.windows import TokenWindows
 from q2n.disk.folders import partial_folder
 from q2n.disk.space import require_space
 from q2n.errors import InputError, ResumeError
-from q2n.evaluation.compare import Comparison, compare_models
+from q2n.evaluation.compare import Comparison
+from q2n.evaluation.written import compare_written
 from q2n.formats.choice import choose_format
 from q2n.formats.format import Format
-from q2n.formats.load import load_model
 from q2n.formats.shards import tensor_bytes
 from q2n.logging import Reporter
 from q2n.models.full_precision import full_precision
@@ -157,13 +158,7 @@ class Run:
             self.opened.blocks,
             self.plan.method,
             self.store,
-            LoopOptions(
-                true_sequential=config.true_sequential,
-                batch_size=config.batch_size,
-                cross_tokens=config.cross_tokens,
-                activations=config.activations,
-                seed=config.seed,
-            ),
+            self._loop_options(),
             scale_dtype=self.format.codec.scale_dtype(self.opened.source.dtype),
             refit=self.plan.block_refit,
             reporter=self.reporter,
@@ -187,6 +182,9 @@ class Run:
             if self.store.is_begun and not self.store.finished():
                 self.store.remove()
             raise
+
+    def _loop_options(self) -> LoopOptions:
+        return LoopOptions(**{x.name: getattr(self.config, x.name) for x in fields(LoopOptions)})
 
     def _calibration(self, texts: Texts) -> TokenWindows:
         config = self.config
@@ -242,20 +240,14 @@ class Run:
 
     def _describe(self, folder: Path, size: int, blocks: list[BlockRecord]) -> Quantized:
         """Measure the checkpoint in `folder` and describe it there."""
-        opened = self.opened
         comparison = None
         if self.measured_on is not None:
-            comparison = compare_models(
-                lambda: opened.in_memory(opened.original),
-                lambda: load_model(
-                    folder,
-                    dtype=opened.source.dtype,
-                    device=opened.blocks.device,
-                    trust_remote_code=self.config.trust_remote_code,
-                ),
+            comparison = compare_written(
+                folder,
+                self.opened,
                 self.measured_on,
+                self._loop_options(),
                 divergence=self.config.kl,
-                batch_size=self.config.batch_size,
                 reporter=self.reporter,
             )
         done, texts = self._described(blocks, size, comparison)

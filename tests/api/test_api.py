@@ -216,7 +216,7 @@ def test_a_failed_evaluation_leaves_no_half_checkpoint(place, monkeypatch):
         raise InputError("no perplexity today")
 
     with monkeypatch.context() as patched:
-        patched.setattr("q2n.run.compare_models", broken)
+        patched.setattr("q2n.run.compare_written", broken)
         with pytest.raises(InputError, match="today"):
             quantize(place, "out", ppl=str(place / "text.txt"), ppl_windows=4)
     assert not (place / "out" / "checkpoint").exists()

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from evaluation.test_perplexity import CONFIGS, VOCABULARY, random_windows
+from evaluation.test_perplexity import CONFIGS, VOCABULARY, perplexity, random_windows
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import divergence as oracle
@@ -19,7 +19,6 @@ from q2n.evaluation import scoring
 from q2n.evaluation.body import Whole
 from q2n.evaluation.fidelity import EDGES, Fidelity, paired_difference
 from q2n.evaluation.per_token import PerToken, compared
-from q2n.evaluation.perplexity import perplexity
 from q2n.evaluation.scoring import Reference, score_against
 
 # float32 logits on our side, float64 on the other: values of order 5 with 7 digits.

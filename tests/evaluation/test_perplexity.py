@@ -17,7 +17,9 @@ from transformers import (
 from q2n.data.windows import TokenWindows
 from q2n.errors import InputError, NumericalError
 from q2n.evaluation import scoring
-from q2n.evaluation.perplexity import perplexity
+from q2n.evaluation.opening import whole
+from q2n.evaluation.perplexity import perplexity as perplexity_of
+from q2n.logging import Reporter
 
 VOCABULARY = 101
 SMALL = {
@@ -49,6 +51,11 @@ TOLERANCE = 200 * torch.finfo(torch.float32).eps
 def tiny(name="llama"):
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
+
+
+def perplexity(model, windows, **how):
+    with Reporter().bar("", 1) as bar, whole(lambda: model)(windows, bar) as body:
+        return perplexity_of(body, **how)
 
 
 def random_windows(count=5, length=24, stride=None):

@@ -61,6 +61,12 @@ def add_eval(commands: Any) -> None:
     parser.add_argument("--windows", type=int, help="At most so many windows.")
     parser.add_argument("--stride", type=int, help="Tokens between windows; default: no overlap.")
     parser.add_argument("--batch-size", type=int, default=1, help="Windows in one forward pass.")
+    parser.add_argument(
+        "--block-by-block",
+        action="store_true",
+        help="Have one block in memory at a time, for a model that does not fit; the figures are "
+        "the same.",
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... or auto.")
     parser.add_argument(
         "--dtype", default="auto", help="float32, bfloat16, float16, or auto: the checkpoint's."

@@ -25,7 +25,7 @@ class BlockByBlock:
 
     Args:
         place: where the states of all windows lie between two blocks.
-        progress: called after each block.
+        progress: called before each block, with its number from 0.
 
     Raises:
         InputError: the model does not run its blocks one after another, or the windows do not fit
@@ -38,7 +38,7 @@ class BlockByBlock:
         windows: TokenWindows,
         *,
         place: Place = "device",
-        progress: Callable[[], None] | None = None,
+        progress: Callable[[int], None] | None = None,
     ):
         self.blocks, self.windows, self.place = blocks, windows, place
         self.progress = progress
@@ -63,8 +63,8 @@ class BlockByBlock:
 
     def _pass_blocks(self, stream: Stream) -> None:
         for index in range(len(self.blocks)):
+            if self.progress is not None:
+                self.progress(index)
             block = self.blocks.load_block(index)
             for batch in range(len(stream)):
                 stream.put(batch, stream.inputs(batch, index).run(block))
-            if self.progress is not None:
-                self.progress()

@@ -1,24 +1,18 @@
 """A model beside its reference on the same windows, one of them in memory at a time."""
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import torch
-from transformers import PreTrainedModel
 
 from q2n.data.windows import TokenWindows
-from q2n.evaluation.body import Whole, evaluating
 from q2n.evaluation.fidelity import Fidelity
+from q2n.evaluation.opening import OpenBody
 from q2n.evaluation.perplexity import PerplexityResult, perplexity
 from q2n.evaluation.scoring import Reference, score_against
 from q2n.logging import Reporter
-
-Load = Callable[[], PreTrainedModel]
-"""Loads a model when its turn comes."""
-Disturb = Callable[[PreTrainedModel], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,41 +63,50 @@ class Comparer:
     """
 
     def __init__(
-        self, called: str, load: Load, windows: TokenWindows, *, batch_size: int, reporter: Reporter
+        self,
+        called: str,
+        reference: OpenBody,
+        windows: TokenWindows,
+        *,
+        batch_size: int,
+        reporter: Reporter,
     ):
         self.called, self.windows = called, windows
         self._batch_size, self._reporter = batch_size, reporter
-        start = time.perf_counter()
-        with reporter.bar(f"states of {called}", len(windows)) as bar, torch.inference_mode():
-            model = load()
-            with evaluating(model):
-                self._reference = Reference(Whole(model, windows), batch_size, bar.advance)
+        start, title = time.perf_counter(), f"states of {called}"
+        with (
+            torch.inference_mode(),
+            reporter.bar(title, len(windows)) as bar,
+            reference(windows, bar) as body,
+        ):
+            self._reference = Reference(body, batch_size, bar.advance)
         self._seconds = time.perf_counter() - start
 
     @torch.inference_mode()
-    def compare(self, called: str, load: Load, disturb: Disturb = evaluating) -> Comparison:
-        """One model, called so on the screen; it runs within `disturb`.
+    def compare(self, called: str, model: OpenBody) -> Comparison:
+        """One model, called so on the screen.
 
         Raises:
             InputError: the windows do not fit it, or its vocabulary is another.
             NumericalError: logits are not finite, or the loss is too high for a perplexity.
         """
-        start = time.perf_counter()
-        with self._reporter.bar(f"perplexity and KL of {called}", len(self.windows)) as bar:
-            model = load()
-            with evaluating(model), disturb(model):
-                body = Whole(model, self.windows)
-                scores = score_against(self._reference, body, self._batch_size, bar.advance)
+        start, title = time.perf_counter(), f"perplexity and KL of {called}"
+        with (
+            self._reporter.bar(title, len(self.windows)) as bar,
+            model(self.windows, bar) as body,
+        ):
+            scores = score_against(self._reference, body, self._batch_size, bar.advance)
+        seconds = time.perf_counter() - start
         return Comparison(
-            model=PerplexityResult.of(scores.loss, self.windows, time.perf_counter() - start),
+            model=PerplexityResult.of(scores.loss, self.windows, seconds),
             reference=PerplexityResult.of(scores.reference_loss, self.windows, self._seconds),
             fidelity=Fidelity.of(scores, self.windows, self.called),
         )
 
 
 def compare_models(
-    original: Load,
-    quantized: Load,
+    original: OpenBody,
+    quantized: OpenBody,
     windows: TokenWindows,
     *,
     divergence: bool,
@@ -115,13 +118,25 @@ def compare_models(
     Raises:
         InputError, NumericalError: as `Comparer`.
     """
+    how: dict[str, Any] = {"batch_size": batch_size, "reporter": reporter}
     if divergence:
-        comparer = Comparer(
-            "the original", original, windows, batch_size=batch_size, reporter=reporter
+        return Comparer("the original", original, windows, **how).compare(
+            "the quantized weights", quantized
         )
-        return comparer.compare("the quantized weights", quantized)
-    results = []
-    for called, load in (("the original", original), ("the quantized weights", quantized)):
-        with reporter.bar(f"perplexity of {called}", len(windows)) as bar:
-            results.append(perplexity(load(), windows, batch_size=batch_size, progress=bar.advance))
-    return Comparison(reference=results[0], model=results[1], fidelity=None)
+    return Comparison(
+        reference=measure("the original", original, windows, **how),
+        model=measure("the quantized weights", quantized, windows, **how),
+        fidelity=None,
+    )
+
+
+def measure(
+    called: str, model: OpenBody, windows: TokenWindows, *, batch_size: int, reporter: Reporter
+) -> PerplexityResult:
+    """The perplexity of one model, called so on the screen. Raises as `Comparer.compare`."""
+    with (
+        torch.inference_mode(),
+        reporter.bar(f"perplexity of {called}", len(windows)) as bar,
+        model(windows, bar) as body,
+    ):
+        return perplexity(body, batch_size, bar.advance)

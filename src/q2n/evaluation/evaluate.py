@@ -15,11 +15,13 @@ from q2n.data.tokenizer import require_same_words
 from q2n.data.windows import TokenWindows
 from q2n.errors import InputError
 from q2n.evaluation.body import evaluating
-from q2n.evaluation.compare import Comparer, Comparison, Disturb
+from q2n.evaluation.compare import Comparer, Comparison, measure
 from q2n.evaluation.noise import noisy_blocks
-from q2n.evaluation.perplexity import PerplexityResult, perplexity
-from q2n.formats.load import load_model
+from q2n.evaluation.opening import Disturb, OpenBody, one_block_at_a_time, whole
+from q2n.evaluation.perplexity import PerplexityResult
+from q2n.formats.load import load_model, open_checkpoint
 from q2n.logging import Reporter
+from q2n.models.blocks import BlockwiseModel
 from q2n.models.checkpoint_files import resolve_checkpoint
 from q2n.models.devices import DTYPES, parse_device, requested_dtype
 from q2n.option_types import Count, WindowLength, check_fields, plain, shown
@@ -57,6 +59,8 @@ class Conditions:
     """How the text is cut and which predictions count (`data/protocols.py`)."""
     data_dir: str | None = None
     """Folder from which wikitext2, ptb and c4 are read; None: from the hub."""
+    block_by_block: bool = False
+    """Have one block of a model in memory at a time (a model object is there as a whole)."""
     trust_remote_code: bool = False
     """Let a checkpoint run its own Python code."""
 
@@ -89,9 +93,8 @@ def evaluate(
     reporter, on = reporter or Reporter(), Conditions.of(**conditions)
     folder = _folder(model, on)
     text = open_text(folder, tokenizer, on, reporter)
-    with reporter.bar(f"perplexity on {on.ppl}", len(text)) as bar:
-        loaded = _load(model, folder, on)
-        return perplexity(loaded, text, batch_size=on.batch_size, progress=bar.advance)
+    body = _opening(model, folder, on)
+    return measure(_name(model), body, text, batch_size=on.batch_size, reporter=reporter)
 
 
 def compare(model: Model, reference: Model, **how: Any) -> Comparison:
@@ -130,7 +133,7 @@ def compare_all(
             require_same_words(folder, original, on.trust_remote_code)
     comparer = Comparer(
         _name(reference),
-        partial(_load, reference, original, on),
+        _opening(reference, original, on),
         open_text(folders[0], tokenizer, on, reporter),
         batch_size=on.batch_size,
         reporter=reporter,
@@ -138,10 +141,11 @@ def compare_all(
     at_floor = None
     if noise is not None:
         dtype, disturb = noise
-        load = partial(_load, reference, original, replace(on, dtype=dtype or on.dtype))
-        at_floor = comparer.compare("the reference with noise", load, disturb).fidelity
+        again = replace(on, dtype=dtype or on.dtype)
+        body = _opening(reference, original, again, disturb)
+        at_floor = comparer.compare("the reference with noise", body).fidelity
     return [
-        replace(comparer.compare(_name(model), partial(_load, model, folder, on)), floor=at_floor)
+        replace(comparer.compare(_name(model), _opening(model, folder, on)), floor=at_floor)
         for model, folder in zip(models, folders, strict=True)
     ]
 
@@ -183,26 +187,28 @@ def open_text(
     return text
 
 
-def _load(model: Model, folder: Path | None, on: Conditions) -> PreTrainedModel:
-    if isinstance(model, PreTrainedModel):
-        return model
-    assert folder is not None
-    return load_model(
-        folder,
-        dtype=requested_dtype(on.dtype),
-        device=parse_device(on.device),
-        trust_remote_code=on.trust_remote_code,
-    )
+def _opening(
+    model: Model, folder: Path | None, on: Conditions, disturb: Disturb | None = None
+) -> OpenBody:
+    """How a model is opened when its turn comes. A disturbed one is all in memory."""
+    device, dtype = parse_device(on.device), requested_dtype(on.dtype)
+    if folder is None:
+        assert isinstance(model, PreTrainedModel)
+        return whole(lambda: model, disturb or evaluating)
+    how: dict[str, Any] = {"dtype": dtype, "trust_remote_code": on.trust_remote_code}
+    if on.block_by_block and disturb is None:
+        return one_block_at_a_time(lambda: BlockwiseModel(open_checkpoint(folder, **how), device))
+    return whole(lambda: load_model(folder, device=device, **how), disturb or evaluating)
 
 
-def _floor(floor: str | float) -> tuple[str | None, Disturb]:
+def _floor(floor: str | float) -> tuple[str | None, Disturb | None]:
     """What the reference is measured in against itself: a dtype, or its own and noise.
 
     Raises:
         InputError: it is neither.
     """
     if floor in DTYPES:
-        return str(floor), evaluating
+        return str(floor), None
     try:
         relative = float(floor)
     except ValueError:

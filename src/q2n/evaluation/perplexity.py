@@ -23,11 +23,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from q2n.data.windows import TokenWindows
 from q2n.errors import NumericalError
-from q2n.evaluation.body import Whole, evaluating
+from q2n.evaluation.body import Body
 from q2n.evaluation.scoring import Progress, score
 from q2n.evaluation.spread import error_of_mean, window_means
 
@@ -88,24 +87,18 @@ class PerplexityResult:
 
 @torch.inference_mode()
 def perplexity(
-    model: PreTrainedModel,
-    windows: TokenWindows,
-    *,
-    batch_size: int = 4,
-    progress: Progress | None = None,
+    body: Body, batch_size: int = 4, progress: Progress | None = None
 ) -> PerplexityResult:
-    """Measure a causal language model on token windows, on the device it lies on.
+    """Measure a model on the windows of its body.
 
     Args:
-        windows: their sha256 goes into the result.
         batch_size: windows per forward pass.
         progress: called with the number of windows that were done.
 
     Raises:
-        InputError: the windows do not fit the model (context, vocabulary), or batch_size < 1.
+        InputError: batch_size < 1.
         NumericalError: a loss is NaN or infinite, or too high for a perplexity.
     """
     start = time.perf_counter()
-    with evaluating(model):
-        losses = score(Whole(model, windows), batch_size, progress)
-    return PerplexityResult.of(losses, windows, time.perf_counter() - start)
+    losses = score(body, batch_size, progress)
+    return PerplexityResult.of(losses, body.windows, time.perf_counter() - start)

@@ -1,0 +1,51 @@
+"""Ways to open a model for a measurement: all of it in memory, or one block at a time."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+
+from transformers import PreTrainedModel
+
+from q2n.data.windows import TokenWindows
+from q2n.evaluation.block_by_block import BlockByBlock
+from q2n.evaluation.body import Body, Whole, evaluating
+from q2n.logging import Bar
+from q2n.models.blocks import BlockwiseModel
+from q2n.pipeline.activations import Place
+
+OpenBody = Callable[[TokenWindows, Bar], AbstractContextManager[Body]]
+"""Opens a model when its turn comes; the bar says how far its blocks are."""
+Disturb = Callable[[PreTrainedModel], AbstractContextManager[None]]
+
+
+def whole(load: Callable[[], PreTrainedModel], disturb: Disturb = evaluating) -> OpenBody:
+    """All of the model; it runs within `disturb`."""
+    return partial(_whole, load, disturb)
+
+
+def one_block_at_a_time(open: Callable[[], BlockwiseModel], place: Place = "cpu") -> OpenBody:
+    """A block of the model, and the states of all windows: on the device, in main memory or on
+    disk."""
+    return partial(_one_block_at_a_time, open, place)
+
+
+@contextmanager
+def _whole(
+    load: Callable[[], PreTrainedModel], disturb: Disturb, windows: TokenWindows, _: Bar
+) -> Iterator[Body]:
+    model = load()
+    with evaluating(model), disturb(model):
+        yield Whole(model, windows)
+
+
+@contextmanager
+def _one_block_at_a_time(
+    open: Callable[[], BlockwiseModel], place: Place, windows: TokenWindows, bar: Bar
+) -> Iterator[Body]:
+    blocks = open()
+    yield BlockByBlock(
+        blocks,
+        windows,
+        place=place,
+        progress=lambda block: bar.detail(f"block {block + 1} of {len(blocks)}"),
+    )
