@@ -35,6 +35,7 @@ ORIGINAL = PerplexityResult(
     tokens=64 * 1023,
     length=1024,
     stride=None,
+    protocol="gptq-new",
     label="wikitext2",
     sha256="",
     seconds=1.0,
@@ -58,6 +59,7 @@ def test_card_separates_measured_from_unmeasured() -> None:
         replace(FACTS, comparison=Comparison(reference=ORIGINAL, model=quantized, fidelity=None))
     )
     assert "KL divergence" not in measured
+    assert "by the protocol gptq-new" in measured
     assert "| original | wikitext2 | 20.500 | 0.25 | 64 x 1024 |" in measured
     assert "| quantized | wikitext2 | 31.250 | not measured | 64 x 1024 |" in measured
     assert "Perplexity was not measured" not in measured
