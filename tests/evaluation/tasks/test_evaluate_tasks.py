@@ -150,7 +150,7 @@ def test_prompts_begin_with_the_token_that_the_tokenizer_adds():
         ({"tasks": ["piqua"]}, "did you mean piqa"),
         ({"tasks": ["mmlu"]}, "mmlu: mmlu_test.jsonl"),
         ({"shots": 2}, "piqa: piqa_train.jsonl"),
-        ({"data_dir": "nowhere"}, "nowhere is not there"),
+        ({"data_dir": "nowhere"}, "no folder 'nowhere'"),
         ({"device": "meta"}, "device 'meta'"),
     ],
 )

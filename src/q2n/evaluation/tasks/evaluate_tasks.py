@@ -28,7 +28,7 @@ from q2n.evaluation.tasks.harness import (
     result_of,
     wrapped,
 )
-from q2n.evaluation.tasks.local_files import digest, require_files
+from q2n.evaluation.tasks.local_files import digest, files_folder, require_files
 from q2n.evaluation.tasks.local_tasks import write_local_task
 from q2n.evaluation.tasks.names import task_names
 from q2n.evaluation.tasks.results import TaskResult, TaskResults
@@ -109,7 +109,7 @@ def evaluate_tasks(
     )
     require_harness()
     names = task_names([tasks] if isinstance(tasks, str) else tasks, all_names)
-    data = Path(data_dir) if data_dir is not None else None
+    data = files_folder(data_dir) if data_dir is not None else None
     if data is not None:
         require_files(data, names, on.shots)
     subject = MeasuredModel(

@@ -1,11 +1,13 @@
 """Which local file holds which part of a task, and its lines.
 
-All files lie in one folder, one JSON object a line, either in the fields of the hub's data sets or
-in those that `hub_schema` converts. A task with subjects has the subject in each line.
+All files lie in one folder, or in "zeroshot" within it where corpora lie beside them; one JSON
+object a line, either in the fields of the hub's data sets or in those that `hub_schema` converts. A
+task with subjects has the subject in each line.
 """
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +17,10 @@ from typing import Any
 from q2n.data.decoding import lines
 from q2n.errors import InputError, reason_of
 from q2n.evaluation.tasks.hub_schema import Convert, arc, fields, hellaswag, race
+from q2n.option_types import shown
+
+BESIDE_CORPORA = "zeroshot"
+"""Folder of the task files in a folder of corpora."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +107,24 @@ LOCAL_TASKS: Mapping[str, LocalTask] = {
 """Task or group of the harness -> its files."""
 
 
+def files_folder(path: str | Path) -> Path:
+    """The folder that holds the files.
+
+    Raises:
+        InputError: `path` is no folder.
+    """
+    folder = Path(os.path.expanduser(path))
+    if not os.path.isdir(folder):  # never raises, as Path does where a name is too long
+        raise InputError(f"there is no folder {shown(str(path))}; give --data-dir the path of one")
+    return folder / BESIDE_CORPORA if (folder / BESIDE_CORPORA).is_dir() else folder
+
+
 def require_files(folder: Path, tasks: Iterable[str], shots: int | None) -> None:
     """Refuse a folder that lacks a file.
 
     Raises:
         InputError: naming the tasks and the files, or a task that has no files here at all.
     """
-    if not folder.is_dir():
-        raise InputError(f"the folder of task files {folder} is not there")
     missing: dict[str, list[str]] = {}
     for task in tasks:
         if task not in LOCAL_TASKS:
