@@ -10,13 +10,24 @@ __all__ = [
     "compare",
     "compare_all",
     "evaluate",
+    "evaluate_generation",
+    "evaluate_tasks",
     "inspect",
     "inspect_fidelity",
     "quantize",
 ]
 
 if TYPE_CHECKING:
-    from q2n.api import compare, compare_all, evaluate, inspect, inspect_fidelity, quantize
+    from q2n.api import (
+        compare,
+        compare_all,
+        evaluate,
+        evaluate_generation,
+        evaluate_tasks,
+        inspect,
+        inspect_fidelity,
+        quantize,
+    )
 
 
 def __getattr__(name: str) -> Any:

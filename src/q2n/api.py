@@ -15,6 +15,8 @@ from q2n.disk.lock import run_lock
 from q2n.errors import InputError
 from q2n.evaluation.block_costs import BlockCosts
 from q2n.evaluation.evaluate import Conditions, compare, compare_all, evaluate
+from q2n.evaluation.evaluate_generation import evaluate_generation
+from q2n.evaluation.tasks.evaluate_tasks import evaluate_tasks
 from q2n.logging import Reporter
 from q2n.option_types import shown
 from q2n.pipeline.block_files import RUN_FILE
@@ -30,6 +32,8 @@ __all__ = [
     "compare",
     "compare_all",
     "evaluate",
+    "evaluate_generation",
+    "evaluate_tasks",
     "inspect",
     "inspect_fidelity",
     "quantize",

@@ -1,5 +1,5 @@
 """`q2n eval MODEL --ppl CORPUS [--reference ORIGINAL]`: perplexity and fidelity, with their
-uncertainty and their conditions."""
+uncertainty and their conditions; `--tasks` and `--generation` (cli/tasks.py)."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from q2n.cli.flags import add_output_flags, reporter
+from q2n.cli.tasks import TASK_FLAGS, Measured, add_task_flags, generated, task_scores
 from q2n.data.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
     from q2n.evaluation.perplexity import PerplexityResult
     from q2n.logging import Reporter
 
-Measured = tuple[list[dict[str, Any]], list[Any]]
-"""A JSON object for each model, and what people see."""
-NOT_CONDITIONS = ("command", "run", "models", "reference", "floor", "quiet", "json")
+NOT_CONDITIONS = ("command", "run", "models", "reference", "floor", "quiet", "json", *TASK_FLAGS)
 
 
 def add_eval(commands: Any) -> None:
     """Register `q2n eval`."""
     parser = commands.add_parser(
         "eval",
-        help="measure perplexity, and KL divergence from a reference",
-        usage="q2n eval MODEL [MODEL ...] --ppl CORPUS [--reference ORIGINAL] [options]",
-        description="Perplexity of a full-precision or quantized model; with --reference also what "
-        "it keeps of another model's predictions.",
+        help="measure perplexity, KL divergence from a reference, tasks, generation",
+        usage="q2n eval MODEL [MODEL ...] [--ppl CORPUS] [--tasks NAMES] [--generation] "
+        "[--reference ORIGINAL] [options]",
+        description="Perplexity of a full-precision or quantized model, with --reference also what "
+        "it keeps of another model's predictions; scores on tasks; what it writes.",
     )
     parser.add_argument(
         "models",
@@ -36,7 +36,7 @@ def add_eval(commands: Any) -> None:
         help="Checkpoint folder, hub name, or packaged model (smollm2-135m, gemma3-270m); several "
         "with --reference.",
     )
-    parser.add_argument("--ppl", required=True, help="Corpus name, file or folder.")
+    parser.add_argument("--ppl", help="Corpus name, file or folder.")
     parser.add_argument(
         "--reference",
         help="Model to compare with, token by token: the original of a quantized one. Both are in "
@@ -53,7 +53,9 @@ def add_eval(commands: Any) -> None:
         choices=PROTOCOLS,
         help="How the text is cut and what of it counts (docs/measuring.md); default: q2n.",
     )
-    parser.add_argument("--data-dir", help="Folder to read wikitext2, ptb and c4 from.")
+    parser.add_argument(
+        "--data-dir", help="Folder to read wikitext2, ptb and c4, or the tasks, from."
+    )
     parser.add_argument("--split", help="Part of the corpus; default: the protocol's, or test.")
     parser.add_argument(
         "--length", type=int, help="Context length in tokens; default: the protocol's, or 2048."
@@ -74,20 +76,28 @@ def add_eval(commands: Any) -> None:
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="Let a checkpoint run its own code."
     )
+    add_task_flags(parser)
     add_output_flags(parser)
     parser.set_defaults(run=run)
 
 
 def run(parsed: Namespace) -> None:
     """Evaluate and print the figures with what they were measured on."""
+    from q2n.errors import InputError
+
+    likelihoods = _perplexities if parsed.reference is None else _comparisons
+    wanted = {likelihoods: parsed.ppl, task_scores: parsed.tasks, generated: parsed.generation}
+    measures = [measure for measure, want in wanted.items() if want not in (None, False)]
+    if not measures:
+        raise InputError("nothing to measure: give --ppl CORPUS, --tasks NAMES or --generation")
     reporting = reporter(parsed)
-    measure = _perplexities if parsed.reference is None else _comparisons
-    lines, shown = measure(parsed, reporting)
-    if parsed.json:
-        for line in lines:
-            print(json.dumps(line))
-    elif not parsed.quiet:
-        _print(shown)
+    for measure in measures:
+        lines, shown = measure(parsed, reporting)
+        if parsed.json:
+            for line in lines:
+                print(json.dumps(line))
+        elif not parsed.quiet:
+            _print(shown)
 
 
 def _perplexities(parsed: Namespace, reporting: Reporter) -> Measured:
@@ -154,4 +164,4 @@ def _print(shown: list[Any]) -> None:
 
     screen = Screen(highlight=False)
     for part in shown:
-        screen.print(part, soft_wrap=True, markup=False)
+        screen.print(part, soft_wrap=isinstance(part, str), markup=False)

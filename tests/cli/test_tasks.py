@@ -1,0 +1,60 @@
+"""Tasks and generation on the command line."""
+
+import json
+
+import pytest
+from task_files import write_plain
+from tiny import save_tiny
+
+from q2n.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    place = tmp_path_factory.mktemp("place")
+    return str(save_tiny(place / "model", max_position_embeddings=512))
+
+
+def test_tasks_are_printed_for_a_person_and_for_a_program(model, tmp_path, capfd):
+    pytest.importorskip("lm_eval", reason="the harness is not installed")
+    data = str(write_plain(tmp_path / "data"))
+    command = ["eval", model, "--tasks", "piqa, winogrande", "--data-dir", data, "--limit", "2"]
+    assert main(command) == 0
+    said = capfd.readouterr().out
+    assert "piqa" in said and "acc_norm" in said and "first 2 questions" in said and "mean" in said
+    assert main([*command, "--json"]) == 0
+    events = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [event.get("event") for event in events] == ["task", "task", None]
+    assert [task["task"] for task in events[-1]["tasks"]] == ["piqa", "winogrande"]
+    assert events[-1]["mean_acc"]["standard_error"] > 0
+    assert main([*command, "--quiet"]) == 0
+    captured = capfd.readouterr()
+    assert captured.out == "" == captured.err
+
+
+def test_generation_is_shown_beside_the_reference(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    other = str(save_tiny(tmp_path / "other", max_position_embeddings=512, seed=1))
+    command = ["eval", model, "--generation", "--reference", other]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert (
+        "distinct-4" in said
+        and other[-20:] in "".join(said.split())
+        and "The old lighthouse" in said
+    )
+    assert main([*command, "--json"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["model"] for line in found] == [other, model]
+    assert found[0]["generation"]["texts"] != found[1]["generation"]["texts"]
+
+
+def test_something_must_be_asked_for(model, one_line):
+    assert main(["eval", model]) == 2
+    assert "--ppl CORPUS, --tasks NAMES or --generation" in one_line()
+
+
+def test_an_unknown_task_is_one_line(model, one_line):
+    pytest.importorskip("lm_eval", reason="the harness is not installed")
+    assert main(["eval", model, "--tasks", "helaswag"]) == 2
+    assert "no task is called 'helaswag'; did you mean hellaswag" in one_line()
