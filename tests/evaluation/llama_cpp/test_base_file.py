@@ -6,6 +6,7 @@ import struct
 import pytest
 import torch
 from evaluation.llama_cpp.small_files import (
+    changed,
     in_pieces,
     random_model,
     random_tokens,
@@ -32,13 +33,8 @@ def by_hand():
     return b"_logits_" + struct.pack("<iii8i", 8, 5, 1, *TOKENS) + records
 
 
-def hand_model(tokens):
-    assert tokens.tolist() == TOKENS
-    return [torch.tensor(CODES) * STEP + 3.0]
-
-
 def test_written_file_is_that_by_hand(tmp_path):
-    write_base(tmp_path / "base", torch.tensor([TOKENS]), 5, hand_model)
+    write_base(tmp_path / "base", torch.tensor([TOKENS]), 5, [[torch.tensor(CODES) * STEP + 3.0]])
     assert (tmp_path / "base").read_bytes() == by_hand()
     assert [file.name for file in tmp_path.iterdir()] == ["base"]
 
@@ -57,8 +53,8 @@ def test_file_by_hand_is_read(tmp_path):
 def test_each_chunk_is_read_back(tmp_path, n_ctx):
     """Also of an odd n_ctx: positions n_ctx//2 to n_ctx - 2."""
     base = small_file(tmp_path / "base", chunks=3, n_ctx=n_ctx)
-    for index, tokens in enumerate(base.tokens):
-        exact = random_model()(tokens)[0].log_softmax(1)
+    for index, (logits,) in enumerate(random_model()(base.tokens)):
+        exact = logits.log_softmax(1)
         assert len(exact) == n_ctx - 1 - n_ctx // 2
         assert torch.allclose(decode(base.chunk(index)), exact, rtol=0, atol=1.3e-4)
 
@@ -67,14 +63,15 @@ def test_each_chunk_is_read_back(tmp_path, n_ctx):
 def test_pieces_of_any_size_write_the_same(tmp_path, monkeypatch, size, at_once):
     whole = small_file(tmp_path / "whole")
     monkeypatch.setattr(scored_logits, "AT_ONCE", at_once)
-    write_base(tmp_path / "pieces", whole.tokens, 7, in_pieces(random_model(), size))
+    write_base(tmp_path / "pieces", whole.tokens, 7, in_pieces(random_model(), size)(whole.tokens))
     assert (tmp_path / "pieces").read_bytes() == whole.path.read_bytes()
 
 
 def test_logits_in_half_precision_are_taken_as_float32(tmp_path):
     tokens, model = random_tokens(), random_model()
-    write_base(tmp_path / "a", tokens, 7, lambda row: [x.bfloat16() for x in model(row)])
-    write_base(tmp_path / "b", tokens, 7, lambda row: [x.bfloat16().float() for x in model(row)])
+    half = changed(model, lambda x, _: x.bfloat16())
+    write_base(tmp_path / "a", tokens, 7, half(tokens))
+    write_base(tmp_path / "b", tokens, 7, changed(half, lambda x, _: x.float())(tokens))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -157,58 +154,67 @@ def test_another_vocabulary_is_refused_with_both_sizes(tmp_path):
         (random_tokens(n_ctx=2), random_model(), "2 chunks of 2 tokens"),
         (random_tokens(chunks=0), random_model(), "0 chunks"),
         (random_tokens(words=8), random_model(), "token 7, which is outside the vocabulary of 7"),
-        (random_tokens(), lambda tokens: [], "logits of 0 positions"),
-        (random_tokens(), lambda tokens: 2 * random_model()(tokens), "logits of 10 positions"),
+        (random_tokens(), lambda tokens: [[], []], "logits of 0 positions"),
+        (random_tokens(), changed(random_model(), lambda x, _: x.repeat(2, 1)), "of 10 positions"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_leaves_no_file(tmp_path, tokens, model, message):
     with pytest.raises(InputError, match=message):
-        write_base(tmp_path / "base", tokens, 7, model)
+        write_base(tmp_path / "base", tokens, 7, model(tokens))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_chunks_of_another_number_are_an_error(tmp_path, count):
+    tokens = random_tokens()
+    with pytest.raises(ValueError, match="zip"):
+        write_base(tmp_path / "base", tokens, 7, random_model()(random_tokens(chunks=count)))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_logits_that_are_not_finite_name_the_chunk(tmp_path, value):
-    def broken(tokens):
-        logits = random_model()(tokens)[0]
-        logits[3, 2] = value if torch.equal(tokens, text[1]) else 0.0
-        return [logits]
+    def broken(logits, chunk):
+        logits[3, 2] = value if chunk == 1 else 0.0
+        return logits
 
-    text = random_tokens()
+    tokens = random_tokens()
     with pytest.raises(NumericalError, match="chunk 2 of 2 are not finite"):
-        write_base(tmp_path / "base", text, 7, broken)
+        write_base(tmp_path / "base", tokens, 7, changed(random_model(), broken)(tokens))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_interrupted_writing_leaves_no_file(tmp_path):
-    def interrupted(tokens):
+    def interrupted():
         assert (tmp_path / "base.partial").exists() and not (tmp_path / "base").exists()
         raise KeyboardInterrupt
+        yield
 
     with pytest.raises(KeyboardInterrupt):
-        write_base(tmp_path / "base", random_tokens(), 7, interrupted)
+        write_base(tmp_path / "base", random_tokens(), 7, interrupted())
     assert list(tmp_path.iterdir()) == []
 
 
-def never(tokens):
+def never():
     raise AssertionError("the model ran")
+    yield
 
 
 @pytest.mark.parametrize("name", ["base", "base.partial"])
 def test_file_that_is_there_is_refused_before_any_work(tmp_path, name):
     (tmp_path / name).write_text("mine")
     with pytest.raises(InputError, match=f"{name} is there"):
-        write_base(tmp_path / "base", random_tokens(), 7, never)
+        write_base(tmp_path / "base", random_tokens(), 7, never())
     assert (tmp_path / name).read_text() == "mine"
 
 
 def test_place_that_cannot_be_written_is_refused_before_any_work(tmp_path):
     with pytest.raises(InputError, match="cannot be written"):
-        write_base(tmp_path / "no" / "base", random_tokens(), 7, never)
+        write_base(tmp_path / "no" / "base", random_tokens(), 7, never())
 
 
 def test_full_disk_is_refused_before_any_work(tmp_path):
     tokens = torch.zeros(2**14, 512, dtype=torch.int64)
     with pytest.raises(InputError, match=r"takes \d+.* GB, .* free; .* another --save-kl-base"):
-        write_base(tmp_path / "base", tokens, 2**28, never)
+        write_base(tmp_path / "base", tokens, 2**28, never())
     assert list(tmp_path.iterdir()) == []

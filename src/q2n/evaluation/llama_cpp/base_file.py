@@ -29,7 +29,7 @@ from q2n.disk.space import require_space
 from q2n.errors import InputError
 from q2n.evaluation.llama_cpp.layout import HEADER, MAGIC, Layout
 from q2n.evaluation.llama_cpp.records import encode, record_type
-from q2n.evaluation.llama_cpp.scored_logits import LogitsOf, scored_logits
+from q2n.evaluation.llama_cpp.scored_logits import ChunkLogits, scored_logits
 
 WRITE_ANOTHER = (
     "write it with `q2n eval MODEL --protocol llama.cpp --save-kl-base FILE` or "
@@ -104,11 +104,12 @@ class BaseFile:
             )
 
 
+@torch.inference_mode()
 def write_base(
     path: Path,
     tokens: Int64[Tensor, "chunks n_ctx"],
     n_vocab: int,
-    logits_of: LogitsOf,
+    logits: ChunkLogits,
     *,
     progress: Callable[[int], None] | None = None,
 ) -> None:
@@ -118,7 +119,7 @@ def write_base(
         path: a new file; it takes 2 bytes a word and scored position.
         tokens: the text in chunks, without BOS in place of their first tokens.
         n_vocab: rows of the model's head.
-        logits_of: runs the model on one chunk.
+        logits: of the model for these tokens; asked for when the place is known to be good.
         progress: called after each chunk with 1.
 
     Raises:
@@ -135,9 +136,9 @@ def write_base(
         try:
             with stream:
                 _write_header(stream, layout, tokens)
-                for index, chunk in enumerate(tokens):
-                    for logits in scored_logits(logits_of, layout, chunk, index):
-                        stream.write(encode(logits).tobytes())
+                for index, (_, pieces) in enumerate(zip(tokens, logits, strict=True)):
+                    for few in scored_logits(pieces, layout, index):
+                        stream.write(encode(few).tobytes())
                     if progress is not None:
                         progress(1)
             partial.rename(path)

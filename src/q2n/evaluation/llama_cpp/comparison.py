@@ -22,7 +22,7 @@ from torch import Tensor
 from q2n.errors import InputError, NumericalError
 from q2n.evaluation.llama_cpp.base_file import WRITE_ANOTHER, BaseFile
 from q2n.evaluation.llama_cpp.records import decode, log_sum_exp
-from q2n.evaluation.llama_cpp.scored_logits import LogitsOf, scored_logits, targets
+from q2n.evaluation.llama_cpp.scored_logits import ChunkLogits, Pieces, scored_logits, targets
 
 LEAST = -16.0
 """Words with a lower log probability in the base model do not count."""
@@ -62,13 +62,13 @@ class ScoredTokens:
 
 @torch.inference_mode()
 def compare(
-    base: BaseFile, logits_of: LogitsOf, *, progress: Callable[[int], None] | None = None
+    base: BaseFile, logits: ChunkLogits, *, progress: Callable[[int], None] | None = None
 ) -> ScoredTokens:
-    """Run a model on the tokens of a base file and compare. Beside the model's logits, one chunk
+    """A model beside the one of a base file, on its tokens. Beside the model's logits, one chunk
     of records is in memory: 134 MB at n_ctx 512 and 262144 words.
 
     Args:
-        logits_of: runs the tested model on one chunk.
+        logits: of the tested model for the tokens of the file.
         progress: called after each chunk with 1.
 
     Raises:
@@ -76,18 +76,17 @@ def compare(
         NumericalError: as `scored_logits`, or a divergence that is infinite.
     """
     parts: list[ScoredTokens] = []
-    for index, tokens in enumerate(base.tokens):
-        parts.extend(_compare_chunk(base, index, logits_of, tokens))
+    for index, (_, pieces) in enumerate(zip(base.tokens, logits, strict=True)):
+        parts.extend(_compare_chunk(base, index, pieces))
         if progress is not None:
             progress(1)
     return ScoredTokens.joined(parts)
 
 
-def _compare_chunk(
-    base: BaseFile, index: int, logits_of: LogitsOf, tokens: Int64[Tensor, " n_ctx"]
-) -> Iterator[ScoredTokens]:
-    records, predicted, place = base.chunk(index), targets(base.layout, tokens), 0
-    for logits in scored_logits(logits_of, base.layout, tokens, index):
+def _compare_chunk(base: BaseFile, index: int, pieces: Pieces) -> Iterator[ScoredTokens]:
+    records, place = base.chunk(index), 0
+    predicted = targets(base.layout, base.tokens[index])
+    for logits in scored_logits(pieces, base.layout, index):
         rows = slice(place, place + len(logits))
         part = compare_tokens(decode(records[rows]), logits, predicted[rows])
         _require_sense(part, base, index)
