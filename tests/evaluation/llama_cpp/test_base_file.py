@@ -140,6 +140,16 @@ def test_no_file_is_refused(tmp_path, name):
         BaseFile.open(tmp_path / name)
 
 
+@pytest.mark.parametrize("bos", [None, 0, 6])
+def test_windows_begin_with_the_bos_of_the_model(tmp_path, bos):
+    base = small_file(tmp_path / "base", n_ctx=12)
+    before, windows = base.tokens.clone(), base.windows(bos)
+    assert torch.equal(windows.tokens[:, 1:], base.tokens[:, 1:])
+    first = base.tokens[:, 0].tolist() if bos is None else [bos, bos]
+    assert windows.tokens[:, 0].tolist() == first and torch.equal(base.tokens, before)
+    assert windows.scored.tolist() == 2 * [base.layout.scored]
+
+
 def test_another_vocabulary_is_refused_with_both_sizes(tmp_path):
     base = small_file(tmp_path / "base")
     base.require_vocabulary(7)

@@ -16,6 +16,7 @@ from tiny import VOCABULARY, tiny_model
 from q2n.data.windows import TokenWindows
 from q2n.errors import InputError, NumericalError
 from q2n.evaluation.body import Whole
+from q2n.evaluation.fidelity import Fidelity
 from q2n.evaluation.llama_cpp import scored_logits
 from q2n.evaluation.llama_cpp.base_file import BaseFile, write_base
 from q2n.evaluation.llama_cpp.comparison import compare, compare_tokens
@@ -148,15 +149,16 @@ def test_damaged_codes_are_refused(tmp_path):
         compare(base, random_model()(base.tokens))
 
 
-@pytest.mark.parametrize("n_ctx", [8, 9])
-def test_a_real_model_in_two_parts(tmp_path, n_ctx):
+def test_a_real_model_in_two_parts(tmp_path):
     """Written and compared through its head, a few tokens at a time."""
+    n_ctx = 9
     tokens = random_tokens(chunks=3, n_ctx=n_ctx, words=VOCABULARY)
-    windows = TokenWindows(tokens=tokens, label="random")
+    text = TokenWindows(tokens=tokens, label="random")
     model, other = tiny_model(seed=0), tiny_model(seed=1)
     layout = Layout(n_ctx=n_ctx, n_vocab=VOCABULARY, n_chunks=3)
-    write_base(tmp_path / "base", tokens, VOCABULARY, chunk_logits(Whole(model, windows), layout))
+    write_base(tmp_path / "base", tokens, VOCABULARY, chunk_logits(Whole(model, text), layout))
     base = BaseFile.open(tmp_path / "base")
+    windows = base.windows(None)
     found = compare(base, chunk_logits(Whole(other, windows), base.layout, batch_size=2))
     with torch.no_grad():
         whole = [x(tokens).logits[:, n_ctx // 2 : -1].flatten(0, 1) for x in (model, other)]
@@ -165,3 +167,8 @@ def test_a_real_model_in_two_parts(tmp_path, n_ctx):
     expected = [oracle.token(b, x, t) for (b, x), t in zip(rows, target, strict=True)]
     # The base is of 16 bits, its logits within 16 of the highest: half a code is 1.3e-4.
     np.testing.assert_allclose(columns(found), np.array(expected), rtol=0, atol=3e-4)
+    fidelity = Fidelity.of(found.per_token(), windows, "base")
+    rows = torch.tensor(expected).double().mean(0).tolist()
+    assert fidelity.log_ratio == pytest.approx(rows[0] - rows[1], abs=1e-4)
+    assert (fidelity.divergence, fidelity.same_top) == pytest.approx((rows[2], rows[3]), abs=3e-4)
+    assert len(fidelity.by_window) == 3

@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from q2n.data.windows import TokenWindows
 from q2n.disk.failures import reason
 from q2n.disk.space import require_space
 from q2n.errors import InputError
@@ -78,6 +79,17 @@ class BaseFile:
                 f"the model has {n_vocab} words and {self.path} is of a model with "
                 f"{self.layout.n_vocab}; KL divergence needs the same vocabulary"
             )
+
+    def windows(self, bos: int | None) -> TokenWindows:
+        """The chunks as a model gets them.
+
+        Args:
+            bos: the token that the tokenizer of the model puts before a text; None: it puts none.
+        """
+        tokens = self.tokens.clone()
+        if bos is not None:
+            tokens[:, 0] = bos
+        return TokenWindows(tokens=tokens, label=str(self.path), protocol="llama.cpp")
 
     def chunk(self, index: int) -> np.ndarray:
         """The records of one chunk, one a scored position.

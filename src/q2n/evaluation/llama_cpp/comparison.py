@@ -23,6 +23,7 @@ from q2n.errors import InputError, NumericalError
 from q2n.evaluation.llama_cpp.base_file import WRITE_ANOTHER, BaseFile
 from q2n.evaluation.llama_cpp.records import decode, log_sum_exp
 from q2n.evaluation.llama_cpp.scored_logits import ChunkLogits, Pieces, scored_logits, targets
+from q2n.evaluation.per_token import PerToken
 
 LEAST = -16.0
 """Words with a lower log probability in the base model do not count."""
@@ -48,6 +49,16 @@ class ScoredTokens:
     def dp(self) -> Float32[Tensor, " tokens"]:
         """Change in the probability of the target."""
         return (-self.nll).exp() - (-self.nll_base).exp()
+
+    def per_token(self) -> PerToken:
+        """For the statistics of `fidelity.py`, whose errors are those of the windows."""
+        return PerToken(
+            loss=self.nll.double(),
+            reference_loss=self.nll_base.double(),
+            divergence=self.kl.double(),
+            same_top=self.same_top,
+            reference_top=self.top_base.double(),
+        )
 
     def __len__(self) -> int:
         return len(self.nll)

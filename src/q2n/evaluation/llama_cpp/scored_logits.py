@@ -25,11 +25,11 @@ ChunkLogits = Iterable[Pieces]
 
 
 def chunk_logits(body: Body, layout: Layout, batch_size: int = 1) -> Iterator[Pieces]:
-    """The logits of a model that runs over the chunks. One that wants BOS at the start of a text
-    must see it in place of each chunk's first token: a file has the text's own.
+    """The logits of a model that runs over the chunks.
 
     Args:
-        body: its windows are the chunks.
+        body: its windows are the chunks, with BOS in place of their first tokens if the model is to
+            see it (`BaseFile.windows`).
         batch_size: chunks that run together.
     """
     rows = _rows(layout)
