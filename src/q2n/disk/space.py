@@ -6,13 +6,14 @@ from pathlib import Path
 from q2n.errors import InputError
 
 
-def require_space(folder: Path, needed: float, what: str) -> None:
+def require_space(folder: Path, needed: float, what: str, option: str = "--output") -> None:
     """Refuse a disk that is too small.
 
     Args:
         folder: on that disk.
         needed: bytes.
         what: needs them, for the message ("the checkpoint needs about").
+        option: names the place.
 
     Raises:
         InputError: with both numbers.
@@ -21,5 +22,5 @@ def require_space(folder: Path, needed: float, what: str) -> None:
     if needed > free:
         raise InputError(
             f"{what} {needed / 1e9:.2f} GB, and {folder.absolute()} has {free / 1e9:.2f} GB free; "
-            "free space there or choose another --output"
+            f"free space there or choose another {option}"
         )
