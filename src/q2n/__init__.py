@@ -9,24 +9,28 @@ __all__ = [
     "__version__",
     "compare",
     "compare_all",
+    "compare_to_kl_base",
     "evaluate",
     "evaluate_generation",
     "evaluate_tasks",
     "inspect",
     "inspect_fidelity",
     "quantize",
+    "save_kl_base",
 ]
 
 if TYPE_CHECKING:
     from q2n.api import (
         compare,
         compare_all,
+        compare_to_kl_base,
         evaluate,
         evaluate_generation,
         evaluate_tasks,
         inspect,
         inspect_fidelity,
         quantize,
+        save_kl_base,
     )
 
 

@@ -16,6 +16,7 @@ from q2n.errors import InputError
 from q2n.evaluation.block_costs import BlockCosts
 from q2n.evaluation.evaluate import Conditions, compare, compare_all, evaluate
 from q2n.evaluation.evaluate_generation import evaluate_generation
+from q2n.evaluation.kl_base import compare_to_kl_base, save_kl_base
 from q2n.evaluation.tasks.evaluate_tasks import evaluate_tasks
 from q2n.logging import Reporter
 from q2n.option_types import shown
@@ -31,12 +32,14 @@ __all__ = [
     "Quantized",
     "compare",
     "compare_all",
+    "compare_to_kl_base",
     "evaluate",
     "evaluate_generation",
     "evaluate_tasks",
     "inspect",
     "inspect_fidelity",
     "quantize",
+    "save_kl_base",
 ]
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from q2n.cli.flags import add_output_flags, reporter
+from q2n.cli.kl_base import BASE_FLAGS, add_base_flags, compared_to_base, saved_base
 from q2n.cli.tasks import TASK_FLAGS, Measured, add_task_flags, generated, task_scores
 from q2n.data.protocols import PROTOCOLS
 
@@ -16,7 +18,11 @@ if TYPE_CHECKING:
     from q2n.evaluation.perplexity import PerplexityResult
     from q2n.logging import Reporter
 
-NOT_CONDITIONS = ("command", "run", "models", "reference", "floor", "quiet", "json", *TASK_FLAGS)
+NOT_CONDITIONS = (
+    *("command", "run", "models", "reference", "floor", "quiet", "json"),
+    *TASK_FLAGS,
+    *BASE_FLAGS,
+)
 
 
 def add_eval(commands: Any) -> None:
@@ -76,6 +82,7 @@ def add_eval(commands: Any) -> None:
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="Let a checkpoint run its own code."
     )
+    add_base_flags(parser)
     add_task_flags(parser)
     add_output_flags(parser)
     parser.set_defaults(run=run)
@@ -85,11 +92,17 @@ def run(parsed: Namespace) -> None:
     """Evaluate and print the figures with what they were measured on."""
     from q2n.errors import InputError
 
-    likelihoods = _perplexities if parsed.reference is None else _comparisons
-    wanted = {likelihoods: parsed.ppl, task_scores: parsed.tasks, generated: parsed.generation}
+    wanted = {
+        _likelihoods(parsed): parsed.ppl or parsed.save_kl_base,
+        compared_to_base: parsed.kl_base,
+        task_scores: parsed.tasks,
+        generated: parsed.generation,
+    }
     measures = [measure for measure, want in wanted.items() if want not in (None, False)]
     if not measures:
-        raise InputError("nothing to measure: give --ppl CORPUS, --tasks NAMES or --generation")
+        raise InputError(
+            "nothing to measure: give --ppl CORPUS, --kl-base FILE, --tasks NAMES or --generation"
+        )
     reporting = reporter(parsed)
     for measure in measures:
         lines, shown = measure(parsed, reporting)
@@ -98,6 +111,13 @@ def run(parsed: Namespace) -> None:
                 print(json.dumps(line))
         elif not parsed.quiet:
             _print(shown)
+
+
+def _likelihoods(parsed: Namespace) -> Callable[[Namespace, Reporter], Measured]:
+    """What is measured on a text."""
+    if parsed.save_kl_base is not None:
+        return lambda parsed, reporting: saved_base(parsed, reporting, _conditions(parsed))
+    return _perplexities if parsed.reference is None else _comparisons
 
 
 def _perplexities(parsed: Namespace, reporting: Reporter) -> Measured:

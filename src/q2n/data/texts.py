@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from q2n.data.corpora import load_corpus
+from q2n.data.pieces import PieceTokenizer
 from q2n.data.protocols import PROTOCOLS, ProtocolName, measured_split
 from q2n.data.tokenizer import load_tokenizer
 from q2n.data.windows import TokenWindows, calibration_windows, evaluation_windows
@@ -91,6 +92,15 @@ class Texts:
             protocol=self._protocol,
         )
         return windows.within(vocabulary)
+
+    @property
+    def bos(self) -> int | None:
+        """The BOS token, where the tokenizer puts it before a text by itself.
+
+        Raises:
+            InputError: there is no tokenizer, or it fails.
+        """
+        return PieceTokenizer(self._load_tokenizer()).bos
 
     def _load_tokenizer(self) -> Any:
         """The tokenizer."""

@@ -53,6 +53,16 @@ class TokenWindows:
     """Tokens from the start of one to that of the next, where they overlap."""
     notes: tuple[str, ...] = ()
     """What a user must know of how they were cut: sentences without a full stop."""
+    replaced: Int64[Tensor, " windows"] | None = None
+    """The tokens of the text in whose places BOS may stand, the first of each window."""
+
+    @property
+    def of_text(self) -> Int64[Tensor, "windows length"]:
+        """The tokens of the text, without BOS in the places of others."""
+        tokens = self.tokens.clone()
+        if self.replaced is not None:
+            tokens[:, 0] = self.replaced
+        return tokens
 
     @cached_property
     def sha256(self) -> str:
@@ -171,6 +181,7 @@ def evaluation_windows(
         protocol=protocol,
         stride=stride,
         notes=corpus.notes + pieces.notes,
+        replaced=windows[:, 0].long(),
     )
 
 

@@ -91,10 +91,10 @@ def evaluate(
         NumericalError: the model's loss is not finite.
     """
     reporter, on = reporter or Reporter(), Conditions.of(**conditions)
-    folder = _folder(model, on)
+    folder = checkpoint_folder(model, on)
     text = open_text(folder, tokenizer, on, reporter)
-    body = _opening(model, folder, on)
-    return measure(_name(model), body, text, batch_size=on.batch_size, reporter=reporter)
+    body = opening(model, folder, on)
+    return measure(model_name(model), body, text, batch_size=on.batch_size, reporter=reporter)
 
 
 def compare(model: Model, reference: Model, **how: Any) -> Comparison:
@@ -127,13 +127,16 @@ def compare_all(
     """
     reporter, on = reporter or Reporter(), Conditions.of(**conditions)
     noise = None if floor is None else _floor(floor)
-    folders, original = [_folder(model, on) for model in models], _folder(reference, on)
+    folders, original = (
+        [checkpoint_folder(model, on) for model in models],
+        checkpoint_folder(reference, on),
+    )
     for folder in folders:
         if folder is not None and original is not None:
             require_same_words(folder, original, on.trust_remote_code)
     comparer = Comparer(
-        _name(reference),
-        _opening(reference, original, on),
+        model_name(reference),
+        opening(reference, original, on),
         open_text(folders[0], tokenizer, on, reporter),
         batch_size=on.batch_size,
         reporter=reporter,
@@ -142,21 +145,27 @@ def compare_all(
     if noise is not None:
         dtype, disturb = noise
         again = replace(on, dtype=dtype or on.dtype)
-        body = _opening(reference, original, again, disturb)
+        body = opening(reference, original, again, disturb)
         at_floor = comparer.compare("the reference with noise", body).fidelity
     return [
-        replace(comparer.compare(_name(model), _opening(model, folder, on)), floor=at_floor)
+        replace(comparer.compare(model_name(model), opening(model, folder, on)), floor=at_floor)
         for model, folder in zip(models, folders, strict=True)
     ]
 
 
-def _folder(model: Model, on: Conditions) -> Path | None:
+def checkpoint_folder(model: Model, on: Conditions) -> Path | None:
+    """Where a model lies; None for an object.
+
+    Raises:
+        InputError: there is no such model.
+    """
     if isinstance(model, PreTrainedModel):
         return None
     return resolve_checkpoint(str(model), trust_remote_code=on.trust_remote_code)
 
 
-def _name(model: Model) -> str:
+def model_name(model: Model) -> str:
+    """What a model is called on the screen."""
     return str(model) if isinstance(model, str | Path) else type(model).__name__
 
 
@@ -187,7 +196,7 @@ def open_text(
     return text
 
 
-def _opening(
+def opening(
     model: Model, folder: Path | None, on: Conditions, disturb: Disturb | None = None
 ) -> OpenBody:
     """How a model is opened when its turn comes. A disturbed one is all in memory."""
