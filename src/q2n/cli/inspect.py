@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from q2n.cli.flags import add_output_flags, reporter
+from q2n.data.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
     from q2n.evaluation.block_costs import BlockCosts
 
-_CONDITIONS = ("ppl", "split", "length", "windows", "batch_size", "device", "dtype")
+_TEXT = ("ppl", "protocol", "data_dir", "split", "length", "windows")
+_CONDITIONS = (*_TEXT, "batch_size", "device", "dtype")
 WORST = 10
 """Layers in the table of those with the largest errors."""
 
@@ -42,7 +44,9 @@ def _add_fidelity(group: Any) -> None:
     )
     group.add_argument("--ppl", help="Corpus name, file or folder.")
     group.add_argument("--reference", help="The original; default: the model in the record.")
-    group.add_argument("--split", help="Part of the corpus; default: test.")
+    group.add_argument("--protocol", choices=PROTOCOLS, help="How the text is cut; default: q2n.")
+    group.add_argument("--data-dir", help="Folder to read wikitext2, ptb and c4 from.")
+    group.add_argument("--split", help="Part of the corpus; default: the protocol's, or test.")
     group.add_argument("--length", type=int, help="Context length in tokens; default: 512.")
     group.add_argument("--windows", type=int, help="At most so many windows; default: 4.")
     group.add_argument("--batch-size", type=int, help="Windows in one pass; default: 1.")
@@ -110,8 +114,8 @@ def _print_costs(costs: BlockCosts) -> None:
     console.print(block_table(costs))
     console.print(worst_table(costs, WORST))
     console.print(
-        f"{costs.label}: {costs.windows} windows of {costs.length} tokens; reference "
-        f"{costs.reference}; {costs.seconds:.0f} s",
+        f"{costs.label}: {costs.windows} windows of {costs.length} tokens, protocol "
+        f"{costs.protocol}; reference {costs.reference}; {costs.seconds:.0f} s",
         soft_wrap=True,
         markup=False,
     )

@@ -53,6 +53,8 @@ class BlockCosts:
     blocks: tuple[BlockCost, ...]
     label: str
     """The text."""
+    protocol: str
+    """How it was cut and what of it counts."""
     sha256: str
     """Of the token windows."""
     windows: int

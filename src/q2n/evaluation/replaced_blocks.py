@@ -89,6 +89,7 @@ def block_costs(
         reference=original.source.label,
         blocks=tuple(costs),
         label=windows.label,
+        protocol=windows.protocol,
         sha256=windows.sha256,
         windows=len(windows),
         length=windows.length,
