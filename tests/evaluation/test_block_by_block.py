@@ -5,7 +5,15 @@ import weakref
 import pytest
 import torch
 from formats.tiny_models import llama, random_layers
-from tiny import ARCHITECTURES, CONVENTIONS, TRANSPOSED, tiny_model, tiny_seeing_model
+from tiny import (
+    ARCHITECTURES,
+    CONVENTIONS,
+    TRANSPOSED,
+    save_tiny,
+    tiny_model,
+    tiny_seeing_model,
+    tiny_text,
+)
 from whole_way import quantize
 
 from q2n.data.windows import TokenWindows
@@ -75,12 +83,14 @@ def test_states_of_every_format_are_those_of_the_loaded_model(tmp_path, name, dt
         {"rotate": "hadamard", "activation_bits": 8, "kv_bits": 4, "format": "native"},
     ],
 )
-def test_states_with_runtime_parts_are_those_of_the_loaded_model(tmp_path, place, settings):
-    done = quantize(place, str(tmp_path / "out"), **{"output_scales": False, **settings})
+def test_states_with_runtime_parts_are_those_of_the_loaded_model(tmp_path, settings):
+    save_tiny(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(tiny_text())
+    done = quantize(tmp_path, "out", **{"output_scales": False, **settings})
     assert_same(load_model(done.directory), open_checkpoint(done.directory))
 
 
-def test_one_block_at_a_time_is_in_memory(monkeypatch):
+def test_one_block_at_a_time_is_in_memory(monkeypatch, tmp_path):
     alive, load = weakref.WeakSet(), BlockwiseModel.load_block
 
     def loaded(model, index):
@@ -90,14 +100,13 @@ def test_one_block_at_a_time_is_in_memory(monkeypatch):
         return block
 
     monkeypatch.setattr(BlockwiseModel, "load_block", loaded)
-    model = tiny_model(layers=6)
-    parts = BlockByBlock(BlockwiseModel(open_source(model)), WINDOWS)
+    tiny_model(layers=6).save_pretrained(tmp_path)
+    parts = BlockByBlock(BlockwiseModel(open_source(tmp_path)), WINDOWS)
+    held = {name for name, x in parts.blocks.without_blocks.named_parameters() if not x.is_meta}
+    assert held == {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
     assert not alive
     assert len(list(parts.states(2))) == len(WINDOWS)
-    held = [x for x in parts.blocks.without_blocks.parameters() if not x.is_meta]
-    outside = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
-    assert not alive and held
-    del outside
+    assert not alive
 
 
 def test_a_model_that_is_no_chain_of_blocks_is_refused():

@@ -163,7 +163,7 @@ def test_equal_models_cost_nothing():
             assert found.output.relative_error == 0
 
 
-def test_blocks_run_as_often_as_is_said_and_two_are_in_memory(monkeypatch):
+def test_blocks_run_as_often_as_is_said_and_two_are_in_memory(monkeypatch, tmp_path):
     alive, runs, done = weakref.WeakSet(), [], []
     load, run_block = BlockwiseModel.load_block, BlockInput.run
 
@@ -181,7 +181,7 @@ def test_blocks_run_as_often_as_is_said_and_two_are_in_memory(monkeypatch):
     model = tiny_model(layers=5)
     blocks = [BlockwiseModel(open_source(x)) for x in (model, disturbed(model))]
     streams = replaced_blocks.ReplacedBlocks(
-        *blocks, WINDOWS, batch_size=5, place="cpu", folder=None
+        *blocks, WINDOWS, batch_size=5, place="cpu", folder=tmp_path
     )
     told = []
     streams.measure(done.append, told.append)

@@ -156,18 +156,21 @@ def _figure(value: float, error: float | None, percent: bool = False) -> str:
 
 def block_table(costs: BlockCosts) -> Table:
     """One row per block: what it costs alone, and with all before it."""
-    table = Table(title="what each block costs", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(
+        title="what each block costs", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False
+    )
     table.add_column("block", no_wrap=True)
-    for which in ("alone", "up to here"):
-        for title in (f"{which}: KL", "+-", "top %", "error %", "cosine"):
+    for which in ("alone", "so far"):
+        for title in (f"{which}: KL", "+-", "top %", "err %", "cos"):
             table.add_column(title, justify="right", no_wrap=True)
     prefix = commonprefix([f"{block.block}." for block in costs.blocks])
     for block in costs.blocks:
         cells = [*_replaced_cells(block.alone), *_replaced_cells(block.up_to_here)]
         table.add_row(escape(block.block.removeprefix(prefix)), *cells)
     table.caption = (
-        "alone: only this block is quantized; up to here: it and all before it. KL: nats a token, "
-        "with its standard error; top: same top token; error and cosine: of the block's output"
+        "alone: only this block is quantized; so far: it and all before it. KL: nats a token and "
+        "its standard error; top: same top token; err, cos: relative error (a ratio of squares) "
+        "and mean cosine of the block's output"
     )
     return table
 
@@ -188,9 +191,9 @@ def worst_table(costs: BlockCosts, most: int) -> Table:
 def _replaced_cells(replaced: Replaced) -> list[str]:
     error = replaced.divergence_error
     return [
-        f"{replaced.divergence:.5f}",
-        "-" if error is None else f"{error:.5f}",
-        _percent(replaced.same_top),
-        f"{100 * replaced.output.relative_error:.3f}",
-        f"{replaced.output.cosine:.4f}",
+        f"{replaced.divergence:.4f}",
+        "-" if error is None else f"{error:.4f}",
+        f"{100 * replaced.same_top:.1f}",
+        f"{100 * replaced.output.relative_error:.2f}",
+        f"{replaced.output.cosine:.3f}",
     ]
