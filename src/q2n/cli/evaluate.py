@@ -9,7 +9,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from q2n.cli.flags import add_output_flags, reporter
-from q2n.cli.tasks import TASK_FLAGS, Measured, add_task_flags, generated, task_scores
+from q2n.cli.tasks import (
+    TASK_FLAGS,
+    Measured,
+    add_task_flags,
+    generated,
+    require_tasks,
+    task_scores,
+)
 from q2n.data.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
@@ -84,6 +91,7 @@ def run(parsed: Namespace) -> None:
     measures = [measure for measure, want in wanted.items() if want not in (None, False)]
     if not measures:
         raise InputError("nothing to measure: give --ppl CORPUS, --tasks NAMES or --generation")
+    require_tasks(parsed)
     reporting = reporter(parsed)
     for measure in measures:
         lines, shown = measure(parsed, reporting)
