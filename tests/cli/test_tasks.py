@@ -7,6 +7,7 @@ from task_files import write_plain
 from tiny import save_tiny
 
 from q2n.cli.main import main
+from q2n.evaluation.generation import PROMPTS
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,7 @@ def test_tasks_are_printed_for_a_person_and_for_a_program(model, tmp_path, capfd
 
 def test_generation_is_shown_beside_the_reference(model, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr("q2n.evaluation.generation.PROMPTS", PROMPTS[:2])
     other = str(save_tiny(tmp_path / "other", max_position_embeddings=512, seed=1))
     command = ["eval", model, "--generation", "--reference", other]
     assert main(command) == 0
@@ -52,6 +54,11 @@ def test_generation_is_shown_beside_the_reference(model, tmp_path, capsys, monke
 def test_something_must_be_asked_for(model, one_line):
     assert main(["eval", model]) == 2
     assert "--ppl CORPUS, --tasks NAMES or --generation" in one_line()
+
+
+def test_flags_of_tasks_need_tasks(model, one_line):
+    assert main(["eval", model, "--generation", "--task-dir", "kept"]) == 2
+    assert "--task-dir is of tasks: give --tasks NAMES too" in one_line()
 
 
 def test_an_unknown_task_is_one_line(model, one_line):

@@ -121,6 +121,7 @@ class TestBos:
         assert (windows[:, 0] == BOS).all()
         text = torch.tensor([BOS, *range(30)])
         assert torch.equal(windows[:, 1:], text.unfold(0, 8, stride or 8)[:, 1:])
+        assert torch.equal(cut("q2n", stride=stride).of_text, text.unfold(0, 8, stride or 8))
 
     @pytest.mark.parametrize("by_document", [False, True])
     def test_calibration(self, by_document):

@@ -52,15 +52,6 @@ def test_on_the_command_line(place, capsys):
     assert "Mean    KLD:" in said and "Same top p:" in said and "spread of the windows" in said
 
 
-def test_the_file_has_the_tokens_of_the_text_where_bos_stands(place):
-    from q2n.evaluation.llama_cpp.base_file import BaseFile
-
-    q2n.save_kl_base("model", "base", **ON)
-    text = q2n.api.evaluate("model", protocol="gptq-new", **ON)
-    tokens = BaseFile.open(place / "base").windows(None)
-    assert tokens.sha256 == text.sha256
-
-
 def test_a_missing_base_is_named(place):
     with pytest.raises(InputError, match="nowhere cannot be read"):
         q2n.compare_to_kl_base("model", "nowhere")

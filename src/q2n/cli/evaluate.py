@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from q2n.cli.flags import add_output_flags, reporter
 from q2n.cli.kl_base import BASE_FLAGS, add_base_flags, compared_to_base, saved_base
-from q2n.cli.tasks import TASK_FLAGS, Measured, add_task_flags, generated, task_scores
+from q2n.cli.tasks import (
+    TASK_FLAGS,
+    Measured,
+    add_task_flags,
+    generated,
+    require_tasks,
+    task_scores,
+)
 from q2n.data.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
@@ -103,6 +110,7 @@ def run(parsed: Namespace) -> None:
         raise InputError(
             "nothing to measure: give --ppl CORPUS, --kl-base FILE, --tasks NAMES or --generation"
         )
+    require_tasks(parsed)
     reporting = reporter(parsed)
     for measure in measures:
         lines, shown = measure(parsed, reporting)

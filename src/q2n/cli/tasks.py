@@ -40,6 +40,20 @@ def add_task_flags(parser: ArgumentParser) -> None:
     )
 
 
+def require_tasks(parsed: Namespace) -> None:
+    """Refuse flags that say something of tasks where there are none.
+
+    Raises:
+        InputError: naming the first of them.
+    """
+    from q2n.errors import InputError
+
+    of_tasks = ("limit", "shots", "task_dir", "cache")
+    given = [name for name in of_tasks if getattr(parsed, name) is not None]
+    if given and parsed.tasks is None:
+        raise InputError(f"--{given[0].replace('_', '-')} is of tasks: give --tasks NAMES too")
+
+
 def task_scores(parsed: Namespace, reporting: Reporter) -> Measured:
     """Scores of each model on tasks."""
     from q2n.api import evaluate_tasks
@@ -54,7 +68,7 @@ def task_scores(parsed: Namespace, reporting: Reporter) -> Measured:
             shots=parsed.shots,
             batch_size=parsed.batch_size,
             data_dir=parsed.data_dir,
-            task_dir=parsed.task_dir,
+            task_dir=parsed.task_dir if model == parsed.models[0] else None,
             cache=parsed.cache,
             reporter=reporting,
             **_loading(parsed),

@@ -152,6 +152,7 @@ def test_prompts_begin_with_the_token_that_the_tokenizer_adds():
         ({"shots": 2}, "piqa: piqa_train.jsonl"),
         ({"data_dir": "nowhere"}, "no folder 'nowhere'"),
         ({"device": "meta"}, "device 'meta'"),
+        ({"data_dir": None, "task_dir": "kept"}, "give data_dir too"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_model(data, wrong, words, tmp_path):

@@ -11,6 +11,7 @@ from q2n.evaluation.tasks.local_files import (
     digest,
     files_folder,
     lines_by_subject,
+    losses,
     require_files,
 )
 from q2n.evaluation.tasks.names import CONFIGURATIONS
@@ -37,6 +38,15 @@ def test_the_files_may_lie_beside_corpora(tmp_path):
     for wrong in (tmp_path / "none", "x" * 300):
         with pytest.raises(InputError, match="there is no folder"):
             files_folder(wrong)
+
+
+def test_what_files_have_lost_is_said(tmp_path):
+    folder = write_plain(tmp_path / "data")
+    [note] = losses(folder, ["piqa", "hellaswag"])
+    assert "hellaswag_val.jsonl has endings without marks" in note
+    assert losses(folder, ["piqa"]) == []
+    write_lines(folder / "hellaswag_val.jsonl", [{"ctx_a": "a"}])
+    assert losses(folder, ["hellaswag"]) == []
 
 
 def test_examples_need_their_file(tmp_path):

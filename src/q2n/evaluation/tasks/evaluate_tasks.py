@@ -28,7 +28,7 @@ from q2n.evaluation.tasks.harness import (
     result_of,
     wrapped,
 )
-from q2n.evaluation.tasks.local_files import digest, files_folder, require_files
+from q2n.evaluation.tasks.local_files import digest, files_folder, losses, require_files
 from q2n.evaluation.tasks.local_tasks import write_local_task
 from q2n.evaluation.tasks.names import task_names
 from q2n.evaluation.tasks.results import TaskResult, TaskResults
@@ -110,14 +110,18 @@ def evaluate_tasks(
     require_harness()
     names = task_names([tasks] if isinstance(tasks, str) else tasks, all_names)
     data = files_folder(data_dir) if data_dir is not None else None
+    reporter = reporter or Reporter()
+    if data is None and task_dir is not None:
+        raise InputError("task_dir keeps configurations that read local files: give data_dir too")
     if data is not None:
         require_files(data, names, on.shots)
+        for note in losses(data, names):
+            reporter.note(note)
     subject = MeasuredModel(
         model, tokenizer, device=on.device, dtype=on.dtype, trust_remote_code=on.trust_remote_code
     )
     kept = _Kept(subject, on, data, Path(cache) if cache is not None else None)
     results = kept.results(names)
-    reporter = reporter or Reporter()
     for name in results:
         reporter.note(f"{name} is from the cache {cache}")
     to_do = [name for name in names if name not in results]
