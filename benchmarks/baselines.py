@@ -18,6 +18,7 @@ import json
 from typing import Any, NamedTuple
 
 from measuring.cells import ORIGINAL, add_conditions, measured, past
+from measuring.paired import difference, divergence, same_top
 
 from q2n.config.owners import build_plan
 from q2n.config.reading import read_settings
@@ -142,23 +143,37 @@ def print_table(options: argparse.Namespace) -> None:
         same = ("model", "length", "evaluation", "protocol")
         if all(line[name] == getattr(options, name) for name in same):
             rows.setdefault((line["method"], line["setting"], line["variant"]), []).append(line)
-    print("\n| method | setting | variant | perplexity by seed | bits | seconds | MB |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "\n| method | setting | variant | perplexity by seed | KL from the original (by seed) | "
+        "KL less that of alone | same top % | bits | seconds | MB |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for (method, setting, variant), lines in rows.items():
         lines.sort(key=lambda line: line["seed"] or 0)
-        print(f"| {method} | {setting} | {variant} | {' | '.join(figures(lines))} |")
+        alone = rows.get((method, setting, "alone"), [])
+        print(f"| {method} | {setting} | {variant} | {' | '.join(figures(lines, alone))} |")
 
 
-def figures(lines: list[dict[str, Any]]) -> list[str]:
-    """The columns of one row, from its cells by seed."""
+def figures(lines: list[dict[str, Any]], alone: list[dict[str, Any]]) -> list[str]:
+    """The columns of one row, from its cells by seed and those of the method alone."""
     first = lines[0]
     if "refused" in first:
-        return [f"refused: {first['refused']}", "", "", ""]
+        return [f"refused: {first['refused']}", *[""] * 6]
     perplexities = ", ".join("/".join(f"{x:.4g}" for x in x["perplexity"]) for x in lines)
     seconds = ", ".join(f"{line['seconds']:.0f}" for line in lines if "seconds" in line)
     bits = f"{first['bits_per_weight']:.2f}" if "bits_per_weight" in first else ""
     size = f"{first['bytes'] / 1e6:.1f}" if "bytes" in first else ""
-    return [perplexities, bits, seconds, size]
+    return [perplexities, *fidelity(lines, alone), bits, seconds, size]
+
+
+def fidelity(lines: list[dict[str, Any]], alone: list[dict[str, Any]]) -> list[str]:
+    """Divergence, its paired difference from that of the method alone, same top token; of cells
+    that have them."""
+    known, others = ([x for x in row if "divergence" in x] for row in (lines, alone))
+    if not known:
+        return [""] * 3
+    less = difference(known, others) if others and known != others else ""
+    return [divergence(known), less, same_top(known)]
 
 
 if __name__ == "__main__":

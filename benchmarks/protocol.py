@@ -19,6 +19,7 @@ import json
 from typing import Any
 
 from measuring.cells import ORIGINAL, add_conditions, measured, past
+from measuring.paired import divergence
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "W3 per channel": {"bits": 3, "group_size": -1},
@@ -90,16 +91,20 @@ def print_table(options: argparse.Namespace) -> None:
         if same_protocol and line["variant"] != "original" and "refused" not in line:
             same = ("setting", "variant", "windows", "calibration")
             groups.setdefault((*(line[x] for x in same), *line["evaluation"]), []).append(line)
-    print("\n| setting | variant | windows | calibration | perplexity by seed | bits | seconds |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "\n| setting | variant | windows | calibration | perplexity by seed | KL from the original "
+        "(by seed) | bits | seconds |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for (setting, variant, windows, calibration, *_), lines in sorted(groups.items()):
         lines.sort(key=lambda line: line["seed"])
         values = ", ".join("/".join(f"{x:.1f}" for x in line["perplexity"]) for line in lines)
         seconds = ", ".join(f"{line['seconds']:.0f}" for line in lines)
         bits = lines[0]["bits_per_weight"]
+        known = [line for line in lines if "divergence" in line]
         print(
-            f"| {setting} | {variant} | {windows} | {calibration} | {values} | {bits:.2f} | "
-            f"{seconds} |"
+            f"| {setting} | {variant} | {windows} | {calibration} | {values} | "
+            f"{divergence(known) if known else ''} | {bits:.2f} | {seconds} |"
         )
 
 

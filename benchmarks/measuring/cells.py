@@ -11,7 +11,7 @@ import shutil
 import statistics
 import tempfile
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,15 @@ from measuring.names import renamed
 from q2n.api import Quantized
 from q2n.data.protocols import PROTOCOLS
 from q2n.errors import Q2NError
+from q2n.evaluation.compare import Comparer, Comparison
+from q2n.evaluation.evaluate import Conditions, checkpoint_folder, open_text, opening
+from q2n.logging import Reporter
 
 ORIGINAL = {"setting": "-", "variant": "original", "seed": None, "windows": None}
 """The key of the model that is not quantized."""
+PERPLEXITY = ("perplexity", "standard_error", "sha256")
+FIDELITY = ("divergence", "divergence_error", "same_top", "log_ratio", "by_window")
+"""What is kept of a measurement beside the original."""
 Quantize = Callable[[Path], tuple[str, dict[str, Any]]]
 """Quantizes into a folder that is deleted later: the model to evaluate, and what it cost."""
 
@@ -44,6 +50,9 @@ def add_conditions(parser: argparse.ArgumentParser) -> None:
         default="bfloat16",
         choices=("bfloat16", "float32"),
         help="of the models that are evaluated; float32 is faster on a CPU without bfloat16",
+    )
+    parser.add_argument(
+        "--checkpoints", type=Path, help="folder in which checkpoints are kept, and found again"
     )
     parser.add_argument("--table", action="store_true", help="only print what is there")
 
@@ -90,28 +99,54 @@ def _run(options: argparse.Namespace, quantize: Quantize | None) -> dict[str, An
     folder = Path(tempfile.mkdtemp(dir=options.results.parent))
     try:
         model, facts = quantize(folder) if quantize else (options.model, {})
-        results = [_evaluated(options, model, text) for text in options.evaluation]
-        return {
-            **facts,
-            "perplexity": [result.perplexity for result in results],
-            "standard_error": [result.standard_error for result in results],
-            "windows_sha256": [result.sha256 for result in results],
-        }
+        return {**facts, **_likelihoods(options, model)}
     finally:
         shutil.rmtree(folder)
+
+
+def _likelihoods(options: argparse.Namespace, model: str) -> dict[str, Any]:
+    """A list of figures a name: one for each text; beside the original for any other model."""
+    if model == options.model:
+        alone = [q2n.evaluate(model, **_conditions(options, x)) for x in options.evaluation]
+        return {name: [getattr(x, name) for x in alone] for name in PERPLEXITY}
+    found = [_beside_original(options, model, text) for text in options.evaluation]
+    return {
+        **{name: [getattr(x.model, name) for x in found] for name in PERPLEXITY},
+        **{name: [getattr(x.fidelity, name) for x in found] for name in FIDELITY},
+    }
+
+
+def _beside_original(options: argparse.Namespace, model: str, text: str) -> Comparison:
+    on = Conditions.of(**_conditions(options, text))
+    comparer = _comparer(options.model, on)
+    return comparer.compare(model, opening(model, checkpoint_folder(model, on), on))
+
+
+@cache
+def _comparer(original: str, on: Conditions) -> Comparer:
+    """The original runs once over each text."""
+    folder, reporter = checkpoint_folder(original, on), Reporter()
+    windows = open_text(folder, None, on, reporter)
+    body = opening(original, folder, on)
+    return Comparer(original, body, windows, batch_size=on.batch_size, reporter=reporter)
 
 
 def _quantized(
     options: argparse.Namespace, key: dict, settings: dict, folder: Path
 ) -> tuple[str, dict[str, Any]]:
+    output = folder / "checkpoint"
+    if options.checkpoints is not None:
+        name = "-".join(str(key[x]) for x in key if x != "windows").replace(" ", "_")
+        output = options.checkpoints / name
     done = q2n.quantize(
         options.model,
-        folder / "checkpoint",
+        output,
         corpus=str(options.data / options.calibration),
         windows=key["windows"],
         length=options.length,
         seed=key["seed"],
         protocol=options.protocol,
+        resume=True,
         **settings,
     )
     return str(done.directory), _facts(done)
@@ -128,13 +163,12 @@ def _facts(done: Quantized) -> dict[str, Any]:
     }
 
 
-def _evaluated(options: argparse.Namespace, model: str, text: str) -> Any:
-    return q2n.evaluate(
-        model,
-        ppl=str(options.data / text),
-        length=options.length,
-        windows=options.ppl_windows,
-        protocol=options.protocol,
-        dtype=options.eval_dtype,
-        batch_size=4,
-    )
+def _conditions(options: argparse.Namespace, text: str) -> dict[str, Any]:
+    return {
+        "ppl": str(options.data / text),
+        "length": options.length,
+        "windows": options.ppl_windows,
+        "protocol": options.protocol,
+        "dtype": options.eval_dtype,
+        "batch_size": 4,
+    }
