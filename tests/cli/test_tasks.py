@@ -27,7 +27,7 @@ def test_tasks_are_printed_for_a_person_and_for_a_program(model, tmp_path, capfd
     events = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert [event.get("event") for event in events] == ["task", "task", None]
     assert [task["task"] for task in events[-1]["tasks"]] == ["piqa", "winogrande"]
-    assert events[-1]["mean_acc"]["standard_error"] > 0
+    assert events[-1]["mean_acc"]["standard_error"] is not None
     assert main([*command, "--quiet"]) == 0
     captured = capfd.readouterr()
     assert captured.out == "" == captured.err

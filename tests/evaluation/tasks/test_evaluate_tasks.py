@@ -184,7 +184,7 @@ def test_nan_and_a_model_that_does_not_run_are_named(data, monkeypatch):
     with pytest.raises(NumericalError, match="logits are NaN"):
         q2n.evaluate_tasks(model, **on)
     monkeypatch.setattr("q2n.evaluation.tasks.harness._require_runs", lambda model: None)
-    with pytest.raises(NumericalError, match="log-likelihood of an answer to 'Question: law"):
+    with pytest.raises(NumericalError, match="log-likelihood of an answer to 'Question: "):
         q2n.evaluate_tasks(model, **on)
 
     def broken(*arguments, **options):
