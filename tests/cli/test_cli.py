@@ -1,6 +1,7 @@
 """The command line as a user meets it: output, exit codes, one line for bad input."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -165,3 +166,54 @@ def test_inspect_draws_a_picture(quantize, capsys, tmp_path, step):
     assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
     assert main(["inspect", "out", "--plot", "layers.doc"]) == 2
     assert "layers.doc" in capsys.readouterr().err
+
+
+def test_inspect_says_what_each_block_and_layer_costs(quantize, capsys, place):
+    assert quantize("--bits", "3")[0] == 0
+    capsys.readouterr()
+    text = ("--fidelity", "--ppl", str(place / "text.txt"), "--windows", "3", "--length", "16")
+    assert main(["inspect", "out", *text, "--json", "--plot", "costs.png"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    costs = json.loads(lines[-1])
+    assert [block["block"] for block in costs["blocks"]] == [f"model.layers.{i}" for i in range(3)]
+    first, last = (costs["blocks"][i]["up_to_here"]["divergence"] for i in (0, -1))
+    assert 0 < first < last and (costs["windows"], costs["length"]) == (3, 16)
+    assert len(costs["blocks"][0]["layers"]) == 7
+    assert Path("costs.png").stat().st_size > 1000
+    assert main(["inspect", "out", *text]) == 0
+    printed = capsys.readouterr()
+    assert "12 times" in printed.err and "forward passes" in printed.err
+    for words in (
+        "alone: KL",
+        "layers with the largest errors",
+        "text.txt: 3 windows of 16 tokens",
+    ):
+        assert words in printed.out
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--fidelity",), "give --ppl too"),
+        (("--ppl", "text.txt"), "does nothing without --fidelity"),
+        (("--batch-size", "2"), "--batch-size does nothing without --fidelity"),
+        (("--fidelity", "--ppl", "text.txt", "--windows", "0"), "windows is 0"),
+        (("--fidelity", "--ppl", "nowhere.txt"), "nowhere.txt"),
+    ],
+)
+def test_inspect_refuses_what_it_cannot_measure(quantize, one_line, capsys, flags, words):
+    assert quantize("--bits", "3", "--method", "rtn")[0] == 0
+    capsys.readouterr()
+    assert main(["inspect", "out", *flags]) == 2
+    assert words in one_line()
+
+
+def test_inspect_of_a_checkpoint_whose_original_is_gone_asks_for_it(
+    quantize, one_line, capsys, place
+):
+    assert quantize("--bits", "3", "--method", "rtn")[0] == 0
+    Path("out/q2n.json").unlink()
+    capsys.readouterr()
+    text = ("--fidelity", "--ppl", str(place / "text.txt"), "--windows", "3", "--length", "16")
+    assert main(["inspect", "out", *text]) == 2
+    assert "--reference" in one_line()

@@ -168,12 +168,13 @@ def test_blocks_run_as_often_as_is_said_and_two_are_in_memory(monkeypatch, tmp_p
     load, run_block = BlockwiseModel.load_block, BlockInput.run
 
     def loaded(model, index):
-        assert len(alive) <= 2
-        alive.add(block := load(model, index))
+        assert len(alive) <= 1
+        block = load(model, index)
+        alive.add(block)
         return block
 
     def ran(inputs, block):
-        runs.append(block)
+        runs.append(1)
         return run_block(inputs, block)
 
     monkeypatch.setattr(BlockwiseModel, "load_block", loaded)
