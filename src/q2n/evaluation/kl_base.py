@@ -20,7 +20,7 @@ from q2n.evaluation.llama_cpp.base_file import BaseFile, write_base
 from q2n.evaluation.llama_cpp.comparison import compare
 from q2n.evaluation.llama_cpp.layout import Layout
 from q2n.evaluation.llama_cpp.scored_logits import chunk_logits
-from q2n.evaluation.llama_cpp.statistics import Statistics
+from q2n.evaluation.llama_cpp.statistics import Statistics, require_enough
 from q2n.logging import Reporter
 
 
@@ -90,6 +90,7 @@ def compare_to_kl_base(
     """
     reporter = reporter or Reporter()
     base = BaseFile.open(Path(file))
+    require_enough(len(base.tokens) * base.layout.scored)
     on = Conditions.of(**conditions, ppl=str(file), protocol="llama.cpp")
     folder = checkpoint_folder(model, on)
     texts = Texts(folder, tokenizer, trust_remote_code=on.trust_remote_code)
