@@ -1,8 +1,5 @@
 """A model against a base file, token by token, against the definition word by word."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -75,30 +72,6 @@ def test_pieces_of_any_size_compare_the_same(tmp_path, monkeypatch, size, at_onc
     monkeypatch.setattr(scored_logits, "AT_ONCE", at_once)
     pieces = compare(base, in_pieces(random_model(seed=1), size)(base.tokens))
     np.testing.assert_array_equal(columns(whole), columns(pieces))
-
-
-@pytest.mark.slow
-def test_memory_does_not_grow_with_the_text(tmp_path):
-    """At 262144 words each piece has tensors of 8 MB."""
-    script = """
-import resource, sys, torch
-from pathlib import Path
-from q2n.evaluation.llama_cpp.base_file import BaseFile, write_base
-from q2n.evaluation.llama_cpp.comparison import compare
-
-words, path = 2**18, Path(sys.argv[1])
-logits = torch.randn(8, words)
-chunks = lambda: ((logits + 0 for _ in range(15)) for _ in range(2))
-write_base(path, torch.zeros(2, 242, dtype=torch.int64), words, chunks())
-base = BaseFile.open(path)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-compare(base, chunks())
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
-    command = [sys.executable, "-c", script, str(tmp_path / "base")]
-    grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    # The records of a chunk are 63 MB, and two of them meet; a list of parts took 24 MB a piece.
-    assert grown < 300_000
 
 
 def test_words_below_the_floor_do_not_count():
