@@ -15,6 +15,7 @@ from tokenizers.processors import TemplateProcessing
 
 import q2n
 from q2n.errors import InputError, NumericalError
+from q2n.evaluation.tasks.harness import result_of
 
 pytest.importorskip("lm_eval", reason="the harness is not installed: pip install q2n[eval]")
 
@@ -201,6 +202,23 @@ def test_a_value_of_the_wrong_kind_in_a_file_is_one_line(model, tmp_path):
     with pytest.raises(InputError, match="task 'piqa' ") as refused:
         q2n.evaluate_tasks(model, tasks=["piqa"], data_dir=folder)
     assert "\n" not in str(refused.value)
+
+
+def test_a_group_has_the_examples_of_its_tasks_where_they_agree():
+    said = {
+        "groups": {"g": {"acc,none": 0.5, "acc_stderr,none": "N/A", "name": "g", "sample_len": 5}},
+        "n-samples": {"a": {"effective": 2}, "b": {"effective": 3}},
+        "n-shot": {"a": 1, "b": 1},
+        "versions": {"g": 2},
+        "samples": {},
+    }
+    result = result_of(said, "g", limit=None, data="hub", seconds=0.0)
+    assert (result.documents, result.shots, result.version) == (5, 1, "2")
+    assert result.scores == {"acc": 0.5} and result.standard_errors == {"acc": None}
+    said["n-shot"]["b"] = 0
+    assert result_of(said, "g", limit=None, data="hub", seconds=0.0).shots is None
+    with pytest.raises(InputError, match="the group 'h' has no score of its own"):
+        result_of({**said, "results": {}}, "h", limit=None, data="hub", seconds=0.0)
 
 
 @pytest.mark.slow

@@ -203,13 +203,14 @@ def result_of(
             error = values.get(f"{metric}_stderr,{filtered}")
             scores[shown_as] = float(value)
             errors[shown_as] = float(error) if isinstance(error, int | float) else None
+    shots = {said["n-shot"][leaf] for leaf in said["n-samples"]}
     return TaskResult(
         task=name,
         scores=scores,
         standard_errors=errors,
         documents=sum(count["effective"] for count in said["n-samples"].values()),
         limit=limit,
-        shots=said["n-shot"].get(name),
+        shots=shots.pop() if len(shots) == 1 else None,
         version=str(said["versions"].get(name)),
         harness=harness_version(),
         prompts_sha256=_prompts(said["samples"]),
