@@ -65,18 +65,22 @@ class CheckpointSource(ModelSource):
         named = getattr(self.config, "transformers_weights", None)
         files = TensorFiles(folder, None if named is None else str(named))
         self.dtype = self._resolve_dtype(dtype, files)
-        model = self.skeleton()
+        model = self._modules()
         self._files = self._dense(files, model)
         self._tensors = CheckpointTensors(self._files, model)
         self._untied = self._tensors.differing_ties(self.dtype)
         if self._untied:
             self.config = set_tied(deepcopy(self.config), False)
-            model = self.skeleton()
+            model = self._modules()
         self._own = dict(stored_tensors(model))
         self._dtypes = loaded_dtypes(model, self.dtype)
         self._key_of = self._source_keys()
 
     def skeleton(self) -> PreTrainedModel:
+        return self._modules()
+
+    def _modules(self) -> PreTrainedModel:
+        """The skeleton without what runs beside the weights."""
         try:
             return build_skeleton(self.config, self.dtype, self.trust_remote_code)
         except InputError as cause:
