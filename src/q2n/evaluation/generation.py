@@ -11,8 +11,9 @@ greedily, so that nothing is drawn at random:
 - **distinct-n**: different n-grams divided by all n-grams, over all texts together (Li et al. 2016,
   arXiv:1510.03055), for n = 1 to 4.
 
-Human English of 64 tokens has a repetition near 0. Numbers of two models compare only from the same
-prompts and the same number of tokens.
+A broken model shows at either end: in loops (much repetition, low distinct-n), or, when it is worse
+still, in words without order, of which none repeats (distinct-n near 1). What counts is how far the
+figures are from those of the original, from the same prompts and the same number of tokens.
 """
 
 import time
