@@ -184,7 +184,8 @@ def test_inspect_says_what_each_block_and_layer_costs(quantize, capsys, place):
     printed = capsys.readouterr()
     assert "12 times" in printed.err and "forward passes" in printed.err
     for words in (
-        "alone: KL",
+        "alone KL",
+        "so far KL",
         "layers with the largest errors",
         "text.txt: 3 windows of 16 tokens",
     ):

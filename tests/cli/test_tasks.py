@@ -53,7 +53,7 @@ def test_generation_is_shown_beside_the_reference(model, tmp_path, capsys, monke
 
 def test_something_must_be_asked_for(model, one_line):
     assert main(["eval", model]) == 2
-    assert "--ppl CORPUS, --tasks NAMES or --generation" in one_line()
+    assert "--ppl CORPUS, --kl-base FILE, --tasks NAMES or --generation" in one_line()
 
 
 def test_flags_of_tasks_need_tasks(model, one_line):

@@ -161,7 +161,7 @@ def block_table(costs: BlockCosts) -> Table:
     )
     table.add_column("block", no_wrap=True)
     for which in ("alone", "so far"):
-        for title in (f"{which}: KL", "+-", "top %", "err %", "cos"):
+        for title in (f"{which} KL", "+-", "top %", "err %", "cos"):
             table.add_column(title, justify="right", no_wrap=True)
     prefix = commonprefix([f"{block.block}." for block in costs.blocks])
     for block in costs.blocks:
@@ -194,6 +194,6 @@ def _replaced_cells(replaced: Replaced) -> list[str]:
         f"{replaced.divergence:.4f}",
         "-" if error is None else f"{error:.4f}",
         f"{100 * replaced.same_top:.1f}",
-        f"{100 * replaced.output.relative_error:.2f}",
+        f"{100 * replaced.output.relative_error:.1f}",
         f"{replaced.output.cosine:.3f}",
     ]
