@@ -156,9 +156,7 @@ def _figure(value: float, error: float | None, percent: bool = False) -> str:
 
 def block_table(costs: BlockCosts) -> Table:
     """One row per block: what it costs alone, and with all before it."""
-    table = Table(
-        title="what each block costs", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False
-    )
+    table = Table(title="what each block costs", box=box.SIMPLE, padding=0, pad_edge=False)
     table.add_column("block", no_wrap=True)
     for which in ("alone", "so far"):
         for title in (f"{which} KL", "+-", "top %", "err %", "cos"):
