@@ -57,8 +57,9 @@ def measured(options: argparse.Namespace, side: str, seed: int) -> dict:
     if not file.exists():
         run = quantize_theirs if side.startswith("llm") else in_own_process
         facts = run(options, folder, side, seed)
-        result = q2n.evaluate(
+        result = q2n.compare(
             folder,
+            options.model,
             ppl=str(options.data / "wiki.test.raw"),
             length=LENGTH,
             windows=options.ppl_windows,
@@ -66,7 +67,12 @@ def measured(options: argparse.Namespace, side: str, seed: int) -> dict:
             batch_size=4,
             tokenizer=load_tokenizer(resolve_checkpoint(options.model)),
         )
-        facts |= {"side": side, "seed": seed, "perplexity": result.perplexity}
+        facts |= {
+            "side": side,
+            "seed": seed,
+            "perplexity": result.model.perplexity,
+            "divergence": result.fidelity.divergence,
+        }
         file.write_text(json.dumps(facts))
     return json.loads(file.read_text())
 
@@ -120,14 +126,15 @@ def print_table(options: argparse.Namespace, sides: tuple[str, ...]) -> None:
         return statistics.mean(result[key] for result in results[side])
 
     peer = sides[-1]
-    print("\n| | seconds | ratio | peak MiB | ratio | perplexity, mean | by seed |")
-    print("|---|---|---|---|---|---|---|")
+    print("\n| | seconds | ratio | peak MiB | ratio | perplexity, mean | by seed | KL, mean |")
+    print("|---|---|---|---|---|---|---|---|")
     for side in sides:
         seeds = ", ".join(f"{result['perplexity']:.1f}" for result in results[side])
         seconds, peak = mean(side, "seconds"), mean(side, "peak_mib")
         print(
             f"| {side} | {seconds:.0f} | {seconds / mean(peer, 'seconds'):.2f} | {peak:.0f} | "
-            f"{peak / mean(peer, 'peak_mib'):.2f} | {mean(side, 'perplexity'):.1f} | {seeds} |"
+            f"{peak / mean(peer, 'peak_mib'):.2f} | {mean(side, 'perplexity'):.1f} | {seeds} | "
+            f"{mean(side, 'divergence'):.3f} |"
         )
 
 
