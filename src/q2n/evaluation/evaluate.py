@@ -128,10 +128,8 @@ def compare_all(
     """
     reporter, on = reporter or Reporter(), Conditions.of(**conditions)
     noise = None if floor is None else _floor(floor)
-    folders, original = (
-        [checkpoint_folder(model, on) for model in models],
-        checkpoint_folder(reference, on),
-    )
+    original = checkpoint_folder(reference, on)
+    folders = [checkpoint_folder(model, on) for model in models]
     for folder in folders:
         if folder is not None and original is not None and tokenizer is None:
             require_same_words(folder, original, on.trust_remote_code)
