@@ -133,17 +133,16 @@ def _continue(folder: Path) -> str:
 
 
 def _print(rows: list[dict[str, Any]], text: str, output: Path) -> None:
+    from rich.box import SIMPLE
     from rich.table import Table
 
     from q2n.logging import Screen
     from q2n.report.tables import with_error
 
-    title = f"SmolLM2-135M, {CORPUS}: perplexity on {EVALUATION_WINDOWS} windows of {LENGTH} tokens"
-    table = Table(title=title)
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("3 bits per channel")
-    table.add_column("what it is")
-    for name in ("bits per weight", "checkpoint", "perplexity", "KL", "same top"):
-        table.add_column(name, justify="right")
+    for name in ("bits", "size", "perplexity", "KL", "same top"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         sizes = ["-"] * 4
         if "bits" in row:
@@ -154,12 +153,13 @@ def _print(rows: list[dict[str, Any]], text: str, output: Path) -> None:
                 f"{100 * row['same_top']:.1f} %",
             ]
         perplexity = with_error(row["perplexity"], row["standard_error"])
-        table.add_row(row["model"], row["explanation"], *sizes[:2], perplexity, *sizes[2:])
+        table.add_row(row["model"], *sizes[:2], perplexity, *sizes[2:])
     console = Screen(highlight=False)
     console.print(table)
     console.print(
-        "KL: divergence of the predictions from the original's, nats a token; same top: tokens for "
-        "which both find the same one the most probable. One seed.\n"
+        f"SmolLM2-135M on {EVALUATION_WINDOWS} windows of {LENGTH} tokens of {CORPUS}. Bits: per "
+        "quantized weight. KL: divergence of the predictions from the original's, nats a token; "
+        "same top: tokens for which both find the same one the most probable. One seed.\n"
         f"Checkpoints: {', '.join(str(output / name) for _, name, *_ in VARIANTS)}. The first one, "
         f"read by transformers, says:\n  {text!r}",
         markup=False,
