@@ -23,10 +23,10 @@ def whole(load: Callable[[], PreTrainedModel], disturb: Disturb = evaluating) ->
     return partial(_whole, load, disturb)
 
 
-def one_block_at_a_time(open: Callable[[], BlockwiseModel], place: Place = "cpu") -> OpenBody:
+def one_block_at_a_time(load: Callable[[], BlockwiseModel], place: Place = "cpu") -> OpenBody:
     """A block of the model, and the states of all windows: on the device, in main memory or on
     disk."""
-    return partial(_one_block_at_a_time, open, place)
+    return partial(_one_block_at_a_time, load, place)
 
 
 @contextmanager
@@ -40,9 +40,9 @@ def _whole(
 
 @contextmanager
 def _one_block_at_a_time(
-    open: Callable[[], BlockwiseModel], place: Place, windows: TokenWindows, bar: Bar
+    load: Callable[[], BlockwiseModel], place: Place, windows: TokenWindows, bar: Bar
 ) -> Iterator[Body]:
-    blocks = open()
+    blocks = load()
     yield BlockByBlock(
         blocks,
         windows,

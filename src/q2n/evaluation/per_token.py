@@ -44,14 +44,14 @@ def losses(logits: Logits, targets: Int64[Tensor, " tokens"]) -> Numbers:
     """-log p of each target, in nats; the numbers that `compared` gives."""
     shifted, _ = _less_highest(logits)
     at_target = shifted.gather(1, targets.to(shifted.device).unsqueeze(1))
-    return (_sum(shifted.exp_()).log() - at_target).squeeze(1).cpu()
+    return (_sum(shifted.exp_()).log() - at_target.cpu()).squeeze(1)
 
 
 def compared(logits: Logits, reference: Logits, targets: Int64[Tensor, " tokens"]) -> PerToken:
     """Two models' logits for the same tokens; computed in float32 on the device of `logits`."""
     (a, word_a), (b, word_b) = _less_highest(reference.to(logits.device)), _less_highest(logits)
     targets = targets.to(a.device).unsqueeze(1)
-    at_target_a, at_target_b = a.gather(1, targets), b.gather(1, targets)
+    at_target_a, at_target_b = a.gather(1, targets).cpu(), b.gather(1, targets).cpu()
     difference = a - b
     exp_a = a.exp_()
     z_a, z_b = _sum(exp_a), _sum(b.exp_())
@@ -59,10 +59,10 @@ def compared(logits: Logits, reference: Logits, targets: Int64[Tensor, " tokens"
         "loss": z_b.log() - at_target_b,
         "reference_loss": z_a.log() - at_target_a,
         "divergence": _sum(difference.mul_(exp_a)) / z_a + z_b.log() - z_a.log(),
-        "same_top": word_a == word_b,
+        "same_top": (word_a == word_b).cpu(),
         "reference_top": 1 / z_a,
     }
-    return PerToken(**{name: column.squeeze(1).cpu() for name, column in columns.items()})
+    return PerToken(**{name: column.squeeze(1) for name, column in columns.items()})
 
 
 def _less_highest(logits: Logits) -> tuple[Logits, Int64[Tensor, "tokens 1"]]:
@@ -73,5 +73,5 @@ def _less_highest(logits: Logits) -> tuple[Logits, Int64[Tensor, "tokens 1"]]:
 
 
 def _sum(values: Logits) -> Float[Tensor, "tokens 1"]:
-    """Over words."""
-    return values.sum(1, keepdim=True).double()
+    """Over words; float64, on the CPU, for not every device has it."""
+    return values.sum(1, keepdim=True).cpu().double()
