@@ -46,6 +46,14 @@ def disguise():
         raise ImportError("numpy is broken") from None
 
 
+@pytest.fixture()
+def listening():
+    """To Ctrl-C, which is ignored where the tests are a job in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(
     ("end", "code", "word"),
     [
@@ -54,7 +62,7 @@ def disguise():
         (terminate, 143, "terminated"),
     ],
 )
-def test_a_signal_is_one_line(monkeypatch, capsys, end, code, word):
+def test_a_signal_is_one_line(listening, monkeypatch, capsys, end, code, word):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert ending(monkeypatch, end) == code
     lines = capsys.readouterr().err.splitlines()

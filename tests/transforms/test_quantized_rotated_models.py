@@ -135,8 +135,8 @@ def test_from_the_settings_to_a_loaded_model(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "text.txt"]
     text = str(tmp_path / "text.txt")
     done = q2n.quantize(tmp_path / "model", tmp_path / "out", **settings, format="native", ppl=text)
-    measured = {which: result.perplexity for which, result in done.perplexities.items()}
-    assert measured["quantized"] < 1.2 * measured["original"]
+    measured = done.comparison
+    assert measured.model.perplexity < 1.2 * measured.reference.perplexity
     assert done.bytes_before == sum(x.nbytes for x in load_model(tmp_path / "model").parameters())
     model = load_model(tmp_path / "out")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
