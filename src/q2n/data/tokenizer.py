@@ -1,5 +1,6 @@
 """The tokenizer of a checkpoint; a clear error if there is none."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -33,19 +34,24 @@ def load_tokenizer(
     return tokenizer
 
 
-def require_same_words(checkpoint: Path, reference: Path, trust_remote_code: bool = False) -> None:
-    """Refuse two checkpoints whose token ids mean different things.
+def shared_tokenizer(
+    checkpoints: Sequence[Path], reference: Path, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The first checkpoint's tokenizer, if token ids mean the same in all of them and in the
+    reference.
 
     Raises:
         InputError: one has no tokenizer, or their vocabularies differ.
     """
-    ours, theirs = (
-        load_tokenizer(folder, trust_remote_code).get_vocab() for folder in (checkpoint, reference)
-    )
-    if ours != theirs:
-        differing = len(ours.items() ^ theirs.items())
-        raise InputError(
-            f"the tokenizers of {checkpoint} ({len(ours)} words) and of the reference {reference} "
-            f"({len(theirs)} words) differ in {differing} words: their predictions cannot be "
-            "compared; give the model that was quantized as the reference"
-        )
+    theirs = load_tokenizer(reference, trust_remote_code).get_vocab()
+    tokenizers = [load_tokenizer(folder, trust_remote_code) for folder in checkpoints]
+    for checkpoint, tokenizer in zip(checkpoints, tokenizers, strict=True):
+        ours = tokenizer.get_vocab()
+        if ours != theirs:
+            differing = len(ours.items() ^ theirs.items())
+            raise InputError(
+                f"the tokenizers of {checkpoint} ({len(ours)} words) and of the reference "
+                f"{reference} ({len(theirs)} words) differ in {differing} words: their predictions "
+                "cannot be compared; give the model that was quantized as the reference"
+            )
+    return tokenizers[0]

@@ -11,9 +11,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from torch import nn
 
 from q2n.data.windows import TokenWindows
-from q2n.evaluation.body import PROBE, States, require_fit, states_in, take_apart
+from q2n.evaluation.body import PROBE, HeadCall, States, require_fit, states_in, take_apart
 from q2n.models.blocks import BlockwiseModel
 from q2n.pipeline.activations import Place
 from q2n.pipeline.options import LoopOptions
@@ -42,12 +43,8 @@ class BlockByBlock:
     ):
         self.blocks, self.windows, self.place = blocks, windows, place
         self.progress = progress
-        probe = windows.tokens[:1, :PROBE]
-        hidden = next(blocks.record_inputs([probe])).hidden
         require_fit(blocks.without_blocks, windows)
-        self.head, self._body = take_apart(
-            blocks.without_blocks, lambda module: blocks.run_after(probe, hidden, module)
-        )
+        self.head, self._body = head_and_body(blocks, windows)
 
     @torch.no_grad()
     def states(self, batch_size: int) -> Iterator[States]:
@@ -68,3 +65,10 @@ class BlockByBlock:
             block = self.blocks.load_block(index)
             for batch in range(len(stream)):
                 stream.put(batch, stream.inputs(batch, index).run(block))
+
+
+def head_and_body(blocks: BlockwiseModel, windows: TokenWindows) -> tuple[HeadCall, nn.Module]:
+    """The head of a model, and the part of it that `run_after` turns into the head's states."""
+    probe = windows.tokens[:1, :PROBE]
+    hidden = next(blocks.record_inputs([probe])).hidden
+    return take_apart(blocks.without_blocks, lambda module: blocks.run_after(probe, hidden, module))

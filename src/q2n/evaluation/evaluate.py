@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from q2n.data.protocols import PROTOCOLS, ProtocolName
 from q2n.data.texts import Texts
-from q2n.data.tokenizer import require_same_words
+from q2n.data.tokenizer import shared_tokenizer
 from q2n.data.windows import TokenWindows
 from q2n.errors import InputError
 from q2n.evaluation.body import evaluating
@@ -130,9 +130,9 @@ def compare_all(
     noise = None if floor is None else _floor(floor)
     original = checkpoint_folder(reference, on)
     folders = [checkpoint_folder(model, on) for model in models]
-    for folder in folders:
-        if folder is not None and original is not None and tokenizer is None:
-            require_same_words(folder, original, on.trust_remote_code)
+    if tokenizer is None and folders[0] is not None and original is not None:
+        known = [folder for folder in folders if folder is not None]
+        tokenizer = shared_tokenizer(known, original, on.trust_remote_code)
     comparer = Comparer(
         model_name(reference),
         opening(reference, original, on),

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -142,11 +143,7 @@ def paired_difference(a: Fidelity, b: Fidelity) -> tuple[float, float | None]:
 
 def _quantiles(values: Float[Tensor, " tokens"], at: Sequence[float]) -> list[float]:
     """By linear interpolation. (`torch.quantile` takes 16 million numbers at most.)"""
-    ordered = values.sort().values
-    places = torch.tensor(at, dtype=torch.float64) * (len(ordered) - 1)
-    low = places.floor().long()
-    high = places.ceil().long()
-    return torch.lerp(ordered[low], ordered[high], places - low).tolist()
+    return np.quantile(values.numpy(), at).tolist()
 
 
 def _buckets(scores: PerToken) -> tuple[Bucket, ...]:

@@ -29,8 +29,9 @@ from torch import Tensor, nn
 
 from q2n.data.windows import TokenWindows
 from q2n.errors import NumericalError
+from q2n.evaluation.block_by_block import head_and_body
 from q2n.evaluation.block_costs import BlockCost, BlockCosts, Change, Replaced
-from q2n.evaluation.body import PROBE, HeadCall, require_fit, states_in, take_apart
+from q2n.evaluation.body import HeadCall, require_fit, states_in
 from q2n.evaluation.output_change import OutputChange, watched_layers
 from q2n.evaluation.per_token import PerToken, compared
 from q2n.evaluation.same_model import changed_outside
@@ -221,12 +222,8 @@ class ReplacedBlocks:
 
     def _scores(self, reference: Stream) -> dict[int, PerToken]:
         """Every stream, by identity, compared with the reference token by token."""
-        model, streams = self.original.without_blocks, self._replacements()
-        probe = self.windows.tokens[:1, :PROBE]
-        hidden = next(self.original.record_inputs([probe])).hidden
-        head, body = take_apart(
-            model, lambda module: self.original.run_after(probe, hidden, module)
-        )
+        streams = self._replacements()
+        head, body = head_and_body(self.original, self.windows)
         for stream in (reference, *streams):
             self._finish(stream, body)
         parts: dict[int, list[PerToken]] = {id(stream): [] for stream in streams}

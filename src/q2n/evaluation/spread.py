@@ -7,6 +7,7 @@ comes out too small.
 
 import math
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -15,14 +16,10 @@ def window_means(
     values: Float[Tensor, " tokens"], counts: Int64[Tensor, " windows"]
 ) -> Float[Tensor, " windows"]:
     """Of `counts` values of each window, one window after the other."""
-    sums = values.new_zeros(len(counts))
-    return sums.index_add_(0, _window_of(counts), values) / counts
+    windows = torch.arange(len(counts)).repeat_interleave(counts)
+    return values.new_zeros(len(counts)).index_add_(0, windows, values) / counts
 
 
 def error_of_mean(means: Float[Tensor, " windows"]) -> float | None:
     """The standard error; None of a single window, which does not tell."""
     return float(means.std()) / math.sqrt(len(means)) if len(means) > 1 else None
-
-
-def _window_of(counts: Int64[Tensor, " windows"]) -> Int64[Tensor, " tokens"]:
-    return counts.new_tensor(range(len(counts))).repeat_interleave(counts)

@@ -97,13 +97,13 @@ def fidelity_lines(fidelity: Fidelity) -> list[str]:
     """The figures of a fidelity in two lines."""
     f = fidelity
     return [
-        f"KL divergence from {f.reference} {_figure(f.divergence, f.divergence_error)} nats a "
+        f"KL divergence from {f.reference} {figure(f.divergence, f.divergence_error)} nats a "
         f"token (median {f.median:.4f}, 90 % {f.percentile_90:.3f}, 99 % {f.percentile_99:.3f}, "
         f"99.9 % {f.percentile_999:.3f}, maximum {f.maximum:.3f})",
-        f"same top token {_figure(f.same_top, f.same_top_error, percent=True)} %; "
-        f"log of the perplexity ratio {_figure(f.log_ratio, f.log_ratio_error)}; RMS change of "
+        f"same top token {figure(f.same_top, f.same_top_error, percent=True)} %; "
+        f"log of the perplexity ratio {figure(f.log_ratio, f.log_ratio_error)}; RMS change of "
         "the token's probability "
-        f"{_figure(f.probability_change, f.probability_change_error, percent=True)} %",
+        f"{figure(f.probability_change, f.probability_change_error, percent=True)} %",
     ]
 
 
@@ -126,9 +126,9 @@ def comparison_table(found: Mapping[str, Comparison]) -> Table:
         table.add_row(
             escape(name[shared:]),
             with_error(each.model.perplexity, each.model.standard_error),
-            _figure(f.divergence, f.divergence_error),
-            "-" if f is first else _figure(*paired_difference(f, first)),
-            _figure(f.same_top, f.same_top_error, percent=True),
+            figure(f.divergence, f.divergence_error),
+            "-" if f is first else figure(*paired_difference(f, first)),
+            figure(f.same_top, f.same_top_error, percent=True),
         )
     return table
 
@@ -148,7 +148,8 @@ def bucket_table(fidelity: Fidelity) -> Table:
     return table
 
 
-def _figure(value: float, error: float | None, percent: bool = False) -> str:
+def figure(value: float, error: float | None, percent: bool = False) -> str:
+    """A small value and its standard error, where that is known."""
     factor, digits = (100, 2) if percent else (1, 4)
     text = f"{factor * value:.{digits}f}"
     return text if error is None else f"{text} +- {factor * error:.{digits}f}"

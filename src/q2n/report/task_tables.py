@@ -8,6 +8,7 @@ from rich.table import Table
 
 from q2n.evaluation.generation import PROMPTS, GenerationResult
 from q2n.evaluation.tasks.results import TaskResult, TaskResults
+from q2n.report.tables import figure
 
 WITHIN = "acc", "acc_norm"
 
@@ -46,20 +47,14 @@ def _title(results: Sequence[TaskResult]) -> str:
 
 def _others(result: TaskResult) -> list[str]:
     return [
-        f"{escape(metric)} {_number(value, result.standard_errors.get(metric))}"
+        f"{escape(metric)} {figure(value, result.standard_errors.get(metric))}"
         for metric, value in result.scores.items()
         if metric not in WITHIN
     ]
 
 
-def _number(value: float, error: float | None) -> str:
-    return f"{value:.4f}" if error is None else f"{value:.4f} +- {error:.4f}"
-
-
 def _percent(value: float | None, error: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{100 * value:.2f}" if error is None else f"{100 * value:.2f} +- {100 * error:.2f}"
+    return "-" if value is None else figure(value, error, percent=True)
 
 
 def generation_table(results: Mapping[str, GenerationResult]) -> Table:

@@ -53,15 +53,13 @@ class TaskResult:
 
     def to_json(self) -> dict[str, Any]:
         """All fields."""
-        return {**vars(self), "scores": dict(self.scores), "standard_errors": self._errors()}
+        errors = dict(self.standard_errors)
+        return {**vars(self), "scores": dict(self.scores), "standard_errors": errors}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Inverse of `to_json`."""
         return cls(**values)
-
-    def _errors(self) -> dict[str, float | None]:
-        return dict(self.standard_errors)
 
 
 @dataclass(frozen=True, kw_only=True)
