@@ -13,8 +13,8 @@ import torch
 from measuring import best_seconds, heading, inputs, matrix_product_rate
 
 from q2n.grids.uniform import UniformGrid
-from q2n.kernels.column_rounding import UniformRule
 from q2n.kernels.column_sweep import sweep
+from q2n.kernels.rounding_rules import UniformRule
 from q2n.linalg.factor import feedback
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "q2n"
 
 # From top to bottom; the rooms of one line stand side by side and may import each other.
 ROOMS = [
-    {"version", "errors", "logging", "hub", "option_types", "patterns"},
+    {"version", "errors", "logging", "hub", "option_types", "patterns", "block_types"},
     {"disk"},
     {"linalg"},
     {"data"},

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from q2n.kernels import column_sweep as room
-from q2n.kernels.column_rounding import UniformRule
+from q2n.kernels.rounding_rules import UniformRule
 from q2n.linalg.factor import feedback
 
 

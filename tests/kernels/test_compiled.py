@@ -26,7 +26,7 @@ RUN_KERNELS = """
 import torch
 import q2n
 from q2n.kernels import compiled, dispatch
-from q2n.kernels.column_rounding import CodebookRule, SplitRule, UniformRule
+from q2n.kernels.rounding_rules import CodebookRule, SplitRule, UniformRule
 from q2n.kernels.column_sweep import sweep
 from q2n.kernels.trellis_search import TrellisRule
 from q2n.linalg import trellis_code

@@ -7,14 +7,9 @@ from q2n.errors import InputError
 from q2n.grids.granularity import PerGroup
 from q2n.grids.uniform import UniformGrid
 from q2n.kernels import dispatch
-from q2n.kernels.column_rounding import (
-    CodebookRule,
-    SplitRule,
-    UniformRule,
-    round_columns_numba,
-    round_columns_reference,
-)
+from q2n.kernels.column_rounding import round_columns_numba, round_columns_reference
 from q2n.kernels.column_sweep import sweep
+from q2n.kernels.rounding_rules import CodebookRule, SplitRule, UniformRule
 from q2n.kernels.trellis_search import TrellisRule, round_to_trellis_numba
 from q2n.linalg import trellis_code
 from q2n.linalg.factor import feedback

@@ -1,35 +1,43 @@
-"""The grids of LDLQ, each fitted to one weight and turned into the rule that the sweep takes."""
+"""Grids fitted to one weight, in the form that methods take: a rule for the sweep, and the way from
+codes to the layer. The named ones are LDLQ's."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from q2n.block_types import BlockType
 from q2n.grids import gaussian_range
+from q2n.grids.blocks import fit_blocks
 from q2n.grids.uniform import UniformGrid
-from q2n.kernels.column_rounding import CodebookRule, Rule, UniformRule
+from q2n.kernels.rounding_rules import BlockRule, CodebookRule, Rule, UniformRule
 from q2n.kernels.trellis_search import TrellisRule
+from q2n.layers.blocks import BlockLinear
 from q2n.layers.centred import CentredLinear
 from q2n.layers.levels import LloydMaxLinear, TrellisLinear
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.layers.uniform import UniformLinear, UniformStorage
 from q2n.linalg import lloyd_max, trellis_code
+from q2n.linalg.groups import group_of_column
 
 GridName = Literal["uniform", "lloyd-max", "trellis", "minmax"]
 
 
+Layer = TypeVar("Layer", bound=QuantizedLinear, covariant=True)
+
+
 @dataclass(frozen=True, eq=False)
-class FittedGrid:
+class FittedGrid(Generic[Layer]):
     """A grid fitted to one weight."""
 
     weight: Float[Tensor, "out in"]
     """The weight in the coordinates of the rule."""
     rule: Rule
-    stored: Callable[[UInt8[Tensor, "out in"]], QuantizedLinear]
+    stored: Callable[[UInt8[Tensor, "out in"]], Layer]
     """Makes the layer that has these codes."""
     shift: Float[Tensor, "1"] | float = 0.0
     """What the coordinates of the rule add to the layer's."""
@@ -59,7 +67,7 @@ def fit(
     *,
     clip_sigma: float | None = None,
     clamp_first: bool = False,
-) -> FittedGrid:
+) -> FittedGrid[QuantizedLinear]:
     """A grid fitted to the weight of the layer `name`, with scales of `dtype`. `clip_sigma` and
     `clamp_first` are for the `uniform` grid (`_uniform`).
 
@@ -67,11 +75,55 @@ def fit(
         NumericalError: weights that are not finite, or a scale that overflows `dtype`.
     """
     if grid == "minmax":
-        return _minmax(weight, bits, dtype, name)
+        return uniform_grid(UniformGrid(bits=bits), weight, dtype, name)
     if grid == "uniform":
         return _uniform(weight, bits, dtype, name, clip_sigma, clamp_first)
     fitted = _trellis if _has_trellis(grid, bits) else _lloyd_max
     return fitted(weight, bits, dtype, name)
+
+
+def uniform_grid(
+    grid: UniformGrid, weight: Float[Tensor, "out in"], dtype: torch.dtype, name: str
+) -> FittedGrid[UniformLinear]:
+    """A uniform grid with a scale of `dtype` per row or group. Raises as `UniformGrid.fit`."""
+    scale, zero = grid.fit(weight, dtype, name)
+    size = grid.granularity.group_size(weight.shape[1], name)
+    group = group_of_column(weight.shape[1], size, weight.device)
+    rule = uniform_rule(scale, zero, group, grid.bits, weight.dtype)
+
+    def stored(codes: UInt8[Tensor, "out in"]) -> UniformLinear:
+        return UniformLinear(
+            codes=codes.contiguous(),
+            scale=rule.scale.T.to(dtype).contiguous(),  # a sweep may have fitted groups anew
+            zero=rule.zero.T.contiguous(),
+            bits=grid.bits,
+            group_size=size,
+            symmetric=grid.symmetric,
+        )
+
+    return FittedGrid(weight, rule, stored)
+
+
+def block_grid(
+    kind: BlockType,
+    weight: Float[Tensor, "out in"],
+    energy: Float[Tensor, " in"] | None,
+    name: str,
+) -> FittedGrid[BlockLinear]:
+    """A grid of ggml's blocks. Raises as `fit_blocks`."""
+    frame = fit_blocks(kind, weight, energy, name)
+    step, minimum = frame.steps().T.to(weight).contiguous(), frame.minima()
+    levels = torch.tensor(kind.levels).to(weight)
+    midpoints = (levels[1:] + levels[:-1]) / 2
+    rule = BlockRule(
+        step,
+        torch.where(step == 0, 0, 1 / step),
+        torch.zeros_like(step) if minimum is None else minimum.T.to(weight).contiguous(),
+        group_of_column(weight.shape[1], kind.block, weight.device),
+        levels,
+        midpoints if kind.table else midpoints[:0],
+    )
+    return FittedGrid(weight, rule, lambda codes: replace(frame, codes=codes.contiguous()))
 
 
 def _uniform(
@@ -81,7 +133,7 @@ def _uniform(
     name: str,
     clip_sigma: float | None,
     clamp_first: bool,
-) -> FittedGrid:
+) -> FittedGrid[QuantizedLinear]:
     """The `uniform` grid: evenly spaced levels over [-S, S], where S is `clip_sigma` root mean
     squares (None: the best for Gaussian weights). The weight is moved up by S, so that code 0 means
     0; `clamp_first` clamps it to [-S, S] before."""
@@ -92,9 +144,10 @@ def _uniform(
         weight = weight.clamp(-end, end)
     step = (2 * end / (2**bits - 1)).expand(len(weight), 1)
     zero = torch.zeros_like(step, dtype=torch.uint8)
+    group = torch.zeros(weight.shape[1], dtype=torch.int64, device=weight.device)
     return FittedGrid(
         weight + end,
-        _one_group(step, zero, weight, bits),
+        uniform_rule(step, zero, group, bits, weight.dtype),
         lambda codes: CentredLinear(codes=codes, scale=scale, bits=bits),
         shift=end,
     )
@@ -107,7 +160,7 @@ def _has_trellis(grid: GridName, bits: int) -> bool:
 
 def _lloyd_max(
     weight: Float[Tensor, "out in"], bits: int, dtype: torch.dtype, name: str
-) -> FittedGrid:
+) -> FittedGrid[QuantizedLinear]:
     scale = gaussian_range.fit(weight, lloyd_max.outermost(bits), dtype, name)
     stored = partial(LloydMaxLinear, scale=scale, bits=bits)
     every = torch.arange(2**bits, dtype=torch.uint8, device=weight.device).unsqueeze(0)
@@ -121,41 +174,13 @@ def _lloyd_max(
 
 def _trellis(
     weight: Float[Tensor, "out in"], bits: int, dtype: torch.dtype, name: str
-) -> FittedGrid:
+) -> FittedGrid[QuantizedLinear]:
     scale = gaussian_range.fit(weight, 1.0, dtype, name)
     return FittedGrid(
         weight,
         TrellisRule(trellis_code.values(bits).to(weight) * scale.to(weight), bits),
         lambda codes: TrellisLinear(codes=codes, scale=scale, bits=bits),
     )
-
-
-def _minmax(
-    weight: Float[Tensor, "out in"], bits: int, dtype: torch.dtype, name: str
-) -> FittedGrid:
-    scale, zero = UniformGrid(bits=bits).fit(weight, dtype, name)
-    return FittedGrid(
-        weight,
-        _one_group(scale, zero, weight, bits),
-        lambda codes: UniformLinear(
-            codes=codes,
-            scale=scale,
-            zero=zero,
-            bits=bits,
-            group_size=weight.shape[1],
-            symmetric=False,
-        ),
-    )
-
-
-def _one_group(
-    scale: Float[Tensor, "out 1"],
-    zero: UInt8[Tensor, "out 1"],
-    weight: Float[Tensor, "out in"],
-    bits: int,
-) -> UniformRule:
-    group = torch.zeros(weight.shape[1], dtype=torch.int64, device=scale.device)
-    return uniform_rule(scale, zero, group, bits, weight.dtype)
 
 
 def uniform_rule(

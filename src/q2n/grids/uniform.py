@@ -24,7 +24,7 @@ from torch import Tensor
 from q2n.errors import InputError, NumericalError
 from q2n.grids.granularity import Granularity, PerChannel
 from q2n.linalg.groups import whole_and_ragged
-from q2n.option_types import Bits
+from q2n.option_types import WideBits
 
 _CLIP_STEPS, _CLIP_RANGE, _CLIP_POWER = 100, 0.8, 2.4
 
@@ -39,8 +39,8 @@ class UniformGrid:
     clip: Literal["minmax", "mse"] = "minmax"
 
     def __post_init__(self) -> None:
-        if self.bits not in get_args(Bits):
-            raise InputError(f"bits must be one of {get_args(Bits)}, got {self.bits}")
+        if self.bits not in get_args(WideBits):
+            raise InputError(f"bits must be one of {get_args(WideBits)}, got {self.bits}")
 
     @property
     def middle(self) -> int:

@@ -1,8 +1,7 @@
-"""Rounding the columns of a block in turn: the rules that say to which grid, and the loop.
+"""Rounding the columns of a block in turn.
 
-A *rule* is the grid of a layer in the form that the column sweep takes: a `NamedTuple` of tensors
-with output rows along the last axis. `nearest` rounds to it in plain torch. Rounding a block goes
-column by column: round column j to `q_j`, then feed its error into the later columns,
+The grid comes as a *rule* (rounding_rules.py). Rounding a block goes column by column: round column
+j to `q_j`, then feed its error into the later columns,
 
     e_j = w_j - q_j,     target_k += M_jk e_j   (k > j).
 
@@ -14,104 +13,19 @@ instructions; tiles run in parallel. The type of the rule chooses the compiled c
 (`_round_column`), so that a single kernel serves all these rules.
 """
 
-from typing import Any, NamedTuple, Protocol, Self, no_type_check, runtime_checkable
+from typing import Any, no_type_check
 
 import numba
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Float, UInt8
 from numba.extending import overload
 from torch import Tensor
 
 from q2n.kernels.compiled import compiled
+from q2n.kernels.rounding_rules import BlockRule, CodebookRule, Rule, SplitRule, UniformRule
 
 _TILE = 64
-
-
-@runtime_checkable
-class Rule(Protocol):
-    """The grid of every weight of a layer: columns as rows, in visiting order."""
-
-    def columns(self, a: int, b: int) -> Self:
-        """The rule of the visited columns a:b."""
-
-    def nearest(
-        self, target: Float[Tensor, "columns out"]
-    ) -> tuple[Shaped[Tensor, "columns out"], Float[Tensor, "columns out"]]:
-        """Codes (whole numbers of any dtype) of the grid points nearest to `target`, and these
-        points."""
-
-
-class UniformRule(NamedTuple):
-    """`scale * (code - zero)`, codes 0..top."""
-
-    scale: Float[Tensor, "groups out"]
-    """In the dtype of the weight."""
-    zero: UInt8[Tensor, "groups out"]
-    group: Int[Tensor, " columns"]
-    """Group of each visited column."""
-    top: int
-
-    def columns(self, a: int, b: int) -> "UniformRule":
-        """The rule of the visited columns a:b."""
-        return self._replace(group=self.group[a:b])
-
-    def nearest(
-        self, target: Float[Tensor, "columns out"]
-    ) -> tuple[Shaped[Tensor, "columns out"], Float[Tensor, "columns out"]]:
-        """As `Rule.nearest`."""
-        scale, zero = self.scale[self.group], self.zero[self.group].to(target.dtype)
-        code = (torch.round(target / scale) + zero).clamp_(0, self.top)
-        return code, scale * (code - zero)
-
-
-class CodebookRule(NamedTuple):
-    """The nearest entry of the output row's codebook."""
-
-    entries: Float[Tensor, "entries out"]
-    """Ascending, in the dtype of the weight."""
-
-    def columns(self, a: int, b: int) -> "CodebookRule":
-        """The rule itself: columns share the codebook."""
-        return self
-
-    def nearest(
-        self, target: Float[Tensor, "columns out"]
-    ) -> tuple[Shaped[Tensor, "columns out"], Float[Tensor, "columns out"]]:
-        """As `Rule.nearest`."""
-        code = torch.zeros_like(target, dtype=torch.int64)
-        for lower, upper in zip(self.entries, self.entries[1:], strict=False):
-            code += target + target > lower + upper
-        return code, self.entries.gather(0, code)
-
-
-class SplitRule(NamedTuple):
-    """One of two uniform grids, `base + step * code`, chosen by a mask."""
-
-    low: Bool[Tensor, "columns out"]
-    """Whether a weight is on the low grid."""
-    group: Int[Tensor, " columns"]
-    """Group of each visited column, for the low grid."""
-    low_base: Float[Tensor, "groups out"]
-    low_step: Float[Tensor, "groups out"]
-    low_top: int
-    high_base: Float[Tensor, "1 out"]
-    high_step: Float[Tensor, "1 out"]
-    high_top: int
-
-    def columns(self, a: int, b: int) -> "SplitRule":
-        """The rule of the visited columns a:b."""
-        return self._replace(low=self.low[a:b], group=self.group[a:b])
-
-    def nearest(
-        self, target: Float[Tensor, "columns out"]
-    ) -> tuple[Shaped[Tensor, "columns out"], Float[Tensor, "columns out"]]:
-        """As `Rule.nearest`."""
-        base = torch.where(self.low, self.low_base[self.group], self.high_base)
-        step = torch.where(self.low, self.low_step[self.group], self.high_step)
-        top = torch.where(self.low, self.low_top, self.high_top)
-        code = torch.round((target - base) / step).clamp_(min=0).minimum(top)
-        return code, base + step * code
 
 
 def round_columns_reference(
@@ -138,7 +52,7 @@ def round_columns_numba(
     target: Float[Tensor, "columns out"],
     weight: Float[Tensor, "columns out"],
     matrix: Float[Tensor, "columns columns"],
-    rule: UniformRule | CodebookRule | SplitRule,
+    rule: UniformRule | BlockRule | CodebookRule | SplitRule,
 ) -> tuple[UInt8[Tensor, "columns out"], Float[Tensor, "columns out"]]:
     """The same on a CPU, tiles of output rows in parallel."""
     target = target.contiguous()
@@ -189,7 +103,12 @@ def _round_column(rule, j, low, high, target, weight, codes, error):
 @overload(_round_column, inline="always")
 @no_type_check
 def _compiled_round_column(rule, j, low, high, target, weight, codes, error):
-    forms = {UniformRule: _round_uniform, CodebookRule: _round_codebook, SplitRule: _round_split}
+    forms = {
+        UniformRule: _round_uniform,
+        BlockRule: _round_block,
+        CodebookRule: _round_codebook,
+        SplitRule: _round_split,
+    }
     return forms[rule.instance_class]
 
 
@@ -203,6 +122,32 @@ def _round_uniform(rule, j, low, high, target, weight, codes, error):
         code = min(max(np.rint(target[r] / scale[r]) + shift, 0 * top), top)
         codes[r] = np.uint8(code)
         error[r] = weight[r] - scale[r] * (code - shift)
+
+
+@no_type_check
+def _round_block(rule, j, low, high, target, weight, codes, error):
+    block = rule.group[j]
+    step, inverse = rule.step[block, low:high], rule.inverse[block, low:high]
+    minimum, first = rule.minimum[block, low:high], rule.levels[0]
+    if len(rule.midpoints) == 0:
+        top = target.dtype.type(len(rule.levels) - 1)
+        for r in range(high - low):
+            position = (target[r] - minimum[r]) * inverse[r]
+            code = min(max(np.rint(position) - first, 0 * top), top)
+            codes[r] = np.uint8(code)
+            error[r] = weight[r] - (minimum[r] + step[r] * (code + first))
+        return
+    for r in range(high - low):
+        codes[r] = 0
+        error[r] = first
+    for k in range(len(rule.midpoints)):
+        midpoint, level = rule.midpoints[k], rule.levels[k + 1]
+        for r in range(high - low):
+            above = (target[r] - minimum[r]) * inverse[r] > midpoint
+            codes[r] = np.uint8(k + 1) if above else codes[r]
+            error[r] = level if above else error[r]
+    for r in range(high - low):
+        error[r] = weight[r] - (minimum[r] + step[r] * error[r])
 
 
 @no_type_check

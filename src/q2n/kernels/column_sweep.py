@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from q2n.kernels.column_rounding import Rule
 from q2n.kernels.dispatch import round_columns
+from q2n.kernels.rounding_rules import Rule
 from q2n.linalg.factor import pending
 
 

@@ -9,6 +9,7 @@ Faster implementations are listed by the type of device that they serve:
     scale_zero_search   scale_zero_search_reference   scale_zero_search_numba
     weighted_error      weighted_error_reference      weighted_error_numba
     unpack              unpack_reference              unpack_numba
+    level_moments       level_moments_reference       level_moments_numba
 
 Devices without an entry get the reference. So do all of them with `Q2N_KERNELS=reference` in the
 environment, to tell whether a kernel is at fault.
@@ -27,14 +28,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from q2n.errors import InputError
-from q2n.kernels.column_rounding import (
-    CodebookRule,
-    Rule,
-    SplitRule,
-    UniformRule,
-    round_columns_numba,
-    round_columns_reference,
-)
+from q2n.kernels.column_rounding import round_columns_numba, round_columns_reference
+from q2n.kernels.level_moments import level_moments_numba, level_moments_reference
+from q2n.kernels.rounding_rules import BlockRule, CodebookRule, Rule, SplitRule, UniformRule
 from q2n.kernels.scale_zero_search import scale_zero_search_numba, scale_zero_search_reference
 from q2n.kernels.trellis_search import TrellisRule, round_to_trellis_numba
 from q2n.kernels.unpack import unpack_numba, unpack_reference
@@ -83,6 +79,7 @@ Rounding = Operation[..., tuple[Tensor, Tensor]]
 
 scale_zero_search = Operation(scale_zero_search_reference, {"cpu": scale_zero_search_numba})
 weighted_error = Operation(weighted_error_reference, {"cpu": weighted_error_numba})
+level_moments = Operation(level_moments_reference, {"cpu": level_moments_numba})
 unpack = Operation(unpack_reference, {"cpu": unpack_numba})
 
 _by_weight: Rounding = Operation(round_columns_reference, {"cpu": round_columns_numba})
@@ -91,6 +88,7 @@ _by_reference: Rounding = Operation(round_columns_reference, {})
 
 ROUNDING: Mapping[type[Rule], Rounding] = {
     UniformRule: _by_weight,
+    BlockRule: _by_weight,
     CodebookRule: _by_weight,
     SplitRule: _by_weight,
     TrellisRule: _by_sequence,

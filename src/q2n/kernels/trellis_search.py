@@ -47,6 +47,10 @@ class TrellisRule(NamedTuple):
         """The rule itself: columns share the trellis."""
         return self
 
+    def in_order(self, order: Int[Tensor, " visited"]) -> "TrellisRule":
+        """The rule itself."""
+        return self
+
     def nearest(
         self, target: Float[Tensor, "columns out"]
     ) -> tuple[Shaped[Tensor, "columns out"], Float[Tensor, "columns out"]]:

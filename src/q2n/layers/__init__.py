@@ -1,5 +1,6 @@
 """What is stored of one linear: one representation per file, each with its trainable form."""
 
+from q2n.layers.blocks import BlockLinear
 from q2n.layers.centred import CentredLinear
 from q2n.layers.codebook import CodebookLinear
 from q2n.layers.levels import LloydMaxLinear, TrellisLinear
@@ -20,6 +21,7 @@ REPRESENTATIONS: dict[str, type[QuantizedLinear]] = {
         CodebookLinear,
         PartlyBinaryLinear,
         OutlierLinear,
+        BlockLinear,
     )
 }
 """Every representation by its kind: how a stored layer is rebuilt."""

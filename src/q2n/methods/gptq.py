@@ -22,12 +22,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from q2n.errors import InputError
-from q2n.grids.fitted import uniform_rule
-from q2n.kernels.column_rounding import UniformRule
 from q2n.kernels.column_sweep import GroupFit, sweep
-from q2n.layers.uniform import UniformLinear
+from q2n.kernels.rounding_rules import Rule, UniformRule
+from q2n.layers.quantized import QuantizedLinear
 from q2n.linalg.factor import compensated
-from q2n.linalg.groups import group_of_column
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import LayerProblem, shared_feedback
 from q2n.methods.uniform import UniformMethod
@@ -62,13 +60,11 @@ class GPTQ(UniformMethod):
     def required_statistics(self) -> RequiredStatistics:
         return RequiredStatistics.GRAM
 
-    def quantize(self, problem: LayerProblem) -> UniformLinear:
+    def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         back = shared_feedback(problem, self.damping, descending=self.act_order)
         weight = problem.weight
-        size = self.granularity.group_size(weight.shape[1], problem.name)
-        group = group_of_column(weight.shape[1], size, weight.device)[back.order]
-        scale, zero = self.fitted_grid.fit(weight, problem.scale_dtype, problem.name)
-        rule = uniform_rule(scale, zero, group, self.bits, weight.dtype)
+        grid = self.fit(problem, weight, problem.measured.gram.diagonal())
+        rule = grid.rule.in_order(back.order)
         rounded = sweep(
             weight.T[back.order],
             back.matrix,
@@ -76,8 +72,7 @@ class GPTQ(UniformMethod):
             block_size=self.block_size,
             group_fit=self._group_fit(problem, rule),
         )
-        codes = rounded.layer_codes(back.order, weight.shape[1])
-        layer = self.stored(problem, codes, rule.scale.T.to(problem.scale_dtype), rule.zero.T)
+        layer = grid.stored(rounded.layer_codes(back.order, weight.shape[1]))
         return layer.with_record(**back.record)
 
     def compensated(
@@ -86,9 +81,10 @@ class GPTQ(UniformMethod):
         back = shared_feedback(problem, self.damping, descending=self.act_order)
         return compensated(problem.weight, quantized, back, self.block_size)
 
-    def _group_fit(self, problem: LayerProblem, rule: UniformRule) -> GroupFit | None:
+    def _group_fit(self, problem: LayerProblem, rule: Rule) -> GroupFit | None:
         if self.static_groups or self.group_size == -1:
             return None
+        assert isinstance(rule, UniformRule)
 
         def write(group: int, columns: Float[Tensor, "size out"]) -> None:
             rule.scale[group], rule.zero[group] = self.fitted_grid.fit_groups(

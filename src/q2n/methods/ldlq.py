@@ -35,9 +35,9 @@ from torch import Tensor
 
 from q2n.errors import InputError
 from q2n.grids.fitted import FittedGrid, GridName, fit, storage
-from q2n.kernels.column_rounding import UniformRule
 from q2n.kernels.column_sweep import Sweep, sweep
 from q2n.kernels.coordinate_descent import descend
+from q2n.kernels.rounding_rules import UniformRule
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.linalg import trellis_code
 from q2n.linalg.factor import Feedback, compensated, feedback, mean_energy

@@ -24,8 +24,8 @@ from q2n.grids.fitted import uniform_rule
 from q2n.grids.granularity import granularity_of
 from q2n.grids.uniform import UniformGrid
 from q2n.grids.weighted_range import fit_weighted
-from q2n.kernels.column_rounding import CodebookRule, Rule
 from q2n.kernels.column_sweep import sweep
+from q2n.kernels.rounding_rules import CodebookRule, Rule
 from q2n.layers.codebook import CodebookLinear
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.layers.uniform import UniformLinear, UniformStorage

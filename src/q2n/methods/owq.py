@@ -32,14 +32,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from q2n.errors import InputError, NumericalError
-from q2n.grids.fitted import uniform_rule
+from q2n.grids.fitted import uniform_grid
 from q2n.grids.granularity import PerChannel
 from q2n.grids.scale_zero_search import GROUP_STEPS
 from q2n.kernels.column_sweep import sweep
 from q2n.layers.outliers import OutlierLinear
 from q2n.layers.quantized import StorageSpec, without_columns
 from q2n.linalg.factor import Feedback, compensated, feedback, pending
-from q2n.linalg.groups import group_of_column
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import LayerProblem
 from q2n.methods.uniform import UniformMethod
@@ -63,6 +62,8 @@ class OWQ(UniformMethod):
 
     name: ClassVar[str] = "owq"
 
+    grid: Literal["uniform", "signed"] = "uniform"
+    """As GPTQ's; ggml's blocks have no place for columns in 16 bits."""
     clip: Literal["minmax", "mse", "scale_zero"] = "scale_zero"
     target_bits: Annotated[float, Range(low=2, high=16, open_high=True)] | None = None
     """Bits per weight to spend, outliers included, scales not: 3.01 with 3 bits. Without
@@ -130,18 +131,19 @@ class OWQ(UniformMethod):
         rows, m = weight.shape
         weak, others = self._columns(problem, weight)
         back = self._feedback(problem, weak, others)
-        scale, zero = self.fitted_grid.fit(
-            without_columns(weight, weak), problem.scale_dtype, problem.name
+        fitted = uniform_grid(
+            self.fitted_grid, without_columns(weight, weak), problem.scale_dtype, problem.name
         )
-        size = self.granularity.group_size(m, problem.name)
         ordered, last = weight.T[back.order], len(others)
-        group = group_of_column(m, size, weight.device)[others]
-        rule = uniform_rule(scale, zero, group, self.bits, weight.dtype)
-        rounded = sweep(ordered[:last], back.matrix[:last, :last], rule, block_size=self.block_size)
+        rounded = sweep(
+            ordered[:last],
+            back.matrix[:last, :last],
+            fitted.rule.in_order(others),
+            block_size=self.block_size,
+        )
         codes = rounded.layer_codes(others, m)
         values = pending(ordered, rounded.error, back.matrix, last, m).T
-        grid = self.stored(problem, codes, scale, zero)
-        layer = OutlierLinear.of(grid, weak, values).with_record(
+        layer = OutlierLinear.of(fitted.stored(codes), weak, values).with_record(
             **back.record,
             weak_columns=len(weak),
             weight_bits=self.bits + (16 - self.bits) * len(weak) / m,

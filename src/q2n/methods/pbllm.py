@@ -30,8 +30,8 @@ from torch import Tensor
 
 from q2n.grids.granularity import Granularity, granularity_of
 from q2n.grids.uniform import UniformGrid
-from q2n.kernels.column_rounding import SplitRule
 from q2n.kernels.column_sweep import sweep
+from q2n.kernels.rounding_rules import SplitRule
 from q2n.layers.partly_binary import PartlyBinaryLinear
 from q2n.layers.quantized import StorageSpec
 from q2n.linalg.factor import Feedback, compensated

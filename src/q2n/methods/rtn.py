@@ -6,8 +6,9 @@ Needs no calibration text. The yardstick for everything else.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from q2n.layers.uniform import UniformLinear
-from q2n.linalg.groups import group_of_column
+import torch
+
+from q2n.layers.quantized import QuantizedLinear
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import LayerProblem
 from q2n.methods.uniform import UniformMethod
@@ -23,10 +24,7 @@ class RTN(UniformMethod):
     def required_statistics(self) -> RequiredStatistics:
         return RequiredStatistics.NONE
 
-    def quantize(self, problem: LayerProblem) -> UniformLinear:
-        weight = problem.weight
-        scale, zero = self.fitted_grid.fit(weight, problem.scale_dtype, problem.name)
-        size = self.granularity.group_size(weight.shape[1], problem.name)
-        group = group_of_column(weight.shape[1], size, weight.device)
-        codes = self.fitted_grid.encode(weight, scale[:, group], zero[:, group])
-        return self.stored(problem, codes, scale, zero)
+    def quantize(self, problem: LayerProblem) -> QuantizedLinear:
+        grid = self.fit(problem, problem.weight)
+        codes, _ = grid.rule.nearest(problem.weight.T)
+        return grid.stored(codes.T.to(torch.uint8))

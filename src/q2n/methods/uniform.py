@@ -1,37 +1,45 @@
-"""Options and storage that the methods on a uniform grid have in common."""
+"""What methods with a scale per row, group or block have in common: options, grid, storage.
 
-from dataclasses import dataclass
+Beside the uniform grids there are those of ggml's blocks (grids/blocks.py), which choose their
+scales by themselves: of the options only `grid` counts then.
+"""
+
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
+from q2n.block_types import BLOCK_TYPES, BlockType, BlockTypeName, fitting
 from q2n.errors import InputError
+from q2n.grids.fitted import FittedGrid, block_grid, uniform_grid
 from q2n.grids.granularity import Granularity, granularity_of
 from q2n.grids.scale_zero_search import GROUP_STEPS, ROW_STEPS, ScaleZeroGrid
 from q2n.grids.signed import SignedGrid
 from q2n.grids.uniform import UniformGrid
-from q2n.layers.quantized import StorageSpec
-from q2n.layers.uniform import UniformLinear, UniformStorage
+from q2n.layers.blocks import BlockStorage
+from q2n.layers.quantized import QuantizedLinear, StorageSpec
+from q2n.layers.uniform import UniformStorage
 from q2n.method import LayerProblem, Method
-from q2n.option_types import Bits, GroupSize
+from q2n.option_types import GroupSize, WideBits
 
 
 @dataclass(frozen=True, kw_only=True)
 class UniformMethod(Method):
     """A method that stores `scale * (code - zero)`."""
 
-    bits: Bits = 4
-    """Bits per weight: 2, 3, 4 or 8."""
+    bits: WideBits = 4
+    """Bits of a code. A grid of blocks has its own: leave it out."""
     group_size: GroupSize = -1
     """Columns that share a scale; -1: one scale per row."""
     ragged_groups: bool = False
     """Allow a shorter last group where the group size does not divide the columns."""
     symmetric: bool = False
     """Zero point in the middle, not stored."""
-    grid: Literal["uniform", "signed"] = "uniform"
+    grid: Literal["uniform", "signed", BlockTypeName] = "uniform"
     """uniform: the range of the weights in 2^bits - 1 steps; signed (symmetric only): the largest
-    weight on the largest signed code, as QuaRot."""
+    weight on the largest signed code, as QuaRot; q2_0 .. q8_0: the blocks of llama.cpp, for
+    --format gguf."""
     clip: Literal["minmax", "mse", "scale_zero"] = "minmax"
     """Range of each group: minmax, from the least to the largest weight; mse, both ends shrunk
     alike for the least sum of |error|^2.4; scale_zero, scale and zero point searched for it, as
@@ -39,6 +47,8 @@ class UniformMethod(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.grid in BLOCK_TYPES:
+            self._require_block_options()
         if self.grid == "signed" and not self.symmetric:
             raise InputError("a signed grid has no zero point: with --grid signed use --symmetric")
         if self.grid == "signed" and self.clip == "scale_zero":
@@ -57,6 +67,8 @@ class UniformMethod(Method):
 
     @property
     def storage(self) -> StorageSpec:
+        if self.grid != "uniform" and self.grid != "signed":  # a membership test narrows no type
+            return BlockStorage(block_type=self.grid)
         return UniformStorage(bits=self.bits, group_size=self.group_size)
 
     def grid_with(self, granularity: Granularity, steps: int) -> UniformGrid:
@@ -68,22 +80,46 @@ class UniformMethod(Method):
         return family(bits=bits, symmetric=even, granularity=granularity, clip=self.clip)
 
     def check(self, name: str, shape: tuple[int, int]) -> None:
-        self.granularity.group_size(shape[1], name)
+        if self.grid in BLOCK_TYPES:
+            self._block_type(name, shape[1])
+        else:
+            self.granularity.group_size(shape[1], name)
 
-    def stored(
+    def fit(
         self,
         problem: LayerProblem,
-        codes: UInt8[Tensor, "out in"],
-        scale: Float[Tensor, "out groups"],
-        zero: UInt8[Tensor, "out groups"],
-    ) -> UniformLinear:
-        """The layer as it is stored, its columns in the layer's own order."""
-        size = self.granularity.group_size(codes.shape[1], problem.name)
-        return UniformLinear(
-            codes=codes.contiguous(),
-            scale=scale.contiguous(),
-            zero=zero.contiguous(),
-            bits=self.bits,
-            group_size=size,
-            symmetric=self.symmetric,
-        )
+        weight: Float[Tensor, "out in"],
+        energy: Float[Tensor, " in"] | None = None,
+    ) -> FittedGrid[QuantizedLinear]:
+        """The grid fitted to `weight`; where it weighs columns, by the `energy` of their input.
+
+        Raises:
+            InputError, NumericalError: as the grid's.
+        """
+        if self.grid not in BLOCK_TYPES:
+            return uniform_grid(self.fitted_grid, weight, problem.scale_dtype, problem.name)
+        kind = self._block_type(problem.name, weight.shape[1])
+        grid = block_grid(kind, weight, energy, problem.name)
+        if kind is BLOCK_TYPES[self.grid]:
+            return grid
+        return replace(grid, stored=lambda x: grid.stored(x).with_record(fell_back_on=kind.name))
+
+    def _block_type(self, name: str, columns: int) -> BlockType:
+        kind = fitting(self.grid, columns)
+        if kind is None:
+            raise InputError(
+                f"{name} has {columns} inputs, and {self.grid} has blocks of "
+                f"{BLOCK_TYPES[self.grid].super_block} (llama.cpp's smallest have 32); leave the "
+                f"layer in full precision: --ignore {name!r}"
+            )
+        return kind
+
+    def _require_block_options(self) -> None:
+        bits = BLOCK_TYPES[self.grid].bits
+        if self.bits != bits:
+            raise InputError(f"codes of {self.grid} have {bits} bits, not {self.bits}")
+        if self.group_size != -1 or self.ragged_groups or self.symmetric:
+            raise InputError(
+                f"blocks of {self.grid} have their own groups and zero points: leave out "
+                "group_size, ragged_groups and symmetric"
+            )
