@@ -3,13 +3,14 @@
 import pytest
 import torch
 
+from q2n.block_types import BLOCK_TYPES
 from q2n.errors import InputError
 from q2n.grids.granularity import PerGroup
 from q2n.grids.uniform import UniformGrid
 from q2n.kernels import dispatch
 from q2n.kernels.column_rounding import round_columns_numba, round_columns_reference
 from q2n.kernels.column_sweep import sweep
-from q2n.kernels.rounding_rules import CodebookRule, SplitRule, UniformRule
+from q2n.kernels.rounding_rules import BlockRule, CodebookRule, SplitRule, UniformRule
 from q2n.kernels.trellis_search import TrellisRule, round_to_trellis_numba
 from q2n.linalg import trellis_code
 from q2n.linalg.factor import feedback
@@ -96,6 +97,20 @@ def split_rule(columns, rows, dtype, bits):
     )
 
 
+def block_rule(columns, rows, dtype, bits):
+    """Blocks of 8 columns, one with a step of 0; even levels or, at 4 bits, uneven ones."""
+    step = gaussian(-(-columns // 8), rows, dtype=dtype, seed=6)
+    step[0, -1] = 0
+    levels = torch.arange(2**bits, dtype=dtype) - 2 ** (bits - 1)
+    midpoints = levels[:0]
+    if bits == 4:
+        levels = gaussian(2**bits, dtype=dtype, seed=7).sort().values
+        midpoints = (levels[1:] + levels[:-1]) / 2
+    inverse = torch.where(step == 0, 0, 1 / step)
+    minimum = gaussian(*step.shape, dtype=dtype, seed=8)
+    return BlockRule(step, inverse, minimum, torch.arange(columns) // 8, levels, midpoints)
+
+
 def assert_rounded_alike(expected, result, dtype):
     assert torch.equal(result[0], expected[0])
     assert result[1].dtype == dtype
@@ -106,7 +121,7 @@ def assert_rounded_alike(expected, result, dtype):
 @DTYPES
 @pytest.mark.parametrize("shape", [(1, 1), (1, 64), (16, 37), (21, 64), (40, 130)])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize("make_rule", [uniform_rule, codebook_rule, split_rule])
+@pytest.mark.parametrize("make_rule", [uniform_rule, block_rule, codebook_rule, split_rule])
 @implementations(dispatch.ROUNDING[UniformRule])
 def test_columns_round_to_equal_codes(implementation, device, make_rule, bits, shape, dtype):
     """Shapes: one row, whole tiles and parts of one, whole groups and a shorter last one."""
@@ -161,6 +176,22 @@ def test_weighted_errors_agree(implementation, device, bits, shape, dtype):
         assert not result[1].any()
 
 
+@pytest.mark.parametrize("kind", ["q2_0", "q4_k", "iq4_nl", "q8_0"])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 16), (3, 32), (2, 33)])
+@implementations(dispatch.level_moments)
+def test_level_moments_agree(implementation, device, shape, kind):
+    """One block is zero, and one step of another."""
+    values, omega = gaussian(*shape), gaussian(*shape, seed=1).exp()
+    if len(values) > 1:
+        values[1] = 0
+    levels = torch.tensor(BLOCK_TYPES[kind].levels, dtype=torch.float32)
+    step = gaussian(shape[0], 4, seed=2) / levels.abs().max()
+    step[0, 1] = 0
+    arguments = (values, omega, step, gaussian(shape[0], 4, seed=3), levels)
+    expected, result = compared(dispatch.level_moments, implementation, device, arguments)
+    torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "shape", [(0,), (1,), (31,), (32,), (8192,), (20001,), (3, 0), (1, 45), (7, 96), (2, 3, 8200)]
 )
@@ -195,7 +226,8 @@ def test_rows_of_words_may_be_a_view():
 
 
 @pytest.mark.parametrize(
-    ("make_rule", "bits"), [(uniform_rule, 3), (codebook_rule, 2), (split_rule, 8)]
+    ("make_rule", "bits"),
+    [(uniform_rule, 3), (block_rule, 4), (block_rule, 2), (codebook_rule, 2), (split_rule, 8)],
 )
 def test_a_sweep_by_references_is_the_same(monkeypatch, make_rule, bits):
     weight, matrix = block(40, 37, torch.float64)[1:]
@@ -216,6 +248,7 @@ def test_the_device_chooses_the_implementation():
     ("rule", "implementation"),
     [
         (UniformRule, round_columns_numba),
+        (BlockRule, round_columns_numba),
         (CodebookRule, round_columns_numba),
         (SplitRule, round_columns_numba),
         (TrellisRule, round_to_trellis_numba),

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from q2n.config.block_grids import implied
 from q2n.config.options import CHANGES, RUN, SWITCHES, table
 from q2n.config.presets import (
     ALIASES,
@@ -87,7 +88,12 @@ def _expanded(given: Mapping[str, Any]) -> dict[str, Any]:
         require(name, given.get(name, options[name].default), options[name].kind)
     below = {**METHOD_PRESETS.get(method, {}), **_quality(given.get("quality"), method)}
     expanded = {**below, **given, "method": method}
-    return {**_nullspace(expanded.get("nullspace"), method), **expanded}
+    base = METHOD_PRESETS.get(method, {}).get("method", method)
+    under = {
+        **_nullspace(expanded.get("nullspace"), method),
+        **implied(expanded, table().owners[base]),
+    }
+    return {**under, **expanded}
 
 
 def _quality(quality: str | None, method: str) -> Mapping[str, Any]:

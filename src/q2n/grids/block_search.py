@@ -7,10 +7,11 @@ moments (kernels/level_moments.py), so that the best pair is
     without b:  a = xl / ll
     with b:     a = (xl 1 - x l) / (ll 1 - l^2),   b = (x - a l) / 1
 
-(each letter a sum with omega). Rounding and this solution are taken in turn, as in k-means, from
-several starts: ranges of the block shrunk by different amounts, with either sign of the step where
-levels are not symmetric. The pair with the least error is kept. llama.cpp's `make_qx_quants` and
-`make_qkx3_quants` search in the same way, with fewer starts and no second turn.
+(each letter a sum with omega). Rounding and this solution are taken in turn, as in k-means: from
+several starts, which are ranges of the block shrunk by different amounts, with either sign of the
+step where levels are not symmetric; then from the neighbours of the best pair. The pair with the
+least error is kept. llama.cpp's `make_qx_quants` and `make_qkx3_quants` search in the same way,
+with fewer starts and no neighbours.
 """
 
 from dataclasses import dataclass
@@ -23,12 +24,14 @@ from torch import Tensor
 
 from q2n.kernels import dispatch
 
-_TURNS = 2
-"""After the starts."""
-_SHARES = tuple(1.1 - 0.05 * step for step in range(17))
-"""Of the range: what the outermost level reaches, without a minimum."""
-_SHRINK = tuple(product((0.0, 0.12, 0.24, 0.36, 0.5), repeat=2))
-"""How much of either end is cut off, with a minimum."""
+_SHARES = tuple(1.08 * 0.95**step for step in range(25))
+"""Starts without a minimum: the outermost level over the widest weight."""
+_CUTS = tuple(product((-0.15, -0.05, 0.05, 0.15, 0.3, 0.5, 0.75), repeat=2))
+"""Starts with a minimum: how much of either half of the range is cut off."""
+_MOVES = (0.03, 0.01)
+"""Of the step in each turn after the starts, relatively, to either side."""
+_SHIFTS = (0.4, 0.15)
+"""Of the minimum, in steps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +77,9 @@ def least_error(
     not above 0."""
     starts = _ranges(blocks, below_zero) if has_minimum else _steps(blocks)
     step, minimum, error = _best(blocks, *starts, has_minimum, below_zero)
-    for _ in range(_TURNS):
-        again = _best(blocks, step.unsqueeze(1), minimum.unsqueeze(1), has_minimum, below_zero)
+    for move, shift in zip(_MOVES, _SHIFTS, strict=True):
+        near = _around(step, minimum, move, shift if has_minimum else 0.0)
+        again = _best(blocks, *near, has_minimum, below_zero)
         better = again[2] < error
         step, minimum, error = (
             torch.where(better, new, old)
@@ -98,12 +102,22 @@ def _ranges(blocks: Blocks, below_zero: bool) -> tuple[Tensor, Tensor]:
     low, high = blocks.values.amin(1, keepdim=True), blocks.values.amax(1, keepdim=True)
     if below_zero:
         low = low.clamp(max=0)
-    cut = torch.tensor(_SHRINK, dtype=low.dtype, device=low.device).T
+    cut = torch.tensor(_CUTS, dtype=low.dtype, device=low.device).T
     # Towards the middle of the range, where both ends meet.
     middle, half = (low + high) / 2, (high - low) / 2
     minimum = middle - half * (1 - cut[0])
     step = (middle + half * (1 - cut[1]) - minimum) / blocks.levels[-1]
     return step, minimum
+
+
+def _around(
+    step: Float[Tensor, " blocks"], minimum: Float[Tensor, " blocks"], move: float, shift: float
+) -> tuple[Float[Tensor, "blocks tried"], Float[Tensor, "blocks tried"]]:
+    """Pairs in the neighbourhood of one, itself among them."""
+    shifts = (-shift, 0, shift) if shift else (0,)
+    moves = torch.tensor(list(product((-move, 0, move), shifts))).to(step).T
+    step = step.unsqueeze(1) * (1 + moves[0])
+    return step, minimum.unsqueeze(1) + step * moves[1]
 
 
 def _best(

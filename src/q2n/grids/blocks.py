@@ -44,7 +44,7 @@ def fit_blocks(
     rows = max(1, _ENTRIES_AT_ONCE // weight.shape[1])
     parts = [_fit_rows(kind, part.float(), importance.float()) for part in weight.split(rows)]
     numbers: dict[str, Any] = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-    if not all(torch.isfinite(numbers[key]).all() for key in numbers):
+    if not all(torch.isfinite(x).all() for x in (weight, *numbers.values())):
         raise NumericalError(
             f"{name}: its weight holds NaN or Inf, or more than the float16 scales of {kind.name} "
             "reach; use another format"

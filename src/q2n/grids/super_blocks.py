@@ -36,8 +36,8 @@ class _Numbers:
 
     d: Float[Tensor, "supers 1"]
     m: Float[Tensor, "supers 1"]
-    s: Float[Tensor, "supers blocks"]
-    t: Float[Tensor, "supers blocks"]
+    s: Float[Tensor, "supers per"]
+    t: Float[Tensor, "supers per"]
     error: Float64[Tensor, "supers 1"]
 
 
@@ -65,8 +65,8 @@ def two_levels(
 
 
 def _nearest(
-    values: Float[Tensor, "supers blocks"], kind: BlockType
-) -> tuple[Float[Tensor, "supers 1"], Float[Tensor, "supers blocks"]]:
+    values: Float[Tensor, "supers per"], kind: BlockType
+) -> tuple[Float[Tensor, "supers 1"], Float[Tensor, "supers per"]]:
     """A unit and whole multiples of it: the largest value on the end of their range."""
     low, high = _range(kind)
     widest = values.gather(1, values.abs().argmax(1, keepdim=True))
@@ -86,8 +86,8 @@ def _turn(
     blocks: Blocks,
     d: Float[Tensor, "supers 1"],
     m: Float[Tensor, "supers 1"],
-    s: Float[Tensor, "supers blocks"],
-    t: Float[Tensor, "supers blocks"],
+    s: Float[Tensor, "supers per"],
+    t: Float[Tensor, "supers per"],
 ) -> _Numbers:
     """Better s and t for d and m, then better d and m for these."""
     s, t, moments = _neighbours(kind, blocks, d, m, s, t)
@@ -102,8 +102,8 @@ def _neighbours(
     blocks: Blocks,
     d: Float[Tensor, "supers 1"],
     m: Float[Tensor, "supers 1"],
-    s: Float[Tensor, "supers blocks"],
-    t: Float[Tensor, "supers blocks"],
+    s: Float[Tensor, "supers per"],
+    t: Float[Tensor, "supers per"],
 ) -> tuple[Tensor, Tensor, Float64[Tensor, "3 blocks"]]:
     """The best s and t of every block, and the moments of its levels with them."""
     pairs = product(_NEIGHBOURS, _NEIGHBOURS if kind.has_minimum else (0,))
@@ -122,8 +122,8 @@ def _neighbours(
 def _solved(
     blocks: Blocks,
     moments: Float64[Tensor, "3 blocks"],
-    s: Float[Tensor, "supers blocks"],
-    t: Float[Tensor, "supers blocks"],
+    s: Float[Tensor, "supers per"],
+    t: Float[Tensor, "supers per"],
 ) -> tuple[Float64[Tensor, "supers 1"], Float64[Tensor, "supers 1"]]:
     """The d and m with the least error for given levels, s and t; neither sign of m changes."""
     l, ll, xl = (x.view_as(s) for x in moments)  # noqa: E741 - the letter of the formula
