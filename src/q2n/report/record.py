@@ -168,7 +168,7 @@ class RunRecord:
 def notes_of(blocks: Iterable[BlockRecord]) -> list[str]:
     """What a user must know of quantized blocks, in sentences."""
     blocks = list(blocks)
-    return [*_never_called(blocks), *_without_input(blocks)]
+    return [*_never_called(blocks), *_without_input(blocks), *_fell_back(blocks)]
 
 
 def _never_called(blocks: Sequence[BlockRecord]) -> list[str]:
@@ -197,6 +197,19 @@ def _without_input(blocks: Sequence[BlockRecord]) -> list[str]:
             "calibration text; their weights are rounded without feedback"
         )
     return notes
+
+
+def _fell_back(blocks: Sequence[BlockRecord]) -> list[str]:
+    others: dict[str, list[str]] = {}
+    for block in blocks:
+        for name, layer in block.layers.items():
+            if "fell_back_on" in layer.notes:
+                others.setdefault(layer.notes["fell_back_on"], []).append(name)
+    return [
+        f"{len(names)} linears are stored in {kind}, for their width is not a multiple of the 256 "
+        f"columns of a block of the type asked for: {_first_few(names)}"
+        for kind, names in others.items()
+    ]
 
 
 def _first_few(names: Sequence[str]) -> str:

@@ -1,0 +1,185 @@
+"""llama.cpp's own quants and q2n's, in the same blocks and bytes, from the logits of llama.cpp.
+
+Both are calibrated on the same windows: q2n draws them, llama-imatrix reads their text. Every
+linear of the decoder is in one type (`--pure`), embeddings and head in Q8_0. llama-perplexity
+compares each file with the original's logits: KL divergence, perplexity, same top token, over
+windows of 512 tokens of the evaluation text, their second halves. One line a cell goes to a JSONL
+file; a cell that is there is not repeated.
+
+    python benchmarks/peer_llama_cpp.py --tools llama.cpp/build/bin --data FOLDER --work FOLDER \\
+        --results peer_llama_cpp.jsonl --model smollm2-135m --types q2_0 iq4_nl q4_0 q4_1
+
+The tools are built from llama.cpp's sources: cmake --build build --target llama-perplexity
+llama-quantize llama-imatrix.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+import q2n
+from q2n.block_types import BLOCK_TYPES
+from q2n.data.texts import Texts
+
+LENGTH = 512
+LINES = {
+    "perplexity": r"Mean PPL\(Q\)\s*:\s*([\d.]+)",
+    "divergence": r"Mean\s+KLD:\s*([\d.-]+)",
+    "divergence_error": r"Mean\s+KLD:\s*[\d.-]+ ±\s*([\d.]+)",
+    "same_top": r"Same top p:\s*([\d.]+)",
+}
+"""What llama-perplexity prints."""
+
+
+def main() -> None:
+    options = parse_options()
+    options.work.mkdir(parents=True, exist_ok=True)
+    original = written_plain(options)
+    base = logits_of(options, original)
+    importance = importance_matrix(options, original)
+    for kind in options.types:
+        for who in ("llama.cpp", *options.quality):
+            cell = {"model": options.model, "type": kind, "who": who, "seed": options.seed}
+            if not any(cell.items() <= line.items() for line in past(options.results)):
+                file = quantized(options, original, importance, kind, who)
+                line = cell | {"bytes": file.stat().st_size} | compared(options, base, file)
+                with options.results.open("a") as results:
+                    results.write(json.dumps(line) + "\n")
+    print_table(options)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tools", type=Path, required=True, help="llama.cpp's programs")
+    parser.add_argument("--work", type=Path, required=True, help="folder for models")
+    parser.add_argument("--data", type=Path, required=True, help="text folder")
+    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--types", nargs="+", default=["iq4_nl"], choices=BLOCK_TYPES)
+    parser.add_argument("--quality", nargs="+", default=["good"], choices=["off", "good", "best"])
+    parser.add_argument("--calibration", default="wiki.train.head.raw")
+    parser.add_argument("--evaluation", default="wiki.test.raw")
+    parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--chunks", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def past(results: Path) -> list[dict[str, Any]]:
+    """The lines that are there."""
+    return [json.loads(line) for line in results.open()] if results.exists() else []
+
+
+def written_plain(options: argparse.Namespace) -> Path:
+    """The original in float32."""
+    folder = options.work / f"{options.model}-f32"
+    if not folder.exists():
+        q2n.quantize(
+            options.model,
+            folder,
+            method="rtn",
+            ignore=("*",),
+            format="gguf",
+            gguf_outside="f32",
+            dtype="float32",
+        )
+    return folder / "model.gguf"
+
+
+def logits_of(options: argparse.Namespace, original: Path) -> Path:
+    """llama.cpp's file of the original's logits."""
+    base = options.work / f"{options.model}-{options.evaluation}-{options.chunks}.logits"
+    if not base.exists():
+        text = options.data / options.evaluation
+        run(options, "llama-perplexity", "-m", original, "-f", text, "-c", LENGTH,
+            "--chunks", options.chunks, "--kl-divergence-base", base)  # fmt: skip
+    return base
+
+
+def importance_matrix(options: argparse.Namespace, original: Path) -> Path:
+    """llama.cpp's importance matrix of the windows that q2n calibrates on."""
+    matrix = options.work / f"{options.model}-{options.seed}.imatrix"
+    if not matrix.exists():
+        text = options.work / f"{options.model}-{options.seed}.txt"
+        text.write_text(calibration_text(options, original.parent))
+        run(options, "llama-imatrix", "-m", original, "-f", text, "-c", LENGTH, "-o", matrix)
+    return matrix
+
+
+def calibration_text(options: argparse.Namespace, folder: Path) -> str:
+    """The windows one after another."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    windows = Texts(folder, tokenizer).calibration(
+        str(options.data / options.calibration),
+        count=options.windows,
+        length=LENGTH,
+        seed=options.seed,
+    )
+    return "".join(tokenizer.decode(row, skip_special_tokens=True) for row in windows.of_text)
+
+
+def quantized(
+    options: argparse.Namespace, original: Path, importance: Path, kind: str, who: str
+) -> Path:
+    """The model in blocks of a type, by llama.cpp or by q2n with a quality."""
+    place = options.work / f"{options.model}-{kind}-{who}-{options.seed}"
+    if who == "llama.cpp":
+        file = place.with_suffix(".gguf")
+        if not file.exists():
+            run(options, "llama-quantize", "--imatrix", importance, "--pure",
+                "--token-embedding-type", "q8_0", "--output-tensor-type", "q8_0",
+                original, file, BLOCK_TYPES[kind].name)  # fmt: skip
+        return file
+    if not place.exists():
+        q2n.quantize(
+            options.model,
+            place,
+            method="gptq",
+            grid=kind,
+            quality=None if who == "off" else who,
+            corpus=str(options.data / options.calibration),
+            windows=options.windows,
+            length=LENGTH,
+            seed=options.seed,
+        )
+    return place / "model.gguf"
+
+
+def compared(options: argparse.Namespace, base: Path, file: Path) -> dict[str, float]:
+    """What llama-perplexity says of a file."""
+    text = run(options, "llama-perplexity", "-m", file, "-c", LENGTH,
+               "--kl-divergence-base", base, "--kl-divergence")  # fmt: skip
+    found = {name: re.search(pattern, text) for name, pattern in LINES.items()}
+    return {name: float(match[1]) for name, match in found.items() if match}
+
+
+def run(options: argparse.Namespace, program: str, *arguments: Any) -> str:
+    """What a program of llama.cpp prints."""
+    command = [str(options.tools / program), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return done.stdout + done.stderr
+
+
+def print_table(options: argparse.Namespace) -> None:
+    """All cells of the model."""
+    print("\n| type | by | bytes | perplexity | KL | same top % |\n|---|---|---|---|---|---|")
+    for line in past(options.results):
+        if line["model"] == options.model:
+            kl = f"{line['divergence']:.4f} +- {line['divergence_error']:.4f}"
+            print(
+                f"| {line['type']} | {line['who']} | {line['bytes']:,} | {line['perplexity']:.2f} "
+                f"| {kl} | {line['same_top']:.1f} |"
+            )
+
+
+if __name__ == "__main__":
+    main()
