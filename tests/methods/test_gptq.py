@@ -232,6 +232,26 @@ def test_gptq_makes_up_for_rounding_on_signed_codes():
     assert not torch.equal(stepped.scale, gptq.scale)
 
 
+@pytest.mark.parametrize("options", [{}, {"group_size": 16}, {"act_order": False}])
+def test_coordinate_descent_lowers_the_loss_to_a_fixed_point(options):
+    """No other level of any single weight is better: the definition of where it ends."""
+    given = problem(dtype=torch.float32)
+    swept, descended = (
+        GPTQ(bits=2, damping=1e-6, descent_passes=passes, **options).quantize(given)
+        for passes in (0, 50)
+    )
+    least = output_error(given, descended)
+    assert least < 0.9 * output_error(given, swept)
+    assert torch.equal(swept.scale, descended.scale)
+    for row in range(ROWS):
+        for move in (-1, 1):
+            for column in range(0, COLUMNS, 5):
+                codes = descended.codes.clone().int()
+                codes[row, column] += move
+                other = dataclasses.replace(descended, codes=codes.clamp(0, 3).to(torch.uint8))
+                assert output_error(given, other) >= least * (1 - 1e-4)
+
+
 def test_options_that_cannot_be():
     for options, match in (
         ({"act_order": True, "static_groups": False, "group_size": 16}, "--static-groups or"),

@@ -139,6 +139,15 @@ def _dampings(first: float) -> list[float]:
     return [first, *(min(start * 10**k, _LARGEST_DAMPING) for k in range(1, steps + 1))]
 
 
+def damped(gram: Float[Tensor, "in in"], back: Feedback) -> Float[Tensor, "in in"]:
+    """H in visiting order, as it was factored."""
+    hessian = gram[back.order][:, back.order]
+    energies = hessian.diagonal().contiguous()
+    mean = mean_energy(energies)
+    hessian.diagonal().copy_(torch.where(energies == 0, mean, energies) + back.damping * mean)
+    return hessian
+
+
 def pending(
     weight: Float[Tensor, "in out"],
     error: Float[Tensor, "quantized out"],

@@ -23,13 +23,14 @@ from torch import Tensor
 
 from q2n.errors import InputError
 from q2n.kernels.column_sweep import GroupFit, sweep
+from q2n.kernels.coordinate_descent import descend
 from q2n.kernels.rounding_rules import Rule, UniformRule
 from q2n.layers.quantized import QuantizedLinear
-from q2n.linalg.factor import compensated
+from q2n.linalg.factor import compensated, damped
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import LayerProblem, shared_feedback
 from q2n.methods.uniform import UniformMethod
-from q2n.option_types import Count, NonNegative
+from q2n.option_types import Count, CountOrZero, NonNegative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,8 @@ class GPTQ(UniformMethod):
     """Fit all groups before the sweep; False only without act_order."""
     damping: NonNegative = 0.01
     """Added to the Gram matrix's diagonal, as a share of its mean."""
+    descent_passes: CountOrZero = 0
+    """Passes of coordinate descent on the loss after the sweep, at most."""
     block_size: Count = 128
     """Columns between two matrix products. Changes speed and rounding noise alone, and the
     borders at which the compensated weight is taken (every 128 in the released code)."""
@@ -65,13 +68,21 @@ class GPTQ(UniformMethod):
         weight = problem.weight
         grid = self.fit(problem, weight, problem.measured.gram.diagonal())
         rule = grid.rule.in_order(back.order)
+        ordered, size = weight.T[back.order], self.block_size
         rounded = sweep(
-            weight.T[back.order],
+            ordered,
             back.matrix,
             rule,
-            block_size=self.block_size,
+            block_size=size,
             group_fit=self._group_fit(problem, rule),
         )
+        if self.descent_passes:
+            rounded = descend(
+                rounded,
+                damped(problem.measured.gram, back),
+                self.descent_passes,
+                lambda matrix, offset: sweep(ordered, matrix, rule, block_size=size, offset=offset),
+            )
         layer = grid.stored(rounded.layer_codes(back.order, weight.shape[1]))
         return layer.with_record(**back.record)
 

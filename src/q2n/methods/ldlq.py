@@ -40,7 +40,7 @@ from q2n.kernels.coordinate_descent import descend
 from q2n.kernels.rounding_rules import UniformRule
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.linalg import trellis_code
-from q2n.linalg.factor import Feedback, compensated, feedback, mean_energy
+from q2n.linalg.factor import Feedback, compensated, damped, feedback
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import LayerProblem, Method
 from q2n.option_types import Bits, CountOrZero, NonNegative, Positive
@@ -122,7 +122,7 @@ class LDLQ(Method):
             )
 
         first = rounded(back.matrix, self._noise(grid, problem))
-        hessian = _damped(problem.measured.gram, back)
+        hessian = damped(problem.measured.gram, back)
         final = descend(first, hessian, self.descent_passes, rounded)
         codes = final.layer_codes(back.order, problem.weight.shape[1])
         return grid.stored(codes).with_record(
@@ -169,12 +169,3 @@ class LDLQ(Method):
         generator = torch.Generator().manual_seed(problem.seed)
         uniform = torch.rand(problem.weight.T.shape, generator=generator)
         return (uniform.to(problem.weight) - 0.5) * grid.rule.scale
-
-
-def _damped(gram: Float[Tensor, "in in"], back: Feedback) -> Float[Tensor, "in in"]:
-    """H in visiting order, as it was factored."""
-    hessian = gram[back.order][:, back.order]
-    energies = hessian.diagonal().contiguous()
-    mean = mean_energy(energies)
-    hessian.diagonal().copy_(torch.where(energies == 0, mean, energies) + back.damping * mean)
-    return hessian
