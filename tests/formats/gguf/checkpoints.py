@@ -1,0 +1,183 @@
+"""Tiny checkpoints with tokenizers that llama.cpp has, and a codec for uniform grids."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from gguf import GGMLQuantizationType, quants
+from jaxtyping import Float, Shaped
+from tiny import tiny_model, tiny_text
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from q2n.block_types import BLOCK_TYPES, BlockType
+from q2n.formats.codec import Codec
+from q2n.formats.format import Format
+from q2n.formats.gguf.file import GGUFFile
+from q2n.layers.quantized import QuantizedLinear
+
+VOCABULARY = 384
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+SMOLLM = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+ODD_TEXTS = (
+    "the law of null space",
+    "  two  blanks,\ttabs\n\nand lines \n \n",
+    "3 33 333 3333 1.5e-3 it's I'VE we'll",
+    "naïve Ünïcode 我想 🦙🦙 ------======= нещо",
+    "</s>code<s> grid</s>\n",
+    "a",
+    "",
+    " blank first",
+)
+CONFIGS: Mapping[str, dict] = {
+    "llama": {},
+    "mistral": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 32},
+    "gemma2": {"query_pre_attn_scalar": 32, "head_dim": 32, "sliding_window": 8},
+    "gemma3_text": {"query_pre_attn_scalar": 16, "sliding_window": 8, "layers": 7},
+    "phi3": {},
+}
+"""What each tiny model has of its own."""
+
+
+def byte_level(parts: list | None = None, **model) -> Tokenizer:
+    """A tokenizer of bytes."""
+    tokenizer = Tokenizer(models.BPE(**model))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(SMOLLM if parts is None else parts)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = BpeTrainer(
+        vocab_size=VOCABULARY - 4, special_tokens=list(SPECIAL), initial_alphabet=alphabet
+    )
+    tokenizer.train_from_iterator([tiny_text(50)], trainer)
+    return tokenizer
+
+
+def of_letters(normalizer: normalizers.Normalizer | None = None) -> Tokenizer:
+    """A tokenizer as sentencepiece makes them: all ways to make a word, by the word's rank."""
+    words = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
+    letters = sorted({*tiny_text(50), "▁", "\n", "'", "I"} - {" "})
+    made = sorted(_pieces(tiny_text(50).replace(" ", "▁")), key=lambda x: (len(x), x))
+    words += letters + made[: VOCABULARY - 8 - len(words) - len(letters)]
+    vocab = {word: number for number, word in enumerate(words)}
+    merges = [
+        (word[:at], word[at:])
+        for word in words
+        for at in range(1, len(word))
+        if word[:at] in vocab and word[at:] in vocab and not word.startswith("<")
+    ]
+    tokenizer = Tokenizer(
+        models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
+    tokenizer.normalizer = normalizer or normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.add_tokens([AddedToken("grid grid", normalized=True)])
+    return tokenizer
+
+
+def _pieces(text: str) -> set[str]:
+    """Frequent pieces of a text that are made of two others."""
+    found = {text[i : i + n] for n in (2, 3) for i in range(0, 400)}
+    return {piece for piece in found if "▁" not in piece[1:]}
+
+
+def with_bos(tokenizer: Tokenizer) -> Tokenizer:
+    """The same, which puts <s> before a text."""
+    tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
+    return tokenizer
+
+
+def fast(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """As transformers has it."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+    )
+
+
+def save(
+    folder: Path,
+    architecture: str = "llama",
+    tokenizer: Tokenizer | None = None,
+    dtype: torch.dtype = torch.float32,
+    **options,
+) -> PreTrainedModel:
+    """A tiny model with a tokenizer, saved to a folder; norms and biases are not all alike."""
+    options = {"layers": 2, **CONFIGS[architecture], **options}
+    model = tiny_model(architecture, vocab_size=VOCABULARY, **options)
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            nn.init.normal_(parameter, std=0.3)
+            if name.endswith("norm.weight") and "gemma" not in architecture:
+                parameter.data += 1
+    model = model.to(dtype)
+    model.save_pretrained(folder)
+    fast(tokenizer or byte_level()).save_pretrained(folder)
+    return model
+
+
+def rotary(**entries) -> dict:
+    """The option of a scaled position embedding."""
+    return {"rope_parameters": {"rope_theta": 10000.0, **entries}}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Blocks(QuantizedLinear):
+    """A dense weight on its way to blocks."""
+
+    kind = "blocks for tests"
+    weight: Float[Tensor, "out in"]
+    type: BlockType
+
+    def dequantize(self) -> Float[Tensor, "out in"]:
+        number = GGMLQuantizationType(self.type.number)
+        rows = quants.quantize(self.weight.numpy(), number)
+        return torch.from_numpy(quants.dequantize(rows, number)).reshape(self.weight.shape)
+
+    def scale_rows(self, alpha):
+        raise NotImplementedError
+
+
+class BlockCodec(Codec):
+    """Rounds as llama.cpp does."""
+
+    name = "blocks for tests"
+
+    def encode(
+        self, name: str, layer: QuantizedLinear, dtype: torch.dtype
+    ) -> dict[str, Shaped[Tensor, "..."]]:
+        assert isinstance(layer, Blocks)
+        rows = quants.quantize(layer.weight.numpy(), GGMLQuantizationType(layer.type.number))
+        return {"weight": torch.from_numpy(rows)}
+
+
+def gguf_format(outside: str = "f32") -> Format:
+    """The container with that codec."""
+    return Format("gguf", BlockCodec(), GGUFFile(outside))  # type: ignore[arg-type]
+
+
+def in_blocks(model: PreTrainedModel, name: str) -> dict[str, Blocks]:
+    """Every linear of the decoder in blocks of a type."""
+    linears = {
+        path: module
+        for path, module in model.model.named_modules(prefix="model")
+        if isinstance(module, nn.Linear)
+    }
+    return {
+        path: Blocks(weight=module.weight.detach().float(), type=BLOCK_TYPES[name])
+        for path, module in linears.items()
+    }
