@@ -25,6 +25,7 @@ SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 SMOLLM = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
 ODD_TEXTS = (
     "the law of null space",
+    "theory layered nulls outlawed hero gridlock zero erroring deride inutile",
     "  two  blanks,\ttabs\n\nand lines \n \n",
     "3 33 333 3333 1.5e-3 it's I'VE we'll",
     "naïve Ünïcode 我想 🦙🦙 ------======= нещо",

@@ -45,9 +45,7 @@ class GGUFFile(Container):
         return replace(self, outside=name)
 
     def check(self, source: ModelSource) -> list[str]:
-        layout = FileLayout(source, self.outside)
-        assert layout.vocabulary.tokens
-        return layout.notes
+        return FileLayout(source, self.outside).notes
 
     def outside_types(self, source: ModelSource) -> str:
         return FileLayout(source, self.outside).types_outside
@@ -91,4 +89,4 @@ def _stored(
     module = model.replaced[name]
     layer: Any = model.layers[module]
     (rows,) = codec.encode(module, layer, model.source.dtype).values()
-    return TENSOR_TYPES[layer.type.name.lower()], layout.in_place(name, rows.numpy())
+    return TENSOR_TYPES[layer.type.name.lower()], layout.in_place(name, rows).numpy()

@@ -76,6 +76,7 @@ class FileLayout:
         """What a user must know of the file besides."""
         return [
             *window_notes(self.architecture, self.config),
+            *self.vocabulary.notes,
             *self.outside.notes(self._embeddings),
         ]
 
@@ -110,16 +111,16 @@ class FileLayout:
         Raises:
             NumericalError: a number becomes infinite in its type.
         """
-        kind = self.kind(name)
+        kind, tensor = self.kind(name), self.in_place(name, tensor)
         if is_norm(name):
             tensor = tensor.float() + self.architecture.norm_offset
         if kind in FLOATS:
             tensor = tensor.to(FLOATS[kind])
             require_finite(f"{self.source.label}: tensor {name!r}", tensor)
-        return self.in_place(name, encode(tensor, kind))
+        return encode(tensor, kind)
 
-    def in_place(self, name: str, rows: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-        """Rows of one of the model's tensors in the order of the file."""
+    def in_place(self, name: str, rows: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+        """Rows of one of the model's tensors, as numbers or as bytes, in the order of the file."""
         heads = heads_of(self.architecture, self.config, name)
         return rows if heads is None else interleaved(rows, heads)
 

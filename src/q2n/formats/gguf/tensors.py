@@ -116,11 +116,11 @@ class ModelTensors(StoredTensors):
         return weight - self._architecture.norm_offset if is_norm(key) else weight
 
 
-def interleaved(rows: Shaped[np.ndarray, "..."], heads: int) -> Shaped[np.ndarray, "..."]:
-    """Rows i and i + n/2 of each head of n rows side by side."""
-    return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+def interleaved(rows: Shaped[Tensor, "..."], heads: int) -> Shaped[Tensor, "..."]:
+    """Rows i and i + n/2 of each head of n rows side by side; of a vector its numbers."""
+    return rows.reshape(heads, 2, -1, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 
-def apart(rows: Float[Tensor, "..."], heads: int) -> Float[Tensor, "..."]:
+def apart(rows: Shaped[Tensor, "..."], heads: int) -> Shaped[Tensor, "..."]:
     """Inverse of `interleaved`."""
     return rows.reshape(heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)

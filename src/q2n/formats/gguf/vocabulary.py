@@ -56,6 +56,8 @@ class Vocabulary:
     space_before: bool
     """Whether a blank is put before a text."""
     chat_template: str | None
+    notes: Sequence[str] = ()
+    """What llama.cpp does otherwise, in sentences without a full stop."""
 
     def add_to(self, writer: GGUFWriter) -> None:
         """Write everything."""
@@ -173,7 +175,7 @@ def _of_letters(
         "model": "llama",
         "pre": "default",
         "scores": _scores(described, tokens),
-        "space_before": _space_before(described),
+        **_blank_first(described),
     }
 
 
@@ -208,7 +210,13 @@ _BETWEEN_BLANKS = {  # finds nothing once blanks are replaced
 }
 
 
-def _space_before(described: Mapping[str, Any]) -> bool:
+_OTHER_BLANKS = (
+    "llama.cpp puts a blank before every text and after every special word, transformers only "
+    "where none stands already: tokens can differ there"
+)
+
+
+def _blank_first(described: Mapping[str, Any]) -> dict[str, Any]:
     """Whether a blank is put before a text.
 
     Raises:
@@ -219,11 +227,12 @@ def _space_before(described: Mapping[str, Any]) -> bool:
     steps = normalizer["normalizers"] if _is_sequence(normalizer) else [normalizer]
     if pre_tokenizer in (None, _BETWEEN_BLANKS):
         if steps == [_BLANKS]:
-            return False
+            return {"space_before": False}
         if steps == [{"type": "Prepend", "prepend": "▁"}, _BLANKS]:
-            return True
+            return {"space_before": True}
     if normalizer is None and _is_metaspace(pre_tokenizer):
-        return pre_tokenizer["prepend_scheme"] != "never"
+        before = pre_tokenizer["prepend_scheme"] != "never"
+        return {"space_before": before, "notes": (_OTHER_BLANKS,) if before else ()}
     raise InputError(
         f"its tokenizer changes the text ({shown(normalizer)}, {shown(pre_tokenizer)}) otherwise "
         "than llama.cpp does; use another --format"
