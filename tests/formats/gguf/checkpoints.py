@@ -1,12 +1,10 @@
-"""Tiny checkpoints with tokenizers that llama.cpp has, and a codec for uniform grids."""
+"""Tiny checkpoints with tokenizers that llama.cpp has."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from gguf import GGMLQuantizationType, quants
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from tiny import tiny_model, tiny_text
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
@@ -14,11 +12,11 @@ from tokenizers.trainers import BpeTrainer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from q2n.block_types import BLOCK_TYPES, BlockType
-from q2n.formats.codec import Codec
+from q2n.block_types import BLOCK_TYPES, BlockTypeName
+from q2n.formats import FORMATS
 from q2n.formats.format import Format
-from q2n.formats.gguf.file import GGUFFile
-from q2n.layers.quantized import QuantizedLinear
+from q2n.grids.fitted import block_grid
+from q2n.layers.blocks import BlockLinear
 
 VOCABULARY = 384
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
@@ -136,49 +134,22 @@ def rotary(**entries) -> dict:
     return {"rope_parameters": {"rope_theta": 10000.0, **entries}}
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Blocks(QuantizedLinear):
-    """A dense weight on its way to blocks."""
-
-    kind = "blocks for tests"
-    weight: Float[Tensor, "out in"]
-    type: BlockType
-
-    def dequantize(self) -> Float[Tensor, "out in"]:
-        number = GGMLQuantizationType(self.type.number)
-        rows = quants.quantize(self.weight.numpy(), number)
-        return torch.from_numpy(quants.dequantize(rows, number)).reshape(self.weight.shape)
-
-    def scale_rows(self, alpha):
-        raise NotImplementedError
-
-
-class BlockCodec(Codec):
-    """Rounds as llama.cpp does."""
-
-    name = "blocks for tests"
-
-    def encode(
-        self, name: str, layer: QuantizedLinear, dtype: torch.dtype
-    ) -> dict[str, Shaped[Tensor, "..."]]:
-        assert isinstance(layer, Blocks)
-        rows = quants.quantize(layer.weight.numpy(), GGMLQuantizationType(layer.type.number))
-        return {"weight": torch.from_numpy(rows)}
-
-
 def gguf_format(outside: str = "f32") -> Format:
-    """The container with that codec."""
-    return Format("gguf", BlockCodec(), GGUFFile(outside))  # type: ignore[arg-type]
+    """The format, embeddings and head in a type of this name."""
+    return FORMATS["gguf"].storing_outside(outside)
 
 
-def in_blocks(model: PreTrainedModel, name: str) -> dict[str, Blocks]:
-    """Every linear of the decoder in blocks of a type."""
-    linears = {
-        path: module
+def in_blocks(model: PreTrainedModel, name: BlockTypeName) -> dict[str, BlockLinear]:
+    """Every linear of the decoder rounded to blocks of a type."""
+    return {
+        path: rounded(module.weight.detach().float(), name)
         for path, module in model.model.named_modules(prefix="model")
         if isinstance(module, nn.Linear)
     }
-    return {
-        path: Blocks(weight=module.weight.detach().float(), type=BLOCK_TYPES[name])
-        for path, module in linears.items()
-    }
+
+
+def rounded(weight: Float[Tensor, "out in"], name: BlockTypeName) -> BlockLinear:
+    """A weight in blocks."""
+    grid = block_grid(BLOCK_TYPES[name], weight, None, name)
+    codes, _ = grid.rule.nearest(weight.T)
+    return grid.stored(codes.T.to(torch.uint8))

@@ -7,10 +7,10 @@ the model, and with them the folder is read as any other (source.py).
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-import numpy as np
 from jaxtyping import UInt8
+from torch import Tensor
 
 from q2n.formats.codec import Codec
 from q2n.formats.container import Container
@@ -22,6 +22,7 @@ from q2n.formats.gguf.stream import TensorStream
 from q2n.formats.gguf.tensor_types import F32, TENSOR_TYPES, TensorType, encode
 from q2n.formats.gguf.tensors import GGUF_FILE
 from q2n.formats.quantized_model import QuantizedModel
+from q2n.layers.blocks import BlockLinear
 from q2n.models.full_precision import FullPrecision
 from q2n.models.model_source import ModelSource
 
@@ -60,7 +61,7 @@ class GGUFFile(Container):
             folder / GGUF_FILE, layout.architecture.name, layout.describe, layout.shapes
         ) as stream:
             for name, factors in layout.factors.items():
-                stream.add(name, F32, encode(factors, F32))
+                stream.add(name, F32, encode(factors, F32, name))
             for name, key in layout.names.items():
                 stream.add(key, *_stored(name, layout, model, codec))
             stream.finish()
@@ -82,11 +83,12 @@ class GGUFFile(Container):
 
 def _stored(
     name: str, layout: FileLayout, model: QuantizedModel, codec: Codec
-) -> tuple[TensorType, UInt8[np.ndarray, "..."]]:
+) -> tuple[TensorType, UInt8[Tensor, "..."]]:
     """One of the model's tensors as the file holds it."""
     if name not in model.replaced:
         return layout.kind(name), layout.plain_rows(name, model.other_tensor(name))
     module = model.replaced[name]
-    layer: Any = model.layers[module]
+    layer = model.layers[module]
     (rows,) = codec.encode(module, layer, model.source.dtype).values()
-    return TENSOR_TYPES[layer.type.name.lower()], layout.in_place(name, rows).numpy()
+    assert isinstance(layer, BlockLinear)  # the codec refuses any other
+    return TENSOR_TYPES[layer.block_type], layout.in_place(name, rows)

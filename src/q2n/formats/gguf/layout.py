@@ -9,7 +9,6 @@ from functools import cached_property
 from math import prod
 from pathlib import Path
 
-import numpy as np
 from gguf import GGUFWriter
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
@@ -24,7 +23,7 @@ from q2n.formats.gguf.tensor_types import FLOATS, TensorType, encode
 from q2n.formats.gguf.tensors import interleaved
 from q2n.formats.gguf.vocabulary import Vocabulary, read_vocabulary
 from q2n.models.full_precision import FullPrecision
-from q2n.models.model_source import ModelSource, require_finite
+from q2n.models.model_source import ModelSource
 from q2n.patterns import listed
 
 
@@ -105,19 +104,16 @@ class FileLayout:
         """The type of one of the model's tensors that is not quantized."""
         return self.outside.kind(self.names[name], self._shapes[name])
 
-    def plain_rows(self, name: str, tensor: Shaped[Tensor, "..."]) -> UInt8[np.ndarray, "..."]:
+    def plain_rows(self, name: str, tensor: Shaped[Tensor, "..."]) -> UInt8[Tensor, "..."]:
         """One of the model's tensors as the file holds it.
 
         Raises:
-            NumericalError: a number becomes infinite in its type.
+            NumericalError: a number has no place in its type.
         """
-        kind, tensor = self.kind(name), self.in_place(name, tensor)
+        tensor = self.in_place(name, tensor)
         if is_norm(name):
             tensor = tensor.float() + self.architecture.norm_offset
-        if kind in FLOATS:
-            tensor = tensor.to(FLOATS[kind])
-            require_finite(f"{self.source.label}: tensor {name!r}", tensor)
-        return encode(tensor, kind)
+        return encode(tensor, self.kind(name), name)
 
     def in_place(self, name: str, rows: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         """Rows of one of the model's tensors, as numbers or as bytes, in the order of the file."""

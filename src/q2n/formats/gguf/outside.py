@@ -21,17 +21,17 @@ EMBEDDINGS = ("token_embd.weight", "output.weight")
 class Outside:
     """The types of one file."""
 
-    wanted: TensorType
+    wanted: str
     """For embeddings and head."""
     plain: TensorType
-    """For linears, and for embeddings whose rows `wanted` does not fit."""
+    """For linears, and for embeddings whose rows are not whole blocks of any type that would do."""
 
     @classmethod
     def of(cls, name: str, dtype: torch.dtype) -> "Outside":
         """For `--gguf-outside NAME` and a model of `dtype`."""
         wanted = TENSOR_TYPES[name]
         plain = BF16 if dtype == torch.bfloat16 else F16
-        return cls(wanted, wanted if wanted in FLOATS else plain)
+        return cls(name, wanted if wanted in FLOATS else plain)
 
     def kind(self, name: str, shape: tuple[int, ...]) -> TensorType:
         """The type of a tensor that is called so in the file."""
@@ -49,9 +49,10 @@ class Outside:
 
     def notes(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         """What to say of embeddings that `wanted` does not fit."""
+        wanted = TENSOR_TYPES[self.wanted]
         return [
-            f"{name} is stored in {self.plain.name}: blocks of {self.wanted.columns} "
-            f"({self.wanted.name}) do not fill its rows of {shape[-1]}"
+            f"{name} is stored in {self.kind(name, shape).name}: blocks of {wanted.columns} "
+            f"({wanted.name}) do not fill its rows of {shape[-1]}"
             for name, shape in shapes.items()
-            if self.kind(name, shape) != self.wanted
+            if self.kind(name, shape) != wanted
         ]

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from gguf import GGUF_DEFAULT_ALIGNMENT, GGUFWriter
 from gguf.gguf_writer import WriterState
+from jaxtyping import UInt8
+from torch import Tensor
 
 from q2n.formats.gguf.tensor_types import F32, TensorType
 
@@ -45,12 +47,12 @@ class TensorStream:
         self._stream.seek(self._kept)
         self.total_bytes = 0
 
-    def add(self, name: str, kind: TensorType, data: np.ndarray) -> None:
+    def add(self, name: str, kind: TensorType, data: UInt8[Tensor, "..."]) -> None:
         """Write the next tensor; they come in the order of the shapes."""
         assert name == self._missing.pop(0), name
         assert data.nbytes == kind.size_bytes(self.shapes[name]), name
         self.types[name] = kind
-        self._stream.write(np.ascontiguousarray(data).data)
+        self._stream.write(data.cpu().contiguous().numpy().data)
         self._stream.write(bytes(-data.nbytes % GGUF_DEFAULT_ALIGNMENT))
         self.total_bytes += data.nbytes
 

@@ -7,15 +7,16 @@ The numbers of the types are those of `enum ggml_type` (ggml/include/ggml.h of l
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import get_args
 
-import numpy as np
 import torch
-from gguf import GGMLQuantizationType, QuantError, quants
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from q2n.block_types import BLOCK_TYPES, OutsideName
+from q2n import block_types
+from q2n.block_types import BLOCK_TYPES, BlockType
+from q2n.formats.ggml_blocks import pack, unpack
+from q2n.grids.fitted import block_grid
+from q2n.models.model_source import require_finite
 
 
 @dataclass(frozen=True)
@@ -58,51 +59,52 @@ TENSOR_TYPES: Mapping[str, TensorType] = {
     )
 }
 """By the names that options have for them."""
+_ENTRIES_AT_ONCE = 2**22
 BY_NUMBER = {kind.number: kind for kind in TENSOR_TYPES.values()}
-OUTSIDE = get_args(OutsideName)
 
 
-def fitting(kind: TensorType, columns: int, other: TensorType) -> TensorType:
-    """`kind`, or `other` for rows that are not whole blocks of it."""
-    return other if columns % kind.columns else kind
+def fitting(name: str, columns: int, plain: TensorType) -> TensorType:
+    """The type of that name for rows of so many columns; where these are not whole blocks, the
+    type that it falls back on, at last `plain`."""
+    if name not in BLOCK_TYPES:
+        return TENSOR_TYPES[name]
+    kind = block_types.fitting(name, columns)
+    return plain if kind is None else TENSOR_TYPES[kind.name.lower()]
 
 
-def encode(weight: Float[Tensor, "*shape"], kind: TensorType) -> UInt8[np.ndarray, "*rows bytes"]:
-    """A tensor in a type of `OUTSIDE`. The rows of the block types are rounded as llama.cpp rounds
-    them without an importance matrix."""
+def encode(weight: Float[Tensor, "..."], kind: TensorType, name: str) -> UInt8[Tensor, "..."]:
+    """The bytes of a tensor's rows. In blocks it is rounded to their nearest levels, steps and
+    minima chosen for the least error.
+
+    Raises:
+        NumericalError: its numbers have no place in the type.
+    """
     if kind in FLOATS:
-        return weight.to(FLOATS[kind]).contiguous().view(torch.uint8).numpy()
-    return quants.quantize(weight.float().numpy(), GGMLQuantizationType(kind.number))
+        plain = weight.to(FLOATS[kind]).contiguous()
+        require_finite(f"tensor {name!r}", plain)
+        return plain.view(torch.uint8)
+    portions = weight.split(_rows_at_once(weight.shape))
+    return torch.cat([_in_blocks(part, BLOCK_TYPES[kind.name.lower()], name) for part in portions])
 
 
 def decode(
-    data: UInt8[np.ndarray, " bytes"], kind: TensorType, shape: tuple[int, ...]
+    data: UInt8[Tensor, " bytes"], kind: TensorType, shape: tuple[int, ...]
 ) -> Float[Tensor, "..."]:
-    """A tensor of any type in float32.
-
-    Raises:
-        QuantError: gguf-py does not know the type.
-    """
+    """A tensor of any type in float32."""
     if kind in FLOATS:
-        flat = torch.from_numpy(data.copy()).view(FLOATS[kind]).float()
-    elif kind.name == "Q2_0":
-        flat = torch.from_numpy(_q2_0(data))
-    else:
-        flat = torch.from_numpy(_dequantized(data, kind))
-    return flat.reshape(shape)
+        return data.view(FLOATS[kind]).float().reshape(shape)
+    rows = data.view(-1, kind.row_bytes(shape[-1]))
+    block_type = BLOCK_TYPES[kind.name.lower()]
+    portions = rows.split(_rows_at_once(shape))
+    return torch.cat([unpack(part, block_type).dequantize() for part in portions]).reshape(shape)
 
 
-def _dequantized(data: np.ndarray, kind: TensorType) -> np.ndarray:
-    try:
-        return quants.dequantize(data.reshape(-1, kind.bytes), GGMLQuantizationType(kind.number))
-    except NotImplementedError as cause:
-        raise QuantError(str(cause)) from cause
+def _in_blocks(rows: Float[Tensor, "out in"], kind: BlockType, name: str) -> UInt8[Tensor, "out _"]:
+    grid = block_grid(kind, rows.float(), None, name)
+    codes, _ = grid.rule.nearest(rows.float().T)
+    return pack(grid.stored(codes.T.to(torch.uint8)))
 
 
-def _q2_0(data: np.ndarray) -> np.ndarray:
-    """Blocks of 64: d in float16, then four codes a byte, the first in the lowest bits;
-    d (code - 1)."""
-    blocks = data.reshape(-1, 18)
-    codes = blocks[:, 2:, None] >> np.arange(0, 8, 2, dtype=np.uint8) & 3
-    d = blocks[:, :2].copy().view(np.float16).astype(np.float32)
-    return d * (codes.reshape(-1, 64).astype(np.float32) - 1)
+def _rows_at_once(shape: tuple[int, ...]) -> int:
+    """Rows that are worked on together: what that takes is a small part of a large tensor."""
+    return max(1, _ENTRIES_AT_ONCE // shape[-1])

@@ -9,6 +9,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -65,7 +66,7 @@ class GGUFTensors(StoredTensors):
             raise InputError(f"{self.file} cannot be read ({cause}); fetch it again") from cause
         if data.nbytes != place.size_bytes:
             raise InputError(f"{self.file} has become shorter; fetch it again")
-        return decode(data, place.kind, place.shape)
+        return decode(torch.from_numpy(data), place.kind, place.shape)
 
 
 class ModelTensors(StoredTensors):
