@@ -1,0 +1,343 @@
+"""The file: types, sizes, order of writing, and what is said of a damaged one."""
+
+import json
+import shutil
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from formats.gguf.checkpoints import gguf_format, in_blocks, save
+from transformers import PreTrainedModel
+
+from q2n.block_types import BLOCK_TYPES
+from q2n.errors import InputError, NumericalError
+from q2n.formats.gguf.header import read_header
+from q2n.formats.gguf.tensor_types import TENSOR_TYPES, decode, encode
+from q2n.formats.load import load_model, open_checkpoint
+from q2n.models.source import open_source
+
+
+def write(place: Path, outside: str = "q8_0", layers: Mapping | None = None, **rest) -> Path:
+    """The folder that the checkpoint in place / "model" becomes."""
+    source = open_source(place / "model")
+    gguf_format(outside).write(place / "out", source, layers or {}, **rest)
+    return place / "out"
+
+
+def types_of(folder: Path) -> dict[str, str]:
+    places = read_header(folder / "model.gguf").tensors.items()
+    return {name: place.kind.name for name, place in places}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "outside", "embedding", "linear"),
+    [
+        (torch.float32, "q8_0", "Q8_0", "F16"),
+        (torch.bfloat16, "q4_0", "Q4_0", "BF16"),
+        (torch.float16, "f32", "F32", "F32"),
+        (torch.float32, "bf16", "BF16", "BF16"),
+        (torch.float16, "q6_k", "Q8_0", "F16"),
+        (torch.float16, "q2_0", "Q2_0", "F16"),
+    ],
+)
+def test_types_outside_the_blocks(
+    tmp_path: Path, dtype: torch.dtype, outside: str, embedding: str, linear: str
+) -> None:
+    save(tmp_path / "model", "qwen2", dtype=dtype)
+    types = types_of(write(tmp_path, outside))
+    assert types["token_embd.weight"] == types["output.weight"] == embedding
+    assert types["blk.0.ffn_up.weight"] == types["blk.1.attn_q.weight"] == linear
+    assert types["output_norm.weight"] == types["blk.0.attn_q.bias"] == "F32"
+
+
+def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
+    save(tmp_path / "model", tie_word_embeddings=True)
+    folder = write(tmp_path)
+    assert "output.weight" not in types_of(folder)
+    model = load_model(folder)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_rows_that_are_not_whole_blocks_are_noted(tmp_path: Path) -> None:
+    save(tmp_path / "model", hidden_size=48, head_dim=12)
+    source = open_source(tmp_path / "model")
+    notes = gguf_format("q4_0").container.check(source)
+    assert notes == [
+        f"{name} is stored in F16: blocks of 32 (Q4_0) do not fill its rows of 48"
+        for name in ("token_embd.weight", "output.weight")
+    ]
+    assert gguf_format("f16").container.check(source) == []
+    assert types_of(write(tmp_path, "q4_0"))["token_embd.weight"] == "F16"
+
+
+def test_the_same_types_are_said_and_counted(tmp_path: Path) -> None:
+    model = save(tmp_path / "model", "llama")
+    layers = in_blocks(model, "q4_0")
+    source, container = open_source(tmp_path / "model"), gguf_format("q8_0").container
+    said = container.outside_types(source)
+    assert (
+        said.startswith("Embeddings and output head are in Q8_0, other linears ") and "F32" in said
+    )
+    kept = container.kept(source, layers)
+    embeddings = 2 * model.lm_head.weight.numel()
+    assert kept.rounded == embeddings and kept.weights == embeddings + 5 * 64
+    assert kept.bits == embeddings * 8.5 + 5 * 64 * 32
+    folder = write(tmp_path, "q8_0", layers)
+    stored = sum(x.stored_bits for x in layers.values())
+    assert container.tensor_bytes(folder) == (kept.bits + stored) / 8
+    assert (folder / "model.gguf").stat().st_size > container.tensor_bytes(folder)
+
+
+@pytest.mark.parametrize("name", BLOCK_TYPES)
+def test_every_type_of_blocks_is_read_back(tmp_path: Path, name: str) -> None:
+    model = save(tmp_path / "model", hidden_size=256, head_dim=64, intermediate_size=256)
+    layers = in_blocks(model, name)
+    folder = write(tmp_path, name, layers)
+    back = load_model(folder)
+    for module, layer in layers.items():
+        assert torch.equal(back.get_submodule(module).weight, layer.dequantize()), module
+    if name == "q2_0":
+        return  # younger than gguf-py 0.19
+    for tensor in gguf.GGUFReader(folder / "model.gguf").tensors:
+        if tensor.name == "blk.1.ffn_down.weight":
+            theirs = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+    ours = back.model.layers[1].mlp.down_proj.weight
+    np.testing.assert_allclose(theirs, ours, rtol=1e-6, atol=1e-7)
+
+
+def test_layers_are_loaded_in_order_and_once(tmp_path: Path) -> None:
+    model = save(tmp_path / "model", "llama")
+    read: list[str] = []
+
+    class Lazy(Mapping):
+        inner = in_blocks(model, "q8_0")
+
+        def __getitem__(self, name: str):
+            read.append(name)
+            return self.inner[name]
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(self.inner)
+
+        def __len__(self) -> int:
+            return len(self.inner)
+
+    write(tmp_path, "q8_0", Lazy())
+    expected = [name[:-7] for name, _ in model.named_parameters() if name[:-7] in Lazy.inner]
+    assert read == [expected[0], *expected]  # the first one says how large the file becomes
+
+
+def test_norm_weights_take_the_place_of_the_originals(tmp_path: Path) -> None:
+    model = save(tmp_path / "model", "gemma2")
+    norm = torch.rand(64)
+    model.model.norm.weight.data = norm
+    folder = write(tmp_path, "f32", norm_weights={"model.norm.weight": norm})
+    torch.testing.assert_close(load_model(folder).model.norm.weight, norm, rtol=0, atol=2**-23)
+
+
+def test_everything_around_the_file(tmp_path: Path) -> None:
+    save(tmp_path / "model", "qwen3", dtype=torch.bfloat16)
+    folder = write(tmp_path)
+    names = {file.name for file in folder.iterdir()}
+    assert {"model.gguf", "config.json", "tokenizer.json", "tokenizer_config.json"} <= names
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["Qwen3ForCausalLM"] and "quantization_config" not in config
+    source = open_checkpoint(folder)
+    assert source.dtype == torch.bfloat16 and not source.untaken
+    assert source.in_model_dtype("model.norm.weight").dtype == torch.bfloat16
+    assert len(source.digest()) == 64
+
+
+def test_the_same_bytes_each_time(tmp_path: Path) -> None:
+    save(tmp_path / "model")
+    first = (write(tmp_path) / "model.gguf").read_bytes()
+    shutil.rmtree(tmp_path / "out")
+    assert (write(tmp_path) / "model.gguf").read_bytes() == first
+
+
+def test_safetensors_beside_it_come_first(tmp_path: Path) -> None:
+    model = save(tmp_path / "model")
+    shutil.copy(write(tmp_path, "q4_0") / "model.gguf", tmp_path / "model")
+    loaded = load_model(tmp_path / "model")
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+
+
+def test_numbers_that_no_block_holds_are_refused() -> None:
+    for value in (torch.nan, 1e9):
+        with pytest.raises(NumericalError, match="embed"):
+            encode(torch.full((2, 64), value), TENSOR_TYPES["q4_0"], "embed")
+
+
+def test_large_tensors_are_worked_on_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(10, 64)
+    kind = TENSOR_TYPES["q5_1"]
+    whole = encode(weight, kind, "x")
+    monkeypatch.setattr("q2n.formats.gguf.tensor_types._ENTRIES_AT_ONCE", 192)
+    assert torch.equal(encode(weight, kind, "x"), whole)
+    assert decode(whole.reshape(-1), kind, (10, 64)).shape == (10, 64)
+
+
+# --- damaged files ---
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTrainedModel]:
+    place = tmp_path_factory.mktemp("whole")
+    model = save(place / "model", "llama")
+    return write(place, "q8_0", in_blocks(model, "q4_0")), model
+
+
+def _cut(content: bytearray) -> None:
+    del content[-40:]
+
+
+def _cut_in_header(content: bytearray) -> None:
+    del content[3000:]
+
+
+def _no_magic(content: bytearray) -> None:
+    content[:4] = b"GGML"
+
+
+def _version(content: bytearray) -> None:
+    content[4:8] = struct.pack("<I", 9)
+
+
+def _many_tensors(content: bytearray) -> None:
+    content[8:16] = struct.pack("<Q", 2**60)
+
+
+def _many_entries(content: bytearray) -> None:
+    content[16:24] = struct.pack("<Q", 2**60)
+
+
+def _info(content: bytearray, name: bytes) -> int:
+    """Where the number of dimensions of a tensor stands."""
+    return content.index(struct.pack("<Q", len(name)) + name) + 8 + len(name)
+
+
+def _type(content: bytearray) -> None:
+    at = _info(content, b"blk.0.ffn_up.weight") + 4 + 16
+    content[at : at + 4] = struct.pack("<I", 99)
+
+
+def _size(content: bytearray) -> None:
+    at = _info(content, b"blk.0.ffn_up.weight") + 4
+    content[at : at + 8] = struct.pack("<Q", 63)
+
+
+def _huge(content: bytearray) -> None:
+    at = _info(content, b"blk.0.ffn_up.weight") + 4
+    content[at : at + 8] = struct.pack("<Q", 2**40)
+
+
+def _dimensions(content: bytearray) -> None:
+    at = _info(content, b"blk.0.ffn_up.weight")
+    content[at : at + 4] = struct.pack("<I", 77)
+
+
+def _place(content: bytearray) -> None:
+    at = _info(content, b"blk.0.ffn_up.weight") + 4 + 16 + 4
+    content[at : at + 8] = struct.pack("<Q", 2**40)
+
+
+def _twice(content: bytearray) -> None:
+    at = content.index(b"blk.0.ffn_up.weight")
+    content[at : at + 19] = b"blk.1.ffn_up.weight"
+
+
+def _renamed(content: bytearray) -> None:
+    at = content.index(b"blk.0.ffn_up.weight")
+    content[at : at + 19] = b"blk.7.ffn_up.weight"
+
+
+def _other_model(content: bytearray) -> None:
+    at = content.index(b"general.architecture") + len(b"general.architecture") + 4 + 8
+    content[at : at + 5] = b"phi99"
+
+
+def _length_of_text(content: bytearray) -> None:
+    at = content.index(b"general.architecture") + len(b"general.architecture") + 4
+    content[at : at + 8] = struct.pack("<Q", 2**50)
+
+
+def _unknown_entry(content: bytearray) -> None:
+    at = content.index(b"general.architecture") + len(b"general.architecture")
+    content[at : at + 4] = struct.pack("<I", 77)
+
+
+DAMAGE: dict[Callable[[bytearray], None], str] = {
+    _cut: "cut short: tensor 'output.weight' ends at byte",
+    _cut_in_header: "cut short: it ends at byte 3000, within its header",
+    _no_magic: "is no GGUF file",
+    _version: "GGUF version 9",
+    _many_tensors: "cut short",
+    _many_entries: "cut short|is of type|list of type",
+    _type: "tensor 'blk.0.ffn_up.weight' is of ggml's type 99, .*known are F32, F16",
+    _size: "'blk.0.ffn_up.weight' has shape .*63.*, which Q4_0 cannot hold",
+    _huge: "cut short: tensor 'blk.0.ffn_up.weight'",
+    _dimensions: "'blk.0.ffn_up.weight' has 77 dimensions",
+    _place: "cut short: tensor 'blk.0.ffn_up.weight'",
+    _twice: "has tensor 'blk.1.ffn_up.weight' twice",
+    _renamed: "tensor 'blk.7.ffn_up.weight' has no place",
+    _other_model: "holds a 'phi99' model, and config.json says llama",
+    _length_of_text: "cut short",
+    _unknown_entry: "'general.architecture' is of type 77",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda x: x.__name__)
+def test_a_damaged_file_is_answered_in_one_line(
+    tmp_path: Path, whole: tuple[Path, PreTrainedModel], damage: Callable[[bytearray], None]
+) -> None:
+    folder = shutil.copytree(whole[0], tmp_path / "damaged")
+    content = bytearray((folder / "model.gguf").read_bytes())
+    damage(content)
+    (folder / "model.gguf").write_bytes(content)
+    with pytest.raises(InputError, match=DAMAGE[damage]) as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value) and "model.gguf" in str(caught.value)
+
+
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+    save(tmp_path / "model", tie_word_embeddings=True)
+    folder = write(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["tie_word_embeddings"] = False
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="no tensor 'lm_head.weight'"):
+        load_model(folder)
+
+
+def test_a_number_that_is_not_finite_is_named(
+    tmp_path: Path, whole: tuple[Path, PreTrainedModel]
+) -> None:
+    folder = shutil.copytree(whole[0], tmp_path / "damaged")
+    place = read_header(folder / "model.gguf").tensors["blk.0.ffn_up.weight"]
+    with (folder / "model.gguf").open("r+b") as stream:
+        stream.seek(place.start)
+        stream.write(b"\xff\x7f")  # d is not a number
+    with pytest.raises(NumericalError, match="up_proj"):
+        load_model(folder)
+
+
+def test_bytes_are_never_believed(tmp_path: Path, whole: tuple[Path, PreTrainedModel]) -> None:
+    """Any byte of the header changed: the file is read, or refused in one line."""
+    folder = shutil.copytree(whole[0], tmp_path / "damaged")
+    content = (folder / "model.gguf").read_bytes()
+    start = min(x.start for x in read_header(folder / "model.gguf").tensors.values())
+    generator = np.random.default_rng(0)
+    for at, value in zip(
+        generator.integers(0, start, 300), generator.integers(0, 256, 300), strict=True
+    ):
+        changed = bytearray(content)
+        changed[at] = value
+        (folder / "model.gguf").write_bytes(changed)
+        try:
+            read_header(folder / "model.gguf")
+        except InputError as refusal:
+            assert "\n" not in str(refusal)
