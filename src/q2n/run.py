@@ -83,7 +83,10 @@ class Run:
             data_dir=config.data_dir,
             trust_remote_code=config.trust_remote_code,
         )
-        self.notes: list[str] = [*self.opened.notes, *self.format.container.check(source)]
+        self.notes: list[str] = [
+            *self.opened.notes,
+            *self.format.container.check(source, self.plan.storage),
+        ]
         """What a user must know of the result, known before the first block: in sentences
         without a full stop, for the screen, the record and the card."""
         self.windows = self._calibration(texts) if self.plan.reads_text else None

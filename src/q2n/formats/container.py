@@ -27,6 +27,7 @@ from q2n.disk.space import require_space
 from q2n.errors import InputError
 from q2n.formats.codec import Codec
 from q2n.formats.quantized_model import QuantizedModel
+from q2n.layers.quantized import StorageSpec
 from q2n.models.auxiliary_files import auxiliary_patterns
 from q2n.models.full_precision import FullPrecision, full_precision
 from q2n.models.model_source import ModelSource
@@ -69,9 +70,9 @@ class Container(ABC):
             "gguf_outside is a choice of GGUF files: add --format gguf, or leave it out"
         )
 
-    def check(self, source: ModelSource) -> list[str]:
+    def check(self, source: ModelSource, storage: StorageSpec) -> list[str]:
         """Refuse, before any work is done, a model that has no place in it; gives what a user must
-        know of the checkpoint, in sentences without a full stop.
+        know of the checkpoint with layers like that, in sentences without a full stop.
 
         Raises:
             InputError: naming what has no place, and what would do.

@@ -16,7 +16,7 @@ from q2n.block_types import BLOCK_TYPES, BlockTypeName
 from q2n.formats import FORMATS
 from q2n.formats.format import Format
 from q2n.grids.fitted import block_grid
-from q2n.layers.blocks import BlockLinear
+from q2n.layers.blocks import BlockLinear, BlockStorage
 
 VOCABULARY = 384
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
@@ -32,6 +32,8 @@ ODD_TEXTS = (
     "",
     " blank first",
 )
+LAYERS = BlockStorage(block_type="q4_0")
+"""What a method stores."""
 CONFIGS: Mapping[str, dict] = {
     "llama": {},
     "mistral": {},

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from formats.gguf.checkpoints import gguf_format, in_blocks, save
+from formats.gguf.checkpoints import LAYERS, gguf_format, in_blocks, rounded, save
 from transformers import PreTrainedModel
 
 from q2n.block_types import BLOCK_TYPES
@@ -65,12 +65,12 @@ def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
 def test_rows_that_are_not_whole_blocks_are_noted(tmp_path: Path) -> None:
     save(tmp_path / "model", hidden_size=48, head_dim=12)
     source = open_source(tmp_path / "model")
-    notes = gguf_format("q4_0").container.check(source)
+    notes = gguf_format("q4_0").container.check(source, LAYERS)
     assert notes == [
         f"{name} is stored in F16: blocks of 32 (Q4_0) do not fill its rows of 48"
         for name in ("token_embd.weight", "output.weight")
     ]
-    assert gguf_format("f16").container.check(source) == []
+    assert gguf_format("f16").container.check(source, LAYERS) == []
     assert types_of(write(tmp_path, "q4_0"))["token_embd.weight"] == "F16"
 
 
@@ -95,8 +95,9 @@ def test_the_same_types_are_said_and_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", BLOCK_TYPES)
 def test_every_type_of_blocks_is_read_back(tmp_path: Path, name: str) -> None:
     model = save(tmp_path / "model", hidden_size=256, head_dim=64, intermediate_size=256)
-    layers = in_blocks(model, name)
-    folder = write(tmp_path, name, layers)
+    modules = ("model.layers.0.self_attn.k_proj", "model.layers.1.mlp.down_proj")
+    layers = {x: rounded(model.get_submodule(x).weight.detach(), name) for x in modules}
+    folder = write(tmp_path, "f16", layers)
     back = load_model(folder)
     for module, layer in layers.items():
         assert torch.equal(back.get_submodule(module).weight, layer.dequantize()), module

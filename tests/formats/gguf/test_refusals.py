@@ -4,20 +4,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from formats.gguf.checkpoints import CONFIGS, VOCABULARY, byte_level, fast, gguf_format, save
+from formats.gguf.checkpoints import (
+    CONFIGS,
+    LAYERS,
+    VOCABULARY,
+    byte_level,
+    fast,
+    gguf_format,
+    save,
+)
 from tiny import save_tiny, tiny_model
 from transformers import PreTrainedModel
 
 from q2n.errors import InputError
 from q2n.formats import FORMATS
 from q2n.formats.gguf.architecture import ARCHITECTURES
+from q2n.layers.blocks import BlockStorage
 from q2n.models.source import open_source
 
 
 def _checked(model: PreTrainedModel, place: Path) -> list[str]:
     model.save_pretrained(place)
     fast(byte_level()).save_pretrained(place)
-    return gguf_format("q8_0").container.check(open_source(place))
+    return gguf_format("q8_0").container.check(open_source(place), LAYERS)
 
 
 def _tiny(architecture: str, **options) -> PreTrainedModel:
@@ -96,15 +105,23 @@ def test_a_window_that_llama_cpp_ignores_is_noted(tmp_path: Path) -> None:
     assert "the last 16 tokens" in note
 
 
+def test_a_type_that_older_builds_refuse_is_noted(tmp_path: Path) -> None:
+    save(tmp_path / "model")
+    source, container = open_source(tmp_path / "model"), gguf_format("q2_0").container
+    for storage in (LAYERS, BlockStorage(block_type="q2_0")):
+        (note,) = container.check(source, storage)
+        assert note.startswith("llama.cpp reads Q2_0 since its build ")
+
+
 def test_a_tokenizer_without_a_counterpart_is_refused(tmp_path: Path) -> None:
     save_tiny(tmp_path / "model")
     with pytest.raises(InputError, match="no name for the pre-tokenizer"):
-        gguf_format().container.check(open_source(tmp_path / "model"))
+        gguf_format().container.check(open_source(tmp_path / "model"), LAYERS)
 
 
 def test_a_model_in_memory_has_no_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="give that, or use another --format"):
-        gguf_format().container.check(open_source(_tiny("llama")))
+        gguf_format().container.check(open_source(_tiny("llama")), LAYERS)
 
 
 def test_numbers_beyond_float16_are_refused(tmp_path: Path) -> None:

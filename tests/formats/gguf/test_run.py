@@ -15,6 +15,7 @@ from q2n.errors import InputError
 from q2n.formats.gguf.header import read_header
 from q2n.formats.load import load_model
 
+pytestmark = pytest.mark.slow
 SETTINGS = {"windows": 4, "length": 16, "format": "gguf"}
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from formats.gguf.checkpoints import (
+    LAYERS,
     ODD_TEXTS,
     VOCABULARY,
     byte_level,
@@ -84,7 +85,7 @@ def test_a_blank_before_the_first_word_is_noted_where_it_differs(
 ) -> None:
     save(tmp_path / "model", tokenizer=_metaspace(scheme))
     format = gguf_format()
-    (note,) = format.container.check(open_source(tmp_path / "model"))
+    (note,) = format.container.check(open_source(tmp_path / "model"), LAYERS)
     assert "puts a blank before every text" in note
     format.write(tmp_path / "out", open_source(tmp_path / "model"), {})
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")

@@ -19,10 +19,11 @@ from q2n.formats.gguf.header import read_header
 from q2n.formats.gguf.layout import FileLayout
 from q2n.formats.gguf.source import GGUFSource
 from q2n.formats.gguf.stream import TensorStream
-from q2n.formats.gguf.tensor_types import F32, TENSOR_TYPES, TensorType, encode
+from q2n.formats.gguf.tensor_types import F32, TENSOR_TYPES, TensorType, encode, notes_of_age
 from q2n.formats.gguf.tensors import GGUF_FILE
 from q2n.formats.quantized_model import QuantizedModel
-from q2n.layers.blocks import BlockLinear
+from q2n.layers.blocks import BlockLinear, BlockStorage
+from q2n.layers.quantized import StorageSpec
 from q2n.models.full_precision import FullPrecision
 from q2n.models.model_source import ModelSource
 
@@ -45,8 +46,10 @@ class GGUFFile(Container):
     def storing_outside(self, name: str) -> Self:
         return replace(self, outside=name)
 
-    def check(self, source: ModelSource) -> list[str]:
-        return FileLayout(source, self.outside).notes
+    def check(self, source: ModelSource, storage: StorageSpec) -> list[str]:
+        assert isinstance(storage, BlockStorage)  # the codec holds no other
+        young = notes_of_age([storage.block_type, self.outside])
+        return [*FileLayout(source, self.outside).notes, *young]
 
     def outside_types(self, source: ModelSource) -> str:
         return FileLayout(source, self.outside).types_outside

@@ -4,7 +4,7 @@ The numbers of the types are those of `enum ggml_type` (ggml/include/ggml.h of l
 0.19 has all of them but Q2_0, which is younger.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -70,6 +70,17 @@ def fitting(name: str, columns: int, plain: TensorType) -> TensorType:
         return TENSOR_TYPES[name]
     kind = block_types.fitting(name, columns)
     return plain if kind is None else TENSOR_TYPES[kind.name.lower()]
+
+
+def notes_of_age(names: Iterable[str]) -> list[str]:
+    """What to say of types that not every llama.cpp knows."""
+    kinds = [BLOCK_TYPES[name] for name in dict.fromkeys(names) if name in BLOCK_TYPES]
+    return [
+        f"llama.cpp reads {kind.name} since its build {kind.since}; older ones, and programs built "
+        "on them, refuse the file"
+        for kind in kinds
+        if kind.since
+    ]
 
 
 def encode(weight: Float[Tensor, "..."], kind: TensorType, name: str) -> UInt8[Tensor, "..."]:
