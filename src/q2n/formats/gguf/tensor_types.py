@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from q2n import block_types
 from q2n.block_types import BLOCK_TYPES, BlockType
+from q2n.block_types import fitting as fitting_blocks
 from q2n.formats.ggml_blocks import pack, unpack
 from q2n.grids.fitted import block_grid
 from q2n.models.model_source import require_finite
@@ -68,7 +68,7 @@ def fitting(name: str, columns: int, plain: TensorType) -> TensorType:
     type that it falls back on, at last `plain`."""
     if name not in BLOCK_TYPES:
         return TENSOR_TYPES[name]
-    kind = block_types.fitting(name, columns)
+    kind = fitting_blocks(name, columns)
     return plain if kind is None else TENSOR_TYPES[kind.name.lower()]
 
 
