@@ -10,6 +10,7 @@ from formats.gguf.checkpoints import CONFIGS, gguf_format, in_blocks, rotary, sa
 from llama_cpp import greedy, logits, needs_llama_cpp
 from transformers import PreTrainedModel
 
+from q2n.block_types import BLOCK_TYPES
 from q2n.formats.gguf.source import GGUFSource
 from q2n.formats.load import load_model
 from q2n.models.model_source import assemble
@@ -122,10 +123,12 @@ def test_half_precision_stays_as_it_is(tmp_path: Path, dtype: torch.dtype) -> No
 
 
 @needs_llama_cpp
-@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
-def test_linears_in_blocks_are_what_llama_cpp_multiplies_with(tmp_path: Path, kind: str) -> None:
-    model = save(tmp_path / "model", "llama")
-    file = written(tmp_path, "q8_0", in_blocks(model, kind))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", BLOCK_TYPES)
+def test_blocks_are_what_llama_cpp_computes_with(tmp_path: Path, kind: str) -> None:
+    """In linears, embeddings and head."""
+    model = save(tmp_path / "model", hidden_size=256, intermediate_size=256, head_dim=64, layers=1)
+    file = written(tmp_path, kind, in_blocks(model, kind))
     dense = load_model(file.parent)
     off = logits(file, TOKENS) - true_logits(dense)
     assert off.std() < 0.05  # it rounds activations to 8 bits; logits are spread by 1
