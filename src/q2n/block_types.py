@@ -29,6 +29,8 @@ BlockTypeName = Literal[
     "q8_0",
 ]
 """As an option calls them."""
+OutsideName = Literal["f32", "f16", "bf16", BlockTypeName]
+"""What else a GGUF file may hold weights in, and blocks."""
 
 _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 

@@ -30,9 +30,7 @@ from q2n.evaluation.compare import Comparison
 from q2n.evaluation.written import compare_written
 from q2n.formats.choice import choose_format
 from q2n.formats.format import Format
-from q2n.formats.shards import tensor_bytes
 from q2n.logging import Reporter
-from q2n.models.full_precision import full_precision
 from q2n.models.opened import OpenedModel, open_model
 from q2n.models.targets import LayerFilter
 from q2n.pipeline.facts import RunStart
@@ -63,7 +61,9 @@ class Run:
         if not self.is_complete:
             self.store.require(resume=resume)
         self.plan = build_plan(settings)
-        self.format = choose_format(config.format, config.method, self.plan.storage)
+        self.format = choose_format(
+            config.format, config.method, self.plan.storage, config.gguf_outside
+        )
         self.opened = open_model(
             model,
             self.plan.changes,
@@ -83,7 +83,10 @@ class Run:
             data_dir=config.data_dir,
             trust_remote_code=config.trust_remote_code,
         )
-        self.notes: list[str] = self.opened.notes
+        self.notes: list[str] = [
+            *self.opened.notes,
+            *self.format.container.check(source, self.plan.storage),
+        ]
         """What a user must know of the result, known before the first block: in sentences
         without a full stop, for the screen, the record and the card."""
         self.windows = self._calibration(texts) if self.plan.reads_text else None
@@ -108,10 +111,10 @@ class Run:
     def _require_writable(self) -> None:
         """Refuse now what the end would refuse: a disk that is certainly too small, a card that
         cannot be written."""
-        source, codec = self.opened.source, self.format.codec
-        weights = sum(prod(target.shape) for target in self.opened.blocks.targets().values())
-        rest = source.size_bytes() - weights * source.dtype.itemsize
-        least = rest + weights * codec.least_bits(source.dtype) / 8
+        source, targets = self.opened.source, self.opened.blocks.targets()
+        rest = self.format.container.kept(source, targets).bits
+        weights = sum(prod(target.shape) for target in targets.values())
+        least = (rest + weights * self.format.codec.least_bits(source.dtype)) / 8
         place = self.target.absolute().parent
         require_space(place, least, "the checkpoint needs at least")
         if self.windows is not None and self.config.activations == "disk":
@@ -145,7 +148,7 @@ class Run:
         return described_before(
             self.target,
             bytes_before=self.opened.original.size_bytes(),
-            bytes_after=tensor_bytes(self.target),
+            bytes_after=self.format.container.tensor_bytes(self.target),
             loading_example=self.format.container.loading_example,
         )
 
@@ -260,11 +263,14 @@ class Run:
     ) -> tuple[Quantized, dict[str, str]]:
         """What describes the checkpoint, and the texts of its files by name."""
         opened, format = self.opened, self.format
+        quantized = [name for block in blocks for name in block.layers]
         return describe(
             About(
                 method=self.plan.title,
                 format=format.name,
                 tags=format.container.tags,
+                language=format.container.language,
+                outside=format.container.outside_types(opened.source),
                 runtime=self.plan.storage.runtime,
             ),
             self.fingerprint,
@@ -275,7 +281,7 @@ class Run:
             bytes_after=size,
             loading_example=format.container.loading_example,
             comparison=comparison,
-            kept=full_precision(opened.source, [name for block in blocks for name in block.layers]),
+            kept=format.container.kept(opened.source, quantized),
             notes=self.notes,
         )
 

@@ -10,6 +10,8 @@ from q2n.report.card import About, CardFacts, render_card
 
 FACTS = CardFacts(
     about=About(
+        outside="Embeddings, norms, biases and the output head are not quantized.",
+        language="python",
         method="gptq with the null-space step",
         format="compressed-tensors",
         tags=("compressed-tensors", "q2n"),

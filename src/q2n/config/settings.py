@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from q2n.block_types import OutsideName
 from q2n.data.protocols import ProtocolName
 from q2n.option_types import Count, CountOrZero, Patterns, Seed, WindowLength
 
@@ -93,6 +94,9 @@ class RunSettings:
     """Where block inputs lie: device (fastest), cpu, or disk."""
     format: str = "compressed-tensors"
     """Checkpoint format."""
+    gguf_outside: OutsideName | None = None
+    """The type of embeddings and output head in a GGUF file: q8_0 unless another is named. In
+    floating-point types (f32, f16, bf16) the other linears that are not quantized are too."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto: cuda where there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -11,12 +11,15 @@ def formats_for(storage: StorageSpec) -> list[str]:
     return [name for name, format in FORMATS.items() if format.codec.holds(storage)]
 
 
-def choose_format(name: str, method: str, storage: StorageSpec) -> Format:
-    """The format of that name, for what `method` stores.
+def choose_format(
+    name: str, method: str, storage: StorageSpec, outside: str | None = None
+) -> Format:
+    """The format of that name, for what `method` stores; what no method quantizes is stored in a
+    type of the name `outside`, if one is given.
 
     Raises:
-        InputError: there is no such format, or it cannot hold the representation; the message
-            lists those that can.
+        InputError: there is no such format, it has no such type, or it cannot hold the
+            representation; the message lists those that can.
     """
     if name not in FORMATS:
         raise InputError(f"unknown format {name!r}; there are: {', '.join(FORMATS)}")
@@ -26,4 +29,4 @@ def choose_format(name: str, method: str, storage: StorageSpec) -> Format:
             f"{name} cannot hold what {method} stores ({storage.kind} layers{runtime}); "
             f"formats that can: {', '.join(formats_for(storage))}"
         )
-    return FORMATS[name]
+    return FORMATS[name] if outside is None else FORMATS[name].storing_outside(outside)

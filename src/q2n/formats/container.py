@@ -8,9 +8,10 @@ import fnmatch
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar, Self
 
 from safetensors import SafetensorError
 
@@ -26,18 +27,29 @@ from q2n.disk.space import require_space
 from q2n.errors import InputError
 from q2n.formats.codec import Codec
 from q2n.formats.quantized_model import QuantizedModel
+from q2n.layers.quantized import StorageSpec
 from q2n.models.auxiliary_files import auxiliary_patterns
+from q2n.models.full_precision import FullPrecision, full_precision
 from q2n.models.model_source import ModelSource
 
 WRITING = "checkpoint"
 """The folder within the working folder that becomes the checkpoint."""
-WRITTEN = ("*.safetensors", "*.json", "README.md", *auxiliary_patterns(trust_remote_code=True))
+WRITTEN = (
+    "*.safetensors",
+    "*.gguf",
+    "*.json",
+    "README.md",
+    *auxiliary_patterns(trust_remote_code=True),
+)
 """Names of all files of a checkpoint."""
 _written = re.compile("|".join(map(fnmatch.translate, WRITTEN))).fullmatch
 
 
 class Container(ABC):
     """One kind of checkpoint on disk."""
+
+    language: ClassVar[str] = "python"
+    """Of `loading_example`: python, or sh for a command."""
 
     @property
     @abstractmethod
@@ -46,7 +58,42 @@ class Container(ABC):
 
     @abstractmethod
     def loading_example(self, directory: Path) -> str:
-        """Python lines that load a checkpoint."""
+        """Lines that load a checkpoint."""
+
+    def storing_outside(self, name: str) -> Self:
+        """The same container, with what no method quantizes in a type of this name.
+
+        Raises:
+            InputError: it has no such choice.
+        """
+        raise InputError(
+            "gguf_outside is a choice of GGUF files: add --format gguf, or leave it out"
+        )
+
+    def check(self, source: ModelSource, storage: StorageSpec) -> list[str]:
+        """Refuse, before any work is done, a model that has no place in it; gives what a user must
+        know of the checkpoint with layers like that, in sentences without a full stop.
+
+        Raises:
+            InputError: naming what has no place, and what would do.
+        """
+        return []
+
+    def outside_types(self, source: ModelSource) -> str:
+        """What becomes of what no method quantizes, in one sentence."""
+        return "Embeddings, norms, biases and the output head are not quantized."
+
+    def kept(self, source: ModelSource, quantized: Collection[str]) -> FullPrecision:
+        """What a checkpoint holds besides the `quantized` linears (names of modules)."""
+        return full_precision(source, quantized)
+
+    @abstractmethod
+    def tensor_bytes(self, directory: Path) -> int:
+        """Bytes of all tensors of a checkpoint.
+
+        Raises:
+            InputError: it cannot be read.
+        """
 
     @abstractmethod
     def write_into(self, folder: Path, model: QuantizedModel, codec: Codec) -> int:
@@ -94,11 +141,15 @@ class Container(ABC):
                 Nothing is left behind.
         """
         with _complete_folder(Path(directory)) as folder:
-            require_space(folder, model.size_bytes(codec), "the checkpoint needs about")
+            require_space(folder, self._size_bytes(model, codec), "the checkpoint needs about")
             size = self.write_into(folder, model, codec)
             if complete is not None:
                 complete(folder, size)
         return size
+
+    def _size_bytes(self, model: QuantizedModel, codec: Codec) -> float:
+        """About the bytes of all tensors."""
+        return self.kept(model.source, model.layers).bits / 8 + model.quantized_bytes(codec)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """A format, as the user names it: a codec in a container."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jaxtyping import Shaped
@@ -24,6 +24,14 @@ class Format:
     """How a quantized linear becomes tensors."""
     container: Container
     """How tensors become a checkpoint."""
+
+    def storing_outside(self, name: str) -> "Format":
+        """The same, with what no method quantizes in a type of this name.
+
+        Raises:
+            InputError: the container has no such choice.
+        """
+        return replace(self, container=self.container.storing_outside(name))
 
     def write(
         self,

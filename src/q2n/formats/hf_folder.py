@@ -15,13 +15,13 @@ from pathlib import Path
 
 from q2n.formats.codec import Codec, PackedCodec
 from q2n.formats.container import Container
+from q2n.formats.folder_config import as_json, written_config
 from q2n.formats.hf_entry import FolderEntry, PackedEntry
 from q2n.formats.quantized_model import QuantizedModel
 from q2n.formats.quantized_source import QuantizedSource
 from q2n.formats.runtime import PARTS, RUNTIME
-from q2n.formats.shards import SHARD_BYTES, ShardWriter
+from q2n.formats.shards import SHARD_BYTES, ShardWriter, tensor_bytes
 from q2n.formats.stored import StoredLayer
-from q2n.models.auxiliary_files import drop_code
 from q2n.models.config_file import quantization_config
 from q2n.models.model_source import ModelSource
 
@@ -75,13 +75,7 @@ class HFFolder(Container):
     ) -> None:
         source = model.source
         quantization = self.entry.quantization_config(stored, model.unquantized, copied)
-        config = json.loads(source.config.to_json_string())
-        config.pop("quantization_config", None)
-        config.pop("transformers_weights", None)  # names a file of the original
-        if not source.trust_remote_code:
-            drop_code(config)
-        config["architectures"] = [type(model.skeleton).__name__]
-        config["dtype"] = str(source.dtype).removeprefix("torch.")
+        config = written_config(source, model.skeleton)
         if quantization is not None:
             if source.runtime is not None:
                 quantization[RUNTIME] = {PARTS: source.runtime.to_json()}
@@ -89,7 +83,10 @@ class HFFolder(Container):
             if self.entry.config_copy:
                 copy = folder / self.entry.config_copy
                 copy.write_text(json.dumps(quantization, indent=1) + "\n")
-        (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+        (folder / "config.json").write_text(as_json(config))
+
+    def tensor_bytes(self, directory: Path) -> int:
+        return tensor_bytes(directory)
 
     def recognizes(self, directory: Path) -> bool:
         method = (quantization_config(directory) or {}).get("quant_method")

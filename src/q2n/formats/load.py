@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from q2n.errors import InputError, reason_of
+from q2n.errors import InputError, NumericalError, reason_of
 from q2n.formats import FORMATS
 from q2n.models.auxiliary_files import GENERATION
 from q2n.models.config_file import BAD_CONFIG, quantization_config
@@ -72,6 +72,8 @@ def _naming(directory: Path) -> Iterator[None]:
     except InputError as cause:
         where = "" if str(cause).startswith(str(directory)) else f"{directory}: "
         raise InputError(f"{where}{cause}") from cause
+    except NumericalError:
+        raise
     except BAD_CONFIG as cause:
         raise InputError(
             f"{directory}: the tensors do not fit config.json: {reason_of(cause)}"

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from q2n.errors import InputError
 from q2n.formats.codec import PackedCodec
 from q2n.formats.hf_entry import PackedEntry, refuse_undescribed
-from q2n.models.checkpoint_files import StoredTensors, TensorFiles
+from q2n.models.checkpoint_files import StoredTensors
 from q2n.models.one_pass import FLOATS
 from q2n.models.tensor_names import names_in_model
 
@@ -45,7 +45,7 @@ class PackedFiles(StoredTensors):
 
     def __init__(
         self,
-        files: TensorFiles,
+        files: StoredTensors,
         model: PreTrainedModel,
         dtype: torch.dtype,
         entry: PackedEntry[Any],

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from jaxtyping import Shaped
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -105,17 +104,15 @@ class QuantizedModel:
         changed = self.norm_weights.get(name)
         return self.source.in_model_dtype(name) if changed is None else changed
 
-    def size_bytes(self, codec: Codec) -> float:
-        """About the bytes of all tensors, judged by what the first layer takes in this codec."""
-        itemsize = torch.finfo(self.source.dtype).bits / 8
+    def quantized_bytes(self, codec: Codec) -> float:
+        """About the bytes of the quantized linears, judged by what the first one takes."""
         weights = {
             module: self.skeleton.get_parameter(name).numel()
             for name, module in self.replaced.items()
         }
-        rest = self.source.size_bytes() - itemsize * sum(weights.values())
         if not weights:
-            return rest
+            return 0.0
         first = next(iter(weights))
         stored = codec.encode(first, self.layers[first], self.source.dtype).values()
         per_weight = sum(x.numel() * x.element_size() for x in stored) / weights[first]
-        return rest + per_weight * sum(weights.values())
+        return per_weight * sum(weights.values())

@@ -12,7 +12,7 @@ from q2n.formats.codec import PackedCodec
 from q2n.formats.hf_entry import PackedEntry, refuse_undescribed
 from q2n.formats.packed_files import PackedFiles
 from q2n.formats.runtime import RUNTIME, attach_runtime
-from q2n.models.checkpoint_files import TensorFiles
+from q2n.models.checkpoint_files import StoredTensors
 from q2n.models.config_file import quantization_config, read_config
 from q2n.models.source import CheckpointSource
 
@@ -50,5 +50,5 @@ class QuantizedSource(CheckpointSource):
         del config.quantization_config
         return config
 
-    def _dense(self, files: TensorFiles, model: PreTrainedModel) -> PackedFiles:
+    def _dense(self, files: StoredTensors, model: PreTrainedModel) -> PackedFiles:
         return PackedFiles(files, model, self.dtype, self._entry, self._codec, self._quantization)

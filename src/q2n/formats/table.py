@@ -3,6 +3,8 @@
 from q2n.formats.compressed_tensors import CompressedTensors, CompressedTensorsEntry
 from q2n.formats.dequantized import Dequantized, PlainEntry
 from q2n.formats.format import Format
+from q2n.formats.ggml_blocks import GGMLBlocks
+from q2n.formats.gguf.file import GGUFFile
 from q2n.formats.gptq_v2 import GPTQEntry, GPTQv2
 from q2n.formats.hf_folder import HFFolder
 from q2n.formats.native import Native
@@ -14,6 +16,7 @@ FORMATS: dict[str, Format] = {
         Format("compressed-tensors", CompressedTensors(), HFFolder(CompressedTensorsEntry())),
         Format("gptq_v2", GPTQv2(), HFFolder(GPTQEntry())),
         Format("native", Native(), HFFolder(NativeEntry())),
+        Format("gguf", GGMLBlocks(), GGUFFile()),
         Format("dequantized", Dequantized(), HFFolder(PlainEntry())),
     )
 }

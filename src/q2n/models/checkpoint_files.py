@@ -175,6 +175,11 @@ def _weights_file(path: Path, named: str | None) -> Path:
     for name in ("model.safetensors", INDEX):
         if (path / name).is_file():
             return path / name
+    if gguf := sorted(path.glob("*.gguf")):
+        raise InputError(
+            f"{path} holds {gguf[0].name} and no safetensors; GGUF files are quantized: give "
+            "the checkpoint that it was made from"
+        )
     raise InputError(
         f"{path} holds no model.safetensors and no {INDEX}; "
         "pickled checkpoints (.bin, .pt) are not read: convert them to safetensors first"

@@ -9,12 +9,14 @@ from q2n.models.model_source import ModelSource
 
 @dataclass(frozen=True)
 class FullPrecision:
-    """Weights that stay as they are."""
+    """Weights that no method quantizes."""
 
     weights: int
     """Their number; a tied weight counts once, buffers do not."""
     bits: int
     """What all of them take."""
+    rounded: int = 0
+    """How many of them a container stores in blocks of few bits: embeddings in a GGUF file."""
 
 
 def full_precision(source: ModelSource, quantized: Collection[str]) -> FullPrecision:

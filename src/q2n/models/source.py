@@ -62,8 +62,7 @@ class CheckpointSource(ModelSource):
         self.folder, self.label, self.trust_remote_code = folder, label, trust_remote_code
         self.config = self._read_config()
         self._auxiliary = read_auxiliary(folder, trust_remote_code)
-        named = getattr(self.config, "transformers_weights", None)
-        files = TensorFiles(folder, None if named is None else str(named))
+        files = self._open_files()
         self.dtype = self._resolve_dtype(dtype, files)
         model = self._modules()
         self._files = self._dense(files, model)
@@ -161,11 +160,16 @@ class CheckpointSource(ModelSource):
         _refuse_quantized(self.folder, config_values(self.folder).get("quantization_config"))
         return read_config(self.folder, self.trust_remote_code)
 
-    def _dense(self, files: TensorFiles, model: PreTrainedModel) -> StoredTensors:
+    def _open_files(self) -> StoredTensors:
+        """What lies in the folder, as it is stored."""
+        named = getattr(self.config, "transformers_weights", None)
+        return TensorFiles(self.folder, None if named is None else str(named))
+
+    def _dense(self, files: StoredTensors, model: PreTrainedModel) -> StoredTensors:
         """What the files hold of the model, as dense weights."""
         return files
 
-    def _resolve_dtype(self, dtype: str, files: TensorFiles) -> torch.dtype:
+    def _resolve_dtype(self, dtype: str, files: StoredTensors) -> torch.dtype:
         if dtype != "auto":
             return parse_dtype(dtype)
         stored = self.config.dtype

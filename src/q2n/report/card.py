@@ -24,6 +24,10 @@ class About:
     """As `--format` calls it."""
     tags: tuple[str, ...]
     """Under which model hubs list it."""
+    outside: str
+    """What becomes of embeddings, norms, biases and head, in one sentence."""
+    language: str
+    """Of the lines that load it."""
     runtime: bool
     """Whether the model runs with parts beside its weights."""
 
@@ -36,7 +40,7 @@ class CardFacts:
     base_model: str
     title: str
     loading_example: str
-    """Python lines that load the checkpoint."""
+    """Lines that load the checkpoint."""
     settings: Mapping[str, Any]
     bits_per_weight: float
     """Of the quantized linears."""

@@ -85,7 +85,8 @@ def over_all_weights(blocks: Iterable[BlockRecord], kept: FullPrecision) -> dict
     layers = [layer for block in blocks for layer in block.layers.values()]
     weights = kept.weights + sum(layer.weights for layer in layers)
     bits = kept.bits + sum(layer.weights * layer.bits_per_weight for layer in layers)
-    return {"bits_per_weight_all": bits / weights, "full_precision_share": kept.weights / weights}
+    share = (kept.weights - kept.rounded) / weights
+    return {"bits_per_weight_all": bits / weights, "full_precision_share": share}
 
 
 def described_before(
