@@ -129,8 +129,8 @@ def test_whole_numbers_are_numbers():
         ({"correct": "yes"}, ["correct", "'yes'", "true or false"]),
         ({"correct": True, "correction_ridge": "1"}, ["correction_ridge", "'1'", "number"]),
         ({"refit": "block", "refit_steps": 2.5}, ["refit_steps", "2.5", "whole number"]),
-        ({"bits": 5}, ["bits is 5; it takes one of 2, 3, 4, 8"]),
-        ({"bits": True}, ["bits is True; it takes one of 2, 3, 4, 8"]),
+        ({"bits": 7}, ["bits is 7; it takes one of 2, 3, 4, 5, 6, 8"]),
+        ({"bits": True}, ["bits is True; it takes one of 2, 3, 4, 5, 6, 8"]),
         ({"length": 1}, ["length is 1; it takes a whole number at least 2"]),
         ({"method": "gptk"}, ["unknown method 'gptk'", "quarot", "Did you mean 'gptq'?"]),
         ({"ignore": "lm_head"}, ["ignore is 'lm_head'; it takes a list of texts"]),
@@ -202,3 +202,28 @@ def test_the_released_step_on_corrected_weights_is_refused():
     with pytest.raises(InputError, match="not around correction; use --reference original"):
         build_method(read(correct=True, nullspace="released"))
     assert parts(read(method="rtn", nullspace="paper")) == [NullSpace, RTN]
+
+
+@pytest.mark.parametrize(
+    ("settings", "grid", "bits"),
+    [
+        ({"grid": "q5_k"}, "q5_k", 5),
+        ({"format": "gguf"}, "iq4_nl", 4),
+        ({"format": "gguf", "bits": 2, "quality": "good"}, "q2_k", 2),
+        ({"format": "gguf", "grid": "q2_0", "method": "rtn"}, "q2_0", 2),
+    ],
+)
+def test_a_grid_of_blocks_and_gguf_imply_each_other(settings, grid, bits):
+    read = read_settings({"model": "m", "output": "o", **settings})
+    assert read.run.format == "gguf"
+    assert read.options[read.method]["grid"] == grid and read.options[read.method]["bits"] == bits
+
+
+def test_a_method_without_such_grids_is_left_as_it_is():
+    read = read_settings({"model": "m", "output": "o", "method": "ldlq", "format": "gguf"})
+    assert read.options["ldlq"]["grid"] == "uniform"  # and the format will refuse it
+
+
+def test_what_is_set_beside_a_grid_of_blocks_wins():
+    read = read_settings({"model": "m", "output": "o", "grid": "q4_k", "format": "native"})
+    assert read.run.format == "native"
