@@ -20,6 +20,7 @@ from q2n.formats.load import load_model
 from q2n.formats.native_entry import NativeEntry, described_layers
 from q2n.formats.stored import StoredLayer
 from q2n.layers import REPRESENTATIONS
+from q2n.layers.blocks import BlockLinear
 from q2n.layers.centred import CentredLinear
 from q2n.layers.codebook import CodebookLinear
 from q2n.layers.levels import LloydMaxLinear, TrellisLinear
@@ -64,6 +65,13 @@ def layers_of_each_kind() -> dict[str, QuantizedLinear]:
             low_bits=1,
             high_bits=8,
             group_size=32,
+        ),
+        "blocks": BlockLinear(
+            codes=codes,
+            d=torch.ones(64, 2).half(),
+            m=torch.ones(64, 2).half(),
+            block_type="q4_1",
+            bits=4,
         ),
         "outliers": OutlierLinear.of(grid, torch.tensor([3, 60]), torch.ones(64, 2)),
     }
