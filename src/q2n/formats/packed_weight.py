@@ -3,11 +3,11 @@
 For up to `FEW` tokens a kernel goes over the packed rows (kernels/packed_rows.py). For more, panels
 of rows are dequantized and multiplied one after the other, so that of a large weight only a panel
 is ever there. In a random basis (layers/rotated.py) the tokens are rotated, before and after, and
-the weight never is.
+the weight never is; many tokens are columns there, which are faster to rotate than rows.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +18,7 @@ from torch.nn import functional
 from q2n.formats.described import Contradiction
 from q2n.formats.stored import StoredLayer
 from q2n.kernels import dispatch
-from q2n.kernels.kronecker_product import KroneckerProduct
+from q2n.kernels.kronecker_product import KroneckerProduct, kronecker_columns
 from q2n.kernels.packed_levels import LevelRows
 from q2n.kernels.packed_partly_binary import PartlyBinaryRows
 from q2n.kernels.packed_rows import PackedRows
@@ -32,8 +32,10 @@ from q2n.linalg.kronecker import KroneckerMatrix
 
 FEW = 8
 """Tokens up to which a row that is made for them alone costs less than a panel."""
-_PANEL = 2**20
+_PANEL = 2**18
 """Weights of a panel: 2 MB in 16 bits."""
+_BLOCK = 256
+"""Tokens that are rotated at once: they stay in the second cache."""
 Parts = Mapping[str, Shaped[Tensor, "..."]]
 """Tensors of a layer as they are stored, by name."""
 
@@ -46,6 +48,12 @@ class PackedWeight(ABC):
         self, x: Float[Tensor, "tokens in"], bias: Float[Tensor, " out"] | None
     ) -> Float[Tensor, "tokens out"]:
         """`x W^T + b` in the dtype of x. `bias` is in float32."""
+
+    def columns_products(
+        self, blocks: Sequence[Float[Tensor, "in _"]]
+    ) -> list[Float[Tensor, "out _"]]:
+        """`W x` for each block x of tokens, in its dtype."""
+        return [self.product(x.T, None).T for x in blocks]
 
 
 def packed_weight(stored: StoredLayer, parts: Parts) -> PackedWeight | None:
@@ -71,17 +79,31 @@ class InRows(PackedWeight):
         if len(x) <= FEW:
             return dispatch.packed_product(x, self.rows, bias)
         bias = None if bias is None else bias.to(x.dtype)
+        parts = [
+            functional.linear(x, self._panel(x, piece), None if bias is None else bias[piece])
+            for piece in self._pieces()
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def columns_products(
+        self, blocks: Sequence[Float[Tensor, "in _"]]
+    ) -> list[Float[Tensor, "out _"]]:
+        """As `PackedWeight.columns_products`."""
+        results = [x.new_empty(self.rows.shape[0], x.shape[1]) for x in blocks]
+        for piece in self._pieces():
+            panel = self._panel(blocks[0], piece)
+            for x, result in zip(blocks, results, strict=True):
+                torch.mm(panel, x, out=result[piece])
+        return results
+
+    def _pieces(self) -> list[slice]:
+        """The rows of each panel."""
         out, columns = self.rows.shape
         height = max(1, _PANEL // columns)
-        if out <= height:
-            return functional.linear(x, dispatch.packed_rows(x, self.rows, 0, out), bias)
-        result = x.new_empty(len(x), out)
-        for first in range(0, out, height):
-            last = min(first + height, out)
-            panel = dispatch.packed_rows(x, self.rows, first, last)
-            part = None if bias is None else bias[first:last]
-            result[:, first:last] = functional.linear(x, panel, part)
-        return result
+        return [slice(first, min(first + height, out)) for first in range(0, out, height)]
+
+    def _panel(self, x: Float[Tensor, "_ _"], piece: slice) -> Float[Tensor, "rows in"]:
+        return dispatch.packed_rows(x, self.rows, piece.start, piece.stop)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,10 +139,24 @@ class Rotated(PackedWeight):
         self, x: Float[Tensor, "tokens in"], bias: Float[Tensor, " out"] | None
     ) -> Float[Tensor, "tokens out"]:
         """As `PackedWeight.product`; between the rotations in float32 for few tokens."""
-        between = torch.float32 if len(x) <= FEW else x.dtype
-        turned = self.inner.product(_turn(x, self.inputs, between), None)
-        result = _turn(turned, self.outputs, x.dtype)
+        if len(x) <= FEW:
+            turned = self.inner.product(_turn(x, self.inputs, torch.float32), None)
+            result = _turn(turned, self.outputs, x.dtype)
+        else:
+            result = self._of_many(x)
         return result if bias is None else result + bias.to(x.dtype)
+
+    def _of_many(self, x: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens out"]:
+        blocks = [
+            _turn_columns(block.T.clone(memory_format=torch.contiguous_format), self.inputs)
+            for block in x.split(_BLOCK)
+        ]
+        turned = self.inner.columns_products(blocks)
+        del blocks
+        result = x.new_empty(len(x), turned[0].shape[0])
+        for block, y in zip(result.split(_BLOCK), turned, strict=True):
+            block.copy_(_turn_columns(y, self.outputs).T)
+        return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +181,14 @@ def _turn(
     if isinstance(rotation, Turned):
         return rotation.apply(x).to(dtype)
     return dispatch.kronecker_product(x, rotation, dtype)
+
+
+def _turn_columns(
+    x: Float[Tensor, "n tokens"], rotation: KroneckerProduct | Turned
+) -> Float[Tensor, "n tokens"]:
+    if isinstance(rotation, Turned):
+        return rotation.apply(x.T).T.to(x.dtype)
+    return kronecker_columns(x, rotation)
 
 
 def _rotation(

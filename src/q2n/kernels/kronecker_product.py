@@ -74,6 +74,22 @@ def kronecker_reference(
     return (work if product.factor is None else work * product.factor).to(dtype)
 
 
+def kronecker_columns(
+    x: Float[Tensor, "n tokens"], product: KroneckerProduct
+) -> Float[Tensor, "n tokens"]:
+    """The product with each column of x, in the dtype of x: for many tokens. Permutations then move
+    whole rows, and both products are matrix products with long rows. x, contiguous, is used up:
+    another piece of memory would take longer to map than to fill."""
+    (p, left), (q, right) = ((len(m), m.to(x.dtype)) for m in (product.left, product.right))
+    if product.divisor is not None:
+        x.div_(product.divisor.unsqueeze(1))
+    other = torch.index_select(x, 0, product.into)
+    torch.mm(left, other.view(p, -1), out=x.view(p, -1))
+    torch.bmm(right.T.expand(p, q, q), x.view(p, q, -1), out=other.view(p, q, -1))
+    torch.index_select(other, 0, product.out, out=x)
+    return x if product.factor is None else x.mul_(product.factor.unsqueeze(1))
+
+
 def kronecker_numba(
     x: Float[Tensor, "tokens n"], product: KroneckerProduct, dtype: torch.dtype
 ) -> Float[Tensor, "tokens n"]:
