@@ -129,12 +129,24 @@ def _(x: Tensor, number: int, out_features: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], out_features)
 
 
+@torch.library.custom_op("q2n::packed_linear_back", mutates_args=())
+def _back(y: Tensor, number: int, in_features: int) -> Tensor:
+    return _modules[number].multiply_back(y)
+
+
+@_back.register_fake
+def _(y: Tensor, number: int, in_features: int) -> Tensor:
+    return y.new_empty(*y.shape[:-1], in_features)
+
+
 def _remember(ctx: Any, inputs: tuple[Tensor, int, int], output: Tensor) -> None:
-    ctx.number = inputs[1]
+    x, ctx.number, _ = inputs
+    ctx.in_features = x.shape[-1]
+    ctx.module = _modules[ctx.number]  # so that it lives until then
 
 
 def _gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-    return _modules[ctx.number].multiply_back(gradient), None, None
+    return _back(gradient, ctx.number, ctx.in_features), None, None
 
 
 _operation.register_autograd(_gradient, setup_context=_remember)

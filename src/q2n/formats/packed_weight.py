@@ -52,8 +52,8 @@ class PackedWeight(ABC):
     def columns_products(
         self, blocks: Sequence[Float[Tensor, "in _"]]
     ) -> list[Float[Tensor, "out _"]]:
-        """`W x` for each block x of tokens, in its dtype."""
-        return [self.product(x.T, None).T for x in blocks]
+        """`W x` for each block x of tokens, in its dtype; contiguous."""
+        return [self.product(x.T, None).T.contiguous() for x in blocks]
 
 
 def packed_weight(stored: StoredLayer, parts: Parts) -> PackedWeight | None:
@@ -187,7 +187,7 @@ def _turn_columns(
     x: Float[Tensor, "n tokens"], rotation: KroneckerProduct | Turned
 ) -> Float[Tensor, "n tokens"]:
     if isinstance(rotation, Turned):
-        return rotation.apply(x.T).T.to(x.dtype)
+        return rotation.apply(x.T).T.to(x.dtype).contiguous()
     return kronecker_columns(x, rotation)
 
 

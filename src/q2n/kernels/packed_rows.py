@@ -3,7 +3,7 @@ r"""Products with a packed weight, row by row: what all packed representations s
 A row of the weight is made from its codes in a buffer that stays in the nearest cache, is
 multiplied with all tokens, and forgotten. So the memory of the weight is read once, packed, and
 the dense weight exists nowhere. Rows are independent of each other: threads take pieces of them
-from a common counter (torch_threads.py). With `tokens = 0` the rows are written out instead, in
+from a common counter (torch_threads.py). With `tokens = -1` the rows are written out instead, in
 the dtype of the model: the panels that a long prompt is multiplied with.
 
 A representation (`PackedRows`) says how rows are made twice: `dense` in plain torch, which defines
@@ -105,24 +105,25 @@ def product_numba(
 
 
 def rows_reference(
-    x: Float[Tensor, "tokens in"], weight: PackedRows, first: int, last: int
+    like: Float[Tensor, "..."], weight: PackedRows, first: int, last: int
 ) -> Float[Tensor, "rows in"]:
-    """Rows first .. last - 1 of the dense weight in the dtype of x, rounded once from float32."""
-    return weight.dense(first, last).to(x.dtype)
+    """Rows first .. last - 1 of the dense weight in the dtype of `like` and on its device, rounded
+    once from float32."""
+    return weight.dense(first, last).to(like.dtype)
 
 
 def rows_numba(
-    x: Float[Tensor, "tokens in"], weight: PackedRows, first: int, last: int
+    like: Float[Tensor, "..."], weight: PackedRows, first: int, last: int
 ) -> Float[Tensor, "rows in"]:
     """The same on a CPU."""
-    dtype = x.dtype if x.dtype in KINDS else torch.float32
+    dtype = like.dtype if like.dtype in KINDS else torch.float32
     result = torch.empty(last - first, weight.shape[1], dtype=dtype)
     frame = _FRAME.from_buffer_copy(weight.frame)
     frame[0] = frame[10] = first
-    frame[9] = last
+    frame[5], frame[9] = -1, last
     frame[6], frame[7] = result.data_ptr(), KINDS[dtype]
     torch_threads.run(weight.address, frame)
-    return result.to(x.dtype)
+    return result.to(like.dtype)
 
 
 @compiled()
@@ -162,7 +163,7 @@ def finish_row(frame, row, weight, x):
     """Multiply a finished row of the weight, at an address, with all tokens, or write it out."""
     job = integers_at(frame, LENGTH)
     columns = job[2]
-    if job[5] == 0:
+    if job[5] < 0:
         place = (row - job[10]) * columns
         if job[7] == 0:
             _copy(floats_at(weight, columns), floats_at(job[6] + 4 * place, columns))
