@@ -11,6 +11,7 @@ Faster implementations are listed by the type of device that they serve:
     unpack              unpack_reference              unpack_numba
     level_moments       level_moments_reference       level_moments_numba
     packed_product      product_reference             product_numba
+    packed_product      product_reference             product_numba; on "cuda" product_triton
     packed_rows         rows_reference                rows_numba
     kronecker_product   kronecker_reference           kronecker_numba
 
@@ -40,6 +41,7 @@ from q2n.kernels.packed_rows import (
     rows_numba,
     rows_reference,
 )
+from q2n.kernels.packed_triton import product_triton
 from q2n.kernels.rounding_rules import BlockRule, CodebookRule, Rule, SplitRule, UniformRule
 from q2n.kernels.scale_zero_search import scale_zero_search_numba, scale_zero_search_reference
 from q2n.kernels.trellis_search import TrellisRule, round_to_trellis_numba
@@ -91,7 +93,7 @@ scale_zero_search = Operation(scale_zero_search_reference, {"cpu": scale_zero_se
 weighted_error = Operation(weighted_error_reference, {"cpu": weighted_error_numba})
 level_moments = Operation(level_moments_reference, {"cpu": level_moments_numba})
 unpack = Operation(unpack_reference, {"cpu": unpack_numba})
-packed_product = Operation(product_reference, {"cpu": product_numba})
+packed_product = Operation(product_reference, {"cpu": product_numba, "cuda": product_triton})
 packed_rows = Operation(rows_reference, {"cpu": rows_numba})
 kronecker_product = Operation(kronecker_reference, {"cpu": kronecker_numba})
 
