@@ -10,7 +10,6 @@ Faster implementations are listed by the type of device that they serve:
     weighted_error      weighted_error_reference      weighted_error_numba
     unpack              unpack_reference              unpack_numba
     level_moments       level_moments_reference       level_moments_numba
-    packed_product      product_reference             product_numba
     packed_product      product_reference             product_numba; on "cuda" product_triton
     packed_rows         rows_reference                rows_numba
     kronecker_product   kronecker_reference           kronecker_numba
