@@ -91,9 +91,14 @@ class PackedLinear(nn.Module):
             packed_weight(self.stored, {name: p.detach() for name, p in parts.items()}),
             None if bias is None else bias.detach().float().contiguous(),
         )
-        if "_hf_hook" not in self.__dict__:  # else the parameters may be on the disk between calls
+        if not self._leaves_memory():
             self._ready = ready
         return ready
+
+    def _leaves_memory(self) -> bool:
+        """Whether accelerate keeps the parameters on the disk between calls."""
+        hook = self.__dict__.get("_hf_hook")
+        return any(getattr(one, "offload", False) for one in getattr(hook, "hooks", (hook,)))
 
     def _enter(self) -> None:
         self._ready = _Ready((), None, None)

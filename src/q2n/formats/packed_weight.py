@@ -32,8 +32,8 @@ from q2n.linalg.kronecker import KroneckerMatrix
 
 FEW = 8
 """Tokens up to which a row that is made for them alone costs less than a panel."""
-_PANEL = 2**18
-"""Weights of a panel: 2 MB in 16 bits."""
+_PANEL = 2**19
+"""Weights of a panel: 1 MB in 16 bits."""
 _BLOCK = 256
 """Tokens that are rotated at once: they stay in the second cache."""
 Parts = Mapping[str, Shaped[Tensor, "..."]]
@@ -97,10 +97,10 @@ class InRows(PackedWeight):
         return results
 
     def _pieces(self) -> list[slice]:
-        """The rows of each panel."""
+        """The rows of each panel, of nearly equal height."""
         out, columns = self.rows.shape
-        height = max(1, _PANEL // columns)
-        return [slice(first, min(first + height, out)) for first in range(0, out, height)]
+        count = -(-out // max(1, _PANEL // columns))
+        return [slice(i * out // count, (i + 1) * out // count) for i in range(count)]
 
     def _panel(self, x: Float[Tensor, "_ _"], piece: slice) -> Float[Tensor, "rows in"]:
         return dispatch.packed_rows(x, self.rows, piece.start, piece.stop)
