@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core import types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, InTreeCacheLocator
+from numba.core.ccallback import CFunc
 from numba.core.sigutils import normalize_signature
 
 _ROOM = Path(__file__).parent
@@ -43,6 +45,26 @@ def compiled(**flags: Any) -> Callable[[Callable[..., Any]], Any]:
         return kernel
 
     return compile_function
+
+
+def compiled_callback(function: Callable[[Any], Any]) -> Callable[[], int]:
+    """Decorator: compile a function of one integer for calls from C, cached where possible.
+
+    Returns a function that gives its address; the first call compiles. Called with an address, it
+    needs no conversion of arguments, and any thread may run it (torch_threads.py)."""
+
+    @cache
+    def address() -> int:
+        options = {"nopython": True, "nogil": True, "error_model": "numpy"}
+        callback: Any = CFunc(function, ((types.intp,), types.void), {}, options)
+        if cache_folder() is not None:
+            callback._cache = _KernelCache(function)  # what `cache=True` sets to a FunctionCache
+        callback.compile()
+        found = callback.address
+        assert found is not None
+        return found
+
+    return address
 
 
 @cache

@@ -10,6 +10,9 @@ Faster implementations are listed by the type of device that they serve:
     weighted_error      weighted_error_reference      weighted_error_numba
     unpack              unpack_reference              unpack_numba
     level_moments       level_moments_reference       level_moments_numba
+    packed_product      product_reference             product_numba; on "cuda" product_triton
+    packed_rows         rows_reference                rows_numba
+    kronecker_product   kronecker_reference           kronecker_numba
 
 Devices without an entry get the reference. So do all of them with `Q2N_KERNELS=reference` in the
 environment, to tell whether a kernel is at fault.
@@ -29,7 +32,15 @@ from torch import Tensor
 
 from q2n.errors import InputError
 from q2n.kernels.column_rounding import round_columns_numba, round_columns_reference
+from q2n.kernels.kronecker_product import kronecker_numba, kronecker_reference
 from q2n.kernels.level_moments import level_moments_numba, level_moments_reference
+from q2n.kernels.packed_rows import (
+    product_numba,
+    product_reference,
+    rows_numba,
+    rows_reference,
+)
+from q2n.kernels.packed_triton import product_triton
 from q2n.kernels.rounding_rules import BlockRule, CodebookRule, Rule, SplitRule, UniformRule
 from q2n.kernels.scale_zero_search import scale_zero_search_numba, scale_zero_search_reference
 from q2n.kernels.trellis_search import TrellisRule, round_to_trellis_numba
@@ -81,6 +92,9 @@ scale_zero_search = Operation(scale_zero_search_reference, {"cpu": scale_zero_se
 weighted_error = Operation(weighted_error_reference, {"cpu": weighted_error_numba})
 level_moments = Operation(level_moments_reference, {"cpu": level_moments_numba})
 unpack = Operation(unpack_reference, {"cpu": unpack_numba})
+packed_product = Operation(product_reference, {"cpu": product_numba, "cuda": product_triton})
+packed_rows = Operation(rows_reference, {"cpu": rows_numba})
+kronecker_product = Operation(kronecker_reference, {"cpu": kronecker_numba})
 
 _by_weight: Rounding = Operation(round_columns_reference, {"cpu": round_columns_numba})
 _by_sequence: Rounding = Operation(round_columns_reference, {"cpu": round_to_trellis_numba})

@@ -33,7 +33,7 @@ from functools import cache
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int16, UInt8
+from jaxtyping import Float, Int16, UInt8
 from torch import Tensor
 
 DIGITS = {2: 5, 3: 3, 4: 2}
@@ -65,17 +65,15 @@ def borders(rows: int) -> list[int]:
 
 def states(codes: UInt8[Tensor, "out in"], bits: int) -> Int16[Tensor, "out in"]:
     """The state of each weight."""
-    above = _row_above(len(codes)).to(codes.device)
+    ends = borders(len(codes))
+    segments = [codes[low:high] for low, high in zip(ends, ends[1:], strict=False)]
+    return torch.cat([segment_states(segment, bits) for segment in segments])
+
+
+def segment_states(codes: UInt8[Tensor, "rows in"], bits: int) -> Int16[Tensor, "rows in"]:
+    """The state of each weight of one circular segment."""
     state = torch.zeros(codes.shape, dtype=torch.int16, device=codes.device)
     for place in reversed(range(DIGITS[bits])):
         state += codes.to(torch.int16) << bits * place
-        codes = codes[above]
+        codes = codes.roll(1, 0)
     return state
-
-
-def _row_above(rows: int) -> Int[Tensor, " out"]:
-    """The row before each, in its circular segment."""
-    above = torch.arange(rows) - 1
-    ends = borders(rows)
-    above[ends[:-1]] = torch.tensor(ends[1:]) - 1
-    return above
