@@ -45,7 +45,7 @@ check: lint typecheck
 RUNTIMES ?= .runtimes
 RUNTIME_NAMES ?= mlx vllm openvino
 test-runtimes: venv
-	@sh tests/runtimes/build.sh $(RUNTIMES) $(RUNTIME_NAMES)
+	@TORCH_FLAGS="$(TORCH_FLAGS)" PYTHON=$(PYTHON) sh tests/runtimes/build.sh $(RUNTIMES) $(RUNTIME_NAMES)
 	@Q2N_RUNTIMES=$(abspath $(RUNTIMES)) $(BIN)/python -m pytest tests/runtimes -rs
 
 lint: venv

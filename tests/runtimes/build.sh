@@ -18,8 +18,8 @@ environment() { # NAME: a fresh one, unless it is complete
     install="$1/bin/python -m pip install -q --disable-pip-version-check"
 }
 
-torch() { # on Linux the small build, without CUDA
-    $install torch==2.13.0 --index-url "${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}"
+torch() { # TORCH_FLAGS as for make: which build
+    $install ${TORCH_FLAGS:-} torch==2.13.0
 }
 
 mlx() {

@@ -19,16 +19,17 @@ class Reference:
 
     loss: float
     """Nats a token."""
+    top: list[int]
+    """The most probable next token at each place of the text."""
+    sure: list[bool]
+    """Whether that is no near-tie."""
     greedy: list[int]
-    gaps: list[float]
-    """Logit of each greedy token less that of the second, in spacings of the dtype there."""
+    """The continuation of the beginning."""
+    greedy_sure: list[bool]
 
     def certain(self) -> int:
-        """Greedy tokens before the first near-tie. Two computations in one dtype differ by
-        some spacings of a logit: where the first two are no farther apart than 4, either may be
-        the greater, and the texts go different ways."""
-        ties = [step for step, gap in enumerate(self.gaps) if gap <= 4]
-        return ties[0] if ties else len(self.gaps)
+        """Greedy tokens before the first near-tie, where texts may go different ways."""
+        return self.greedy_sure.index(False) if False in self.greedy_sure else len(self.greedy)
 
 
 def reference(folder: Path, tokens: list[int], dtype: torch.dtype = torch.float32) -> Reference:
@@ -36,16 +37,27 @@ def reference(folder: Path, tokens: list[int], dtype: torch.dtype = torch.float3
     model = load_model(folder, dtype)
     ids = torch.tensor([tokens])
     with torch.no_grad():
-        logits = model(ids[:, :-1]).logits[0].double()
-        found, gaps = ids[:, :PROMPT], []
+        logits = model(ids[:, :-1]).logits[0]
+        found, sure = ids[:, :PROMPT], []
         for _ in range(NEW):
-            best = model(found).logits[0, -1].float().topk(2)
-            spacing = 2.0 ** torch.frexp(best.values[0]).exponent * torch.finfo(dtype).eps / 2
-            gaps.append(float((best.values[0] - best.values[1]) / spacing))
-            found = torch.cat([found, best.indices[:1, None]], dim=1)
+            last = model(found).logits[0, -1:]
+            sure += no_near_tie(last)
+            found = torch.cat([found, last.argmax(1)[None]], dim=1)
     return Reference(
-        loss=cross_entropy(logits, ids[0, 1:]).item(), greedy=found[0, PROMPT:].tolist(), gaps=gaps
+        loss=cross_entropy(logits.double(), ids[0, 1:]).item(),
+        top=logits.argmax(1).tolist(),
+        sure=no_near_tie(logits),
+        greedy=found[0, PROMPT:].tolist(),
+        greedy_sure=sure,
     )
+
+
+def no_near_tie(logits: torch.Tensor) -> list[bool]:
+    """Per row, whether the greatest logit is more than four spacings of its dtype above the
+    second: two computations in one dtype differ by some spacings."""
+    best = logits.float().topk(2, dim=1).values
+    spacing = 2.0 ** (torch.frexp(best[:, 0]).exponent - 1) * torch.finfo(logits.dtype).eps
+    return (best[:, 0] - best[:, 1] > 4 * spacing).tolist()
 
 
 def sample(model: Path) -> list[int]:

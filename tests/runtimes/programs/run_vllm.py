@@ -2,8 +2,8 @@
 
     python run_vllm.py '{"folder": DIR, "tokens": [...], "prompt": 8, "new": 12}'
 
-The last line printed is {"loss", "greedy", "kernels", "dtype", "seconds_per_token"}; "kernels" are
-those that the linears run on.
+The last line printed is {"loss", "top", "greedy", "kernels", "dtype", "seconds_per_token"}: "top"
+is the most probable next token at each place of the text, "kernels" are those of the linears.
 """
 
 import json
@@ -35,10 +35,12 @@ def kernels(worker_model) -> list[str]:
     return sorted(found)
 
 
-scored = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, detokenize=False)
+scored = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=1, detokenize=False)
 (answer,) = model.generate([{"prompt_token_ids": tokens}], scored, use_tqdm=False)
 pairs = zip(answer.prompt_logprobs[1:], tokens[1:], strict=True)
 losses = [-entry[token].logprob for entry, token in pairs]
+entries = answer.prompt_logprobs[1:]
+top = [next(token for token, x in entry.items() if x.rank == 1) for entry in entries]
 
 continued = SamplingParams(
     max_tokens=asked["new"], temperature=0, ignore_eos=True, detokenize=False
@@ -52,6 +54,7 @@ print(
     json.dumps(
         {
             "loss": sum(losses) / len(losses),
+            "top": top,
             "greedy": list(answer.outputs[0].token_ids),
             "kernels": model.apply_model(kernels)[0],
             "dtype": str(model.llm_engine.model_config.dtype),
