@@ -273,6 +273,7 @@ class Run:
                 tags=format.container.tags,
                 language=format.container.language,
                 outside=format.container.outside_types(opened.source),
+                library=format.container.library,
                 runtime=self.plan.storage.runtime,
             ),
             self.fingerprint,

@@ -77,7 +77,7 @@ def test_scales_take_16_bits_whatever_the_model(tmp_path: Path, dtype: torch.dty
     assert done.record["bits_per_weight"] == 2 + (16 + 2) / 32
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group_size", [-1, 32])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -16,8 +16,10 @@ from formats.tiny_models import (
     random_layers,
 )
 from safetensors.torch import load_file, save_file
+from tiny import save_tiny
 from transformers import AutoModelForCausalLM
 
+import q2n
 from q2n.errors import InputError
 from q2n.formats import FORMATS
 from q2n.formats.load import load_model
@@ -42,7 +44,7 @@ def plain_weight(tensors: dict[str, torch.Tensor], name: str, bits: int, size: i
     return weight
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_a_plain_unpacker_reads_what_was_written(
     tmp_path: Path, bits: int, symmetric: bool
@@ -82,6 +84,13 @@ def test_configuration(tmp_path: Path) -> None:
     assert config["quantization_config"] == config["quantization"]
     assert config["rope_theta"] == 123456.0 and "rope_scaling" not in config
     assert load_model(tmp_path / "out").config.rope_parameters["rope_theta"] == 123456.0
+
+
+def test_the_card_names_the_library(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "model")
+    q2n.quantize(tmp_path / "model", tmp_path / "out", method="rtn", runtime="mlx", group_size=32)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "library_name: mlx\n" in card and "from mlx_lm import generate, load" in card
 
 
 def test_transformers_refuses_instead_of_loading_arbitrary_weights(tmp_path: Path) -> None:
@@ -136,8 +145,8 @@ def test_refusals() -> None:
         FORMAT.codec.check_grid("q_proj", (64, 64), bits=4, group_size=16)
     with pytest.raises(InputError, match="q_proj has 576 inputs, which groups of 128 do not"):
         FORMAT.codec.check_grid("q_proj", (64, 576), bits=4, group_size=128)
-    with pytest.raises(InputError, match="not 5"):
-        FORMAT.codec.check_grid("q_proj", (64, 64), bits=5, group_size=32)
+    with pytest.raises(InputError, match="not 7"):
+        FORMAT.codec.check_grid("q_proj", (64, 64), bits=7, group_size=32)
     layer = random_layer((64, 64), 4, 32, False, torch.float32)
     with pytest.raises(InputError, match="leave the range of torch.float16"):
         FORMAT.codec.encode("q_proj", layer.scale_rows(torch.full((64,), 1e7)), torch.float16)

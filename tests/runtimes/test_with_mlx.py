@@ -46,7 +46,7 @@ def test_smollm2(smollm2: Path, tmp_path: Path, bits: int, symmetric: bool) -> N
 def test_every_width_and_grid(smollm2_head: Path, tmp_path: Path) -> None:
     """On two blocks of it."""
     folders = []
-    for bits in (2, 3, 4, 8):
+    for bits in (2, 3, 4, 5, 6, 8):
         for symmetric in (True, False):
             folders.append(tmp_path / f"{bits}-{symmetric}")
             q2n.quantize(

@@ -44,13 +44,13 @@ def _runtimes() -> Table:
     """Uniform grids by runtime, format and width."""
     from rich.table import Column, Table
 
-    format = Column("--format", no_wrap=True)
-    runtimes = Table("--runtime", format, *map(str, ALL_BITS), "groups", "", box=None)
+    names = [Column(name, no_wrap=True) for name in ("--runtime", "--format")]
+    runtimes = Table(*names, *map(str, ALL_BITS), "groups", "", box=None)
     for name, runtime in RUNTIMES.items():
         for loads in runtime.loads:
-            sizes = "any" if loads.group_sizes is None else ", ".join(map(str, loads.group_sizes))
+            sizes = "any" if loads.group_sizes is None else "/".join(map(str, loads.group_sizes))
             widths = [_runs(loads, bits) for bits in ALL_BITS]
-            only = "symmetric only" if loads.symmetric_only else ""
+            only = "symmetric" if loads.symmetric_only else ""
             runtimes.add_row(f"[bold]{name}", loads.format, *widths, sizes, only)
     return runtimes
 

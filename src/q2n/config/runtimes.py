@@ -11,7 +11,7 @@ from typing import Any
 
 from q2n.errors import InputError
 
-ALL_BITS = (2, 3, 4, 8)
+ALL_BITS = (2, 3, 4, 5, 6, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ RUNTIMES: dict[str, Runtime] = {
     "transformers": Runtime(
         loads=(
             Loads(format="compressed-tensors"),
-            Loads(format="gptq_v2"),
+            Loads(format="gptq_v2", bits=(2, 3, 4, 8)),
             Loads(format="native"),
             Loads(format="dequantized"),
         )
@@ -66,7 +66,7 @@ RUNTIMES: dict[str, Runtime] = {
             Loads(
                 format="compressed-tensors",
                 bits=(4,),
-                gpu_bits=(2, 3, 8),
+                gpu_bits=(2, 3, 5, 6, 8),
                 group_sizes=(-1, 32, 64, 128),
                 multiple=32,
             ),

@@ -24,6 +24,9 @@ class FolderEntry(ABC):
     config_copy: ClassVar[str | None] = None
     """A second file, beside config.json, in which readers look for the quantization config."""
 
+    library: ClassVar[str] = "transformers"
+    """Which library loads it, as model hubs call it."""
+
     merges_parts: ClassVar[bool] = True
     """Whether its readers merge tensors on loading as transformers does with a plain checkpoint:
     experts that are stored one by one."""

@@ -39,6 +39,10 @@ class HFFolder(Container):
     def tags(self) -> tuple[str, ...]:
         return (self.entry.quant_method,) if self.entry.quant_method else ()
 
+    @property
+    def library(self) -> str:
+        return self.entry.library
+
     def loading_example(self, directory: Path) -> str:
         return self.entry.loading_example(directory)
 

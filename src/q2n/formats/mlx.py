@@ -31,7 +31,7 @@ from q2n.formats.uniform import Scheme, UniformCodec, UniformEntry, require_tens
 from q2n.layers.quantized import QuantizedLinear
 from q2n.linalg.groups import by_column
 
-BITS = (2, 3, 4, 8)
+BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 
 
@@ -96,6 +96,7 @@ class MLXEntry(UniformEntry):
 
     codec = MLX
     quant_method = "mlx"
+    library = "mlx"
 
     def quantization_config(
         self,
