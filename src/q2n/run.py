@@ -291,11 +291,10 @@ class Run:
 
 def _notes(settings: Settings, opened: OpenedModel) -> list[str]:
     """What follows from the settings that a user must know of the result."""
-    run, source = settings.run, opened.source
+    run = settings.run
     notes = runtime_notes(run.runtime, run.format, settings.flat().get("bits"))
-    own, written = (str(x).removeprefix("torch.") for x in (source.config.dtype, source.dtype))
-    if run.dtype == "half" and own == "float32":
-        notes.append(f"The float32 model is run and written in {written}")
+    if run.dtype == "half" and str(opened.source.config.dtype).endswith("float32"):
+        notes.append("The float32 model is run and written in bfloat16")
     return notes
 
 
