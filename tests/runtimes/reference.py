@@ -33,31 +33,39 @@ class Reference:
 
 
 def reference(folder: Path, tokens: list[int], dtype: torch.dtype = torch.float32) -> Reference:
-    """Loss of `tokens`, and NEW greedy tokens after the first PROMPT of them."""
-    model = load_model(folder, dtype)
+    """Loss of `tokens`, and NEW greedy tokens after the first PROMPT of them, computed in `dtype`.
+
+    A place is sure if the same token leads there in float32 and in `dtype`, in both by more than
+    eight spacings of a number of `dtype` at that logit. Elsewhere two computations in one dtype
+    may differ: the sums of a block are rounded in another order.
+    """
+    models = [load_model(folder, x) for x in dict.fromkeys((dtype, torch.float32))]
     ids = torch.tensor([tokens])
     with torch.no_grad():
-        logits = model(ids[:, :-1]).logits[0]
-        found, sure = ids[:, :PROMPT], []
+        found = ids[:, :PROMPT]
         for _ in range(NEW):
-            last = model(found).logits[0, -1:]
-            sure += no_near_tie(last)
-            found = torch.cat([found, last.argmax(1)[None]], dim=1)
+            found = torch.cat([found, models[0](found).logits[0, -1:].argmax(1)[None]], dim=1)
+        scored = [model(ids[:, :-1]).logits[0] for model in models]
+        continued = [model(found[:, :-1]).logits[0, PROMPT - 1 :] for model in models]
     return Reference(
-        loss=cross_entropy(logits.double(), ids[0, 1:]).item(),
-        top=logits.argmax(1).tolist(),
-        sure=no_near_tie(logits),
+        loss=cross_entropy(scored[0].double(), ids[0, 1:]).item(),
+        top=scored[0].argmax(1).tolist(),
+        sure=_sure(scored),
         greedy=found[0, PROMPT:].tolist(),
-        greedy_sure=sure,
+        greedy_sure=_sure(continued),
     )
 
 
-def no_near_tie(logits: torch.Tensor) -> list[bool]:
-    """Per row, whether the greatest logit is more than four spacings of its dtype above the
-    second: two computations in one dtype differ by some spacings."""
-    best = logits.float().topk(2, dim=1).values
-    spacing = 2.0 ** (torch.frexp(best[:, 0]).exponent - 1) * torch.finfo(logits.dtype).eps
-    return (best[:, 0] - best[:, 1] > 4 * spacing).tolist()
+def _sure(logits: list[torch.Tensor]) -> list[bool]:
+    """Per row, of the same logits in several dtypes, whose first one counts."""
+    leads = torch.ones(len(logits[0]), dtype=torch.bool)
+    first, eps = logits[0].argmax(1, keepdim=True), torch.finfo(logits[0].dtype).eps
+    for values in (x.float() for x in logits):
+        best = values.gather(1, first)[:, 0]
+        second = values.scatter(1, first, -torch.inf).max(1).values
+        spacing = 2.0 ** (torch.frexp(best.abs()).exponent - 1) * eps
+        leads &= best - second > 8 * spacing
+    return leads.tolist()
 
 
 def sample(model: Path) -> list[int]:
