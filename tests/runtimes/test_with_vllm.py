@@ -41,7 +41,7 @@ def test_smollm2(runtime, smollm2: Path, tmp_path: Path, name: str) -> None:
     # less the mean of 63 tokens: 0.02 was seen.
     assert abs(found["loss"] - expected.loss) < 0.06
     same = [ours == theirs for ours, theirs in zip(expected.top, found["top"], strict=True)]
-    assert sum(expected.sure) > 20 and all(np.array(same)[expected.sure])
+    assert sum(expected.sure) > 10 and all(np.array(same)[expected.sure])
     certain = expected.certain()
     assert found["greedy"][:certain] == expected.greedy[:certain]
 
