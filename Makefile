@@ -3,6 +3,7 @@
 #   make demo     quantize a small real model and print what it cost
 #   make check    linter, type checker and quick tests (a minute on 2 cores): the loop while writing
 #   make test     linter, type checker and all tests (at most 15 minutes on 2 cores)
+#   make test-runtimes   checkpoints in real vLLM, MLX and OpenVINO, in environments of their own
 #
 # On a Linux machine without a GPU, PyPI's torch brings CUDA along. To get the small build:
 #   make demo TORCH_FLAGS="--index-url https://download.pytorch.org/whl/cpu"
@@ -15,7 +16,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check \
 	--constraint requirements/constraints.txt
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo check test lint format typecheck options guard bench clean
+.PHONY: venv demo check test test-runtimes lint format typecheck options guard bench clean
 
 venv: $(STAMP)
 
@@ -39,6 +40,13 @@ test: lint typecheck
 
 check: lint typecheck
 	@$(BIN)/python -m pytest -q --numprocesses 2 -m "not slow"
+
+# Environments are built once in RUNTIMES, 6 GB in all; RUNTIME_NAMES="mlx" builds and tests less.
+RUNTIMES ?= .runtimes
+RUNTIME_NAMES ?= mlx vllm openvino
+test-runtimes: venv
+	@TORCH_FLAGS="$(TORCH_FLAGS)" PYTHON=$(PYTHON) sh tests/runtimes/build.sh $(RUNTIMES) $(RUNTIME_NAMES)
+	@Q2N_RUNTIMES=$(abspath $(RUNTIMES)) $(BIN)/python -m pytest tests/runtimes -rs
 
 lint: venv
 	@$(BIN)/ruff check src tests benchmarks

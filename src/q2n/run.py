@@ -19,6 +19,7 @@ import transformers
 
 from q2n.config.output import output_folder
 from q2n.config.owners import Plan, build_plan
+from q2n.config.runtimes import check_sizes, runtime_notes
 from q2n.config.settings import Settings
 from q2n.data.protocols import PROTOCOLS
 from q2n.data.texts import Texts
@@ -74,7 +75,7 @@ class Run:
             trust_remote_code=config.trust_remote_code,
             seed=config.seed,
         )
-        _check_layers(self.opened, self.plan, self.format)
+        _check_layers(self.opened, self.plan, self.format, config.runtime)
         source = self.opened.source
         texts = Texts(
             source.folder,
@@ -86,6 +87,7 @@ class Run:
         self.notes: list[str] = [
             *self.opened.notes,
             *self.format.container.check(source, self.plan.storage),
+            *_notes(settings, self.opened),
         ]
         """What a user must know of the result, known before the first block: in sentences
         without a full stop, for the screen, the record and the card."""
@@ -271,6 +273,7 @@ class Run:
                 tags=format.container.tags,
                 language=format.container.language,
                 outside=format.container.outside_types(opened.source),
+                library=format.container.library,
                 runtime=self.plan.storage.runtime,
             ),
             self.fingerprint,
@@ -286,9 +289,20 @@ class Run:
         )
 
 
-def _check_layers(opened: OpenedModel, plan: Plan, format: Format) -> None:
-    """Refuse a layer that the options or the format do not fit, before any work."""
+def _notes(settings: Settings, opened: OpenedModel) -> list[str]:
+    """What follows from the settings that a user must know of the result."""
+    run = settings.run
+    notes = runtime_notes(run.runtime, run.format, settings.flat().get("bits"))
+    if run.dtype == "half" and str(opened.source.config.dtype).endswith("float32"):
+        notes.append("The float32 model is run and written in bfloat16")
+    return notes
+
+
+def _check_layers(opened: OpenedModel, plan: Plan, format: Format, runtime: str | None) -> None:
+    """Refuse a layer that the options, the format or the runtime do not fit, before any work."""
     for name, target in opened.blocks.targets().items():
         plan.method.check(name, target.shape)
         format.codec.check(name, target.shape, plan.storage)
         format.codec.check_layout(name, transposed=target.transposed)
+        if runtime is not None:
+            check_sizes(runtime, format.name, name, target.shape)

@@ -77,17 +77,39 @@ def test_scales_take_16_bits_whatever_the_model(tmp_path: Path, dtype: torch.dty
     assert done.record["bits_per_weight"] == 2 + (16 + 2) / 32
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group_size", [-1, 32])
-def test_symmetric_also_loads_without_options(tmp_path: Path, bits: int, group_size: int) -> None:
-    model = llama()
-    layers = random_layers(model, bits, group_size, True, FORMAT.codec.scale_dtype(model.dtype))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_plain_from_pretrained_loads(
+    tmp_path: Path, bits: int, symmetric: bool, group_size: int, dtype: torch.dtype
+) -> None:
+    """In a float32 model the weights of an asymmetric checkpoint are rounded to the dtype of the
+    scales first."""
+    model, scale_dtype = llama(dtype=dtype), FORMAT.codec.scale_dtype(dtype)
+    layers = random_layers(model, bits, group_size, symmetric, scale_dtype)
     FORMAT.write(tmp_path / "out", open_source(model), layers)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     expected = quantized_in_memory(model, layers)
+    for name, layer in layers.items():
+        if not symmetric:
+            weight = layer.dequantize().to(scale_dtype).to(dtype)
+            expected.get_submodule(name).weight.data = weight
     tokens = torch.arange(24).reshape(2, 12)
     with torch.no_grad():
         assert torch.equal(loaded(tokens).logits, expected(tokens).logits)
+
+
+def test_device_maps_and_saving_again(tmp_path: Path) -> None:
+    model = llama(dtype=torch.bfloat16)
+    layers = random_layers(model, 4, 32, False, torch.bfloat16)
+    FORMAT.write(tmp_path / "out", open_source(model), layers)
+    expected = quantized_in_memory(model, layers)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", device_map="auto")
+    assert_same_model(loaded, expected)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    loaded.save_pretrained(tmp_path / "again")
+    assert_same_model(AutoModelForCausalLM.from_pretrained(tmp_path / "again"), expected)
 
 
 def test_biases_and_tied_embeddings(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import q2n
 from q2n.formats.load import load_model
 from q2n.models.tensor_names import names_in_model, saved_names
 
-FORMATS = ["dequantized", "compressed-tensors", "native", "gptq_v2"]
+FORMATS = ["dequantized", "compressed-tensors", "native", "gptq_v2", "mlx"]
 TOKENS = torch.arange(24).reshape(2, 12)
 SETTINGS: dict[str, Any] = {"method": "rtn", "bits": 4, "group_size": 32, "symmetric": True}
 
@@ -36,7 +36,7 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 PARTS = {"weight_packed", "weight_scale", "weight_shape", "codes", "scale"}
-PARTS |= {"qweight", "qzeros", "scales", "g_idx"}
+PARTS |= {"qweight", "qzeros", "scales", "g_idx", "biases"}
 
 
 def weights(tensors: dict[str, torch.Tensor]) -> set[str]:
@@ -91,7 +91,7 @@ def test_readers_are_told_both_names_of_what_is_not_quantized(tmp_path: Path) ->
     assert told["gptq_v2"]["block_name_to_quantize"] == "model.language_model.layers"
 
 
-@pytest.mark.parametrize("name", ["dequantized", "compressed-tensors", "native", "gptq_v2"])
+@pytest.mark.parametrize("name", ["dequantized", "compressed-tensors", "native", "gptq_v2", "mlx"])
 def test_a_base_models_tensors_get_its_prefix(tmp_path: Path, name: str) -> None:
     """`from_pretrained` adds it to plain weights, and not to packed ones under every option."""
     model = llama(tied=True, dtype=torch.bfloat16)

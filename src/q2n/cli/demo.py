@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,13 +118,9 @@ def _row(
 
 def _continue(folder: Path) -> str:
     """The prompt continued greedily by the checkpoint, loaded as any user would."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with warnings.catch_warnings():  # transformers notes that the config is given twice
-        warnings.simplefilter("ignore", UserWarning)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, quantization_config=CompressedTensorsConfig(dequantize=True)
-        )
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompt = tokenizer(PROMPT, return_tensors="pt")
     tokens = model.generate(**prompt, max_new_tokens=24, do_sample=False)

@@ -1,9 +1,15 @@
 """`q2n methods`: what there is to choose from."""
 
+from __future__ import annotations
+
 from argparse import Namespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from q2n.config.options import table
+from q2n.config.runtimes import ALL_BITS, RUNTIMES, Loads
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def add_methods(commands: Any) -> None:
@@ -11,13 +17,14 @@ def add_methods(commands: Any) -> None:
     parser = commands.add_parser(
         "methods",
         help="list the methods",
-        description="List the quantization methods, what they store and where.",
+        description="List the quantization methods, what they store and where, and what runs it.",
     )
     parser.set_defaults(run=run)
 
 
 def run(parsed: Namespace) -> None:
-    """One line per method; below, for what they store (with default options), who can hold it."""
+    """One line per method; below, for what they store (with default options), who can hold it; last
+    what each runtime can run."""
     from rich.table import Table
 
     from q2n.logging import Screen
@@ -30,4 +37,23 @@ def run(parsed: Namespace) -> None:
         holders[entry.storage] = ", ".join(entry.formats)
     for storage, text in table().storages.items():
         formats.add_row(storage, holders[storage], text)
-    Screen().print(methods, "", formats)
+    Screen().print(methods, "", formats, "", _runtimes())
+
+
+def _runtimes() -> Table:
+    """Uniform grids by runtime, format and width."""
+    from rich.table import Column, Table
+
+    names = [Column(name, no_wrap=True) for name in ("--runtime", "--format")]
+    runtimes = Table(*names, *map(str, ALL_BITS), "groups", "", box=None)
+    for name, runtime in RUNTIMES.items():
+        for loads in runtime.loads:
+            sizes = "any" if loads.group_sizes is None else "/".join(map(str, loads.group_sizes))
+            widths = [_runs(loads, bits) for bits in ALL_BITS]
+            only = "symmetric" if loads.symmetric_only else ""
+            runtimes.add_row(f"[bold]{name}", loads.format, *widths, sizes, only)
+    return runtimes
+
+
+def _runs(loads: Loads, bits: int) -> str:
+    return "yes" if bits in loads.bits else "GPU" if bits in loads.gpu_bits else "no"

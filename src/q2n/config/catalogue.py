@@ -18,6 +18,7 @@ from typing import Any
 from q2n.config.options import CHANGES, RUN, SWITCHES, MethodEntry, Option, Table
 from q2n.config.owners import BY_SWITCH, WRAPPERS, storage
 from q2n.config.presets import ALIASES, METHOD_PRESETS, PRESET_SUMMARIES
+from q2n.config.runtimes import RUNTIMES
 from q2n.config.settings import RunSettings
 from q2n.formats import FORMATS
 from q2n.formats.choice import formats_for
@@ -119,11 +120,16 @@ def _title(owner: str) -> str:
 
 
 def _run_options() -> dict[str, Option]:
-    """Those of the run; methods and formats are the ones there are."""
+    """Those of the run; methods, formats and runtimes are the ones there are."""
     options = options_of(RunSettings)
-    names = {"method": [*METHODS, *METHOD_PRESETS], "format": list(FORMATS)}
+    names = {
+        "method": [*METHODS, *METHOD_PRESETS],
+        "format": list(FORMATS),
+        "runtime": list(RUNTIMES),
+    }
     for name, choices in names.items():
-        kind = ValueKind(type="choice", choices=tuple(choices))
+        optional = options[name].kind.optional
+        kind = ValueKind(type="choice", choices=tuple(choices), optional=optional)
         options[name] = replace(options[name], kind=kind)
     return options
 

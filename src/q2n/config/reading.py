@@ -1,7 +1,8 @@
 """From flat settings to `Settings`: aliases, presets, owners, and everything that can be refused
 without loading a model.
 
-The order of precedence: what was set; the quality; the preset of the method; the defaults.
+The order of precedence: what was set; the quality; the preset of the method; the runtime; the
+defaults.
 """
 
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from q2n.config.presets import (
     RELEASED_NULLSPACE,
     WHEN_ALONE,
 )
+from q2n.config.runtimes import check_runtime, runtime_settings
 from q2n.config.settings import RunSettings, Settings
 from q2n.errors import InputError
 from q2n.option_types import plain, require, shown
@@ -38,7 +40,10 @@ def read_settings(settings: Mapping[str, Any]) -> Settings:
     _refuse_idle(given, {**run, **options[CHANGES]})
     taken = run.keys() | {name for own in options.values() for name in own}
     _refuse_unknown(given.keys() - taken, base)
-    return Settings(run=RunSettings(**run), method=base, options=options)
+    read = Settings(run=RunSettings(**run), method=base, options=options)
+    if read.run.runtime is not None:
+        check_runtime(read.run.runtime, read.flat())
+    return read
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,9 +89,13 @@ def _expanded(given: Mapping[str, Any]) -> dict[str, Any]:
             f"unknown method {shown(method)}; there are: {', '.join(table().methods)}"
             + _hint(shown(method), table().methods)
         )
-    for name in ("quality", "nullspace"):  # the other presets
+    for name in ("quality", "nullspace", "runtime"):  # the other presets
         require(name, given.get(name, options[name].default), options[name].kind)
-    below = {**METHOD_PRESETS.get(method, {}), **_quality(given.get("quality"), method)}
+    below = {
+        **runtime_settings(given.get("runtime")),
+        **METHOD_PRESETS.get(method, {}),
+        **_quality(given.get("quality"), method),
+    }
     expanded = {**below, **given, "method": method}
     base = METHOD_PRESETS.get(method, {}).get("method", method)
     under = {

@@ -14,6 +14,7 @@ from q2n.option_types import Count, CountOrZero, Patterns, Seed, WindowLength
 NOT_IN_FINGERPRINT = (
     "model",
     "output",
+    "runtime",
     "corpus",
     "data_dir",
     "activations",
@@ -92,6 +93,9 @@ class RunSettings:
     (slower)."""
     activations: Literal["device", "cpu", "disk"] = "device"
     """Where block inputs lie: device (fastest), cpu, or disk."""
+    runtime: str | None = None
+    """Program that will run the result: picks format, group size and dtype where they are not set,
+    and refuses what it cannot run; `q2n methods` lists what each can."""
     format: str = "compressed-tensors"
     """Checkpoint format."""
     gguf_outside: OutsideName | None = None
@@ -99,8 +103,9 @@ class RunSettings:
     floating-point types (f32, f16, bf16) the other linears that are not quantized are too."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto: cuda where there is one."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """float32, bfloat16 or float16 to run and write the model in; auto: the checkpoint's own."""
+    dtype: Literal["auto", "half", "float32", "bfloat16", "float16"] = "auto"
+    """float32, bfloat16 or float16 to run and write the model in; auto: the checkpoint's own; half:
+    bfloat16 for a float32 checkpoint, else its own."""
     revision: str | None = None
     """Revision of a hub model."""
     trust_remote_code: bool = False

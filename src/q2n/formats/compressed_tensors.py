@@ -38,6 +38,12 @@ from q2n.option_types import shown
 LAYOUT_VERSION = "0.20.0"
 """The compressed-tensors release against which the layout is tested; written into the file."""
 
+DENSE_ON_LOADING = {"dequantize": True}
+"""An argument of transformers' `CompressedTensorsConfig`, which takes it from the file too. Without
+it transformers makes room for the zero points of another shape than they are stored in, and a plain
+`from_pretrained` of an asymmetric checkpoint fails. With it, or after the first call without it,
+the model is dense in memory. vLLM does not read it."""
+
 
 class CompressedTensors(UniformCodec):
     """Codes as one bitstream per row."""
@@ -141,6 +147,7 @@ class CompressedTensorsEntry(UniformEntry):
             "quantization_status": "compressed",
             "config_groups": {"group_0": group},
             "ignore": list(dict.fromkeys([*names, *modules_of(copied)])),
+            **({} if scheme.symmetric else DENSE_ON_LOADING),
         }
 
     def described_scheme(self, config: Mapping[str, Any]) -> Scheme:
@@ -165,10 +172,7 @@ class CompressedTensorsEntry(UniformEntry):
     def loading_example(self, directory: Path) -> str:
         return (
             "# pip install transformers compressed-tensors\n"
-            "from transformers import AutoModelForCausalLM, CompressedTensorsConfig\n"
+            "from transformers import AutoModelForCausalLM\n"
             "\n"
-            "model = AutoModelForCausalLM.from_pretrained(\n"
-            f"    {str(directory)!r},\n"
-            "    quantization_config=CompressedTensorsConfig(dequantize=True),\n"
-            ")\n"
+            f"model = AutoModelForCausalLM.from_pretrained({str(directory)!r})\n"
         )

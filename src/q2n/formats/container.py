@@ -56,6 +56,11 @@ class Container(ABC):
     def tags(self) -> tuple[str, ...]:
         """Under which model hubs list such checkpoints."""
 
+    @property
+    def library(self) -> str:
+        """Which library loads it, as model hubs call it."""
+        return "transformers"
+
     @abstractmethod
     def loading_example(self, directory: Path) -> str:
         """Lines that load a checkpoint."""

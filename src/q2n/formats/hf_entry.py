@@ -24,6 +24,9 @@ class FolderEntry(ABC):
     config_copy: ClassVar[str | None] = None
     """A second file, beside config.json, in which readers look for the quantization config."""
 
+    library: ClassVar[str] = "transformers"
+    """Which library loads it, as model hubs call it."""
+
     merges_parts: ClassVar[bool] = True
     """Whether its readers merge tensors on loading as transformers does with a plain checkpoint:
     experts that are stored one by one."""
@@ -45,9 +48,14 @@ class FolderEntry(ABC):
             InputError: the entry cannot describe this mixture of layers.
         """
 
+    def completed(self, config: dict[str, Any]) -> dict[str, Any]:
+        """config.json with what its readers look for besides; the argument has all that
+        transformers writes, and the quantization config."""
+        return config
+
     @abstractmethod
     def loading_example(self, directory: Path) -> str:
-        """Python lines that load the folder with transformers."""
+        """Python lines that load the folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +72,10 @@ class PackedEntry(FolderEntry, Generic[Description]):
     """The entry of a codec that has an inverse."""
 
     quant_method: ClassVar[str]
+
+    def describes(self, quantization: Mapping[str, Any]) -> bool:
+        """Whether a quantization config of config.json is one of these."""
+        return quantization.get("quant_method") == self.quant_method
 
     @abstractmethod
     def packed_layers(

@@ -39,6 +39,10 @@ class HFFolder(Container):
     def tags(self) -> tuple[str, ...]:
         return (self.entry.quant_method,) if self.entry.quant_method else ()
 
+    @property
+    def library(self) -> str:
+        return self.entry.library
+
     def loading_example(self, directory: Path) -> str:
         return self.entry.loading_example(directory)
 
@@ -83,14 +87,16 @@ class HFFolder(Container):
             if self.entry.config_copy:
                 copy = folder / self.entry.config_copy
                 copy.write_text(json.dumps(quantization, indent=1) + "\n")
-        (folder / "config.json").write_text(as_json(config))
+        (folder / "config.json").write_text(as_json(self.entry.completed(config)))
 
     def tensor_bytes(self, directory: Path) -> int:
         return tensor_bytes(directory)
 
     def recognizes(self, directory: Path) -> bool:
-        method = (quantization_config(directory) or {}).get("quant_method")
-        return method is not None and method == self.entry.quant_method
+        described = quantization_config(directory)
+        if described is None or not isinstance(self.entry, PackedEntry):
+            return False
+        return self.entry.describes(described)
 
     def open(
         self, folder: Path, codec: Codec, dtype: str, *, trust_remote_code: bool = False

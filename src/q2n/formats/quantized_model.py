@@ -92,8 +92,8 @@ class QuantizedModel:
     ) -> Shaped[Tensor, "..."]:
         """A tensor of a quantized linear as the model keeps it: its dense weight transposed or
         not."""
-        target = self.targets[module]
-        return target.stored(value).contiguous() if part == "weight" else value
+        dense = part == "weight" and value.is_floating_point()  # MLX calls codes so too
+        return self.targets[module].stored(value).contiguous() if dense else value
 
     def other_tensor(self, name: str) -> Shaped[Tensor, "..."]:
         """A tensor that no quantized linear replaces, as it is written.

@@ -7,6 +7,7 @@ from q2n.formats.ggml_blocks import GGMLBlocks
 from q2n.formats.gguf.file import GGUFFile
 from q2n.formats.gptq_v2 import GPTQEntry, GPTQv2
 from q2n.formats.hf_folder import HFFolder
+from q2n.formats.mlx import MLX, MLXEntry
 from q2n.formats.native import Native
 from q2n.formats.native_entry import NativeEntry
 
@@ -15,6 +16,7 @@ FORMATS: dict[str, Format] = {
     for format in (
         Format("compressed-tensors", CompressedTensors(), HFFolder(CompressedTensorsEntry())),
         Format("gptq_v2", GPTQv2(), HFFolder(GPTQEntry())),
+        Format("mlx", MLX(), HFFolder(MLXEntry())),
         Format("native", Native(), HFFolder(NativeEntry())),
         Format("gguf", GGMLBlocks(), GGUFFile()),
         Format("dequantized", Dequantized(), HFFolder(PlainEntry())),

@@ -1,7 +1,7 @@
-"""What the two public packed formats share: they hold uniform grids, one scheme per model.
+"""What the public packed formats share: they hold uniform grids, one scheme per model.
 
 scale * (code - zero), codes of b bits, a scale and a zero point for each group of
-consecutive inputs. Both describe the scheme once, in config.json, so all layers must agree.
+consecutive inputs. All describe the scheme once, in config.json, so all layers must agree.
 """
 
 from abc import abstractmethod

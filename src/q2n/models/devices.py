@@ -15,8 +15,16 @@ def parse_dtype(name: str) -> torch.dtype:
         InputError: another name.
     """
     if name not in DTYPES:
-        raise InputError(f"dtype {shown(name)} is not one of auto, {', '.join(DTYPES)}")
+        raise InputError(f"dtype {shown(name)} is not one of auto, half, {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def dtype_of_run(name: str, own: torch.dtype) -> torch.dtype:
+    """The dtype in which a model of dtype `own` is run and written: its own for "auto", bfloat16
+    instead of float32 for "half", else as `parse_dtype`."""
+    if name == "half":
+        return torch.bfloat16 if own == torch.float32 else own
+    return own if name == "auto" else parse_dtype(name)
 
 
 def requested_dtype(name: str | None) -> torch.dtype | None:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from q2n.errors import InputError
 from q2n.models.auxiliary_files import generation_file
-from q2n.models.devices import parse_dtype
+from q2n.models.devices import dtype_of_run
 from q2n.models.dtypes import planned_dtypes
 from q2n.models.model_source import ModelSource, config_bytes, require_finite
 from q2n.models.skeleton import share_skeleton, stored_tensors
@@ -28,7 +28,7 @@ class ObjectSource(ModelSource):
         self.model, self.config = model, model.config
         self.trust_remote_code = trust_remote_code
         self._auxiliary = generation_file(model.generation_config)
-        self.dtype = model.dtype if dtype == "auto" else parse_dtype(dtype)
+        self.dtype = dtype_of_run(dtype, model.dtype)
         self.label = model.config.name_or_path or type(model).__name__
         self._tensors = dict(stored_tensors(model))
         for name, tensor in self._tensors.items():

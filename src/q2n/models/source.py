@@ -20,7 +20,7 @@ from q2n.models.auxiliary_files import read_auxiliary
 from q2n.models.checkpoint_files import StoredTensors, TensorFiles, resolve_checkpoint
 from q2n.models.checkpoint_tensors import CheckpointTensors
 from q2n.models.config_file import config_values, read_config
-from q2n.models.devices import DTYPES, parse_dtype
+from q2n.models.devices import DTYPES, dtype_of_run, parse_dtype
 from q2n.models.dtypes import loaded_dtypes
 from q2n.models.model_source import ModelSource, assemble, config_bytes, require_finite
 from q2n.models.object_source import ObjectSource
@@ -42,7 +42,7 @@ def open_source(
 ) -> ModelSource:
     """A source for a model object, a checkpoint folder, a packaged model or a hub name.
 
-    `dtype` "auto" keeps the checkpoint's own.
+    `dtype` "auto" keeps the checkpoint's own, "half" too but for float32: bfloat16.
 
     Raises:
         InputError: no such model, or one that cannot be read safely.
@@ -170,7 +170,7 @@ class CheckpointSource(ModelSource):
         return files
 
     def _resolve_dtype(self, dtype: str, files: StoredTensors) -> torch.dtype:
-        if dtype != "auto":
+        if dtype not in ("auto", "half"):
             return parse_dtype(dtype)
         stored = self.config.dtype
         if stored is None:
@@ -182,7 +182,7 @@ class CheckpointSource(ModelSource):
                 f"{self.folder}: config.json has dtype {shown(name)}; say with --dtype which of "
                 f"{', '.join(DTYPES)} to run and write the model in"
             )
-        return DTYPES[name]
+        return dtype_of_run(dtype, DTYPES[name])
 
 
 def _refuse_quantized(folder: Path, quantization: Any) -> None:

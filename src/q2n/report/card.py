@@ -28,6 +28,8 @@ class About:
     """What becomes of embeddings, norms, biases and head, in one sentence."""
     language: str
     """Of the lines that load it."""
+    library: str = "transformers"
+    """Which loads it."""
     runtime: bool
     """Whether the model runs with parts beside its weights."""
 

@@ -228,18 +228,37 @@ def test_scores_equal_those_of_the_harness_s_own_command(model, data, tmp_path, 
     write_mmlu(data, mmlu_subjects())
     on = {"data_dir": data, "task_dir": tmp_path / "tasks", "batch_size": 4, "limit": 4}
     ours = q2n.evaluate_tasks(model, tasks=tasks, shots=shots, **on)
-    flags = ["--include_path", tmp_path / "tasks", "--tasks", ",".join(tasks), "--limit", 4]
+    assert_equal(ours, harness_s_own(model, tmp_path, tasks, shots))
+    assert tasks == SIX or (ours.tasks[0].documents, ours.tasks[0].shots) == (114, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_harness_reads_what_q2n_writes(model, data, tmp_path, symmetric):
+    """`--model hf` with nothing but the folder."""
+    out = tmp_path / "out"
+    q2n.quantize(model, out, method="rtn", symmetric=symmetric, dtype="bfloat16")
+    on = {"data_dir": data, "task_dir": tmp_path / "tasks", "batch_size": 4, "limit": 4}
+    ours = q2n.evaluate_tasks(out, tasks=["piqa", "hellaswag"], **on)
+    assert_equal(ours, harness_s_own(out, tmp_path, ["piqa", "hellaswag"]))
+
+
+def harness_s_own(model, folder, tasks, shots=None):
+    """The results that `lm_eval --model hf` writes."""
+    flags = ["--include_path", folder / "tasks", "--tasks", ",".join(tasks), "--limit", 4]
     flags += ["--num_fewshot", shots] if shots is not None else []
-    flags += ["--batch_size", 4, "--device", "cpu", "--output_path", tmp_path / "theirs"]
+    flags += ["--batch_size", 4, "--device", "cpu", "--output_path", folder / "theirs"]
     command = ["-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={model}", *flags]
     subprocess.run([sys.executable, *map(str, command)], check=True)
-    [said] = (tmp_path / "theirs").rglob("results_*.json")
-    theirs = json.loads(said.read_text())["results"]
+    [said] = (folder / "theirs").rglob("results_*.json")
+    return json.loads(said.read_text())["results"]
+
+
+def assert_equal(ours, theirs):
     for result in ours.tasks:
         scores = {f"{name},none": value for name, value in result.scores.items()}
         errors = {f"{name}_stderr,none": x for name, x in result.standard_errors.items()}
         assert {**scores, **errors}.items() <= theirs[result.task].items()
-    assert tasks == SIX or (ours.tasks[0].documents, ours.tasks[0].shots) == (114, 1)
 
 
 def mmlu_subjects() -> list[str]:

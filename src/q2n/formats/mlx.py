@@ -1,0 +1,131 @@
+"""MLX: what mlx-lm, and the programs built on it, run on Apple's chips.
+
+For a weight [N, K] in groups of g = 32, 64 or 128 inputs, G = K / g, and b bits:
+
+    weight   uint32 [N, K b / 32]   codes, one little-endian bitstream per row
+    scales   [N, G], the model's dtype (float16 in a float32 model)
+    biases   [N, G], the same
+
+w = scale * code + bias: a uniform grid with bias = -scale * zero. Only the bias is rounded: not at
+all on a symmetric grid, whose zero point is a power of two, and on an asymmetric one of 8 bits by
+up to half a step in bfloat16, for the product of a scale and a zero point has 16 bits there.
+
+mlx-lm takes every module that has scales for quantized; `quantization` in config.json says the grid
+once. Embeddings and head stay as they are. Settings of the rotary embedding are looked for under
+the names of older configurations (mlx_config.py). (mlx.core.quantize; mlx_lm/utils.py.)
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from q2n.errors import InputError
+from q2n.formats.mlx_config import with_older_names
+from q2n.formats.packing import WORD, pack, unpack
+from q2n.formats.stored import StoredLayer
+from q2n.formats.uniform import Scheme, UniformCodec, UniformEntry, require_tensors, stored_scale
+from q2n.layers.quantized import QuantizedLinear
+from q2n.linalg.groups import by_column
+
+BITS = (2, 3, 4, 5, 6, 8)
+GROUP_SIZES = (32, 64, 128)
+
+
+class MLX(UniformCodec):
+    """Codes as one bitstream per row, a scale and a bias per group."""
+
+    name = "mlx"
+    parts = ("scales", "biases", "weight")
+
+    def check_grid(self, name: str, shape: tuple[int, int], *, bits: int, group_size: int) -> None:
+        if bits not in BITS:
+            raise InputError(f"{self.name} holds {BITS} bits, not {bits} ({name})")
+        if group_size not in GROUP_SIZES:
+            raise InputError(
+                f"{self.name} has groups of {GROUP_SIZES} inputs, not of {group_size} ({name}); "
+                "choose one of these for --group-size"
+            )
+        if shape[1] % group_size:
+            raise InputError(
+                f"{self.name} has no short last group: {name} has {shape[1]} inputs, which groups "
+                f"of {group_size} do not divide; choose another of {GROUP_SIZES} for --group-size, "
+                f"or leave the layer out with --ignore"
+            )
+
+    def encode(
+        self, name: str, layer: QuantizedLinear, dtype: torch.dtype
+    ) -> dict[str, Shaped[Tensor, "..."]]:
+        uniform, stored = self.uniform(name, layer), self.scale_dtype(dtype)
+        scale = stored_scale(name, uniform.scale, stored)
+        bias = stored_scale(name, -scale.float() * uniform.zero, stored)
+        words = pack(uniform.codes, uniform.bits)
+        return {"weight": words.view(torch.uint32), "scales": scale, "biases": bias}
+
+    def decode(
+        self, name: str, parts: Mapping[str, Shaped[Tensor, "..."]], description: Scheme
+    ) -> Float[Tensor, "out in"]:
+        bits, size = description.bits, description.group_size
+        words = parts.get("weight", torch.empty(0))
+        if words.dtype == torch.uint32:
+            words = words.view(torch.int32)
+        rows, columns = _shape(words, bits)
+        grid = ((rows, description.groups(columns)), True)
+        require_tensors(
+            name,
+            {**parts, "weight": words},
+            {"weight": ((rows, columns * bits // WORD), False), "scales": grid, "biases": grid},
+        )
+        codes = unpack(words, bits, columns).float()
+        scale, bias = parts["scales"].float(), parts["biases"].float()
+        return by_column(scale, size, columns) * codes + by_column(bias, size, columns)
+
+
+def _shape(words: Shaped[Tensor, "..."], bits: int) -> tuple[int, int]:
+    """Of the weight: its rows fill whole words."""
+    rows, count = (0, 0, *words.shape)[-2:]
+    return rows, count * WORD // bits
+
+
+class MLXEntry(UniformEntry):
+    """The grid, as mlx-lm writes it: without `quant_method`, so that transformers refuses the
+    folder; a method that it does not know would make it load arbitrary weights."""
+
+    codec = MLX
+    quant_method = "mlx"
+    library = "mlx"
+
+    def quantization_config(
+        self,
+        layers: Mapping[str, StoredLayer],
+        unquantized: Mapping[str, str],
+        copied: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        scheme = self.common_scheme(layers)
+        return {"group_size": scheme.group_size, "bits": scheme.bits, "mode": "affine"}
+
+    def completed(self, config: dict[str, Any]) -> dict[str, Any]:
+        return {**with_older_names(config), "quantization": config["quantization_config"]}
+
+    def describes(self, quantization: Mapping[str, Any]) -> bool:
+        return {"group_size", "bits"} <= quantization.keys() and "quant_method" not in quantization
+
+    def described_scheme(self, config: Mapping[str, Any]) -> Scheme:
+        if config.get("mode", "affine") != "affine":
+            raise InputError(f"MLX's mode {config['mode']!r} is not read here; use mlx-lm")
+        own = [name for name, value in config.items() if isinstance(value, dict)]
+        if own:
+            raise InputError(f"{own[0]} has a grid of its own, which is not read here; use mlx-lm")
+        return Scheme(bits=config["bits"], group_size=config["group_size"], symmetric=False)
+
+    def loading_example(self, directory: Path) -> str:
+        return (
+            "# pip install mlx-lm\n"
+            "from mlx_lm import generate, load\n"
+            "\n"
+            f"model, tokenizer = load({str(directory)!r})\n"
+            'print(generate(model, tokenizer, "The capital of France is"))\n'
+        )

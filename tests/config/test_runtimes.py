@@ -1,0 +1,100 @@
+"""What `--runtime` stands for, what wins over it, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import save_tiny, tiny_model
+
+import q2n
+from q2n.config.reading import read_settings
+from q2n.config.runtimes import RUNTIMES, check_sizes
+from q2n.config.settings import RunSettings
+from q2n.errors import InputError
+from q2n.formats import FORMATS
+from q2n.models.source import open_source
+
+
+def read(**settings) -> RunSettings:
+    return read_settings(settings).run
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_every_runtime_runs_what_it_stands_for(name: str) -> None:
+    loads = RUNTIMES[name].loads[0]
+    settings = read_settings({"runtime": name, "bits": loads.bits[-1]}).flat()
+    assert settings["format"] == loads.format
+    assert RUNTIMES[name].settings.items() <= settings.items()
+    assert read_settings(settings).flat() == settings
+    assert {one.format for one in RUNTIMES[name].loads} <= set(FORMATS)
+
+
+def test_no_runtime_changes_nothing() -> None:
+    assert read().format == "compressed-tensors" and read().dtype == "auto"
+    assert read(runtime="transformers") == RunSettings(runtime="transformers")
+
+
+def test_what_is_set_wins() -> None:
+    settings = read_settings({"runtime": "mlx", "group_size": 128, "dtype": "float32"})
+    assert settings.flat()["group_size"] == 128 and settings.run.dtype == "float32"
+    assert read(runtime="transformers", format="native").format == "native"
+    assert read(runtime="vllm", format="gptq_v2", symmetric=True).format == "gptq_v2"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"runtime": "mlx", "format": "native"}, "mlx does not load --format native; .* mlx$"),
+        ({"runtime": "vllm", "format": "mlx"}, "it loads compressed-tensors, gptq_v2$"),
+        ({"runtime": "mlx", "group_size": -1}, "groups of -1; it runs groups of 32, 64, 128$"),
+        ({"runtime": "vllm", "group_size": 16}, "groups of 16; it runs groups of -1, 32, 64, 128$"),
+        ({"runtime": "vllm", "format": "gptq_v2"}, "asymmetric grids; add --symmetric$"),
+        ({"runtime": "vllm", "format": "gptq_v2", "bits": 3}, "3 bits; it runs 4, 8$"),
+        ({"runtime": "openvino", "bits": 3}, "3 bits; it runs 4$"),
+        ({"runtime": "openvino", "symmetric": False}, "asymmetric"),
+        ({"runtime": "ollama"}, "runtime is 'ollama'"),
+    ],
+)
+def test_refusals_say_what_it_runs(settings: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        read_settings(settings)
+
+
+def test_sizes_that_a_kernel_does_not_take() -> None:
+    check_sizes("vllm", "compressed-tensors", "q_proj", (64, 96))
+    check_sizes("transformers", "compressed-tensors", "q_proj", (9, 7))
+    for shape in ((40, 64), (64, 40)):
+        with pytest.raises(InputError, match="multiples of 32, and q_proj has"):
+            check_sizes("vllm", "compressed-tensors", "q_proj", shape)
+
+
+def test_a_layer_is_refused_before_any_work(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model", intermediate_size=112)
+    with pytest.raises(InputError, match="gate_proj has 64 and 112"):
+        q2n.quantize(folder, tmp_path / "out", method="rtn", runtime="vllm")
+    assert not (tmp_path / "out").exists()
+
+
+def test_float32_is_written_in_16_bits_and_said(tmp_path: Path) -> None:
+    done = q2n.quantize(
+        save_tiny(tmp_path / "model"), tmp_path / "out", method="rtn", bits=3, runtime="vllm"
+    )
+    tensors = load_file(tmp_path / "out" / "model.safetensors").values()
+    assert {x.dtype for x in tensors if x.is_floating_point()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert done.record["notes"] == [
+        "vllm runs 3 bits on GPUs only, where q2n's tests have not run it",
+        "The float32 model is run and written in bfloat16",
+    ]
+
+
+@pytest.mark.parametrize("own", [torch.float16, torch.bfloat16, torch.float32])
+def test_half_changes_float32_only(tmp_path: Path, own: torch.dtype) -> None:
+    model = tiny_model().to(own)
+    model.save_pretrained(tmp_path)
+    expected = torch.bfloat16 if own == torch.float32 else own
+    assert open_source(model, dtype="half").dtype == expected
+    assert open_source(tmp_path, dtype="half").dtype == expected
+    assert open_source(tmp_path).dtype == own

@@ -1,0 +1,94 @@
+"""What mlx-lm makes of MLX checkpoints, on a CPU."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from runtimes.environments import call
+from runtimes.reference import NEW, PROMPT, reference, sample
+from tiny import save_tiny
+
+import q2n
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def _mlx(runtime) -> None:
+    runtime("mlx")
+
+
+def compare(folders: list[Path], tokens: list[int], linears: int) -> None:
+    """Loss equal to four digits of the perplexity, greedy ids equal, every linear packed."""
+    asked = {"folders": folders, "tokens": tokens, "prompt": PROMPT, "new": NEW}
+    for folder, found in zip(folders, call("mlx", **asked), strict=True):
+        expected = reference(folder, tokens)
+        assert found["packed"] == linears, folder
+        # The perplexity is exp(loss): 5e-5 of it is half of its fourth digit, at most.
+        assert abs(found["loss"] - expected.loss) < 5e-5, folder
+        assert found["greedy"] == expected.greedy, folder
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), [(4, False), (3, True)])
+def test_smollm2(smollm2: Path, tmp_path: Path, bits: int, symmetric: bool) -> None:
+    q2n.quantize(
+        smollm2,
+        tmp_path / "out",
+        method="rtn",
+        format="mlx",
+        bits=bits,
+        symmetric=symmetric,
+        group_size=64,
+    )
+    compare([tmp_path / "out"], sample(smollm2), 210)
+
+
+def test_every_width_and_grid(smollm2_head: Path, tmp_path: Path) -> None:
+    """On two blocks of it."""
+    folders = []
+    for bits in (2, 3, 4, 5, 6, 8):
+        for symmetric in (True, False):
+            folders.append(tmp_path / f"{bits}-{symmetric}")
+            q2n.quantize(
+                smollm2_head,
+                folders[-1],
+                method="rtn",
+                format="mlx",
+                bits=bits,
+                symmetric=symmetric,
+                group_size=32 if bits == 3 else 64,
+            )
+    compare(folders, sample(smollm2_head), 14)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "linears", "options"),
+    [
+        (
+            "llama",
+            7,
+            {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32},
+        ),  # groups of 128
+        ("qwen2", 7, {"rope_theta": 5000.0}),
+        ("qwen3", 7, {"rope_theta": 5000.0}),
+        ("gemma2", 7, {}),
+        ("gemma3_text", 7, {"layers": 7, "sliding_window": 8}),
+        ("phi3", 4, {"original_max_position_embeddings": 128}),
+    ],
+)
+def test_architectures(tmp_path: Path, architecture: str, linears: int, options: dict) -> None:
+    """Whose names of settings, and defaults, are not always the ones of transformers."""
+    layers = options.setdefault("layers", 3)
+    model = save_tiny(tmp_path / "model", architecture, **options)
+    group_size = 128 if options.get("hidden_size") == 128 else 32
+    q2n.quantize(
+        model,
+        tmp_path / "out",
+        method="rtn",
+        format="mlx",
+        bits=4,
+        group_size=group_size,
+        only=("*proj",),
+    )
+    tokens = torch.randint(3, 128, (40,), generator=torch.Generator().manual_seed(0)).tolist()
+    compare([tmp_path / "out"], tokens, linears * layers)
