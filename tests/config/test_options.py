@@ -104,8 +104,8 @@ def test_help_of_a_flag_names_owners_and_defaults():
         "(default: 0.01) [gptq, ldlq, pbllm, owq, leanquant: 0.1]"
     )
     assert of_methods["exponent"].help.endswith("(default: 4.0) [leanquant]")
-    grid = of_methods["grid"]  # other choices for ldlq than for rtn and gptq
-    assert len(grid.kinds) == 2 and (grid.parse("signed"), grid.parse("trellis")) == (
+    grid = of_methods["grid"]  # other choices for ldlq and owq than for rtn and gptq
+    assert len(grid.kinds) == 3 and (grid.parse("signed"), grid.parse("trellis")) == (
         "signed",
         "trellis",
     )

@@ -107,5 +107,5 @@ def test_a_width_without_blocks_is_refused_before_any_work():
 
 
 def test_outliers_in_16_bits_have_no_place_in_blocks():
-    with pytest.raises(InputError, match="owq keeps columns in 16 bits"):
+    with pytest.raises(InputError, match="grid is 'q4_k'"):
         OWQ(grid="q4_k")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
+from q2n.block_types import BLOCK_TYPES
+from q2n.config.block_grids import offers_blocks
 from q2n.config.options import table
 from q2n.config.runtimes import ALL_BITS, RUNTIMES, Loads
 
@@ -35,9 +37,12 @@ def run(parsed: Namespace) -> None:
     for name, entry in table().methods.items():
         methods.add_row(f"[bold]{name}", entry.bits, entry.storage, entry.summary)
         holders[entry.storage] = ", ".join(entry.formats)
+    on_blocks = [name for name in table().methods if offers_blocks(table().owners.get(name, {}))]
     for storage, text in table().storages.items():
         formats.add_row(storage, holders[storage], text)
-    Screen().print(methods, "", formats, "", _runtimes())
+    blocks = f"{', '.join(on_blocks)} round to ggml's blocks too, for --format gguf: --grid "
+    grids = f"{blocks}{' | '.join(BLOCK_TYPES)}."
+    Screen().print(methods, "", formats, "", grids, "", _runtimes())
 
 
 def _runtimes() -> Table:

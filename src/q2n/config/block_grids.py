@@ -11,13 +11,17 @@ BY_BITS = {2: "q2_k", 3: "q3_k", 4: "iq4_nl", 5: "q5_k", 6: "q6_k", 8: "q8_0"}
 """The grid that `--format gguf` means, by bits."""
 
 
+def offers_blocks(options: Mapping[str, Option]) -> bool:
+    """Whether a method with these options rounds to ggml's blocks."""
+    return "grid" in options and BY_BITS[4] in options["grid"].kind.choices
+
+
 def implied(settings: Mapping[str, Any], options: Mapping[str, Option]) -> dict[str, Any]:
     """Settings that follow from those that are there. `options` are the method's: one without such
     grids gets none."""
-    offered = options["grid"].kind.choices if "grid" in options else ()
     grid, bits = settings.get("grid"), settings.get("bits")
-    if grid is None and settings.get("format") == GGUF and BY_BITS[4] in offered:
+    if grid is None and settings.get("format") == GGUF:
         grid = BY_BITS.get(4 if bits is None else bits)
-    if grid not in offered or grid not in BLOCK_TYPES:
+    if grid not in BLOCK_TYPES or not offers_blocks(options):
         return {}
     return {"grid": grid, "bits": BLOCK_TYPES[grid].bits, "format": GGUF}

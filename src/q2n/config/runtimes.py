@@ -61,6 +61,7 @@ RUNTIMES: dict[str, Runtime] = {
             Loads(format="dequantized"),
         )
     ),
+    "llama.cpp": Runtime(loads=(Loads(format="gguf", group_sizes=(-1,)),)),
     "vllm": Runtime(
         loads=(
             Loads(

@@ -31,7 +31,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from q2n.block_types import BLOCK_TYPES
 from q2n.errors import InputError, NumericalError
 from q2n.grids.fitted import uniform_grid
 from q2n.grids.granularity import PerChannel
@@ -63,6 +62,8 @@ class OWQ(UniformMethod):
 
     name: ClassVar[str] = "owq"
 
+    grid: Literal["uniform", "signed"] = "uniform"
+    """As GPTQ's; ggml's blocks have no place for columns in 16 bits."""
     clip: Literal["minmax", "mse", "scale_zero"] = "scale_zero"
     target_bits: Annotated[float, Range(low=2, high=16, open_high=True)] | None = None
     """Bits per weight to spend, outliers included, scales not: 3.01 with 3 bits. Without
@@ -91,11 +92,6 @@ class OWQ(UniformMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.grid in BLOCK_TYPES:
-            raise InputError(
-                f"owq keeps columns in 16 bits, for which blocks of {self.grid} have no place: use "
-                "--grid uniform, or --method gptq"
-            )
         if self.target_bits is not None and self.target_rank is not None:
             raise InputError("target_bits and target_rank say the same thing: give one of them")
         if self.target_bits is not None and not self.bits <= self.target_bits < 16:

@@ -5,7 +5,7 @@ scales by themselves: of the options only `grid` counts then.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal, get_args
 
 from jaxtyping import Float
 from torch import Tensor
@@ -27,6 +27,8 @@ from q2n.option_types import GroupSize, WideBits
 @dataclass(frozen=True, kw_only=True)
 class UniformMethod(Method):
     """A method that stores `scale * (code - zero)`."""
+
+    bits_offered: ClassVar[str] = ", ".join(map(str, get_args(WideBits)))
 
     bits: WideBits = 4
     """Bits of a code. A grid of blocks has its own: leave it out."""
