@@ -242,6 +242,7 @@ def test_a_copy_has_memory_of_its_own(copied) -> None:
     module = filled(layer)
     expected = module(x)
     again = copied(module)
+    assert again._key != module._key and again._ready.weight is None  # it holds addresses
     for parameter in module.parameters():
         parameter.zero_()
     del module
