@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
+from q2n.formats import packed_kinds
 from q2n.formats import packed_weight as room
 from q2n.formats.native import Native
 from q2n.formats.packed_linear import PackedLinear
@@ -148,7 +149,7 @@ def assert_multiplies(module, layer, x, bias=None, tolerance=2e-5) -> None:
 
 def test_every_representation_has_a_kernel() -> None:
     """Blocks are for llama.cpp, which has its own."""
-    assert REPRESENTATIONS.keys() - room._KINDS.keys() == {BlockLinear.kind}
+    assert REPRESENTATIONS.keys() - packed_kinds._KINDS.keys() == {BlockLinear.kind}
 
 
 @EVERY

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from q2n.formats.native import file_dtype, file_shape, rebuild
-from q2n.formats.packed_weight import PackedWeight, packed_weight
+from q2n.formats.packed_kinds import packed_weight
+from q2n.formats.packed_weight import PackedWeight
 from q2n.formats.stored import StoredLayer
 from q2n.layers.quantized import QuantizedLinear
 
