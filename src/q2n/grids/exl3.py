@@ -1,0 +1,95 @@
+r"""The frame of EXL3's code: suh and svh of one weight (layers/exl3.py), chosen as exllamav3 does.
+
+    W = diag(svh) H A^T H diag(suh),      A ~ decoded tiles, [in, out]
+
+svh: random signs times the root mean square of each output over their mean; signs alone where few
+inputs have most of the energy (the 2 % largest 15 % of all roots of energies, or more). suh: random
+signs times the root mean square that is left of each input, over that which the code wants A to
+have. Both are rounded to float16 before A is computed.
+
+How large the weights of A should be for the least error is a number per width, found on Gaussian
+weights (`SHARE`). exllamav3 searches it per matrix, by trial on a sample of the tiles, which takes
+twice as long as the quantization of a small matrix.
+
+Source: turboderp-org/exllamav3, modules/quant/exl3_lib/quantize.py (`regularize`).
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Float16
+from torch import Tensor
+
+from q2n.errors import NumericalError
+from q2n.linalg.block_hadamard import block_hadamard
+from q2n.linalg.exl3_code import CodebookName, values
+from q2n.linalg.random_orthogonal import random_signs
+
+SHARE = {1: 0.8, 2: 0.9, 3: 0.9, 4: 0.9, 5: 0.9, 6: 0.9, 7: 0.9, 8: 0.9}
+"""The root mean square of the weights over that of the code's values, by bits."""
+_LARGEST_SHARE = 0.15
+_LEAST_SCALE = 0.01
+"""Of an input, over the mean of all."""
+
+
+class Frame(NamedTuple):
+    """What stands around the decoded tiles, and what they are to be."""
+
+    suh: Float16[Tensor, " in"]
+    svh: Float16[Tensor, " out"]
+    target: Float[Tensor, "in out"]
+    """A before it is rounded."""
+
+
+def fit(
+    weight: Float[Tensor, "out in"],
+    energy: Float[Tensor, " in"],
+    bits: int,
+    codebook: CodebookName,
+    *,
+    seed: int,
+    name: str,
+) -> Frame:
+    """The frame of the weight of a layer `name`; `energy` is the mean square of each input.
+
+    Raises:
+        NumericalError: weights that are not finite, or a scale that overflows float16.
+    """
+    rows, columns = weight.shape
+    svh = _output_scales(weight, energy) * random_signs(rows, seed, 0).to(weight)
+    svh = _stored(svh, "outputs", name)
+    scaled = torch.where(svh == 0, 0, weight.T / svh.to(weight)).T
+    mixed = block_hadamard(rows).apply_to_outputs(scaled)
+    size = _root_mean_square(mixed, 0)
+    size = size.clamp(min=_LEAST_SCALE * float(size.mean()))
+    wanted = SHARE[bits] * float(_root_mean_square(values(codebook), 0))
+    suh = (size / wanted).clamp(min=torch.finfo(torch.float16).tiny)
+    suh = _stored(suh * random_signs(columns, seed, 1).to(weight), "inputs", name)
+    target = block_hadamard(columns).apply(mixed / suh.to(weight)).T
+    return Frame(suh, svh, target.contiguous())
+
+
+def _output_scales(
+    weight: Float[Tensor, "out in"], energy: Float[Tensor, " in"]
+) -> Float[Tensor, " out"]:
+    """Relative sizes of the outputs; 1 for all where the inputs are too uneven, 0 for what is 0."""
+    size = _root_mean_square(weight, 1)
+    roots = energy.sqrt().sort(descending=True).values
+    largest = roots[: len(roots) // 50].sum()
+    if not largest < _LARGEST_SHARE * roots.sum():
+        return (size > 0).to(weight)
+    return size / size.mean().clamp(min=torch.finfo(size.dtype).tiny)
+
+
+def _root_mean_square(values: Float[Tensor, "..."], axis: int) -> Float[Tensor, "..."]:
+    return values.square().mean(axis).sqrt()
+
+
+def _stored(scale: Float[Tensor, " n"], of: str, name: str) -> Float16[Tensor, " n"]:
+    stored = scale.half()
+    if not torch.isfinite(stored).all():
+        raise NumericalError(
+            f"{name}: the scales of its {of} cannot be stored in float16 (largest: "
+            f"{float(scale.abs().max()):.3g}); leave the layer in full precision: --ignore {name!r}"
+        )
+    return stored
