@@ -16,6 +16,7 @@ middle (as exllamav3's quantize_tiles_kernel.cuh does it). Given that edge, the 
 nearest. Distances are summed in the dtype of the tiles, float32; exllamav3 sums them in float16.
 """
 
+from importlib.util import find_spec
 from typing import no_type_check
 
 import numba
@@ -80,6 +81,17 @@ def nearest_codes_numba(
     if workers:
         _kernel(tiles.contiguous().numpy(), values.numpy(), bits, workers, codes.numpy())
     return codes
+
+
+def nearest_codes_triton(
+    tiles: Float[Tensor, "tiles 256"], values: Float[Tensor, "states"], bits: int
+) -> UInt8[Tensor, "tiles 256"]:
+    """As `nearest_codes_reference`, on a GPU: in Triton where it is installed."""
+    if find_spec("triton") is None:
+        return nearest_codes_reference(tiles, values, bits)
+    from q2n.kernels import exl3_triton  # needs triton
+
+    return exl3_triton.nearest_codes(tiles, values, bits)
 
 
 @compiled(parallel=True)

@@ -79,7 +79,7 @@ class EXL3(Method):
         gram = self._gram(problem.measured.gram)
         frame = fit(
             _filled(problem.weight, padded(rows), len(gram)),
-            gram.diagonal()[:columns],
+            gram.diagonal(),
             self.bits,
             self.codebook,
             seed=problem.seed,
