@@ -58,9 +58,9 @@ def test_the_error_is_that_of_16_bit_states(bits, size, most):
     assert 4.0**-bits < float(away.sum() / tiles.square().sum()) < most
 
 
-@pytest.mark.parametrize("bits", [1, 4, 8])
+@pytest.mark.parametrize("bits", [2, 7])
 def test_implementations_agree(bits):
-    tiles = gaussian(3)
+    tiles = gaussian(2)
     expected = nearest_codes_reference(tiles, VALUES, bits)
     assert torch.equal(nearest_codes_numba(tiles, VALUES, bits), expected)
 

@@ -62,8 +62,7 @@ def test_feedback_lowers_the_error_of_the_output(given, quantized):
     frame = frames.fit(
         given.weight, given.measured.gram.diagonal(), 2, "mul1", seed=0, name="h.0.up"
     )
-    without = torch.zeros(128, 128)
-    codes = EXL3(bits=2).rounded(frame.target, without)
+    codes = EXL3(bits=2).rounded(frame.inside(given.weight), torch.zeros(128, 128))
     plain = EXL3Linear(
         codes=codes.T.contiguous(), suh=frame.suh, svh=frame.svh, bits=2, codebook="mul1"
     )
@@ -86,6 +85,16 @@ def test_each_block_is_rounded_from_its_updated_weights():
         tiles = exl3_code.to_tiles(target[a:b] + carried.T @ error[b:])[0]
         found = dispatch.nearest_exl3_codes(tiles, exl3_code.values("mul1"), 4)
         assert torch.equal(exl3_code.from_tiles(found[None]), codes[a:b])
+
+
+def test_the_compensated_weight_is_what_was_rounded(given, quantized):
+    """All of its tiles, rounded at once, have the codes of the layer."""
+    weight = EXL3(bits=2).compensated(given, quantized.dequantize())
+    frame = frames.Frame(quantized.suh, quantized.svh)
+    tiles = exl3_code.to_tiles(frame.inside(weight)).flatten(0, 1)
+    found = dispatch.nearest_exl3_codes(tiles, exl3_code.values("mul1"), 2)
+    assert torch.equal(found, exl3_code.to_tiles(quantized.codes.T).flatten(0, 1))
+    assert (weight - given.weight).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("shape", [(96, 128), (128, 100)])
@@ -119,7 +128,7 @@ def test_sizes_of_rows_and_columns_go_into_the_scales():
 @pytest.mark.parametrize("codebook", ["mul1", "mcg", "3inst"])
 def test_tiles_get_the_size_that_suits_the_code(codebook):
     weight = 1e-2 * torch.randn(256, 128, generator=torch.Generator().manual_seed(3))
-    target = frames.fit(weight, torch.ones(128), 2, codebook, seed=0, name="a").target
+    target = frames.fit(weight, torch.ones(128), 2, codebook, seed=0, name="a").inside(weight)
     wanted = frames.SHARE[2] * exl3_code.values(codebook).square().mean().sqrt()
     torch.testing.assert_close(target.square().mean().sqrt(), wanted, rtol=1e-2, atol=0)
 

@@ -26,7 +26,7 @@ from jaxtyping import Float, Float16
 from torch import Tensor
 
 from q2n.errors import NumericalError
-from q2n.linalg.block_hadamard import block_hadamard
+from q2n.linalg.block_hadamard import block_hadamard, both_sided
 from q2n.linalg.exl3_code import CodebookName, values
 from q2n.linalg.random_orthogonal import random_signs
 
@@ -38,12 +38,19 @@ _LEAST_SCALE = 0.01
 
 
 class Frame(NamedTuple):
-    """What stands around the decoded tiles, and what they are to be."""
+    """What stands around the decoded tiles."""
 
     suh: Float16[Tensor, " in"]
     svh: Float16[Tensor, " out"]
-    target: Float[Tensor, "in out"]
-    """A before it is rounded."""
+
+    def inside(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, "in out"]:
+        """A of a weight; rows whose svh is 0 count as 0."""
+        rows = torch.where(self.svh == 0, 0, weight.T / self.svh.to(weight)).T
+        return both_sided(rows / self.suh.to(weight)).T.contiguous()
+
+    def outside(self, tiles: Float[Tensor, "in out"]) -> Float[Tensor, "out in"]:
+        """The weight of an A."""
+        return self.svh.to(tiles)[:, None] * both_sided(tiles.T) * self.suh.to(tiles)
 
 
 def fit(
@@ -64,14 +71,12 @@ def fit(
     svh = _output_scales(weight, energy) * random_signs(rows, seed, 0).to(weight)
     svh = _stored(svh, "outputs", name)
     scaled = torch.where(svh == 0, 0, weight.T / svh.to(weight)).T
-    mixed = block_hadamard(rows).apply_to_outputs(scaled)
-    size = _root_mean_square(mixed, 0)
+    size = _root_mean_square(block_hadamard(rows).apply_to_outputs(scaled), 0)
     size = size.clamp(min=_LEAST_SCALE * float(size.mean()))
     wanted = SHARE[bits] * float(_root_mean_square(values(codebook), 0))
     suh = (size / wanted).clamp(min=torch.finfo(torch.float16).tiny)
-    suh = _stored(suh * random_signs(columns, seed, 1).to(weight), "inputs", name)
-    target = block_hadamard(columns).apply(mixed / suh.to(weight)).T
-    return Frame(suh, svh, target.contiguous())
+    suh = suh * random_signs(columns, seed, 1).to(weight)
+    return Frame(_stored(suh, "inputs", name), svh)
 
 
 def _output_scales(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from q2n.layers.autograd import zero_change
 from q2n.layers.fields import CodeBits, packed
 from q2n.layers.quantized import QuantizedLinear
-from q2n.linalg.block_hadamard import block_hadamard, padded
+from q2n.linalg.block_hadamard import both_sided, padded
 from q2n.linalg.exl3_code import CodebookName, decoded
 
 
@@ -47,9 +47,7 @@ class EXL3Linear(QuantizedLinear):
     def unscaled(self) -> Float[Tensor, "out in"]:
         """What svh multiplies."""
         inner = decoded(self.codes.T, self.bits, self.codebook).T
-        rows, columns = inner.shape
-        rotated = block_hadamard(columns).apply(block_hadamard(rows).apply_to_outputs(inner))
-        return rotated[: len(self.svh), : len(self.suh)] * self.suh.float()
+        return both_sided(inner)[: len(self.svh), : len(self.suh)] * self.suh.float()
 
     def scale_rows(self, alpha: Float[Tensor, " out"]) -> Self:
         return replace(self, svh=(self.svh.float() * alpha.float()).half())

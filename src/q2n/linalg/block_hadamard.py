@@ -5,6 +5,9 @@ exllamav3 multiplies with it on both sides of a weight (modules/quant/exl3_lib/q
 
 from functools import cache
 
+from jaxtyping import Float
+from torch import Tensor
+
 from q2n.linalg.kronecker import Factor, KroneckerMatrix
 
 BLOCK = 128
@@ -14,6 +17,12 @@ BLOCK = 128
 def block_hadamard(size: int) -> KroneckerMatrix:
     """H for `size` channels, a multiple of 128."""
     return KroneckerMatrix((Factor.identity(size // BLOCK), Factor.hadamard(BLOCK)))
+
+
+def both_sided(matrix: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+    """H M H: its own inverse too."""
+    rows, columns = matrix.shape
+    return block_hadamard(columns).apply(block_hadamard(rows).apply_to_outputs(matrix))
 
 
 def padded(size: int) -> int:

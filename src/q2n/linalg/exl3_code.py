@@ -54,7 +54,7 @@ def values(codebook: CodebookName) -> Float[Tensor, " states"]:
 
 
 def _byte_sums(product: Int[Tensor, " states"]) -> Float[Tensor, " states"]:
-    total = sum((product >> shift) & 255 for shift in (0, 8, 16, 24))
+    total = torch.stack([(product >> shift) & 255 for shift in (0, 8, 16, 24)]).sum(0)
     factor, shift = _float16(0x1EEE), _float16(0xC931)
     return ((1024 + total) * factor + shift).half().float()  # the same
 

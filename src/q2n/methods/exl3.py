@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from q2n.errors import InputError
-from q2n.grids.exl3 import fit
+from q2n.grids.exl3 import Frame, fit
 from q2n.kernels import dispatch
 from q2n.layers.exl3 import EXL3Linear
 from q2n.layers.fields import CodeBits
@@ -34,7 +34,7 @@ from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.linalg import exl3_code
 from q2n.linalg.block_hadamard import block_hadamard, padded
 from q2n.linalg.exl3_code import TILE, CodebookName
-from q2n.linalg.factor import feedback, mean_energy, pending
+from q2n.linalg.factor import Feedback, compensated, feedback, mean_energy, pending
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import LayerProblem, Method
 from q2n.option_types import NonNegative
@@ -75,25 +75,34 @@ class EXL3(Method):
             )
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
+        weight, frame, back = self._framed(problem)
         rows, columns = problem.weight.shape
-        gram = self._gram(problem.measured.gram)
-        frame = fit(
-            _filled(problem.weight, padded(rows), len(gram)),
-            gram.diagonal(),
-            self.bits,
-            self.codebook,
-            seed=problem.seed,
-            name=problem.name,
-        )
-        last_first = torch.arange(len(gram), device=gram.device).flip(0)
-        back = feedback(_in_frame(gram, frame.suh), 0.0, order=last_first, name=problem.name)
         return EXL3Linear(
-            codes=self.rounded(frame.target, back.matrix).T.contiguous(),
+            codes=self.rounded(frame.inside(weight), back.matrix).T.contiguous(),
             suh=frame.suh[:columns].clone(),
             svh=frame.svh[:rows].clone(),
             bits=self.bits,
             codebook=self.codebook,
         ).with_record(damping=self.damping + back.damping)
+
+    def compensated(
+        self, problem: LayerProblem, quantized: Float[Tensor, "out in"]
+    ) -> Float[Tensor, "out in"]:
+        weight, frame, back = self._framed(problem)
+        target, found = (frame.inside(w).T for w in (weight, _filled(quantized, *weight.shape)))
+        rows, columns = quantized.shape
+        return frame.outside(compensated(target, found, back, TILE).T)[:rows, :columns]
+
+    def _framed(
+        self, problem: LayerProblem
+    ) -> tuple[Float[Tensor, "padded_out padded_in"], Frame, Feedback]:
+        """The weight, filled up, its frame, and the feedback between rows of A."""
+        gram, name = self._gram(problem.measured.gram), problem.name
+        weight = _filled(problem.weight, padded(len(problem.weight)), len(gram))
+        frame = fit(weight, gram.diagonal(), self.bits, self.codebook, seed=problem.seed, name=name)
+        last_first = torch.arange(len(gram), device=gram.device).flip(0)
+        back = feedback(_in_frame(gram, frame.suh), 0.0, order=last_first, name=name)
+        return weight, frame, back
 
     def _gram(self, gram: Float[Tensor, "in in"]) -> Float[Tensor, "padded padded"]:
         """G, filled up: to inputs that are 0."""
