@@ -94,9 +94,9 @@ def test_damaged_tensors_are_named(part, change):
 
 
 def test_only_its_own_layers_are_held():
-    assert CODEC.holds(StorageSpec(kind="exl3"))
+    assert CODEC.holds(StorageSpec(kind="trellis_tiles"))
     assert not CODEC.holds(StorageSpec(kind="trellis"))
-    assert not CODEC.holds(StorageSpec(kind="exl3", runtime=True))
+    assert not CODEC.holds(StorageSpec(kind="trellis_tiles", runtime=True))
 
 
 def test_a_checkpoint_is_read_back(tmp_path):

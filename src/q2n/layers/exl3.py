@@ -28,7 +28,7 @@ from q2n.linalg.exl3_code import CodebookName, decoded
 class EXL3Linear(QuantizedLinear):
     """EXL3: codes of a trellis in tiles of 16 x 16, a scale per input and per output."""
 
-    kind: ClassVar[str] = "exl3"
+    kind: ClassVar[str] = "trellis_tiles"
 
     codes: UInt8[Tensor, "padded_out padded_in"] = packed("bits")
     """Of each weight of A^T, at its place."""
