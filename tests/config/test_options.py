@@ -101,7 +101,7 @@ def test_every_option_of_some_owners_is_one_flag():
 def test_help_of_a_flag_names_owners_and_defaults():
     of_methods = {flag.name: flag for flag in flags(list(METHODS))}
     assert of_methods["damping"].help.endswith(
-        "(default: 0.01) [gptq, ldlq, pbllm, owq, leanquant: 0.1]"
+        "(default: 0.01) [gptq, ldlq, pbllm, owq, leanquant: 0.1, exl3: 0.025]"
     )
     assert of_methods["exponent"].help.endswith("(default: 4.0) [leanquant]")
     grid = of_methods["grid"]  # other choices for ldlq and owq than for rtn and gptq

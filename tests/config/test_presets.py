@@ -103,6 +103,7 @@ def test_good_chooses_the_best_grid_of_each_method():
         "pbllm": (None, None),
         "leanquant": (None, None),
         "owq": ("scale_zero", "uniform"),
+        "exl3": (None, None),
         "quip": (None, "trellis"),
         "quarot": ("mse", "signed"),
     }

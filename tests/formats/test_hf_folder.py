@@ -22,10 +22,15 @@ from q2n.errors import InputError
 from q2n.formats import FORMATS
 from q2n.formats.hf_folder import HFFolder
 from q2n.formats.load import load_model
+from q2n.layers.uniform import UniformStorage
 from q2n.models.source import open_source
 
 DENSE = FORMATS["dequantized"]
-FOLDERS = [name for name, x in FORMATS.items() if isinstance(x.container, HFFolder)]
+FOLDERS = [
+    name
+    for name, x in FORMATS.items()
+    if isinstance(x.container, HFFolder) and x.codec.holds(UniformStorage(bits=4, group_size=32))
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

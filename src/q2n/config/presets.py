@@ -52,6 +52,7 @@ _GOOD: dict[str, dict[str, Any]] = {
     "pbllm": _CLOSED_FORMS,
     "leanquant": _CLOSED_FORMS,
     "owq": {**_CLOSED_FORMS, "clip": "scale_zero"},
+    "exl3": _CLOSED_FORMS,
     "quarot": _CLOSED_FORMS,
 }
 QUALITIES: dict[str, dict[str, dict[str, Any]]] = {

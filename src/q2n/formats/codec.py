@@ -88,3 +88,10 @@ class PackedCodec(Codec, Generic[Description]):
         Raises:
             InputError: the tensors are damaged.
         """
+
+    def unpadded(
+        self, weight: Float[Tensor, "out in"], shape: tuple[int, ...]
+    ) -> Float[Tensor, "rows columns"]:
+        """What `decode` gave, without the rows and columns that the layout adds to a weight of
+        `shape`: all of it unless a codec says otherwise."""
+        return weight

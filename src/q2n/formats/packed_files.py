@@ -96,6 +96,7 @@ class PackedFiles(StoredTensors):
         parts = {part: self._files.tensor(key) for part, key in self._parts(name).items()}
         weight = self._codec.decode(module, parts, described)
         expected = self._shapes.get(name, weight.shape)
+        weight = self._codec.unpadded(weight, expected)
         if weight.shape != expected:
             raise InputError(
                 f"{self._file(name)}: {module!r} has a weight of shape {tuple(weight.shape)}, and "

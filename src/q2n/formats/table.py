@@ -2,6 +2,7 @@
 
 from q2n.formats.compressed_tensors import CompressedTensors, CompressedTensorsEntry
 from q2n.formats.dequantized import Dequantized, PlainEntry
+from q2n.formats.exl3 import EXL3Codec, EXL3Entry
 from q2n.formats.format import Format
 from q2n.formats.ggml_blocks import GGMLBlocks
 from q2n.formats.gguf.file import GGUFFile
@@ -17,6 +18,7 @@ FORMATS: dict[str, Format] = {
         Format("compressed-tensors", CompressedTensors(), HFFolder(CompressedTensorsEntry())),
         Format("gptq_v2", GPTQv2(), HFFolder(GPTQEntry())),
         Format("mlx", MLX(), HFFolder(MLXEntry())),
+        Format("exl3", EXL3Codec(), HFFolder(EXL3Entry())),
         Format("native", Native(), HFFolder(NativeEntry())),
         Format("gguf", GGMLBlocks(), GGUFFile()),
         Format("dequantized", Dequantized(), HFFolder(PlainEntry())),

@@ -13,6 +13,8 @@ Faster implementations are listed by the type of device that they serve:
     packed_product      product_reference             product_numba; on "cuda" product_triton
     packed_rows         rows_reference                rows_numba
     kronecker_product   kronecker_reference           kronecker_numba
+    nearest_exl3_codes  nearest_codes_reference       nearest_codes_numba; on "cuda"
+                                                      nearest_codes_triton
 
 Devices without an entry get the reference. So do all of them with `Q2N_KERNELS=reference` in the
 environment, to tell whether a kernel is at fault.
@@ -32,6 +34,11 @@ from torch import Tensor
 
 from q2n.errors import InputError
 from q2n.kernels.column_rounding import round_columns_numba, round_columns_reference
+from q2n.kernels.exl3_search import (
+    nearest_codes_numba,
+    nearest_codes_reference,
+    nearest_codes_triton,
+)
 from q2n.kernels.kronecker_product import kronecker_numba, kronecker_reference
 from q2n.kernels.level_moments import level_moments_numba, level_moments_reference
 from q2n.kernels.packed_rows import (
@@ -95,6 +102,9 @@ unpack = Operation(unpack_reference, {"cpu": unpack_numba})
 packed_product = Operation(product_reference, {"cpu": product_numba, "cuda": product_triton})
 packed_rows = Operation(rows_reference, {"cpu": rows_numba})
 kronecker_product = Operation(kronecker_reference, {"cpu": kronecker_numba})
+nearest_exl3_codes = Operation(
+    nearest_codes_reference, {"cpu": nearest_codes_numba, "cuda": nearest_codes_triton}
+)
 
 _by_weight: Rounding = Operation(round_columns_reference, {"cpu": round_columns_numba})
 _by_sequence: Rounding = Operation(round_columns_reference, {"cpu": round_to_trellis_numba})

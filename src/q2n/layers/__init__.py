@@ -3,6 +3,7 @@
 from q2n.layers.blocks import BlockLinear
 from q2n.layers.centred import CentredLinear
 from q2n.layers.codebook import CodebookLinear
+from q2n.layers.exl3 import EXL3Linear
 from q2n.layers.levels import LloydMaxLinear, TrellisLinear
 from q2n.layers.outliers import OutlierLinear
 from q2n.layers.partly_binary import PartlyBinaryLinear
@@ -22,6 +23,7 @@ REPRESENTATIONS: dict[str, type[QuantizedLinear]] = {
         PartlyBinaryLinear,
         OutlierLinear,
         BlockLinear,
+        EXL3Linear,
     )
 }
 """Every representation by its kind: how a stored layer is rebuilt."""

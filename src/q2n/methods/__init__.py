@@ -1,6 +1,7 @@
 """Quantization methods: `LayerProblem -> QuantizedLinear`, one file per method."""
 
 from q2n.method import Method
+from q2n.methods.exl3 import EXL3
 from q2n.methods.gptq import GPTQ
 from q2n.methods.ldlq import LDLQ
 from q2n.methods.leanquant import LeanQuant
@@ -9,6 +10,6 @@ from q2n.methods.pbllm import PBLLM
 from q2n.methods.rtn import RTN
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (RTN, GPTQ, LDLQ, PBLLM, LeanQuant, OWQ)
+    method.name: method for method in (RTN, GPTQ, LDLQ, PBLLM, LeanQuant, OWQ, EXL3)
 }
 """Every method by its name on the command line."""
