@@ -200,7 +200,7 @@ def test_comparing_by_name_gives_what_quantizing_measured(place):
         ),
         ({"output_scales": "guess"}, ["output_scales", "guess", "full_precision"]),
         ({"group_size": "64"}, ["group_size", "'64'", "whole number"]),
-        ({"bits": True}, ["bits", "True", "2, 3, 4, 8"]),
+        ({"bits": True}, ["bits", "True", "2, 3, 4, 5, 6, 8"]),
     ],
 )
 def test_options_of_the_wrong_kind_are_refused(place, options, words):

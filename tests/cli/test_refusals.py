@@ -12,7 +12,7 @@ from q2n.methods import METHODS
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--bits", "5"], ["bits", "5"]),
+        (["--bits", "7"], ["bits", "7"]),
         (["--bits", "x"], ["bits", "x"]),
         (["--method", "magic"], ["magic", "gptq"]),
         (["--method", "gptk"], ["gptk", "Did you mean 'gptq'?"]),

@@ -36,7 +36,7 @@ CASES: dict[str, tuple[list[str], int]] = {
     "no command": ([], 2),
     "unknown command": (["quantise"], 2),
     "unknown flag": ([*QUANTIZE, "--bit", "4"], 2),
-    "bad value": ([*QUANTIZE, "--bits", "5"], 2),
+    "bad value": ([*QUANTIZE, "--bits", "7"], 2),
     "unknown method": ([*QUANTIZE, "--method", "magic"], 2),
     "option of another method": ([*QUANTIZE, "--method", "rtn", "--act-order"], 2),
     "option of what is off": ([*QUANTIZE, "--ridge", "0.1"], 2),

@@ -31,16 +31,16 @@ WINDOWS = TokenWindows(
 )
 
 
-def assert_same(model, source, place="device"):
-    """States and logits of all windows, two at a time."""
+def assert_same(model, source, place="device", near=0.0):
+    """States and logits of all windows, two at a time; within `near`, absolutely."""
     whole = Whole(model, WINDOWS)
     parts = BlockByBlock(BlockwiseModel(source), WINDOWS, place=place)
     with torch.no_grad():
         pairs = list(zip(whole.states(2), parts.states(2), strict=True))
         assert len(pairs) == len(WINDOWS)
         for one, other in pairs:
-            assert torch.equal(one, other)
-            assert torch.equal(whole.head(one), parts.head(other))
+            torch.testing.assert_close(one, other, rtol=0, atol=near)
+            torch.testing.assert_close(whole.head(one), parts.head(other), rtol=0, atol=near)
     return parts
 
 
@@ -90,7 +90,9 @@ def test_states_with_runtime_parts_are_those_that_transformers_makes(tmp_path, s
     (tmp_path / "text.txt").write_text(tiny_text())
     done = quantize(tmp_path, "out", **{"output_scales": False, **settings})
     model = AutoModelForCausalLM.from_pretrained(done.directory)  # attaches them by its own hooks
-    assert_same(model, open_checkpoint(done.directory))
+    # in a random basis packed layers rotate the tokens, and never make the weight
+    near = 1e-4 if settings.get("method") == "quip" else 0.0
+    assert_same(model, open_checkpoint(done.directory), near=near)
 
 
 def test_one_block_at_a_time_is_in_memory(monkeypatch, tmp_path):

@@ -23,6 +23,7 @@ from q2n.layers import REPRESENTATIONS
 from q2n.layers.blocks import BlockLinear
 from q2n.layers.centred import CentredLinear
 from q2n.layers.codebook import CodebookLinear
+from q2n.layers.exl3 import EXL3Linear
 from q2n.layers.levels import LloydMaxLinear, TrellisLinear
 from q2n.layers.outliers import OutlierLinear
 from q2n.layers.partly_binary import PartlyBinaryLinear
@@ -74,6 +75,13 @@ def layers_of_each_kind() -> dict[str, QuantizedLinear]:
             bits=4,
         ),
         "outliers": OutlierLinear.of(grid, torch.tensor([3, 60]), torch.ones(64, 2)),
+        "trellis_tiles": EXL3Linear(
+            codes=codes.repeat(2, 2),
+            suh=torch.ones(64).half(),
+            svh=torch.ones(64).half(),
+            bits=3,
+            codebook="mul1",
+        ),
     }
 
 

@@ -24,6 +24,7 @@ from q2n.layers import REPRESENTATIONS
 from q2n.layers.blocks import BlockLinear
 from q2n.layers.centred import CentredLinear
 from q2n.layers.codebook import CodebookLinear
+from q2n.layers.exl3 import EXL3Linear
 from q2n.layers.levels import LloydMaxLinear, TrellisLinear
 from q2n.layers.outliers import OutlierLinear
 from q2n.layers.partly_binary import PartlyBinaryLinear
@@ -148,8 +149,11 @@ def assert_multiplies(module, layer, x, bias=None, tolerance=2e-5) -> None:
 
 
 def test_every_representation_has_a_kernel() -> None:
-    """Blocks are for llama.cpp, which has its own."""
-    assert REPRESENTATIONS.keys() - packed_kinds._KINDS.keys() == {BlockLinear.kind}
+    """Blocks are for llama.cpp, EXL3's tiles for exllamav3, which have their own."""
+    assert REPRESENTATIONS.keys() - packed_kinds._KINDS.keys() == {
+        BlockLinear.kind,
+        EXL3Linear.kind,
+    }
 
 
 @EVERY

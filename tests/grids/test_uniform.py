@@ -116,7 +116,7 @@ def test_numbers_that_cannot_be_used_name_the_layer():
     with pytest.raises(NumericalError, match=r"h\.1\.up: its weight holds NaN"):
         UniformGrid(bits=2).fit(bad, torch.float16, "h.1.up")
     with pytest.raises(InputError, match="bits"):
-        UniformGrid(bits=5)
+        UniformGrid(bits=7)
 
 
 @pytest.mark.parametrize("granularity", [PerChannel(), PerGroup(8)])

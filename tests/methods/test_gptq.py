@@ -258,7 +258,7 @@ def test_options_that_cannot_be():
         ({"damping": -1.0}, "damping is -1.0; .* at least 0"),
         ({"damping": float("inf")}, "damping is inf"),
         ({"block_size": 0}, "block_size is 0; .* at least 1"),
-        ({"bits": 7}, "bits is 7; it takes one of 2, 3, 4, 8"),
+        ({"bits": 7}, "bits is 7; it takes one of 2, 3, 4, 5, 6, 8"),
         ({"grid": "signed"}, "with --grid signed use --symmetric"),
         ({"grid": "signed", "symmetric": True, "clip": "scale_zero"}, "use --clip mse"),
     ):

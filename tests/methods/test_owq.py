@@ -249,7 +249,7 @@ def test_refusals():
         ({"narrow_ratio": 0.0}, "narrow_ratio is 0.0; .* above 0 and at most 1"),
         ({"damping": -1.0}, "damping is -1.0"),
         ({"block_size": 0}, "block_size is 0"),
-        ({"bits": 7}, "bits is 7; it takes one of 2, 3, 4, 8"),
+        ({"bits": 7}, "bits is 7; it takes one of 2, 3, 4, 5, 6, 8"),
     ):
         with pytest.raises(InputError, match=match):
             OWQ(**options)

@@ -39,7 +39,7 @@ def test_rtn_needs_no_calibration():
 
 def test_options_that_cannot_be():
     for options, match in (
-        ({"bits": 5}, "bits is 5; it takes one of 2, 3, 4, 8"),
+        ({"bits": 7}, "bits is 7; it takes one of 2, 3, 4, 5, 6, 8"),
         (
             {"group_size": 0},
             "group_size is 0; it takes a whole number at least 1 and at most 1000000, or -1",

@@ -12,7 +12,7 @@ def test_auto_leaves_the_dtype_to_the_checkpoint(name):
 
 def test_dtypes_by_name():
     assert requested_dtype("bfloat16") is parse_dtype("bfloat16") is torch.bfloat16
-    with pytest.raises(InputError, match="'int8' is not one of auto, float32"):
+    with pytest.raises(InputError, match="'int8' is not one of auto, half, float32"):
         requested_dtype("int8")
 
 

@@ -238,7 +238,9 @@ def test_any_method_on_a_changed_model(place, tmp_path, method, changes):
     dense = load_model(tmp_path / "out")
     packed = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     logits = dense(tokens).logits
-    torch.testing.assert_close(packed(tokens).logits, logits)
+    assert_alike(
+        packed(tokens).logits, logits, flips=method == "owq" and "activation_bits" in changes
+    )
     # the parts that run beside the weights are needed: without them it is another model
     for module in dense.modules():
         module._forward_pre_hooks.clear()
@@ -247,6 +249,16 @@ def test_any_method_on_a_changed_model(place, tmp_path, method, changes):
     error = float((logits - original).norm() / original.norm())
     # weights in 8 bits leave 0.04 at most, a cache in 4 bits 0.17; an unrelated model has 1.4
     assert error < (0.25 if "kv_bits" in changes else 0.06)
+
+
+def assert_alike(logits, expected, *, flips):
+    """With `flips`, activations that lie half-way between two codes may be rounded otherwise: a
+    packed layer with outliers adds up its two parts in another order."""
+    if not flips:
+        torch.testing.assert_close(logits, expected)
+        return
+    apart = (logits - expected).abs()
+    assert (apart > 1e-5).float().mean() < 0.06 and apart.max() < 0.03 * expected.abs().max()
 
 
 @pytest.mark.parametrize("format", ["compressed-tensors", "gptq_v2", "dequantized"])
