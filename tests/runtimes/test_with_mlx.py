@@ -29,17 +29,13 @@ def compare(folders: list[Path], tokens: list[int], linears: int) -> None:
         assert found["greedy"] == expected.greedy, folder
 
 
-@pytest.mark.parametrize(("bits", "symmetric"), [(4, False), (3, True)])
-def test_smollm2(smollm2: Path, tmp_path: Path, bits: int, symmetric: bool) -> None:
-    q2n.quantize(
-        smollm2,
-        tmp_path / "out",
-        method="rtn",
-        format="mlx",
-        bits=bits,
-        symmetric=symmetric,
-        group_size=64,
-    )
+@pytest.mark.parametrize(
+    ("bits", "symmetric", "dtype"),
+    [(4, False, "float32"), (3, True, "float32"), (4, False, "half")],
+)
+def test_smollm2(smollm2: Path, tmp_path: Path, bits: int, symmetric: bool, dtype: str) -> None:
+    out, grid = tmp_path / "out", {"bits": bits, "symmetric": symmetric}
+    q2n.quantize(smollm2, out, method="rtn", runtime="mlx", dtype=dtype, **grid)
     compare([tmp_path / "out"], sample(smollm2), 210)
 
 

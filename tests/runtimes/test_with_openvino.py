@@ -11,10 +11,11 @@ import q2n
 pytestmark = pytest.mark.slow
 
 
-def test_smollm2(runtime, smollm2: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_smollm2(runtime, smollm2: Path, tmp_path: Path, dtype: str) -> None:
     """The codes become 4-bit constants; the loss is that of our own reader."""
     runtime("openvino")
-    q2n.quantize(smollm2, tmp_path / "out", method="rtn", runtime="openvino")
+    q2n.quantize(smollm2, tmp_path / "out", method="rtn", runtime="openvino", dtype=dtype)
     tokens = sample(smollm2)
     found = call("openvino", folder=tmp_path / "out", tokens=tokens, prompt=PROMPT, new=NEW)
     expected = reference(tmp_path / "out", tokens)

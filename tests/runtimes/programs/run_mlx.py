@@ -2,6 +2,8 @@
 
     python run_mlx.py '{"folders": [DIR, ...], "tokens": [...], "prompt": 8, "new": 12}'
 
+It computes in float32, also where a checkpoint has 16 bits: in bfloat16 MLX is inexact on a CPU
+("own_dtype": true computes so all the same).
 The last line printed is a list of {"loss", "greedy", "seconds_per_token", "packed"}, by folder.
 """
 
@@ -40,6 +42,8 @@ def results(asked: dict) -> list[dict]:
     found = []
     for folder in asked["folders"]:
         model, _ = load_model(Path(folder))
+        if not asked.get("own_dtype"):
+            model.set_dtype(mx.float32)
         packed = [name for name, m in model.named_modules() if isinstance(m, nn.QuantizedLinear)]
         loss = mean_loss(model, asked["tokens"])
         ids, seconds = greedy(model, asked["tokens"][: asked["prompt"]], asked["new"])

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 
 asked = json.loads(sys.argv[1])
 tokens = asked["tokens"]
-model = AutoModelForCausalLM.from_pretrained(asked["folder"]).eval()
+# In float32 whatever the file has: the converter traces the linears as such.
+model = AutoModelForCausalLM.from_pretrained(asked["folder"], dtype=torch.float32).eval()
 model._forward_pre_hooks.clear()  # the one that unpacks the weights at the first call
 
 
