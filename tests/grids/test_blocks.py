@@ -26,8 +26,7 @@ def gaussian(*shape, seed=0):
 
 def rounded(name, weight, energy=None):
     """Round to nearest on the fitted grid."""
-    grid = block_grid(BLOCK_TYPES[name], weight, energy, "layer")
-    return grid.stored(grid.rule.nearest(weight.T)[0].T.to(torch.uint8))
+    return block_grid(BLOCK_TYPES[name], weight, energy, "layer").nearest()
 
 
 def errors(layer, weight, energy=None):

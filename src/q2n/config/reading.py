@@ -35,7 +35,7 @@ def read_settings(settings: Mapping[str, Any]) -> Settings:
     given = _given(settings)
     expanded = _expanded(given)
     run = _options_of(RUN, expanded)
-    base = METHOD_PRESETS.get(run["method"], {}).get("method", run["method"])
+    base = _base(run["method"])
     options = {owner: _options_of(owner, expanded) for owner in (base, *_wrappers(run), CHANGES)}
     _refuse_idle(given, {**run, **options[CHANGES]})
     taken = run.keys() | {name for own in options.values() for name in own}
@@ -97,12 +97,16 @@ def _expanded(given: Mapping[str, Any]) -> dict[str, Any]:
         **_quality(given.get("quality"), method),
     }
     expanded = {**below, **given, "method": method}
-    base = METHOD_PRESETS.get(method, {}).get("method", method)
     under = {
         **_nullspace(expanded.get("nullspace"), method),
-        **implied(expanded, table().owners[base]),
+        **implied(expanded, table().owners[_base(method)]),
     }
     return {**under, **expanded}
+
+
+def _base(method: str) -> str:
+    """The method that a preset of one is made of; any other name is its own."""
+    return METHOD_PRESETS.get(method, {}).get("method", method)
 
 
 def _quality(quality: str | None, method: str) -> Mapping[str, Any]:

@@ -17,7 +17,8 @@ from q2n.kernels.packed_partly_binary import PartlyBinaryRows
 from q2n.kernels.packed_trellis import TrellisRows
 from q2n.kernels.packed_uniform import UniformRows
 from q2n.kernels.stored_rows import codes_of_rows
-from q2n.layers.rotated import basis_of
+from q2n.layers.fields import nested_fields
+from q2n.layers.rotated import RotatedLinear, basis_of
 from q2n.linalg import lloyd_max
 from q2n.linalg.groups import group_of_column
 
@@ -143,15 +144,7 @@ def _rotated(stored: StoredLayer, parts: Parts) -> PackedWeight | None:
 
 def _inside(stored: StoredLayer, parts: Parts) -> tuple[StoredLayer, Parts]:
     """The layer within."""
-
-    def within(entries: Mapping) -> dict:
-        prefix = "inner_"
-        return {
-            name.removeprefix(prefix): value
-            for name, value in entries.items()
-            if name.startswith(prefix)
-        }
-
+    within = nested_fields(RotatedLinear)["inner"].inside
     inner = replace(
         stored,
         kind=stored.metadata["inner"],

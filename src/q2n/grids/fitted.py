@@ -14,7 +14,7 @@ from q2n.block_types import BlockType
 from q2n.grids import gaussian_range
 from q2n.grids.blocks import fit_blocks
 from q2n.grids.uniform import UniformGrid
-from q2n.kernels.rounding_rules import BlockRule, CodebookRule, Rule, UniformRule
+from q2n.kernels.rounding_rules import BlockRule, CodebookRule, Rule, UniformRule, midpoints
 from q2n.kernels.trellis_search import TrellisRule
 from q2n.layers.blocks import BlockLinear
 from q2n.layers.centred import CentredLinear
@@ -41,6 +41,11 @@ class FittedGrid(Generic[Layer]):
     """Makes the layer that has these codes."""
     shift: Float[Tensor, "1"] | float = 0.0
     """What the coordinates of the rule add to the layer's."""
+
+    def nearest(self) -> Layer:
+        """The layer of the nearest codes."""
+        codes, _ = self.rule.nearest(self.weight.T)
+        return self.stored(codes.T.to(torch.uint8))
 
     @property
     def rounded_weight(self) -> Float[Tensor, "out in"]:
@@ -114,14 +119,13 @@ def block_grid(
     frame = fit_blocks(kind, weight, energy, name)
     step, minimum = frame.steps().T.to(weight).contiguous(), frame.minima()
     levels = torch.tensor(kind.levels).to(weight)
-    midpoints = (levels[1:] + levels[:-1]) / 2
     rule = BlockRule(
         step,
         torch.where(step == 0, 0, 1 / step),
         torch.zeros_like(step) if minimum is None else minimum.T.to(weight).contiguous(),
         group_of_column(weight.shape[1], kind.block, weight.device),
         levels,
-        midpoints if kind.table else midpoints[:0],
+        midpoints(levels),
     )
     return FittedGrid(weight, rule, lambda codes: replace(frame, codes=codes.contiguous()))
 

@@ -16,8 +16,8 @@ a few bits and d, m in float16 (block_types.py). Given the best step and minimum
 2 and 3 are taken in turn, and the best of all turns is kept.
 """
 
-from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float64
@@ -30,15 +30,17 @@ _TURNS = 3
 _NEIGHBOURS = (-1, 0, 1)
 
 
-@dataclass(frozen=True, eq=False)
-class _Numbers:
+class _Scales(NamedTuple):
     """d, m per super-block and s, t, without s_0, per block."""
 
     d: Float[Tensor, "supers 1"]
     m: Float[Tensor, "supers 1"]
     s: Float[Tensor, "supers per"]
     t: Float[Tensor, "supers per"]
-    error: Float64[Tensor, "supers 1"]
+
+    def pairs(self) -> tuple[Float[Tensor, "blocks 1"], Float[Tensor, "blocks 1"]]:
+        """Step and minimum of every block."""
+        return (self.d * self.s).view(-1, 1), (-self.m * self.t).view(-1, 1)
 
 
 def two_levels(
@@ -51,13 +53,13 @@ def two_levels(
     per = kind.super_block // kind.block
     d, s = _nearest(step.view(-1, per), kind)
     m, t = _nearest(-minimum.view(-1, per), kind)
-    best = _turn(kind, blocks, d, m, s, t)
+    best, error = _turn(kind, blocks, _Scales(d, m, s, t))
     for _ in range(_TURNS - 1):
-        again = _turn(kind, blocks, best.d, best.m, best.s, best.t)
-        better = again.error < best.error
-        best = _Numbers(
-            *(torch.where(better, vars(again)[key], vars(best)[key]) for key in vars(best))
-        )
+        again, other = _turn(kind, blocks, best)
+        better = other < error
+        pairs = zip(again, best, strict=True)
+        best = _Scales(*(torch.where(better, new, old) for new, old in pairs))
+        error = torch.where(better, other, error)
     stored = {"d": best.d.half(), "s": (best.s + kind.scale_offset).to(torch.uint8)}
     if kind.has_minimum:
         stored |= {"m": best.m.half(), "t": best.t.to(torch.uint8)}
@@ -82,41 +84,35 @@ def _range(kind: BlockType) -> tuple[int, int]:
 
 
 def _turn(
-    kind: BlockType,
-    blocks: Blocks,
-    d: Float[Tensor, "supers 1"],
-    m: Float[Tensor, "supers 1"],
-    s: Float[Tensor, "supers per"],
-    t: Float[Tensor, "supers per"],
-) -> _Numbers:
-    """Better s and t for d and m, then better d and m for these."""
-    s, t, moments = _neighbours(kind, blocks, d, m, s, t)
+    kind: BlockType, blocks: Blocks, scales: _Scales
+) -> tuple[_Scales, Float64[Tensor, "supers 1"]]:
+    """Better s and t for d and m, then better d and m for these; and the error that they leave."""
+    s, t, moments = _neighbours(kind, blocks, scales)
     d, m = (x.half().float() for x in _solved(blocks, moments, s, t))
-    step, minimum = (d * s).view(-1, 1), (-m * t).view(-1, 1)
-    error = blocks.error(moments.unsqueeze(-1), step, minimum).view_as(s)
-    return _Numbers(d, m, s, t, error.sum(1, keepdim=True))
+    found = _Scales(d, m, s, t)
+    error = blocks.error(moments.unsqueeze(-1), *found.pairs()).view_as(s)
+    return found, error.sum(1, keepdim=True)
 
 
 def _neighbours(
-    kind: BlockType,
-    blocks: Blocks,
-    d: Float[Tensor, "supers 1"],
-    m: Float[Tensor, "supers 1"],
-    s: Float[Tensor, "supers per"],
-    t: Float[Tensor, "supers per"],
-) -> tuple[Tensor, Tensor, Float64[Tensor, "3 blocks"]]:
+    kind: BlockType, blocks: Blocks, scales: _Scales
+) -> tuple[Float[Tensor, "supers per"], Float[Tensor, "supers per"], Float64[Tensor, "3 blocks"]]:
     """The best s and t of every block, and the moments of its levels with them."""
-    pairs = product(_NEIGHBOURS, _NEIGHBOURS if kind.has_minimum else (0,))
-    moves = torch.tensor(list(pairs), dtype=s.dtype, device=s.device).T
+    moves = torch.tensor(
+        list(product(_NEIGHBOURS, _NEIGHBOURS if kind.has_minimum else (0,))),
+        dtype=scales.s.dtype,
+        device=scales.s.device,
+    ).T
     tried_s, tried_t = (
-        (x.unsqueeze(-1) + move).clamp(*_range(kind)) for x, move in zip((s, t), moves, strict=True)
+        (x.unsqueeze(-1) + move).clamp(*_range(kind))
+        for x, move in zip((scales.s, scales.t), moves, strict=True)
     )
-    step = (d.unsqueeze(-1) * tried_s).flatten(0, 1)
-    minimum = (-m.unsqueeze(-1) * tried_t).flatten(0, 1)
+    step = (scales.d.unsqueeze(-1) * tried_s).flatten(0, 1)
+    minimum = (-scales.m.unsqueeze(-1) * tried_t).flatten(0, 1)
     moments = blocks.moments(step, minimum)
     best = blocks.error(moments, step, minimum).argmin(1, keepdim=True)
-    chosen = (x.flatten(0, 1).gather(1, best).view_as(s) for x in (tried_s, tried_t))
-    return *chosen, moments.gather(2, best.expand(3, -1, 1)).squeeze(-1)
+    s, t = (x.flatten(0, 1).gather(1, best).view_as(scales.s) for x in (tried_s, tried_t))
+    return s, t, moments.gather(2, best.expand(3, -1, 1)).squeeze(-1)
 
 
 def _solved(

@@ -16,7 +16,6 @@ middle (as exllamav3's quantize_tiles_kernel.cuh does it). Given that edge, the 
 nearest. Distances are summed in the dtype of the tiles, float32; exllamav3 sums them in float16.
 """
 
-from importlib.util import find_spec
 from typing import no_type_check
 
 import numba
@@ -26,6 +25,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from q2n.kernels.compiled import compiled
+from q2n.kernels.optional import has_triton
 from q2n.linalg.exl3_code import WEIGHTS
 
 _HALF = WEIGHTS // 2
@@ -87,7 +87,7 @@ def nearest_codes_triton(
     tiles: Float[Tensor, "tiles 256"], values: Float[Tensor, "states"], bits: int
 ) -> UInt8[Tensor, "tiles 256"]:
     """As `nearest_codes_reference`, on a GPU: in Triton where it is installed."""
-    if find_spec("triton") is None:
+    if not has_triton():
         return nearest_codes_reference(tiles, values, bits)
     from q2n.kernels import exl3_triton  # needs triton
 

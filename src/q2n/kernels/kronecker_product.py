@@ -120,8 +120,9 @@ def _rotate(frame):
         if token >= job[1]:
             break
         _take(frame, token, first)
-        _columns(floats_at(job[4], p * p), floats_at(first, p * q), floats_at(second, p * q), p, q)
-        _rows(floats_at(job[5], q * q), floats_at(second, p * q), floats_at(first, p * q), p, q)
+        x, other = floats_at(first, p * q), floats_at(second, p * q)
+        _multiply(floats_at(job[4], p * p), x, other, p, p, q)
+        _multiply(other, floats_at(job[5], q * q), x, p, q, q)
         _give(frame, token, first)
     memory[0] = 0  # it is needed until here
 
@@ -165,51 +166,25 @@ def _give(frame, token, source):
 
 @compiled(fastmath={"contract", "reassoc", "nsz"})
 @no_type_check
-def _columns(left, x, result, p, q):
-    """A X."""
-    P, Q = U(p), U(q)
+def _multiply(first, second, result, rows, between, columns):
+    """The product of two matrices, [rows, between] and [between, columns]."""
+    P, K, Q = U(rows), U(between), U(columns)
     for a in range(P):
         for j in range(Q):
             result[a * Q + j] = np.float32(0)
-        for b in range(U(p // 4)):
+        for b in range(U(between // 4)):
             k = U(4) * b
-            f0, f1 = left[a * P + k], left[a * P + k + U(1)]
-            f2, f3 = left[a * P + k + U(2)], left[a * P + k + U(3)]
+            f0, f1 = first[a * K + k], first[a * K + k + U(1)]
+            f2, f3 = first[a * K + k + U(2)], first[a * K + k + U(3)]
             s = k * Q
             for j in range(Q):
                 result[a * Q + j] += (
-                    f0 * x[s + j]
-                    + f1 * x[s + Q + j]
-                    + f2 * x[s + Q + Q + j]
-                    + f3 * x[s + Q + Q + Q + j]
+                    f0 * second[s + j]
+                    + f1 * second[s + Q + j]
+                    + f2 * second[s + Q + Q + j]
+                    + f3 * second[s + Q + Q + Q + j]
                 )
-        for b in range(U(p // 4 * 4), P):
-            f = left[a * P + b]
+        for b in range(U(between // 4 * 4), K):
+            f = first[a * K + b]
             for j in range(Q):
-                result[a * Q + j] += f * x[b * Q + j]
-
-
-@compiled(fastmath={"contract", "reassoc", "nsz"})
-@no_type_check
-def _rows(right, x, result, p, q):
-    """X B^T."""
-    P, Q = U(p), U(q)
-    for a in range(P):
-        for j in range(Q):
-            result[a * Q + j] = np.float32(0)
-        for b in range(U(q // 4)):
-            k = U(4) * b
-            f0, f1 = x[a * Q + k], x[a * Q + k + U(1)]
-            f2, f3 = x[a * Q + k + U(2)], x[a * Q + k + U(3)]
-            s = k * Q
-            for j in range(Q):
-                result[a * Q + j] += (
-                    f0 * right[s + j]
-                    + f1 * right[s + Q + j]
-                    + f2 * right[s + Q + Q + j]
-                    + f3 * right[s + Q + Q + Q + j]
-                )
-        for b in range(U(q // 4 * 4), Q):
-            f = x[a * Q + b]
-            for j in range(Q):
-                result[a * Q + j] += f * right[b * Q + j]
+                result[a * Q + j] += f * second[b * Q + j]

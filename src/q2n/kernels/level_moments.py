@@ -25,6 +25,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from q2n.kernels.compiled import compiled
+from q2n.kernels.rounding_rules import midpoints
 
 
 def level_moments_reference(
@@ -36,10 +37,11 @@ def level_moments_reference(
 ) -> Float64[Tensor, "blocks tried 3"]:
     """The three moments of every block and pair of step and minimum. On any device."""
     inverse = torch.where(step == 0, 0, 1 / step)
+    borders = (levels[1:] + levels[:-1]) / 2
     moments = []
     for a, b in zip(inverse.T, minimum.T, strict=True):
         position = (values - b.unsqueeze(1)) * a.unsqueeze(1)
-        level = levels[torch.searchsorted(_midpoints(levels), position.contiguous())].double()
+        level = levels[torch.searchsorted(borders, position.contiguous())].double()
         weighed = omega * level
         sums = (weighed.sum(1), (weighed * level).sum(1), (weighed * values).sum(1))
         moments.append(torch.stack(sums, 1))
@@ -55,10 +57,7 @@ def level_moments_numba(
 ) -> Float64[Tensor, "blocks tried 3"]:
     """The same on a CPU, blocks in parallel."""
     moments = torch.empty((*step.shape, 3), dtype=torch.float64)
-    gaps = levels.diff()
-    even = bool((gaps == 1).all())
-    midpoints = _midpoints(levels)[:0] if even else _midpoints(levels)
-    tensors = (values, omega, step, minimum, midpoints, gaps)
+    tensors = (values, omega, step, minimum, midpoints(levels), levels.diff())
     _kernel(
         *(tensor.contiguous().numpy() for tensor in tensors),
         float(levels[0]),
@@ -66,10 +65,6 @@ def level_moments_numba(
         moments.numpy(),
     )
     return moments
-
-
-def _midpoints(levels: Float[Tensor, " levels"]) -> Float[Tensor, " gaps"]:
-    return (levels[1:] + levels[:-1]) / 2
 
 
 # The sums may be taken in any order, and multiplications joined with additions.

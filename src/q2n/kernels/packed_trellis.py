@@ -56,13 +56,27 @@ class TrellisRows(PackedRows):
             for a, b in zip(starts, starts[1:], strict=False)
         ]
         states = torch.cat(segments)[first - low : last - low]
-        values = trellis_code.values(self.bits).to(states.device)
-        return values[states.long()] * self.scale[first:last, None]
+        return self.values[states.long()] * self.scale[first:last, None]
 
     @cached_property
     def borders(self) -> Int[Tensor, " segments_and_one"]:
         """The first row of each segment, and the number of rows."""
         return torch.tensor(trellis_code.borders(self.shape[0]))
+
+    @cached_property
+    def rows_above(self) -> Int32[Tensor, "digits out"]:
+        """For each row itself, the row before it in its circular segment, the one before that, ...;
+        beside the codes."""
+        ends = trellis_code.borders(self.shape[0])
+        segments = [torch.arange(low, high) for low, high in zip(ends, ends[1:], strict=False)]
+        places = range(trellis_code.DIGITS[self.bits])
+        above = [torch.cat([segment.roll(place) for segment in segments]) for place in places]
+        return torch.stack(above).int().to(self.codes.device)
+
+    @cached_property
+    def values(self) -> Float[Tensor, " states"]:
+        """Of each state, beside the codes."""
+        return trellis_code.values(self.bits).to(self.codes.device)
 
     @property
     def callback(self) -> Callable[[], int]:
@@ -73,7 +87,7 @@ class TrellisRows(PackedRows):
         """As `PackedRows.own_integers`."""
         return [
             *(self.bits, self.codes.data_ptr(), self.codes.nbytes),
-            *(self.scale.data_ptr(), trellis_code.values(self.bits).data_ptr()),
+            *(self.scale.data_ptr(), self.values.data_ptr()),
             *(trellis_code.DIGITS[self.bits], self.borders.data_ptr(), len(self.borders)),
         ]
 

@@ -2,11 +2,10 @@
 kernel for the representation, else by the reference.
 """
 
-from importlib.util import find_spec
-
 from jaxtyping import Float
 from torch import Tensor
 
+from q2n.kernels.optional import has_triton
 from q2n.kernels.packed_rows import PackedRows, product_reference
 from q2n.kernels.packed_trellis import TrellisRows
 from q2n.kernels.packed_uniform import UniformRows
@@ -16,7 +15,7 @@ def product_triton(
     x: Float[Tensor, "tokens in"], weight: PackedRows, bias: Float[Tensor, " out"] | None
 ) -> Float[Tensor, "tokens out"]:
     """As `product_reference`, with the weight in float32."""
-    if not isinstance(weight, UniformRows | TrellisRows) or find_spec("triton") is None:
+    if not isinstance(weight, UniformRows | TrellisRows) or not has_triton():
         return product_reference(x, weight, bias)
     from q2n.kernels import triton_rows  # needs triton
 

@@ -7,6 +7,7 @@ of any length.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import no_type_check
 
 import numpy as np
@@ -51,10 +52,21 @@ class UniformRows(PackedRows):
     ends: Int[Tensor, " groups"]
     """One behind the last column of each group, ascending."""
 
+    @cached_property
+    def lengths(self) -> Int[Tensor, " groups"]:
+        """Columns of each group, beside the codes."""
+        return self.ends.diff(prepend=self.ends.new_zeros(1)).to(self.codes.device)
+
+    @cached_property
+    def group(self) -> Int32[Tensor, " in"]:
+        """The group of each column, beside the codes."""
+        number = torch.arange(len(self.lengths), device=self.codes.device)
+        return number.repeat_interleave(self.lengths).int()
+
     def dense(self, first: int, last: int) -> Float[Tensor, "rows in"]:
         """As `PackedRows.dense`."""
         steps = codes_of_rows(self.codes, self.bits, first, last, self.shape[1]).float()
-        groups = self.ends.diff(prepend=self.ends.new_zeros(1)).to(steps.device)
+        groups = self.lengths
         if self.zero is None:
             steps -= 2 ** (self.bits - 1)
         else:

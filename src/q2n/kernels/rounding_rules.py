@@ -55,6 +55,12 @@ class UniformRule(NamedTuple):
         return code, scale * (code - zero)
 
 
+def midpoints(levels: Float[Tensor, " levels"]) -> Float[Tensor, " gaps"]:
+    """Between ascending levels; none if these are 1 apart, where rounding finds the nearest."""
+    even = bool((levels.diff() == 1).all())
+    return levels[:0] if even else (levels[1:] + levels[:-1]) / 2
+
+
 class BlockRule(NamedTuple):
     """`minimum + step * level`, levels ascending."""
 

@@ -7,8 +7,8 @@ handed to the OpenMP library that torch itself uses, and runs on the very thread
 there. A call takes some 2 microseconds.
 
 Every thread runs the same callback on the same frame, an array of 64-bit integers, and takes pieces
-of the work from a counter in it until nothing is left (frame.py). So it does not matter how many
-threads come, or when.
+of the work from a counter in it until nothing is left (packed_rows.py). So it does not matter how
+many threads come, or when.
 """
 
 import ctypes

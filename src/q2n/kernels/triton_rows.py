@@ -12,7 +12,7 @@ from typing import no_type_check
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float, Int32
+from jaxtyping import Float
 from torch import Tensor
 
 from q2n.kernels.packed_trellis import TrellisRows
@@ -28,12 +28,10 @@ def uniform_product(
     """`x W^T` in float32."""
     out, columns = weight.shape
     result = torch.empty(len(x), out, device=x.device)
-    lengths = weight.ends.diff(prepend=weight.ends.new_zeros(1))
-    group = torch.repeat_interleave(torch.arange(len(lengths)), lengths).int().to(x.device)
     zero = weight.codes if weight.zero is None else weight.zero
     _uniform[(triton.cdiv(out, _ROWS),)](
-        *(x.contiguous(), weight.codes, weight.scale, zero, group, result),
-        *(out, columns, len(lengths), len(weight.codes), len(zero), len(x)),
+        *(x.contiguous(), weight.codes, weight.scale, zero, weight.group, result),
+        *(out, columns, len(weight.ends), len(weight.codes), len(zero), len(x)),
         BITS=weight.bits,
         SYMMETRIC=weight.zero is None,
         **_sizes(len(x)),
@@ -47,10 +45,8 @@ def trellis_product(
     """`x W^T` in float32."""
     out, columns = weight.shape
     result = torch.empty(len(x), out, device=x.device)
-    above = _rows_above(weight).to(x.device)
-    values = trellis_code.values(weight.bits).to(x.device)
     _trellis[(triton.cdiv(out, _ROWS),)](
-        *(x.contiguous(), weight.codes, weight.scale, values, above, result),
+        *(x.contiguous(), weight.codes, weight.scale, weight.values, weight.rows_above, result),
         *(out, columns, len(weight.codes), len(x)),
         BITS=weight.bits,
         DIGITS=trellis_code.DIGITS[weight.bits],
@@ -61,14 +57,6 @@ def trellis_product(
 
 def _sizes(tokens: int) -> dict[str, int]:
     return {"TOKENS": triton.next_power_of_2(tokens), "ROWS": _ROWS, "COLUMNS": _COLUMNS}
-
-
-def _rows_above(weight: TrellisRows) -> Int32[Tensor, "digits out"]:
-    """For each row itself, the row before it in its circular segment, the one before that, ..."""
-    ends = weight.borders.tolist()
-    segments = [torch.arange(low, high) for low, high in zip(ends, ends[1:], strict=False)]
-    places = range(trellis_code.DIGITS[weight.bits])
-    return torch.stack([torch.cat([s.roll(place) for s in segments]) for place in places]).int()
 
 
 @triton.jit

@@ -6,8 +6,6 @@ Needs no calibration text. The yardstick for everything else.
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from q2n.layers.quantized import QuantizedLinear
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import LayerProblem
@@ -25,6 +23,4 @@ class RTN(UniformMethod):
         return RequiredStatistics.NONE
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
-        grid = self.fit(problem, problem.weight)
-        codes, _ = grid.rule.nearest(problem.weight.T)
-        return grid.stored(codes.T.to(torch.uint8))
+        return self.fit(problem, problem.weight).nearest()

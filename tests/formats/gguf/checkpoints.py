@@ -152,6 +152,4 @@ def in_blocks(model: PreTrainedModel, name: BlockTypeName) -> dict[str, BlockLin
 
 def rounded(weight: Float[Tensor, "out in"], name: BlockTypeName) -> BlockLinear:
     """A weight in blocks."""
-    grid = block_grid(BLOCK_TYPES[name], weight, None, name)
-    codes, _ = grid.rule.nearest(weight.T)
-    return grid.stored(codes.T.to(torch.uint8))
+    return block_grid(BLOCK_TYPES[name], weight, None, name).nearest()

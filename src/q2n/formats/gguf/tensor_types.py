@@ -111,9 +111,7 @@ def decode(
 
 
 def _in_blocks(rows: Float[Tensor, "out in"], kind: BlockType, name: str) -> UInt8[Tensor, "out _"]:
-    grid = block_grid(kind, rows.float(), None, name)
-    codes, _ = grid.rule.nearest(rows.float().T)
-    return pack(grid.stored(codes.T.to(torch.uint8)))
+    return pack(block_grid(kind, rows.float(), None, name).nearest())
 
 
 def _rows_at_once(shape: tuple[int, ...]) -> int:
