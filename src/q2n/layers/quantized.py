@@ -110,6 +110,15 @@ class QuantizedLinear(ABC):
             )
         return self.scale_rows(alpha.squeeze(1))
 
+    def part(self, rows: slice, columns: slice) -> Self:
+        """Some neighbouring rows and columns, so that several devices can share a layer. Both
+        slices have a start and a stop within the layer.
+
+        Raises:
+            InputError: this representation does not come apart there.
+        """
+        raise InputError(f"{self.kind} layers cannot be divided, neither by rows nor by columns")
+
     def trainable(self, *, rounding: bool) -> Trainable:
         """The layer for gradient steps on its scales and, with `rounding`, on its codes where they
         lie on a uniform grid.

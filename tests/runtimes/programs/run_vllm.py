@@ -12,53 +12,50 @@ import time
 
 from vllm import LLM, SamplingParams
 
-asked = json.loads(sys.argv[1])
-tokens = asked["tokens"]
-model = LLM(
-    asked["folder"],
-    enforce_eager=True,
-    max_model_len=256,
-    max_num_seqs=2,
-    skip_tokenizer_init=True,
-    **asked.get("options", {}),
-)
 
+def main(asked: dict) -> None:
+    def kernels(worker_model) -> list[str]:  # within: other ranks get it by value
+        found = set()
+        for module in worker_model.modules():
+            method = getattr(module, "quant_method", None)
+            scheme = getattr(module, "scheme", None)
+            kernel = getattr(scheme or method, "kernel", None)
+            for weight in getattr(method, "packed", []) or [kernel]:
+                found.add(type(weight).__name__)
+        return sorted(found - {"NoneType"})
 
-def kernels(worker_model) -> list[str]:
-    found = set()
-    for module in worker_model.modules():
-        method = getattr(module, "quant_method", None)
-        scheme = getattr(module, "scheme", None)
-        kernel = getattr(scheme or method, "kernel", None)
-        if kernel is not None:
-            found.add(type(kernel).__name__)
-    return sorted(found)
-
-
-scored = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=1, detokenize=False)
-(answer,) = model.generate([{"prompt_token_ids": tokens}], scored, use_tqdm=False)
-pairs = zip(answer.prompt_logprobs[1:], tokens[1:], strict=True)
-losses = [-entry[token].logprob for entry, token in pairs]
-entries = answer.prompt_logprobs[1:]
-top = [next(token for token, x in entry.items() if x.rank == 1) for entry in entries]
-
-continued = SamplingParams(
-    max_tokens=asked["new"], temperature=0, ignore_eos=True, detokenize=False
-)
-start = time.process_time()
-(answer,) = model.generate(
-    [{"prompt_token_ids": tokens[: asked["prompt"]]}], continued, use_tqdm=False
-)
-seconds = (time.process_time() - start) / asked["new"]
-print(
-    json.dumps(
-        {
-            "loss": sum(losses) / len(losses),
-            "top": top,
-            "greedy": list(answer.outputs[0].token_ids),
-            "kernels": model.apply_model(kernels)[0],
-            "dtype": str(model.llm_engine.model_config.dtype),
-            "seconds_per_token": seconds,
-        }
+    tokens = asked["tokens"]
+    model = LLM(
+        asked["folder"],
+        max_model_len=256,
+        max_num_seqs=2,
+        skip_tokenizer_init=True,
+        **{"enforce_eager": True, **asked.get("options", {})},
     )
-)
+    scored = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=1, detokenize=False)
+    (answer,) = model.generate([{"prompt_token_ids": tokens}], scored, use_tqdm=False)
+    entries = answer.prompt_logprobs[1:]
+    pairs = zip(entries, tokens[1:], strict=True)
+    losses = [-entry[token].logprob for entry, token in pairs]
+    top = [next(token for token, x in entry.items() if x.rank == 1) for entry in entries]
+
+    continued = SamplingParams(
+        max_tokens=asked["new"], temperature=0, ignore_eos=True, detokenize=False
+    )
+    start = time.process_time()
+    prompt = {"prompt_token_ids": tokens[: asked["prompt"]]}
+    (answer,) = model.generate([prompt], continued, use_tqdm=False)
+    seconds = (time.process_time() - start) / asked["new"]
+    found = {
+        "loss": sum(losses) / len(losses),
+        "top": top,
+        "greedy": list(answer.outputs[0].token_ids),
+        "kernels": model.apply_model(kernels)[0],
+        "dtype": str(model.llm_engine.model_config.dtype),
+        "seconds_per_token": seconds,
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":  # with several ranks this file is imported again, once in each
+    main(json.loads(sys.argv[1]))
