@@ -3,7 +3,7 @@
     python run_vllm.py '{"folder": DIR, "tokens": [...], "prompt": 8, "new": 12}'
 
 The last line printed is {"loss", "top", "greedy", "kernels", "dtype", "seconds_per_token"}: "top"
-is the most probable next token at each place of the text, "kernels" are those of the linears.
+is the most probable next token at each place of the text, "kernels" are those of the linears (None with several ranks).
 """
 
 import json
@@ -13,18 +13,20 @@ import time
 from vllm import LLM, SamplingParams
 
 
-def main(asked: dict) -> None:
-    def kernels(worker_model) -> list[str]:  # within: other ranks get it by value
-        found = set()
-        for module in worker_model.modules():
-            method = getattr(module, "quant_method", None)
-            scheme = getattr(module, "scheme", None)
-            kernel = getattr(scheme or method, "kernel", None)
-            for weight in getattr(method, "packed", []) or [kernel]:
-                found.add(type(weight).__name__)
-        return sorted(found - {"NoneType"})
+def kernels(worker_model) -> list[str]:
+    found = set()
+    for module in worker_model.modules():
+        method = getattr(module, "quant_method", None)
+        scheme = getattr(module, "scheme", None)
+        kernel = getattr(scheme or method, "kernel", None)
+        for weight in getattr(method, "packed", []) or [kernel]:
+            found.add(type(weight).__name__)
+    return sorted(found - {"NoneType"})
 
+
+def main(asked: dict) -> None:
     tokens = asked["tokens"]
+    ranks = asked.get("options", {}).get("tensor_parallel_size", 1)
     model = LLM(
         asked["folder"],
         max_model_len=256,
@@ -50,7 +52,7 @@ def main(asked: dict) -> None:
         "loss": sum(losses) / len(losses),
         "top": top,
         "greedy": list(answer.outputs[0].token_ids),
-        "kernels": model.apply_model(kernels)[0],
+        "kernels": None if ranks > 1 else model.apply_model(kernels)[0],
         "dtype": str(model.llm_engine.model_config.dtype),
         "seconds_per_token": seconds,
     }
