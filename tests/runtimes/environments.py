@@ -40,7 +40,8 @@ def call(runtime: str, **asked: Any) -> Any:
     """What `programs/run_<runtime>.py` answers."""
     done = _run(runtime, asked)
     assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    answers = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    return json.loads(answers[-1])  # workers that end may speak after it
 
 
 def refusal(runtime: str, **asked: Any) -> str:

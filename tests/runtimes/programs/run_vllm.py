@@ -3,7 +3,8 @@
     python run_vllm.py '{"folder": DIR, "tokens": [...], "prompt": 8, "new": 12}'
 
 The last line printed is {"loss", "top", "greedy", "kernels", "dtype", "seconds_per_token"}: "top"
-is the most probable next token at each place of the text, "kernels" are those of the linears (None with several ranks).
+is the most probable next token at each place of the text, "kernels" are those of the linears (None
+with several ranks).
 """
 
 import json
