@@ -6,7 +6,7 @@ safetensors file.
 
 A new representation is a frozen dataclass in a file of its own: its fields (fields.py says how
 each is stored), `dequantize` and `scale_rows`; where they apply, `scale_group` with `scale_groups`,
-`fixed_columns` and `trainable`, `fits` and `wrong_values`. It is entered in the table of
+`fixed_columns`, `part` and `trainable`, `fits` and `wrong_values`. It is entered in the table of
 `layers/__init__.py`. If the stored tensors are not quite the fields, it overrides `tensors`,
 `from_tensors` and `stored_dims` together.
 """
