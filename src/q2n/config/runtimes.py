@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from q2n.config.options import CHANGES, table
 from q2n.errors import InputError
 
 ALL_BITS = (2, 3, 4, 5, 6, 8)
@@ -27,6 +28,9 @@ class Loads:
     group_sizes: tuple[int, ...] | None = None
     """None: any; -1: one group per row."""
     symmetric_only: bool = False
+    changes: bool = False
+    """Whether it also does what a changed model needs beside its weights: rotates, rounds
+    activations or the cache."""
     multiple: int = 1
     """Of which inputs and outputs of every layer must be."""
 
@@ -39,6 +43,10 @@ class Loads:
             return f"groups of {size}; it runs groups of {_listed(self.group_sizes)}"
         if self.symmetric_only and settings.get("symmetric") is False:
             return "asymmetric grids; add --symmetric"
+        for name, option in table().owners[CHANGES].items():
+            value = settings.get(name, option.default)
+            if value != option.default and not self.changes:
+                return f"--{name.replace('_', '-')} {value}; leave it out"
         return None
 
 
@@ -57,7 +65,7 @@ RUNTIMES: dict[str, Runtime] = {
         loads=(
             Loads(format="compressed-tensors"),
             Loads(format="gptq_v2", bits=(2, 3, 4, 8)),
-            Loads(format="native"),
+            Loads(format="native", changes=True),
             Loads(format="dequantized"),
         )
     ),
@@ -79,6 +87,7 @@ RUNTIMES: dict[str, Runtime] = {
                 symmetric_only=True,
                 multiple=32,
             ),
+            Loads(format="native"),
         ),
         settings={"dtype": "half"},
     ),

@@ -24,7 +24,6 @@ from q2n.errors import InputError
 from q2n.formats.hf_entry import refuse_undescribed
 from q2n.formats.native import require_numbers, require_parts
 from q2n.formats.native_entry import COPIED, NativeEntry, described_layers
-from q2n.formats.packed_linear import PackedLinear
 from q2n.formats.runtime import RUNTIME, attach_runtime
 from q2n.formats.stored import StoredLayer
 
@@ -54,6 +53,7 @@ class NativeQuantizer(HfQuantizer):
     ) -> None:
         from transformers import PreTrainedModel
 
+        from q2n.formats.packed_linear import PackedLinear
         from q2n.models.tensor_names import names_in_model
 
         layers, headers = self.quantization_config.layers, _headers(checkpoint_files or ())
@@ -77,6 +77,8 @@ class NativeQuantizer(HfQuantizer):
                 refuse_undescribed(key)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        from q2n.formats.packed_linear import PackedLinear
+
         for module in model.modules():
             if isinstance(module, PackedLinear):
                 module.requires_grad_(False)  # the loader makes new parameters

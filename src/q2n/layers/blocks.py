@@ -16,10 +16,11 @@ from jaxtyping import Float, Float16, UInt8
 from torch import Tensor, nn
 
 from q2n.block_types import BLOCK_TYPES, BlockType, BlockTypeName
+from q2n.errors import InputError
 from q2n.layers.autograd import scaled, take_levels, zero_change
 from q2n.layers.fields import CodeBits, packed
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
-from q2n.linalg.groups import in_groups
+from q2n.linalg.groups import groups_of_part, in_groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,22 @@ class BlockLinear(QuantizedLinear):
             return (values.float() * alpha.float()).half()
 
         return replace(self, d=times(self.d), m=None if self.m is None else times(self.m))
+
+    def part(self, rows: slice, columns: slice) -> Self:
+        size = self.type.super_block
+        supers, _ = groups_of_part(columns, size)
+        if (columns.stop - columns.start) % size:
+            raise InputError(f"blocks of {size} columns cannot be cut at column {columns.stop}")
+        share = size // self.type.block
+        blocks = slice(supers.start * share, supers.stop * share)
+        return replace(
+            self,
+            codes=self.codes[rows, columns],
+            d=self.d[rows, supers],
+            m=None if self.m is None else self.m[rows, supers],
+            s=None if self.s is None else self.s[rows, blocks],
+            t=None if self.t is None else self.t[rows, blocks],
+        )
 
     def trainable(self, *, rounding: bool) -> "TrainableBlocks":
         return TrainableBlocks(self)

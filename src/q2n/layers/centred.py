@@ -48,6 +48,10 @@ class CentredLinear(QuantizedLinear):
         """The same codes with other scales, rounded to the dtype of the old ones."""
         return replace(self, scale=scale.to(self.scale.dtype))
 
+    def part(self, rows: slice, columns: slice) -> Self:
+        scale = self.scale if len(self.scale) == 1 else self.scale[rows]
+        return replace(self, codes=self.codes[rows, columns], scale=scale)
+
     def trainable(self, *, rounding: bool) -> Trainable:
         return TrainableCentred(self, rounding=rounding)
 

@@ -36,6 +36,9 @@ class CodebookLinear(QuantizedLinear):
         scaled = self.codebook.float() * alpha.float().unsqueeze(1)
         return replace(self, codebook=scaled.to(self.codebook.dtype))
 
+    def part(self, rows: slice, columns: slice) -> Self:
+        return replace(self, codes=self.codes[rows, columns], codebook=self.codebook[rows])
+
     def trainable(self, *, rounding: bool) -> "TrainableCodebook":
         return TrainableCodebook(self)
 

@@ -10,12 +10,13 @@ value that a code stands for is another:
 """
 
 from collections.abc import Mapping, Set
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int16, Integer
 from torch import Tensor, nn
 
+from q2n.errors import InputError
 from q2n.layers.autograd import scaled_levels, take_levels, zero_change
 from q2n.layers.centred import CentredLinear
 from q2n.linalg import lloyd_max, trellis_code
@@ -51,6 +52,18 @@ class TrellisLinear(CentredLinear):
 
     def dequantize(self) -> Float[Tensor, "out in"]:
         return take_levels(self._values(), self._states()) * self.scale.float()[:, None]
+
+    def part(self, rows: slice, columns: slice) -> Self:
+        """Rows come apart between the circular segments of the code, if those of the part alone
+        are the same."""
+        within = [rows.start + border for border in trellis_code.borders(rows.stop - rows.start)]
+        whole = trellis_code.borders(self.shape[0])
+        if [border for border in whole if rows.start <= border <= rows.stop] != within:
+            raise InputError(
+                f"trellis codes of {self.shape[0]} rows cannot be cut at rows {rows.start} and "
+                f"{rows.stop}"
+            )
+        return super().part(rows, columns)
 
     def trainable(self, *, rounding: bool) -> "TrainableLevels":
         return TrainableLevels(self, self._values(), self._states())

@@ -70,6 +70,15 @@ class OutlierLinear(QuantizedLinear):
     def scale_groups(self, alpha: Float[Tensor, "out _"]) -> Self:
         return replace(self, grid=self.grid.scale_groups(alpha))
 
+    def part(self, rows: slice, columns: slice) -> Self:
+        inside = (self.columns >= columns.start) & (self.columns < columns.stop)
+        return replace(
+            self,
+            grid=self.grid.part(rows, columns),
+            columns=self.columns[inside] - columns.start,
+            values=self.values[rows, inside],
+        )
+
     def trainable(self, *, rounding: bool) -> "TrainableOutliers":
         return TrainableOutliers(self, rounding=rounding)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from q2n.layers.autograd import scaled, zero_change
 from q2n.layers.fields import CodeBits, packed
 from q2n.layers.quantized import QuantizedLinear
-from q2n.linalg.groups import by_column, grouped, in_groups
+from q2n.linalg.groups import by_column, grouped, groups_of_part, in_groups
 from q2n.option_types import Count, Range
 
 
@@ -81,6 +81,28 @@ class PartlyBinaryLinear(QuantizedLinear):
             for name, values in self.factors().items()
         }
         return replace(self, **scaled)
+
+    def part(self, rows: slice, columns: slice) -> Self:
+        groups, size = groups_of_part(columns, self.group_size)
+
+        def listed(
+            mask: Bool[Tensor, "out in"], codes: UInt8[Tensor, " some"]
+        ) -> UInt8[Tensor, " fewer"]:
+            """Those codes of a list that the part has."""
+            places = codes.new_zeros(mask.shape).masked_scatter_(mask, codes)
+            return places[rows, columns][mask[rows, columns]]
+
+        return replace(
+            self,
+            low=self.low[rows, columns],
+            low_codes=None if self.low_codes is None else listed(self.low, self.low_codes),
+            high_codes=listed(~self.low, self.high_codes),
+            mean=None if self.mean is None else self.mean[rows, groups],
+            magnitude=None if self.magnitude is None else self.magnitude[rows, groups],
+            scale=self.scale[rows],
+            zero=self.zero[rows],
+            group_size=size,
+        )
 
     def trainable(self, *, rounding: bool) -> "TrainablePartlyBinary":
         return TrainablePartlyBinary(self)

@@ -6,7 +6,7 @@ safetensors file.
 
 A new representation is a frozen dataclass in a file of its own: its fields (fields.py says how
 each is stored), `dequantize` and `scale_rows`; where they apply, `scale_group` with `scale_groups`,
-`fixed_columns` and `trainable`, `fits` and `wrong_values`. It is entered in the table of
+`fixed_columns`, `part` and `trainable`, `fits` and `wrong_values`. It is entered in the table of
 `layers/__init__.py`. If the stored tensors are not quite the fields, it overrides `tensors`,
 `from_tensors` and `stored_dims` together.
 """
@@ -109,6 +109,15 @@ class QuantizedLinear(ABC):
                 f"{tuple(alpha.shape)}; use --scales-per row"
             )
         return self.scale_rows(alpha.squeeze(1))
+
+    def part(self, rows: slice, columns: slice) -> Self:
+        """Some neighbouring rows and columns, so that several devices can share a layer. Both
+        slices have a start and a stop within the layer.
+
+        Raises:
+            InputError: this representation does not come apart there.
+        """
+        raise InputError(f"{self.kind} layers cannot be divided, neither by rows nor by columns")
 
     def trainable(self, *, rounding: bool) -> Trainable:
         """The layer for gradient steps on its scales and, with `rounding`, on its codes where they

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from q2n.layers.autograd import latent, rounded_codes, scaled, scaled_rounded, zero_change
 from q2n.layers.fields import CodeBits, packed
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
-from q2n.linalg.groups import grouped, in_groups
+from q2n.linalg.groups import grouped, groups_of_part, in_groups
 from q2n.option_types import Count
 
 
@@ -60,6 +60,16 @@ class UniformLinear(QuantizedLinear):
     def scale_groups(self, alpha: Float[Tensor, "out _"]) -> Self:
         scale = self.scale.float() * alpha.float()
         return replace(self, scale=scale.to(self.scale.dtype))
+
+    def part(self, rows: slice, columns: slice) -> Self:
+        groups, size = groups_of_part(columns, self.group_size)
+        return replace(
+            self,
+            codes=self.codes[rows, columns],
+            scale=self.scale[rows, groups],
+            zero=self.zero[rows, groups],
+            group_size=size,
+        )
 
     def trainable(self, *, rounding: bool) -> "TrainableUniform":
         return TrainableUniform(self, rounding=rounding)

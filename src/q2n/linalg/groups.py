@@ -11,6 +11,8 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 from torch.nn.functional import pad
 
+from q2n.errors import InputError
+
 
 def in_groups(values: Shaped[Tensor, "*rows in"], size: int) -> Shaped[Tensor, "*rows groups size"]:
     """Entries by group. A ragged group is filled up with zeros; without one this is a view."""
@@ -38,6 +40,20 @@ def by_column(
 def grouped(sizes: Mapping[str, int], size: int) -> bool:
     """Whether sizes by name of a dimension ("in", "groups") are those of groups of `size`."""
     return size <= sizes["in"] and sizes["groups"] == -(-sizes["in"] // size)
+
+
+def groups_of_part(columns: slice, size: int) -> tuple[slice, int]:
+    """The groups in which some neighbouring columns lie, and the size of a group within them.
+
+    Raises:
+        InputError: they begin inside a group and do not end there.
+    """
+    groups = slice(columns.start // size, -(-columns.stop // size))
+    if columns.start % size and groups.stop - groups.start > 1:
+        raise InputError(
+            f"groups of {size} columns share a scale and cannot be cut at column {columns.start}"
+        )
+    return groups, min(size, columns.stop - columns.start)
 
 
 def group_of_column(columns: int, size: int, device: torch.device) -> Int[Tensor, " in"]:
