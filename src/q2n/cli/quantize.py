@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from q2n.evaluation.compare import Comparison
     from q2n.logging import Screen
 
-BITS = ("bits_per_weight", "bits_per_weight_all", "full_precision_share")
+BITS = (
+    "bits_per_weight",
+    "bits_per_weight_all",
+    "full_precision_share",
+    "bits_per_weight_outside",
+    "bytes_outside",
+)
 """What the record says of size."""
 
 NOT_SETTINGS = ("command", "run", "checkpoint", "config", "print_config", "resume", "quiet", "json")

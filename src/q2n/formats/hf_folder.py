@@ -1,17 +1,20 @@
 """A Hugging Face folder: safetensors files, config.json, the tokenizer's files.
 
 Written as a stream: the weight of a quantized linear is replaced by what the codec stores for it;
-every other tensor (embeddings, norms, biases, an untied lm_head) is copied in the model's dtype.
+every other tensor (norms, biases, without `tables` embeddings and an untied lm_head) is copied in
+the model's dtype.
 Tensors keep the names of the original's files; config.json names modules as the model does.
 What a reader must know of the layers is the folder's entry (hf_entry.py) in config.json.
 It is read as a source of dense weights (quantized_source.py).
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from itertools import chain
+from math import prod
 from pathlib import Path
+from typing import Self
 
 from q2n.formats.codec import Codec, PackedCodec
 from q2n.formats.container import Container
@@ -22,7 +25,11 @@ from q2n.formats.quantized_source import QuantizedSource
 from q2n.formats.runtime import PARTS, RUNTIME
 from q2n.formats.shards import SHARD_BYTES, ShardWriter, tensor_bytes
 from q2n.formats.stored import StoredLayer
+from q2n.formats.table_grid import TableGrid
+from q2n.formats.tables import round_table, tables_of
+from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.models.config_file import quantization_config
+from q2n.models.full_precision import FullPrecision, full_precision
 from q2n.models.model_source import ModelSource
 
 
@@ -34,6 +41,8 @@ class HFFolder(Container):
     """How config.json describes the quantized layers."""
     shard_bytes: int = SHARD_BYTES
     """Tensors of one file, and so about half of the memory used."""
+    tables: TableGrid | None = None
+    """The grid of embeddings and head; None: they are copied."""
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -46,19 +55,57 @@ class HFFolder(Container):
     def loading_example(self, directory: Path) -> str:
         return self.entry.loading_example(directory)
 
+    @property
+    def outside_bits(self) -> tuple[int, ...]:
+        return self.entry.outside_bits
+
+    def with_outside_bits(self, bits: int) -> Self:
+        return replace(self, tables=TableGrid(bits))
+
+    def check(self, source: ModelSource, storage: StorageSpec) -> list[str]:
+        if self.tables is not None:
+            for name, shape in tables_of(source).items():
+                self.entry.check_table(name, shape, self.tables)
+        return super().check(source, storage)
+
+    def outside_types(self, source: ModelSource) -> str:
+        if self.tables is None:
+            return super().outside_types(source)
+        return (
+            f"Embeddings and output head are in {self.tables.bits} bits, norms and biases are not "
+            "quantized."
+        )
+
+    def kept(self, source: ModelSource, quantized: Collection[str]) -> FullPrecision:
+        if self.tables is None:
+            return super().kept(source, quantized)
+        tables = tables_of(source)
+        rest = full_precision(source, {*quantized, *tables})
+        weights = sum(map(prod, tables.values()))
+        bits = sum(self._bits_of(self.tables, *shape) for shape in tables.values())
+        return FullPrecision(rest.weights + weights, rest.bits + bits, weights)
+
+    def _bits_of(self, grid: TableGrid, words: int, width: int) -> int:
+        groups = width // grid.group_size(width)
+        return words * (width * grid.bits + groups * self.entry.bits_of_group(grid))
+
     def write_into(self, folder: Path, model: QuantizedModel, codec: Codec) -> int:
         writer, stored = ShardWriter(folder, self.shard_bytes), {}
         in_parts = model.in_parts if self.entry.merges_parts else {}
+        tables = self._weights_of_tables(model.source)
         for name in model.source.names():
             if name in in_parts:
                 for key in in_parts[name]:
                     writer.add(key, model.part(key, name))
                 continue
-            if name not in model.replaced:
+            if name in tables:
+                module, layer = tables[name], self._rounded(name, model, codec)
+            elif name in model.replaced:
+                module, layer = model.replaced[name], model.layers[model.replaced[name]]
+            else:
                 writer.add(model.file_names[name], model.other_tensor(name))
                 continue
-            module = model.replaced[name]
-            layer, file_module = model.layers[module], model.file_module(module)
+            file_module = model.file_module(module)
             for part, value in codec.encode(module, layer, model.source.dtype).items():
                 writer.add(f"{file_module}.{part}", model.laid_out(module, part, value))
             stored[module] = StoredLayer.of(layer)
@@ -70,6 +117,25 @@ class HFFolder(Container):
         model.source.save_auxiliary(folder)
         return writer.total_bytes
 
+    def _weights_of_tables(self, source: ModelSource) -> dict[str, str]:
+        """Name of the tensor -> name of the module."""
+        return {f"{name}.weight": name for name in tables_of(source)} if self.tables else {}
+
+    def _rounded(self, name: str, model: QuantizedModel, codec: Codec) -> QuantizedLinear:
+        assert self.tables is not None
+        dtype = codec.scale_dtype(model.source.dtype)
+        return round_table(model.other_tensor(name), self.tables, dtype, name)
+
+    def _modules(self, model: QuantizedModel, stored: Collection[str]) -> dict[str, str]:
+        """Linears and tables: name in the model -> name in the files. A head that is a rounded
+        table has no name of its own."""
+        names, own = dict.fromkeys([*model.targets, *stored]), set(model.source.names())
+        return {
+            name: model.file_module(name)
+            for name in names
+            if self.tables is None or f"{name}.weight" in own
+        }
+
     def _write_config(
         self,
         folder: Path,
@@ -78,7 +144,7 @@ class HFFolder(Container):
         copied: list[str],
     ) -> None:
         source = model.source
-        quantization = self.entry.quantization_config(stored, model.unquantized, copied)
+        quantization = self.entry.quantization_config(stored, self._modules(model, stored), copied)
         config = written_config(source, model.skeleton)
         if quantization is not None:
             if source.runtime is not None:

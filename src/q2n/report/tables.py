@@ -79,8 +79,9 @@ def bits_line(record: Mapping[str, Any]) -> str:
     if "bits_per_weight_all" not in record:
         return quantized
     return (
-        f"{quantized}, {record['bits_per_weight_all']:.3f} over all weights "
-        f"({_percent(record['full_precision_share'])} % of them in full precision)"
+        f"{quantized}, {record['bits_per_weight_outside']:.3f} outside of them "
+        f"({record['bytes_outside'] / 1e6:.1f} MB), {record['bits_per_weight_all']:.3f} over all "
+        f"weights ({_percent(record['full_precision_share'])} % of them in full precision)"
     )
 
 

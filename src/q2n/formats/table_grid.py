@@ -1,0 +1,29 @@
+"""Embeddings and output head in few bits: on which grid.
+
+These are tables that hold a row for each word. The columns of a row are cut into groups of 64 (of
+32 or 16 where 64 does not divide them; else they are one group), each with a step and a zero point.
+With 8 bits the zero point is the middle: MLX rounds the product of a step and a zero point of 8
+bits by up to half a step in bfloat16, and the middle, a power of two, not at all.
+"""
+
+from dataclasses import dataclass
+
+WIDTHS = (4, 6, 8)
+"""Bits that are offered."""
+_GROUPS = (64, 32, 16)
+
+
+@dataclass(frozen=True)
+class TableGrid:
+    """The grid of a model's tables."""
+
+    bits: int
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the zero point is the middle, and not stored."""
+        return self.bits == 8
+
+    def group_size(self, columns: int) -> int:
+        """Columns of a row that share a step."""
+        return next((size for size in _GROUPS if columns % size == 0), columns)
