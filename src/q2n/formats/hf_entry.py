@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NoReturn
 
+import torch
+
 from q2n.errors import InputError
 from q2n.formats.codec import Description
 from q2n.formats.stored import StoredLayer
@@ -59,9 +61,14 @@ class FolderEntry(ABC):
             InputError: naming it.
         """
 
-    def bits_of_group(self, grid: TableGrid) -> int:
-        """Bits of the numbers that a group of columns shares."""
-        return 16 if grid.symmetric else 16 + grid.bits
+    def table_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
+        """The dtype of a table's scales: the model's own, for transformers takes the dtype of the
+        first floating-point parameter for it, and writes it into config.json on saving."""
+        return model_dtype
+
+    def bits_of_group(self, grid: TableGrid, model_dtype: torch.dtype) -> int:
+        """Bits of the numbers that a group of a table's columns shares."""
+        return 8 * self.table_dtype(model_dtype).itemsize + (0 if grid.symmetric else grid.bits)
 
     def completed(self, config: dict[str, Any]) -> dict[str, Any]:
         """config.json with what its readers look for besides; the argument has all that

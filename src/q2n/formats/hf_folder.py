@@ -82,12 +82,9 @@ class HFFolder(Container):
         tables = tables_of(source)
         rest = full_precision(source, {*quantized, *tables})
         weights = sum(map(prod, tables.values()))
-        bits = sum(self._bits_of(self.tables, *shape) for shape in tables.values())
+        of_group = self.entry.bits_of_group(self.tables, source.dtype)
+        bits = sum(self.tables.bits_of(*shape, of_group) for shape in tables.values())
         return FullPrecision(rest.weights + weights, rest.bits + bits, weights)
-
-    def _bits_of(self, grid: TableGrid, words: int, width: int) -> int:
-        groups = width // grid.group_size(width)
-        return words * (width * grid.bits + groups * self.entry.bits_of_group(grid))
 
     def write_into(self, folder: Path, model: QuantizedModel, codec: Codec) -> int:
         writer, stored = ShardWriter(folder, self.shard_bytes), {}
@@ -99,7 +96,7 @@ class HFFolder(Container):
                     writer.add(key, model.part(key, name))
                 continue
             if name in tables:
-                module, layer = tables[name], self._rounded(name, model, codec)
+                module, layer = tables[name], self._rounded(name, model)
             elif name in model.replaced:
                 module, layer = model.replaced[name], model.layers[model.replaced[name]]
             else:
@@ -121,9 +118,9 @@ class HFFolder(Container):
         """Name of the tensor -> name of the module."""
         return {f"{name}.weight": name for name in tables_of(source)} if self.tables else {}
 
-    def _rounded(self, name: str, model: QuantizedModel, codec: Codec) -> QuantizedLinear:
+    def _rounded(self, name: str, model: QuantizedModel) -> QuantizedLinear:
         assert self.tables is not None
-        dtype = codec.scale_dtype(model.source.dtype)
+        dtype = self.entry.table_dtype(model.source.dtype)
         return round_table(model.other_tensor(name), self.tables, dtype, name)
 
     def _modules(self, model: QuantizedModel, stored: Collection[str]) -> dict[str, str]:

@@ -114,8 +114,11 @@ class MLXEntry(UniformEntry):
                 f"the {shape[1]} of {name}; leave out --outside-bits"
             )
 
-    def bits_of_group(self, grid: TableGrid) -> int:
-        return 32
+    def table_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
+        return self.codec().scale_dtype(model_dtype)
+
+    def bits_of_group(self, grid: TableGrid, model_dtype: torch.dtype) -> int:
+        return 2 * 8 * self.table_dtype(model_dtype).itemsize
 
     def quantization_config(
         self,

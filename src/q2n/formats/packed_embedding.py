@@ -5,6 +5,8 @@ Models have classes of their own for embeddings, most of which multiply the rows
 its own one with a `PackedEmbedding` where that expects `nn.Embedding`.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -37,11 +39,21 @@ class PackedEmbedding(nn.Embedding):
         )
         return rows.to(self.rows_dtype).view(*input.shape, self.embedding_dim)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Its class has no name to be found by."""
+        return _made_again, (type(self).__mro__[1],), self.__dict__
+
     @property
     def weight(self) -> Float[Tensor, "words width"]:  # type: ignore[override]
         """Shape and dtype, for which models ask, without numbers."""
         shape = (self.num_embeddings, self.embedding_dim)
         return torch.empty(shape, dtype=self.rows_dtype, device="meta")
+
+
+def _made_again(kind: type[nn.Embedding]) -> nn.Embedding:
+    """A module of the class around `kind`, without anything in it."""
+    packed = _packed(kind)
+    return packed.__new__(packed)
 
 
 def can_pack(stored: StoredLayer) -> bool:

@@ -27,3 +27,8 @@ class TableGrid:
     def group_size(self, columns: int) -> int:
         """Columns of a row that share a step."""
         return next((size for size in _GROUPS if columns % size == 0), columns)
+
+    def bits_of(self, words: int, width: int, bits_of_group: int) -> int:
+        """Bits of a table whose groups share numbers of so many bits."""
+        groups = width // self.group_size(width)
+        return words * (width * self.bits + groups * bits_of_group)
