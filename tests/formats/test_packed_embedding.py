@@ -118,7 +118,7 @@ def test_a_tied_table_is_stored_and_kept_once(tmp_path: Path) -> None:
     plain = {name: x.nbytes for name, x in model.named_parameters()}
     loaded = read(written(tmp_path / "out", model, 4))
     table = sum(p.nbytes for p in loaded.model.embed_tokens.parameters())
-    assert table == 128 * 64 * 4 // 8 + 128 * (4 + 4 / 8)
+    assert table == 128 * 64 * 4 // 8 + 128 * 2 * (4 + 4 / 8)
     rest = sum(plain.values()) - plain["model.embed_tokens.weight"]
     assert sum(p.nbytes for p in loaded.parameters()) == table + rest
 
@@ -233,8 +233,8 @@ def test_a_damaged_description_gets_one_line(tmp_path: Path, changes: dict, word
     [
         ("codes", None, "embed_tokens.codes is missing"),
         ("codes", torch.zeros(3).int(), "embed_tokens.codes has shape"),
-        ("scale", torch.ones(128, 1).half(), "embed_tokens.scale has dtype"),
-        ("scale", torch.full((128, 1), torch.inf), "embed_tokens: scale has NaN or Inf"),
+        ("scale", torch.ones(128, 2).half(), "embed_tokens.scale has dtype"),
+        ("scale", torch.full((128, 2), torch.inf), "embed_tokens: scale has NaN or Inf"),
         ("weight", torch.ones(128, 64), "embed_tokens.weight.* no place"),
     ],
 )

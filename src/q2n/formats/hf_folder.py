@@ -1,11 +1,10 @@
 """A Hugging Face folder: safetensors files, config.json, the tokenizer's files.
 
 Written as a stream: the weight of a quantized linear is replaced by what the codec stores for it;
-every other tensor (norms, biases, without `tables` embeddings and an untied lm_head) is copied in
-the model's dtype.
-Tensors keep the names of the original's files; config.json names modules as the model does.
-What a reader must know of the layers is the folder's entry (hf_entry.py) in config.json.
-It is read as a source of dense weights (quantized_source.py).
+with `tables` embeddings and head are rounded and stored so too (outside_tables.py); every other
+tensor is copied in the model's dtype. Tensors keep the names of the original's files; config.json
+names modules as the model does. What a reader must know of the layers is the folder's entry
+(hf_entry.py) in config.json. It is read as a source of dense weights (quantized_source.py).
 """
 
 import json
@@ -20,13 +19,13 @@ from q2n.formats.codec import Codec, PackedCodec
 from q2n.formats.container import Container
 from q2n.formats.folder_config import as_json, written_config
 from q2n.formats.hf_entry import FolderEntry, PackedEntry
+from q2n.formats.outside_tables import round_table, tables_of
 from q2n.formats.quantized_model import QuantizedModel
 from q2n.formats.quantized_source import QuantizedSource
 from q2n.formats.runtime import PARTS, RUNTIME
 from q2n.formats.shards import SHARD_BYTES, ShardWriter, tensor_bytes
 from q2n.formats.stored import StoredLayer
 from q2n.formats.table_grid import TableGrid
-from q2n.formats.tables import round_table, tables_of
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.models.config_file import quantization_config
 from q2n.models.full_precision import FullPrecision, full_precision
@@ -89,16 +88,17 @@ class HFFolder(Container):
     def write_into(self, folder: Path, model: QuantizedModel, codec: Codec) -> int:
         writer, stored = ShardWriter(folder, self.shard_bytes), {}
         in_parts = model.in_parts if self.entry.merges_parts else {}
-        tables = self._weights_of_tables(model.source)
+        tables = {} if self.tables is None else tables_of(model.source)
         for name in model.source.names():
             if name in in_parts:
                 for key in in_parts[name]:
                     writer.add(key, model.part(key, name))
                 continue
-            if name in tables:
-                module, layer = tables[name], self._rounded(name, model)
-            elif name in model.replaced:
-                module, layer = model.replaced[name], model.layers[model.replaced[name]]
+            module = name.removesuffix(".weight")
+            if name in model.replaced:
+                layer = model.layers[module]
+            elif module in tables:
+                layer = self._rounded(name, model)
             else:
                 writer.add(model.file_names[name], model.other_tensor(name))
                 continue
@@ -113,10 +113,6 @@ class HFFolder(Container):
         self._write_config(folder, model, stored, copied)
         model.source.save_auxiliary(folder)
         return writer.total_bytes
-
-    def _weights_of_tables(self, source: ModelSource) -> dict[str, str]:
-        """Name of the tensor -> name of the module."""
-        return {f"{name}.weight": name for name in tables_of(source)} if self.tables else {}
 
     def _rounded(self, name: str, model: QuantizedModel) -> QuantizedLinear:
         assert self.tables is not None

@@ -14,10 +14,10 @@ from torch import nn
 import q2n
 from q2n.errors import InputError, NumericalError
 from q2n.formats import FORMATS
-from q2n.formats import tables as room
+from q2n.formats import outside_tables as room
 from q2n.formats.load import load_model
+from q2n.formats.outside_tables import round_table, tables_of
 from q2n.formats.table_grid import WIDTHS, TableGrid
-from q2n.formats.tables import round_table, tables_of
 from q2n.grids.fitted import uniform_grid
 from q2n.grids.granularity import PerGroup
 from q2n.grids.uniform import UniformGrid
@@ -82,10 +82,11 @@ def test_numbers_that_are_not_finite_are_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "size"), [(640, 64), (576, 64), (96, 32), (48, 16), (72, 72), (8, 8)]
+    ("bits", "width", "size"),
+    [(6, 640, 64), (8, 576, 64), (4, 576, 32), (8, 96, 32), (4, 48, 16), (6, 72, 72), (4, 8, 8)],
 )
-def test_groups_divide_the_columns(width: int, size: int) -> None:
-    assert TableGrid(4).group_size(width) == size
+def test_groups_divide_the_columns(bits: int, width: int, size: int) -> None:
+    assert TableGrid(bits).group_size(width) == size
 
 
 def test_tables_are_embeddings_and_a_head_of_its_own() -> None:
