@@ -93,6 +93,11 @@ def test_the_record_counts_what_the_files_hold(tmp_path, settings):
 
 def test_an_unfinished_run_says_what_it_knows():
     assert bits_line({"bits_per_weight": 2.25}) == "2.250 bits per quantized weight"
+    older = {"bits_per_weight": 2.25, "bits_per_weight_all": 7.5, "full_precision_share": 0.2113}
+    assert bits_line(older) == (
+        "2.250 bits per quantized weight, "
+        "7.500 over all weights (21.13 % of them in full precision)"
+    )
     known = {
         "bits_per_weight": 2.25,
         "bits_per_weight_all": 7.5,

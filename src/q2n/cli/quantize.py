@@ -83,7 +83,7 @@ def run(parsed: Namespace) -> None:
         "output": str(done.directory),
         "bytes_before": done.bytes_before,
         "bytes_after": done.bytes_after,
-        **{key: done.record[key] for key in BITS},
+        **{key: done.record[key] for key in BITS if key in done.record},
         "seconds": done.timings["quantization_seconds"],
     }
     reporting.event("done", **facts)
