@@ -24,7 +24,7 @@ def compare(
     """Loss equal to four digits of the perplexity, greedy ids equal, every linear packed, and
     embeddings in one of the folders each with the bits of `tables`."""
     asked = {"folders": folders, "tokens": tokens, "prompt": PROMPT, "new": NEW}
-    answers = call("mlx", **asked)
+    answers = call("mlx", **asked)["models"]
     assert [found["tables"] for found in answers] == (
         [[bits] for bits in tables] if tables else [[] for _ in folders]
     )

@@ -4,8 +4,8 @@
 
 It computes in float32, also where a checkpoint has 16 bits: in bfloat16 MLX is inexact on a CPU
 ("own_dtype": true computes so all the same).
-The last line printed is a list of {"loss", "greedy", "seconds_per_token", "packed", "tables"}, by
-folder: numbers of packed linears and the bits of packed embeddings.
+The last line printed is {"models": [..]}, by folder {"loss", "greedy", "seconds_per_token",
+"packed", "tables"}: the number of packed linears and the bits of packed embeddings.
 """
 
 import json
@@ -62,4 +62,4 @@ def results(asked: dict) -> list[dict]:
 
 
 mx.set_default_device(mx.cpu)
-print(json.dumps(results(json.loads(sys.argv[1]))))
+print(json.dumps({"models": results(json.loads(sys.argv[1]))}))
