@@ -161,6 +161,10 @@ BLOCK_TYPES: dict[str, BlockType] = {
 to a type of the same bits where there is one."""
 
 
+BY_BITS = {2: "q2_k", 3: "q3_k", 4: "iq4_nl", 5: "q5_k", 6: "q6_k", 8: "q8_0"}
+"""The type that is meant where only bits are said."""
+
+
 def fitting(name: str, columns: int) -> BlockType | None:
     """The type of that name, or the one that it falls back on for rows of so many columns; None
     if these do not fit either."""

@@ -63,7 +63,11 @@ class Run:
             self.store.require(resume=resume)
         self.plan = build_plan(settings)
         self.format = choose_format(
-            config.format, config.method, self.plan.storage, config.gguf_outside
+            config.format,
+            config.method,
+            self.plan.storage,
+            outside=config.gguf_outside,
+            outside_bits=config.outside_bits,
         )
         self.opened = open_model(
             model,

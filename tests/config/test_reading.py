@@ -227,3 +227,15 @@ def test_a_method_without_such_grids_is_left_as_it_is():
 def test_what_is_set_beside_a_grid_of_blocks_wins():
     read = read_settings({"model": "m", "output": "o", "grid": "q4_k", "format": "native"})
     assert read.run.format == "native"
+
+
+@pytest.mark.parametrize(("bits", "name"), [(4, "iq4_nl"), (6, "q6_k"), (8, "q8_0")])
+def test_bits_of_tables_and_their_type_in_a_gguf_file_agree(bits, name):
+    settings = {"format": "gguf", "outside_bits": bits}
+    assert read(**settings).run.gguf_outside is None
+    both = read(**settings, gguf_outside=name)
+    assert read_settings(both.flat()) == both
+    with pytest.raises(InputError, match=f"outside_bits {bits} is gguf_outside {name}.*f16"):
+        read(**settings, gguf_outside="f16")
+    with pytest.raises(InputError, match="outside_bits is 5; it takes one of 4, 6, 8"):
+        read(outside_bits=5)

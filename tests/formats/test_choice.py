@@ -3,6 +3,7 @@ import pytest
 from q2n.errors import InputError
 from q2n.formats import FORMATS
 from q2n.formats.choice import choose_format, formats_for
+from q2n.layers.blocks import BlockStorage
 from q2n.layers.quantized import StorageSpec
 from q2n.layers.uniform import UniformStorage
 from q2n.methods.rtn import RTN
@@ -33,3 +34,24 @@ def test_runtime_work_needs_the_native_format(name: str) -> None:
     with pytest.raises(InputError, match="while the model runs.*formats that can: native$"):
         choose_format(name, "quarot", storage)
     assert formats_for(storage) == ["native"]
+
+
+STORAGE = UniformStorage(bits=4, group_size=64)
+
+
+@pytest.mark.parametrize("name", ["compressed-tensors", "gptq_v2", "dequantized"])
+def test_formats_without_packed_tables_name_those_that_have_them(name: str) -> None:
+    with pytest.raises(InputError) as caught:
+        choose_format(name, "rtn", STORAGE, outside_bits=6)
+    assert str(caught.value) == (
+        f"{name} holds embeddings and head in 16 bits or more; of the formats that hold what rtn "
+        "stores, these hold them in 6 bits: mlx, native"
+    )
+
+
+def test_packed_tables_beside_what_only_one_format_holds() -> None:
+    with pytest.raises(InputError, match="exl3 holds embeddings.* in 8 bits: native$"):
+        choose_format("exl3", "exl3", StorageSpec(kind="trellis_tiles"), outside_bits=8)
+    chosen = choose_format("gguf", "rtn", BlockStorage(block_type="q4_0"), outside_bits=4)
+    assert chosen == FORMATS["gguf"].storing_outside("iq4_nl")
+    assert choose_format("mlx", "rtn", STORAGE, outside_bits=4) != FORMATS["mlx"]

@@ -182,9 +182,16 @@ def test_damaged_tensors_are_named(
 
 
 @pytest.mark.parametrize(
-    "change", [{"mode": "mxfp4"}, {"model.layers.0.mlp.up_proj": {"bits": 8, "group_size": 32}}]
+    ("change", "words"),
+    [
+        ({"mode": "mxfp4"}, "use mlx-lm"),
+        ({NAME: {"bits": 4, "group_size": 32, "mode": "mxfp4"}}, "use mlx-lm"),
+        ({NAME: {"bits": 8, "group_size": 32}}, "tensor .*scales has shape"),
+        ({NAME: {"bits": 4}}, "group_size"),
+        ({NAME: {"bits": 4, "group_size": "32"}}, "group_size"),
+    ],
 )
-def test_grids_that_are_not_read_are_refused(tmp_path: Path, change: dict) -> None:
+def test_grids_that_are_not_read_are_refused(tmp_path: Path, change: dict, words: str) -> None:
     model = llama()
     layers = random_layers(model, 4, 32, True, torch.float16)
     FORMAT.write(tmp_path / "out", open_source(model), layers)
@@ -192,5 +199,5 @@ def test_grids_that_are_not_read_are_refused(tmp_path: Path, change: dict) -> No
     config = json.loads(file.read_text())
     config["quantization_config"] |= change
     file.write_text(json.dumps(config))
-    with pytest.raises(InputError, match="use mlx-lm"):
+    with pytest.raises(InputError, match=words):
         load_model(tmp_path / "out")

@@ -23,6 +23,8 @@ def test_bits_over_all_weights_by_hand():
     assert totals == {
         "bits_per_weight_all": (16 * 3.5 + 48 * 16) / 64,
         "full_precision_share": 0.75,
+        "bits_per_weight_outside": 16,
+        "bytes_outside": 96,
     }
 
 
@@ -52,9 +54,18 @@ def test_tensors_that_no_module_takes_count_too(tmp_path):
     assert records[0]["full_precision_share"] == records[1]["full_precision_share"]
 
 
-@pytest.mark.parametrize("settings", [{"rotate": "hadamard"}, {"ignore": ["*q_proj"]}, {}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rotate": "hadamard"},
+        {"ignore": ["*q_proj"]},
+        {"outside_bits": 4},
+        {"outside_bits": 8, "rotate": "hadamard"},
+        {},
+    ],
+)
 def test_the_record_counts_what_the_files_hold(tmp_path, settings):
-    """Codes of 4 bits and 16-bit scales fill whole words here: nothing is padded."""
+    """Codes of 4 and 8 bits and 16-bit scales fill whole words here: nothing is padded."""
     folder = save_tiny(tmp_path / "model", tie_word_embeddings=True)
     settings = {"method": "rtn", "bits": 4, "group_size": 32, "format": "native", **settings}
     done = q2n.quantize(folder, tmp_path / "out", **settings)
@@ -62,8 +73,19 @@ def test_the_record_counts_what_the_files_hold(tmp_path, settings):
     stored = 8 * sum(x.numel() * x.element_size() for x in tensors.values())
     plain = sum(x.numel() for name, x in tensors.items() if name.endswith(".weight"))
     quantized = sum(x["shape"][0] * x["shape"][1] for x in record["layers"].values())
-    assert record["bits_per_weight_all"] == pytest.approx(stored / (plain + quantized), rel=1e-12)
-    assert record["full_precision_share"] == pytest.approx(plain / (plain + quantized), rel=1e-12)
+    tables = (
+        len([x for x in tensors if x.endswith((".codes", ".scale")) and ".layers." not in x]) // 2
+    )
+    assert tables == (0 if "outside_bits" not in settings else 2 if "rotate" in settings else 1)
+    outside = plain + tables * 64 * 128
+    weights = outside + quantized
+    assert record["bits_per_weight_all"] == pytest.approx(stored / weights, rel=1e-12)
+    assert record["full_precision_share"] == pytest.approx(plain / weights, rel=1e-12)
+    inside = sum(
+        x.nbytes for name, x in tensors.items() if "_proj." in name and ".weight" not in name
+    )
+    assert record["bytes_outside"] == stored / 8 - inside
+    assert record["bits_per_weight_outside"] == pytest.approx(8 * (stored / 8 - inside) / outside)
     row = f"| {record['bits_per_weight_all']:.3f} |"
     assert row in (tmp_path / "out" / "README.md").read_text()
     assert q2n.inspect(tmp_path / "out") == record
@@ -71,8 +93,19 @@ def test_the_record_counts_what_the_files_hold(tmp_path, settings):
 
 def test_an_unfinished_run_says_what_it_knows():
     assert bits_line({"bits_per_weight": 2.25}) == "2.250 bits per quantized weight"
-    known = {"bits_per_weight": 2.25, "bits_per_weight_all": 7.5, "full_precision_share": 0.2113}
-    assert bits_line(known) == (
+    older = {"bits_per_weight": 2.25, "bits_per_weight_all": 7.5, "full_precision_share": 0.2113}
+    assert bits_line(older) == (
         "2.250 bits per quantized weight, "
+        "7.500 over all weights (21.13 % of them in full precision)"
+    )
+    known = {
+        "bits_per_weight": 2.25,
+        "bits_per_weight_all": 7.5,
+        "full_precision_share": 0.2113,
+        "bits_per_weight_outside": 8.375,
+        "bytes_outside": 29_600_000,
+    }
+    assert bits_line(known) == (
+        "2.250 bits per quantized weight, 8.375 outside of them (29.6 MB), "
         "7.500 over all weights (21.13 % of them in full precision)"
     )

@@ -18,10 +18,17 @@ def _mlx(runtime) -> None:
     runtime("mlx")
 
 
-def compare(folders: list[Path], tokens: list[int], linears: int) -> None:
-    """Loss equal to four digits of the perplexity, greedy ids equal, every linear packed."""
+def compare(
+    folders: list[Path], tokens: list[int], linears: int, tables: tuple[int, ...] = ()
+) -> None:
+    """Loss equal to four digits of the perplexity, greedy ids equal, every linear packed, and
+    embeddings in one of the folders each with the bits of `tables`."""
     asked = {"folders": folders, "tokens": tokens, "prompt": PROMPT, "new": NEW}
-    for folder, found in zip(folders, call("mlx", **asked), strict=True):
+    answers = call("mlx", **asked)["models"]
+    assert [found["tables"] for found in answers] == (
+        [[bits] for bits in tables] if tables else [[] for _ in folders]
+    )
+    for folder, found in zip(folders, answers, strict=True):
         expected = reference(folder, tokens)
         assert found["packed"] == linears, folder
         # The perplexity is exp(loss): 5e-5 of it is half of its fourth digit, at most.
@@ -88,3 +95,38 @@ def test_architectures(tmp_path: Path, architecture: str, linears: int, options:
     )
     tokens = torch.randint(3, 128, (40,), generator=torch.Generator().manual_seed(0)).tolist()
     compare([tmp_path / "out"], tokens, linears * layers)
+
+
+def test_packed_embeddings_of_a_tied_model(smollm2_head: Path, tmp_path: Path) -> None:
+    """Which multiply as its head; in groups of another size than the blocks', and in the same."""
+    folders = [tmp_path / "8", tmp_path / "4"]
+    for bits, out in zip((8, 4), folders, strict=True):
+        grid = {"bits": 4, "group_size": 32}
+        q2n.quantize(
+            smollm2_head, out, method="rtn", format="mlx", outside_bits=bits, dtype="half", **grid
+        )
+    compare(folders, sample(smollm2_head), 14, (8, 4))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "linears", "tied"),
+    [("llama", 7, False), ("gemma3_text", 7, True), ("phi3", 4, False), ("gemma2", 7, True)],
+)
+def test_packed_tables_of_architectures(
+    tmp_path: Path, architecture: str, linears: int, tied: bool
+) -> None:
+    """A head of its own is one linear more; Gemma scales rows."""
+    layers = 7 if architecture == "gemma3_text" else 2
+    model = save_tiny(tmp_path / "model", architecture, layers=layers, tie_word_embeddings=tied)
+    q2n.quantize(
+        model,
+        tmp_path / "out",
+        method="rtn",
+        format="mlx",
+        bits=4,
+        group_size=32,
+        only=("*proj",),
+        outside_bits=6,
+    )
+    tokens = torch.randint(3, 128, (40,), generator=torch.Generator().manual_seed(0)).tolist()
+    compare([tmp_path / "out"], tokens, layers * linears + (not tied), (6,))

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from q2n.evaluation.compare import Comparison
     from q2n.logging import Screen
 
-BITS = ("bits_per_weight", "bits_per_weight_all", "full_precision_share")
+BITS = (
+    "bits_per_weight",
+    "bits_per_weight_all",
+    "full_precision_share",
+    "bits_per_weight_outside",
+    "bytes_outside",
+)
 """What the record says of size."""
 
 NOT_SETTINGS = ("command", "run", "checkpoint", "config", "print_config", "resume", "quiet", "json")
@@ -77,7 +83,7 @@ def run(parsed: Namespace) -> None:
         "output": str(done.directory),
         "bytes_before": done.bytes_before,
         "bytes_after": done.bytes_after,
-        **{key: done.record[key] for key in BITS},
+        **{key: done.record[key] for key in BITS if key in done.record},
         "seconds": done.timings["quantization_seconds"],
     }
     reporting.event("done", **facts)

@@ -3,17 +3,30 @@
 from collections.abc import Mapping
 from typing import Any
 
-from q2n.block_types import BLOCK_TYPES
+from q2n.block_types import BLOCK_TYPES, BY_BITS
 from q2n.config.options import Option
+from q2n.errors import InputError
 
 GGUF = "gguf"
-BY_BITS = {2: "q2_k", 3: "q3_k", 4: "iq4_nl", 5: "q5_k", 6: "q6_k", 8: "q8_0"}
-"""The grid that `--format gguf` means, by bits."""
 
 
 def offers_blocks(options: Mapping[str, Option]) -> bool:
     """Whether a method with these options rounds to ggml's blocks."""
     return "grid" in options and BY_BITS[4] in options["grid"].kind.choices
+
+
+def check_outside(settings: Mapping[str, Any]) -> None:
+    """Refuse two types of embeddings and head.
+
+    Raises:
+        InputError: `outside_bits` and `gguf_outside` are both set, and differ.
+    """
+    bits, name = settings["outside_bits"], settings["gguf_outside"]
+    if bits is not None and name not in (None, BY_BITS[bits]):
+        raise InputError(
+            f"outside_bits {bits} is gguf_outside {BY_BITS[bits]}, and gguf_outside is {name}: "
+            "give one of them"
+        )
 
 
 def implied(settings: Mapping[str, Any], options: Mapping[str, Option]) -> dict[str, Any]:

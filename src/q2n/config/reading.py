@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from q2n.config.block_grids import implied
+from q2n.config.block_grids import check_outside, implied
 from q2n.config.options import CHANGES, RUN, SWITCHES, table
 from q2n.config.presets import (
     ALIASES,
@@ -37,6 +37,7 @@ def read_settings(settings: Mapping[str, Any]) -> Settings:
     run = _options_of(RUN, expanded)
     base = _base(run["method"])
     options = {owner: _options_of(owner, expanded) for owner in (base, *_wrappers(run), CHANGES)}
+    check_outside(run)
     _refuse_idle(given, {**run, **options[CHANGES]})
     taken = run.keys() | {name for own in options.values() for name in own}
     _refuse_unknown(given.keys() - taken, base)

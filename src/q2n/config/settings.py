@@ -98,9 +98,13 @@ class RunSettings:
     and refuses what it cannot run; `q2n methods` lists what each can."""
     format: str = "compressed-tensors"
     """Checkpoint format."""
+    outside_bits: Literal[4, 6, 8] | None = None
+    """Bits of embeddings and output head, most of a small model's bytes, in the formats native, mlx
+    and gguf. Without it they stay in the model's dtype, and are q8_0 in a GGUF file."""
     gguf_outside: OutsideName | None = None
-    """The type of embeddings and output head in a GGUF file: q8_0 unless another is named. In
-    floating-point types (f32, f16, bf16) the other linears that are not quantized are too."""
+    """The type of embeddings and output head in a GGUF file, if it is none of those that
+    outside_bits means (4 iq4_nl, 6 q6_k, 8 q8_0). In floating-point types (f32, f16, bf16) the
+    other linears that are not quantized are too."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto: cuda where there is one."""
     dtype: Literal["auto", "half", "float32", "bfloat16", "float16"] = "auto"

@@ -59,12 +59,12 @@ class Body(Protocol):
 class Head:
     """States to logits, by the model's own code. Holds the output layer and no block."""
 
-    def __init__(self, model: PreTrainedModel, body: str, output: ModelOutput):
+    def __init__(self, model: PreTrainedModel, body: str, output: ModelOutput, words: int):
         """`body` is the name of the module that makes the states, `output` what it returns; the
         states in it are replaced."""
         self._body = _StandIn(output)
         self._model = _with_module(model, body.split("."), self._body)
-        self.words = len(cast(Tensor, model.get_output_embeddings().weight))
+        self.words = words
 
     def __call__(self, states: States) -> Logits:
         self._body.states = states.unsqueeze(0)
@@ -118,7 +118,7 @@ class Whole:
     def __init__(self, model: PreTrainedModel, windows: TokenWindows):
         self.model, self.windows = model, windows
         require_fit(model, windows)
-        self.device = _embeddings(model).device
+        self.device = next(model.get_input_embeddings().parameters()).device
         probe = windows.tokens[:1, :PROBE].to(self.device)
         self.head, self._body = take_apart(model, lambda module: module(probe, use_cache=False))
 
@@ -141,13 +141,13 @@ def take_apart(
         body = model.get_submodule(name)
         try:
             output = run(body)
-            head = Head(model, name, output)
+            head = Head(model, name, output, logits.shape[1])
             agree = torch.equal(head(states_in(output)[0]), logits)
         except (TypeError, AttributeError, LookupError, RuntimeError, InputError):
             continue  # a body unlike others
         if agree:
             return head, body
-    return WholeHead(len(_embeddings(model))), model
+    return WholeHead(logits.shape[1]), model
 
 
 def states_in(output: Any) -> Float[Tensor, "windows length width"]:
@@ -164,10 +164,6 @@ def _bodies(model: PreTrainedModel) -> list[str]:
     return list(dict.fromkeys(names[body] for body in bodies if body in names))
 
 
-def _embeddings(model: PreTrainedModel) -> Float[Tensor, "words width"]:
-    return cast(Tensor, model.get_input_embeddings().weight)
-
-
 def require_fit(model: PreTrainedModel, windows: TokenWindows) -> None:
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and windows.length > context:
@@ -175,7 +171,7 @@ def require_fit(model: PreTrainedModel, windows: TokenWindows) -> None:
             f"windows of {windows.length} tokens exceed the model's context of {context}; "
             "use shorter windows"
         )
-    windows.within(len(_embeddings(model)))
+    windows.within(len(cast(Tensor, model.get_input_embeddings().weight)))
 
 
 @contextmanager

@@ -12,14 +12,19 @@ def formats_for(storage: StorageSpec) -> list[str]:
 
 
 def choose_format(
-    name: str, method: str, storage: StorageSpec, outside: str | None = None
+    name: str,
+    method: str,
+    storage: StorageSpec,
+    *,
+    outside: str | None = None,
+    outside_bits: int | None = None,
 ) -> Format:
-    """The format of that name, for what `method` stores; what no method quantizes is stored in a
-    type of the name `outside`, if one is given.
+    """The format of that name, for what `method` stores. Embeddings and head are stored in a type
+    of the name `outside`, or in `outside_bits`, if one is given.
 
     Raises:
         InputError: there is no such format, it has no such type, or it cannot hold the
-            representation; the message lists those that can.
+            representation or the bits; the message lists those that can.
     """
     if name not in FORMATS:
         raise InputError(f"unknown format {name!r}; there are: {', '.join(FORMATS)}")
@@ -29,4 +34,16 @@ def choose_format(
             f"{name} cannot hold what {method} stores ({storage.kind} layers{runtime}); "
             f"formats that can: {', '.join(formats_for(storage))}"
         )
-    return FORMATS[name] if outside is None else FORMATS[name].storing_outside(outside)
+    if outside is not None:
+        return FORMATS[name].storing_outside(outside)
+    if outside_bits is None:
+        return FORMATS[name]
+    if outside_bits not in FORMATS[name].container.outside_bits:
+        able = [
+            x for x in formats_for(storage) if outside_bits in FORMATS[x].container.outside_bits
+        ]
+        raise InputError(
+            f"{name} holds embeddings and head in 16 bits or more; of the formats that hold what "
+            f"{method} stores, these hold them in {outside_bits} bits: {', '.join(able) or 'none'}"
+        )
+    return FORMATS[name].with_outside_bits(outside_bits)

@@ -21,7 +21,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from q2n.errors import InputError
-from q2n.formats.hf_entry import modules_of
+from q2n.formats.hf_entry import modules_of, others
 from q2n.formats.packing import pack, unpack, word_count
 from q2n.formats.stored import StoredLayer
 from q2n.formats.uniform import (
@@ -120,10 +120,11 @@ class CompressedTensorsEntry(UniformEntry):
     def quantization_config(
         self,
         layers: Mapping[str, StoredLayer],
-        unquantized: Mapping[str, str],
+        modules: Mapping[str, str],
         copied: Sequence[str] = (),
     ) -> dict[str, Any]:
-        scheme, names = self.common_scheme(layers), [*unquantized, *unquantized.values()]
+        scheme, left = self.common_scheme(layers), others(layers, modules)
+        names = [*left, *left.values()]
         weights: dict[str, Any] = {
             "num_bits": scheme.bits,
             "type": "int",

@@ -75,6 +75,15 @@ class Container(ABC):
             "gguf_outside is a choice of GGUF files: add --format gguf, or leave it out"
         )
 
+    @property
+    def outside_bits(self) -> tuple[int, ...]:
+        """Widths in which it can hold embeddings and head."""
+        return ()
+
+    def with_outside_bits(self, bits: int) -> Self:
+        """The same container, with embeddings and head in one of `outside_bits`."""
+        raise NotImplementedError
+
     def check(self, source: ModelSource, storage: StorageSpec) -> list[str]:
         """Refuse, before any work is done, a model that has no place in it; gives what a user must
         know of the checkpoint with layers like that, in sentences without a full stop.

@@ -148,7 +148,7 @@ class EXL3Entry(PackedEntry[CodebookName]):
     def quantization_config(
         self,
         layers: Mapping[str, StoredLayer],
-        unquantized: Mapping[str, str],
+        modules: Mapping[str, str],
         copied: Sequence[str] = (),
     ) -> dict[str, Any]:
         sizes = [layer.shape[0] * layer.shape[1] for layer in layers.values()]

@@ -33,6 +33,10 @@ class Format:
         """
         return replace(self, container=self.container.storing_outside(name))
 
+    def with_outside_bits(self, bits: int) -> "Format":
+        """The same, with embeddings and head in so many bits, which its container can hold."""
+        return replace(self, container=self.container.with_outside_bits(bits))
+
     def write(
         self,
         directory: Path,

@@ -26,7 +26,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from q2n.errors import InputError
-from q2n.formats.hf_entry import modules_of
+from q2n.formats.hf_entry import modules_of, others
 from q2n.formats.packing import WORD, pack, unpack, word_count
 from q2n.formats.stored import StoredLayer
 from q2n.formats.uniform import Scheme, UniformCodec, UniformEntry, require_tensors, stored_scale
@@ -112,10 +112,10 @@ class GPTQEntry(UniformEntry):
     def quantization_config(
         self,
         layers: Mapping[str, StoredLayer],
-        unquantized: Mapping[str, str],
+        modules: Mapping[str, str],
         copied: Sequence[str] = (),
     ) -> dict[str, Any]:
-        scheme, left_out = self.common_scheme(layers), _left_out(unquantized, copied)
+        scheme, left_out = self.common_scheme(layers), _left_out(others(layers, modules), copied)
         return {
             "quant_method": self.quant_method,
             "checkpoint_format": self.codec.name,

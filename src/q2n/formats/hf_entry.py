@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NoReturn
 
+import torch
+
 from q2n.errors import InputError
 from q2n.formats.codec import Description
 from q2n.formats.stored import StoredLayer
+from q2n.formats.table_grid import TableGrid
 from q2n.option_types import shown
 
 
@@ -35,18 +38,37 @@ class FolderEntry(ABC):
     def quantization_config(
         self,
         layers: Mapping[str, StoredLayer],
-        unquantized: Mapping[str, str],
+        modules: Mapping[str, str],
         copied: Sequence[str] = (),
     ) -> dict[str, Any] | None:
         """`quantization_config` of config.json; None for a plain checkpoint.
 
-        `layers` go by their names in the model, as transformers knows them. `unquantized` are the
-        other linears: name in the model -> name in the files, which other readers know. `copied`
-        are tensors that are none of the model's own.
+        `layers` go by their names in the model, as transformers knows them. `modules` are all
+        linears and tables, also those that are not quantized: name in the model -> name in the
+        files, which other readers know. `copied` are tensors that are none of the model's own.
 
         Raises:
             InputError: the entry cannot describe this mixture of layers.
         """
+
+    outside_bits: ClassVar[tuple[int, ...]] = ()
+    """Widths in which its readers know embeddings and head; none unless an entry says more."""
+
+    def check_table(self, name: str, shape: tuple[int, int], grid: TableGrid) -> None:  # noqa: B027 - optional
+        """Refuse, before any work is done, embeddings or a head of `shape` on this grid.
+
+        Raises:
+            InputError: naming it.
+        """
+
+    def table_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
+        """The dtype of a table's scales: the model's own, for transformers takes the dtype of the
+        first floating-point parameter for it, and writes it into config.json on saving."""
+        return model_dtype
+
+    def bits_of_group(self, grid: TableGrid, model_dtype: torch.dtype) -> int:
+        """Bits of the numbers that a group of a table's columns shares."""
+        return 8 * self.table_dtype(model_dtype).itemsize + (0 if grid.symmetric else grid.bits)
 
     def completed(self, config: dict[str, Any]) -> dict[str, Any]:
         """config.json with what its readers look for besides; the argument has all that
@@ -79,10 +101,10 @@ class PackedEntry(FolderEntry, Generic[Description]):
 
     @abstractmethod
     def packed_layers(
-        self, keys: Iterable[str], config: Mapping[str, Any]
+        self, keys: Mapping[str, str], config: Mapping[str, Any]
     ) -> dict[str, PackedLayer[Description]]:
-        """Every quantized linear of a checkpoint, in the order of its tensors' names `keys`, from
-        the quantization config.
+        """Every quantized linear and table of a checkpoint, in the order of its tensors, from the
+        quantization config. `keys` are the tensors: name in the model -> name in the files.
 
         Raises:
             InputError: the file is of a variant that is not read here.
@@ -92,6 +114,11 @@ class PackedEntry(FolderEntry, Generic[Description]):
         """Names of the tensors that are in the files and no part of the model; None where the
         quantization config does not say."""
         return None
+
+
+def others(layers: Mapping[str, StoredLayer], modules: Mapping[str, str]) -> dict[str, str]:
+    """Of `modules`, those that are no `layers`."""
+    return {name: file for name, file in modules.items() if name not in layers}
 
 
 def modules_of(weights: Iterable[str]) -> list[str]:

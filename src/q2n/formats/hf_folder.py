@@ -1,28 +1,34 @@
 """A Hugging Face folder: safetensors files, config.json, the tokenizer's files.
 
 Written as a stream: the weight of a quantized linear is replaced by what the codec stores for it;
-every other tensor (embeddings, norms, biases, an untied lm_head) is copied in the model's dtype.
-Tensors keep the names of the original's files; config.json names modules as the model does.
-What a reader must know of the layers is the folder's entry (hf_entry.py) in config.json.
-It is read as a source of dense weights (quantized_source.py).
+with `tables` embeddings and head are rounded and stored so too (outside_tables.py); every other
+tensor is copied in the model's dtype. Tensors keep the names of the original's files; config.json
+names modules as the model does. What a reader must know of the layers is the folder's entry
+(hf_entry.py) in config.json. It is read as a source of dense weights (quantized_source.py).
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from itertools import chain
+from math import prod
 from pathlib import Path
+from typing import Self
 
 from q2n.formats.codec import Codec, PackedCodec
 from q2n.formats.container import Container
 from q2n.formats.folder_config import as_json, written_config
 from q2n.formats.hf_entry import FolderEntry, PackedEntry
+from q2n.formats.outside_tables import round_table, tables_of
 from q2n.formats.quantized_model import QuantizedModel
 from q2n.formats.quantized_source import QuantizedSource
 from q2n.formats.runtime import PARTS, RUNTIME
 from q2n.formats.shards import SHARD_BYTES, ShardWriter, tensor_bytes
 from q2n.formats.stored import StoredLayer
+from q2n.formats.table_grid import TableGrid
+from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.models.config_file import quantization_config
+from q2n.models.full_precision import FullPrecision, full_precision
 from q2n.models.model_source import ModelSource
 
 
@@ -34,6 +40,8 @@ class HFFolder(Container):
     """How config.json describes the quantized layers."""
     shard_bytes: int = SHARD_BYTES
     """Tensors of one file, and so about half of the memory used."""
+    tables: TableGrid | None = None
+    """The grid of embeddings and head; None: they are copied."""
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -46,19 +54,55 @@ class HFFolder(Container):
     def loading_example(self, directory: Path) -> str:
         return self.entry.loading_example(directory)
 
+    @property
+    def outside_bits(self) -> tuple[int, ...]:
+        return self.entry.outside_bits
+
+    def with_outside_bits(self, bits: int) -> Self:
+        return replace(self, tables=TableGrid(bits))
+
+    def check(self, source: ModelSource, storage: StorageSpec) -> list[str]:
+        if self.tables is not None:
+            for name, shape in tables_of(source).items():
+                self.entry.check_table(name, shape, self.tables)
+        return super().check(source, storage)
+
+    def outside_types(self, source: ModelSource) -> str:
+        if self.tables is None:
+            return super().outside_types(source)
+        return (
+            f"Embeddings and output head are in {self.tables.bits} bits, norms and biases are not "
+            "quantized."
+        )
+
+    def kept(self, source: ModelSource, quantized: Collection[str]) -> FullPrecision:
+        if self.tables is None:
+            return super().kept(source, quantized)
+        tables = tables_of(source)
+        rest = full_precision(source, {*quantized, *tables})
+        weights = sum(map(prod, tables.values()))
+        of_group = self.entry.bits_of_group(self.tables, source.dtype)
+        bits = sum(self.tables.bits_of(*shape, of_group) for shape in tables.values())
+        return FullPrecision(rest.weights + weights, rest.bits + bits, weights)
+
     def write_into(self, folder: Path, model: QuantizedModel, codec: Codec) -> int:
         writer, stored = ShardWriter(folder, self.shard_bytes), {}
         in_parts = model.in_parts if self.entry.merges_parts else {}
+        tables = {} if self.tables is None else tables_of(model.source)
         for name in model.source.names():
             if name in in_parts:
                 for key in in_parts[name]:
                     writer.add(key, model.part(key, name))
                 continue
-            if name not in model.replaced:
+            module = name.removesuffix(".weight")
+            if name in model.replaced:
+                layer = model.layers[module]
+            elif module in tables:
+                layer = self._rounded(name, model)
+            else:
                 writer.add(model.file_names[name], model.other_tensor(name))
                 continue
-            module = model.replaced[name]
-            layer, file_module = model.layers[module], model.file_module(module)
+            file_module = model.file_module(module)
             for part, value in codec.encode(module, layer, model.source.dtype).items():
                 writer.add(f"{file_module}.{part}", model.laid_out(module, part, value))
             stored[module] = StoredLayer.of(layer)
@@ -70,6 +114,21 @@ class HFFolder(Container):
         model.source.save_auxiliary(folder)
         return writer.total_bytes
 
+    def _rounded(self, name: str, model: QuantizedModel) -> QuantizedLinear:
+        assert self.tables is not None
+        dtype = self.entry.table_dtype(model.source.dtype)
+        return round_table(model.other_tensor(name), self.tables, dtype, name)
+
+    def _modules(self, model: QuantizedModel, stored: Collection[str]) -> dict[str, str]:
+        """Linears and tables: name in the model -> name in the files. A head that is a rounded
+        table has no name of its own."""
+        names, own = dict.fromkeys([*model.targets, *stored]), set(model.source.names())
+        return {
+            name: model.file_module(name)
+            for name in names
+            if self.tables is None or f"{name}.weight" in own
+        }
+
     def _write_config(
         self,
         folder: Path,
@@ -78,7 +137,7 @@ class HFFolder(Container):
         copied: list[str],
     ) -> None:
         source = model.source
-        quantization = self.entry.quantization_config(stored, model.unquantized, copied)
+        quantization = self.entry.quantization_config(stored, self._modules(model, stored), copied)
         config = written_config(source, model.skeleton)
         if quantization is not None:
             if source.runtime is not None:

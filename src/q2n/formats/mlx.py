@@ -10,11 +10,14 @@ w = scale * code + bias: a uniform grid with bias = -scale * zero. Only the bias
 all on a symmetric grid, whose zero point is a power of two, and on an asymmetric one of 8 bits by
 up to half a step in bfloat16, for the product of a scale and a zero point has 16 bits there.
 
-mlx-lm takes every module that has scales for quantized; `quantization` in config.json says the grid
-once. Embeddings and head stay as they are. Settings of the rotary embedding are looked for under
-the names of older configurations (mlx_config.py). (mlx.core.quantize; mlx_lm/utils.py.)
+mlx-lm takes every module that has scales for quantized, embeddings too, and multiplies with these
+where the model's configuration ties the head to them. `quantization` in config.json says the grid
+of most modules, and that of any other one under its name. Settings of the rotary embedding are
+looked for under the names of older configurations (mlx_config.py). (mlx.core.quantize;
+mlx_lm/utils.py.)
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from q2n.errors import InputError
 from q2n.formats.mlx_config import with_older_names
 from q2n.formats.packing import WORD, pack, unpack
 from q2n.formats.stored import StoredLayer
+from q2n.formats.table_grid import WIDTHS, TableGrid
 from q2n.formats.uniform import Scheme, UniformCodec, UniformEntry, require_tensors, stored_scale
 from q2n.layers.quantized import QuantizedLinear
 from q2n.linalg.groups import by_column
@@ -90,22 +94,45 @@ def _shape(words: Shaped[Tensor, "..."], bits: int) -> tuple[int, int]:
     return rows, count * WORD // bits
 
 
+def _described(group_size: int, bits: int) -> dict[str, Any]:
+    return {"group_size": group_size, "bits": bits}
+
+
 class MLXEntry(UniformEntry):
-    """The grid, as mlx-lm writes it: without `quant_method`, so that transformers refuses the
+    """The grids, as mlx-lm writes them: without `quant_method`, so that transformers refuses the
     folder; a method that it does not know would make it load arbitrary weights."""
 
     codec = MLX
     quant_method = "mlx"
     library = "mlx"
+    outside_bits = WIDTHS
+
+    def check_table(self, name: str, shape: tuple[int, int], grid: TableGrid) -> None:
+        if grid.group_size(shape[1]) not in GROUP_SIZES:
+            raise InputError(
+                f"{self.codec.name} has groups of {GROUP_SIZES} columns, and none of them divides "
+                f"the {shape[1]} of {name}; leave out --outside-bits"
+            )
+
+    def table_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
+        return self.codec().scale_dtype(model_dtype)
+
+    def bits_of_group(self, grid: TableGrid, model_dtype: torch.dtype) -> int:
+        return 2 * 8 * self.table_dtype(model_dtype).itemsize
 
     def quantization_config(
         self,
         layers: Mapping[str, StoredLayer],
-        unquantized: Mapping[str, str],
+        modules: Mapping[str, str],
         copied: Sequence[str] = (),
     ) -> dict[str, Any]:
-        scheme = self.common_scheme(layers)
-        return {"group_size": scheme.group_size, "bits": scheme.bits, "mode": "affine"}
+        grids = {
+            modules[name]: (x.metadata["group_size"], x.metadata["bits"])
+            for name, x in layers.items()
+        }
+        ((most, _),) = Counter(grids.values()).most_common(1)
+        own = {name: _described(*grid) for name, grid in grids.items() if grid != most}
+        return {**_described(*most), "mode": "affine", **own}
 
     def completed(self, config: dict[str, Any]) -> dict[str, Any]:
         return {**with_older_names(config), "quantization": config["quantization_config"]}
@@ -116,10 +143,11 @@ class MLXEntry(UniformEntry):
     def described_scheme(self, config: Mapping[str, Any]) -> Scheme:
         if config.get("mode", "affine") != "affine":
             raise InputError(f"MLX's mode {config['mode']!r} is not read here; use mlx-lm")
-        own = [name for name, value in config.items() if isinstance(value, dict)]
-        if own:
-            raise InputError(f"{own[0]} has a grid of its own, which is not read here; use mlx-lm")
         return Scheme(bits=config["bits"], group_size=config["group_size"], symmetric=False)
+
+    def own_scheme(self, module: str, config: Mapping[str, Any]) -> Scheme | None:
+        own = config.get(module)
+        return self.described_scheme(own) if isinstance(own, dict) else None
 
     def loading_example(self, directory: Path) -> str:
         return (

@@ -12,9 +12,10 @@ import torch
 
 from q2n.errors import InputError, reason_of
 from q2n.formats.described import require_consistent
-from q2n.formats.hf_entry import PackedEntry, PackedLayer
+from q2n.formats.hf_entry import PackedEntry, PackedLayer, others
 from q2n.formats.runtime import RUNTIME
 from q2n.formats.stored import StoredLayer, StoredTensor
+from q2n.formats.table_grid import WIDTHS
 from q2n.layers import REPRESENTATIONS
 from q2n.option_types import shown
 
@@ -30,11 +31,12 @@ class NativeEntry(PackedEntry[StoredLayer]):
     """Groups of layers that differ in nothing but their numbers."""
 
     quant_method = "q2n"
+    outside_bits = WIDTHS
 
     def quantization_config(
         self,
         layers: Mapping[str, StoredLayer],
-        unquantized: Mapping[str, str],
+        modules: Mapping[str, str],
         copied: Sequence[str] = (),
     ) -> dict[str, Any]:
         groups: dict[str, dict[str, Any]] = {}
@@ -46,7 +48,7 @@ class NativeEntry(PackedEntry[StoredLayer]):
             "quant_method": self.quant_method,
             "version": VERSION,
             "layer_groups": list(groups.values()),
-            "modules_not_converted": list(unquantized),
+            "modules_not_converted": list(others(layers, modules)),
             **({COPIED: list(copied)} if copied else {}),
         }
 

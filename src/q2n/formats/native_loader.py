@@ -1,9 +1,9 @@
 """The native layout for `AutoModelForCausalLM.from_pretrained`, by transformers' own hooks.
 
 transformers looks `quant_method` up in two registries, of configuration classes and of
-quantizers. The quantizer sees the model while its weights are still on the meta device, puts a
-`PackedLinear` where config.json says that a linear is quantized, and lets transformers load: the
-tensors of the file are that module's parameters, so loading in parts, `device_map`, offloading and
+quantizers. The quantizer sees the model while its weights are still on the meta device, puts packed
+modules where config.json says so (packed_modules.py), and lets transformers load: the tensors of
+the file are those modules' parameters, so loading in parts, `device_map`, offloading and
 `save_pretrained` are transformers' own.
 
 This module is imported while transformers itself is (registration.py): what needs a finished
@@ -20,7 +20,6 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from q2n.errors import InputError
 from q2n.formats.hf_entry import refuse_undescribed
 from q2n.formats.native import require_numbers, require_parts
 from q2n.formats.native_entry import COPIED, NativeEntry, described_layers
@@ -53,34 +52,27 @@ class NativeQuantizer(HfQuantizer):
     ) -> None:
         from transformers import PreTrainedModel
 
-        from q2n.formats.packed_linear import PackedLinear
+        from q2n.formats.packed_modules import pack_modules, require_modules
         from q2n.models.tensor_names import names_in_model
 
         layers, headers = self.quantization_config.layers, _headers(checkpoint_files or ())
         assert isinstance(model, PreTrainedModel)
-        names = names_in_model(model, headers)  # while the model has its plain linears
-        modules = dict(model.named_modules())
-        for name, stored in layers.items():
-            linear = modules.get(name)
-            if not isinstance(linear, nn.Linear) or tuple(linear.weight.shape) != stored.shape:
-                raise InputError(
-                    f"{type(model).__name__} has no linear {name!r} of {stored.shape}, which the "
-                    "checkpoint holds; load it with AutoModelForCausalLM"
-                )
+        names = names_in_model(model, headers)  # while the model has its plain modules
+        require_modules(model, layers)
         if checkpoint_files is not None:
             _require_tensors(layers, {names[key]: header for key, header in headers.items()})
-        for name, stored in layers.items():
-            model.set_submodule(name, PackedLinear(stored, modules[name].bias))
+        pack_modules(model, layers)
         placed = {*model.state_dict(), *self.quantization_config.entries.get(COPIED, [])}
         for key, name in names.items():
             if placed.isdisjoint((key, name)):
                 refuse_undescribed(key)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        from q2n.formats.packed_embedding import PackedEmbedding
         from q2n.formats.packed_linear import PackedLinear
 
         for module in model.modules():
-            if isinstance(module, PackedLinear):
+            if isinstance(module, PackedLinear | PackedEmbedding):
                 module.requires_grad_(False)  # the loader makes new parameters
         for name, layer in self.quantization_config.layers.items():
             parts = dict(model.get_submodule(name).named_parameters(recurse=False))

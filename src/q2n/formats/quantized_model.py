@@ -52,12 +52,6 @@ class QuantizedModel:
         return targets_in(self.skeleton)
 
     @cached_property
-    def unquantized(self) -> dict[str, str]:
-        """The linears that stay in full precision: name in the model -> name in the files."""
-        quantized = set(self.replaced.values())
-        return {name: self.file_module(name) for name in self.targets if name not in quantized}
-
-    @cached_property
     def file_names(self) -> dict[str, str]:
         """Every tensor: name in the model -> name in the files, that of the original's."""
         keys = {name: self.source.source_key(name) for name in self.source.names()}

@@ -5,7 +5,7 @@ consecutive inputs. All describe the scheme once, in config.json, so all layers 
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -107,18 +107,25 @@ class UniformEntry(PackedEntry[Scheme]):
             InputError: the file is of a variant that is not read here.
         """
 
+    def own_scheme(self, module: str, config: Mapping[str, Any]) -> Scheme | None:
+        """That of a module by its name in the files, if it is another. Raises as
+        `described_scheme`."""
+        return None
+
     def packed_layers(
-        self, keys: Iterable[str], config: Mapping[str, Any]
+        self, keys: Mapping[str, str], config: Mapping[str, Any]
     ) -> dict[str, PackedLayer[Scheme]]:
-        keys, scheme, names = list(keys), self.described_scheme(config), self.codec.parts
-        known, first = set(keys), f".{names[0]}"
-        modules = [key.removesuffix(first) for key in keys if key.endswith(first)]
+        scheme, names = self.described_scheme(config), self.codec.parts
+        first = f".{names[0]}"
+        files = {
+            x.removesuffix(first): keys[x].removesuffix(first) for x in keys if x.endswith(first)
+        }
         return {
             module: PackedLayer(
-                parts=tuple(part for part in names if f"{module}.{part}" in known),
-                description=scheme,
+                parts=tuple(part for part in names if f"{module}.{part}" in keys),
+                description=self.own_scheme(file, config) or scheme,
             )
-            for module in modules
+            for module, file in files.items()
         }
 
 

@@ -50,6 +50,10 @@ class CardFacts:
     """Of all weights."""
     full_precision_share: float
     """Of the weights, 0 to 1."""
+    bits_per_weight_outside: float
+    """Of all but the quantized linears."""
+    bytes_outside: int
+    """Of the same."""
     ignored: int = 0
     """Linears that the settings leave in full precision."""
     notes: Sequence[str] = ()

@@ -80,13 +80,19 @@ def describe(
 
 
 def over_all_weights(blocks: Iterable[BlockRecord], kept: FullPrecision) -> dict[str, float]:
-    """Entries of a record: bits per weight over all weights of the checkpoint, and the share of
-    them, 0 to 1, that stays in full precision."""
+    """Entries of a record: bits per weight over all weights of the checkpoint, the share of them,
+    0 to 1, that stays in full precision; bits per weight and bytes of all but the quantized
+    linears."""
     layers = [layer for block in blocks for layer in block.layers.values()]
     weights = kept.weights + sum(layer.weights for layer in layers)
     bits = kept.bits + sum(layer.weights * layer.bits_per_weight for layer in layers)
     share = (kept.weights - kept.rounded) / weights
-    return {"bits_per_weight_all": bits / weights, "full_precision_share": share}
+    return {
+        "bits_per_weight_all": bits / weights,
+        "full_precision_share": share,
+        "bits_per_weight_outside": kept.bits / kept.weights,
+        "bytes_outside": kept.bits // 8,
+    }
 
 
 def described_before(
@@ -119,6 +125,8 @@ def _card(about: About, done: Quantized, base_model: str, loading_example: str) 
         bits_per_weight=done.record["bits_per_weight"],
         bits_per_weight_all=done.record["bits_per_weight_all"],
         full_precision_share=done.record["full_precision_share"],
+        bits_per_weight_outside=done.record["bits_per_weight_outside"],
+        bytes_outside=done.record["bytes_outside"],
         ignored=len(done.record["ignored"]),
         notes=done.record["notes"],
         bytes_before=done.bytes_before,

@@ -74,14 +74,19 @@ def settings_table(record: RunRecord) -> Table:
 
 
 def bits_line(record: Mapping[str, Any]) -> str:
-    """Bits per weight of a record in JSON, in words; those over all weights once they are known."""
-    quantized = f"{record['bits_per_weight']:.3f} bits per quantized weight"
-    if "bits_per_weight_all" not in record:
-        return quantized
-    return (
-        f"{quantized}, {record['bits_per_weight_all']:.3f} over all weights "
-        f"({_percent(record['full_precision_share'])} % of them in full precision)"
-    )
+    """Bits per weight of a record in JSON, in words, as far as they are known: of the quantized
+    linears, of everything else, of all weights."""
+    parts = [f"{record['bits_per_weight']:.3f} bits per quantized weight"]
+    if "bytes_outside" in record:
+        outside, megabytes = record["bits_per_weight_outside"], record["bytes_outside"] / 1e6
+        parts.append(f"{outside:.3f} outside of them ({megabytes:.1f} MB)")
+    if "bits_per_weight_all" in record:
+        share = _percent(record["full_precision_share"])
+        parts.append(
+            f"{record['bits_per_weight_all']:.3f} over all weights ({share} % of them in full "
+            "precision)"
+        )
+    return ", ".join(parts)
 
 
 def _percent(share: float | None) -> str:

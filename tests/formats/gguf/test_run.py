@@ -65,6 +65,18 @@ def test_record_and_card_count_what_the_file_holds(tmp_path: Path) -> None:
     assert "```sh\nllama-cli -m out/model.gguf" in card and "library_name" not in card
 
 
+def test_bits_of_embeddings_choose_their_type(tmp_path: Path) -> None:
+    """Blocks of 256 do not fill rows of 64 columns: q6_k falls back on q8_0."""
+    save(tmp_path / "model", "llama", tie_word_embeddings=True)
+    for bits, kind in ((4, "IQ4_NL"), (6, "Q8_0")):
+        done = quantize(tmp_path, grid="q8_0", outside_bits=bits)
+        tensors = read_header(tmp_path / "out" / "model.gguf").tensors
+        assert tensors["token_embd.weight"].kind.name == kind
+        outside = [x for name, x in tensors.items() if "blk" not in name or "norm" in name]
+        assert done.record["bytes_outside"] == sum(x.size_bytes for x in outside)
+        (tmp_path / "out").rename(tmp_path / str(bits))
+
+
 def test_a_finished_run_is_found_finished(tmp_path: Path) -> None:
     save(tmp_path / "model", "llama")
     first = quantize(tmp_path, grid="q8_0")

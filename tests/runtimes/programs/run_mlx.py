@@ -4,7 +4,8 @@
 
 It computes in float32, also where a checkpoint has 16 bits: in bfloat16 MLX is inexact on a CPU
 ("own_dtype": true computes so all the same).
-The last line printed is a list of {"loss", "greedy", "seconds_per_token", "packed"}, by folder.
+The last line printed is {"models": [..]}, by folder {"loss", "greedy", "seconds_per_token",
+"packed", "tables"}: the number of packed linears and the bits of packed embeddings.
 """
 
 import json
@@ -47,11 +48,18 @@ def results(asked: dict) -> list[dict]:
         packed = [name for name, m in model.named_modules() if isinstance(m, nn.QuantizedLinear)]
         loss = mean_loss(model, asked["tokens"])
         ids, seconds = greedy(model, asked["tokens"][: asked["prompt"]], asked["new"])
+        tables = [m.bits for _, m in model.named_modules() if isinstance(m, nn.QuantizedEmbedding)]
         found.append(
-            {"loss": loss, "greedy": ids, "seconds_per_token": seconds, "packed": len(packed)}
+            {
+                "loss": loss,
+                "greedy": ids,
+                "seconds_per_token": seconds,
+                "packed": len(packed),
+                "tables": tables,
+            }
         )
     return found
 
 
 mx.set_default_device(mx.cpu)
-print(json.dumps(results(json.loads(sys.argv[1]))))
+print(json.dumps({"models": results(json.loads(sys.argv[1]))}))

@@ -12,6 +12,7 @@ from typing import Self
 from jaxtyping import UInt8
 from torch import Tensor
 
+from q2n.block_types import BY_BITS
 from q2n.formats.codec import Codec
 from q2n.formats.container import Container
 from q2n.formats.folder_config import as_json, written_config
@@ -22,6 +23,7 @@ from q2n.formats.gguf.stream import TensorStream
 from q2n.formats.gguf.tensor_types import F32, TENSOR_TYPES, TensorType, encode, notes_of_age
 from q2n.formats.gguf.tensors import GGUF_FILE
 from q2n.formats.quantized_model import QuantizedModel
+from q2n.formats.table_grid import WIDTHS
 from q2n.layers.blocks import BlockLinear, BlockStorage
 from q2n.layers.quantized import StorageSpec
 from q2n.models.full_precision import FullPrecision
@@ -45,6 +47,13 @@ class GGUFFile(Container):
 
     def storing_outside(self, name: str) -> Self:
         return replace(self, outside=name)
+
+    @property
+    def outside_bits(self) -> tuple[int, ...]:
+        return WIDTHS
+
+    def with_outside_bits(self, bits: int) -> Self:
+        return self.storing_outside(BY_BITS[bits])
 
     def check(self, source: ModelSource, storage: StorageSpec) -> list[str]:
         assert isinstance(storage, BlockStorage)  # the codec holds no other
