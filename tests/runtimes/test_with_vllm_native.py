@@ -107,10 +107,3 @@ def test_rounded_activations_are_refused(runtime, smollm2_head: Path, tmp_path: 
     settings = {**UNIFORM, "activation_bits": 8}
     q2n.quantize(smollm2_head, tmp_path / "out", format="native", **settings)
     assert "rotates or rounds activations while it runs" in ask(tmp_path / "out", smollm2_head)
-
-
-def test_packed_embeddings_are_refused(runtime, smollm2_head: Path, tmp_path: Path) -> None:
-    runtime("vllm")
-    q2n.quantize(smollm2_head, tmp_path / "out", format="native", outside_bits=8, **UNIFORM)
-    said = ask(tmp_path / "out", smollm2_head)
-    assert "model.embed_tokens is stored in few bits, which is not read in vLLM" in said

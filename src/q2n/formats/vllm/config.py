@@ -32,22 +32,14 @@ class NativeConfig(QuantizationConfig):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "NativeConfig":
         """Raises:
-        InputError: it is damaged, the model must do more than multiply while it runs, or its
-            embeddings or head are packed.
+        InputError: it is damaged, or the model must do more than multiply while it runs.
         """
         if config.get(RUNTIME):
             raise InputError(
                 "this checkpoint rotates or rounds activations while it runs, which vLLM does not; "
                 "use transformers, or quantize without --rotate, --activation-bits and --kv-bits"
             )
-        layers = described_layers(config)
-        for name in layers:
-            if not any(part.isdigit() for part in name.split(".")):  # in no block
-                raise InputError(
-                    f"{name} is stored in few bits, which is not read in vLLM; use transformers, "
-                    "or quantize without --outside-bits"
-                )
-        return cls(layers, config.get(COPIED, ()))
+        return cls(described_layers(config), config.get(COPIED, ()))
 
     def get_name(self) -> Any:
         return NativeEntry.quant_method
