@@ -58,10 +58,6 @@ def test_what_is_set_wins() -> None:
             {"runtime": "vllm", "format": "native", "kv_bits": 4},
             "vllm with --format native does not run --kv-bits 4; leave it out$",
         ),
-        (
-            {"runtime": "vllm", "format": "native", "outside_bits": 8},
-            "vllm with --format native does not run --outside-bits 8; leave it out$",
-        ),
         ({"runtime": "ollama"}, "runtime is 'ollama'"),
     ],
 )

@@ -51,6 +51,13 @@ def test_smollm2(runtime, smollm2: Path, tmp_path: Path) -> None:
     assert assert_as_in_transformers(tmp_path / "out", smollm2) == ["InRows"]
 
 
+def test_packed_embeddings_that_are_the_head(runtime, smollm2: Path, tmp_path: Path) -> None:
+    runtime("vllm")
+    settings = {**UNIFORM, "bits": 4, "outside_bits": 4}
+    q2n.quantize(smollm2, tmp_path / "out", format="native", **settings)
+    assert assert_as_in_transformers(tmp_path / "out", smollm2) == ["InRows"]
+
+
 @pytest.mark.parametrize(
     "settings, kinds",
     [
@@ -86,7 +93,7 @@ def test_three_ranks(runtime, smollm2_head: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(which("g++") is None, reason="vLLM compiles with g++")
 def test_compiled(runtime, smollm2_head: Path, tmp_path: Path) -> None:
     runtime("vllm")
-    q2n.quantize(smollm2_head, tmp_path / "out", format="native", **UNIFORM)
+    q2n.quantize(smollm2_head, tmp_path / "out", format="native", outside_bits=8, **UNIFORM)
     assert_as_in_transformers(tmp_path / "out", smollm2_head, enforce_eager=False)
 
 
@@ -102,15 +109,15 @@ def test_ranks_cannot_divide_a_random_basis(runtime, smollm2_head: Path, tmp_pat
     assert "model.layers.0.self_attn.q_proj is stored in a basis that mixes" in said
 
 
+def test_ranks_do_not_divide_a_packed_table(runtime, smollm2_head: Path, tmp_path: Path) -> None:
+    runtime("vllm")
+    q2n.quantize(smollm2_head, tmp_path / "out", format="native", outside_bits=8, **UNIFORM)
+    said = ask(tmp_path / "out", smollm2_head, tensor_parallel_size=3)
+    assert "model.embed_tokens is stored in 8 bits, which ranks do not divide" in said
+
+
 def test_rounded_activations_are_refused(runtime, smollm2_head: Path, tmp_path: Path) -> None:
     runtime("vllm")
     settings = {**UNIFORM, "activation_bits": 8}
     q2n.quantize(smollm2_head, tmp_path / "out", format="native", **settings)
     assert "rotates or rounds activations while it runs" in ask(tmp_path / "out", smollm2_head)
-
-
-def test_packed_embeddings_are_refused(runtime, smollm2_head: Path, tmp_path: Path) -> None:
-    runtime("vllm")
-    q2n.quantize(smollm2_head, tmp_path / "out", format="native", outside_bits=8, **UNIFORM)
-    said = ask(tmp_path / "out", smollm2_head)
-    assert "model.embed_tokens is stored in few bits, which is not read in vLLM" in said

@@ -31,8 +31,6 @@ class Loads:
     changes: bool = False
     """Whether it also does what a changed model needs beside its weights: rotates, rounds
     activations or the cache."""
-    tables: bool = True
-    """Whether it looks embeddings up in packed tables, where the format has them."""
     multiple: int = 1
     """Of which inputs and outputs of every layer must be."""
 
@@ -45,8 +43,6 @@ class Loads:
             return f"groups of {size}; it runs groups of {_listed(self.group_sizes)}"
         if self.symmetric_only and settings.get("symmetric") is False:
             return "asymmetric grids; add --symmetric"
-        if settings.get("outside_bits") is not None and not self.tables:
-            return f"--outside-bits {settings['outside_bits']}; leave it out"
         for name, option in table().owners[CHANGES].items():
             value = settings.get(name, option.default)
             if value != option.default and not self.changes:
@@ -91,7 +87,7 @@ RUNTIMES: dict[str, Runtime] = {
                 symmetric_only=True,
                 multiple=32,
             ),
-            Loads(format="native", tables=False),
+            Loads(format="native"),
         ),
         settings={"dtype": "half"},
     ),
