@@ -131,7 +131,7 @@ def quantized(
     """The model in blocks of a type, by llama.cpp or by q2n with a quality."""
     place = options.work / f"{named(options)}-{kind}-{who}-{options.seed}"
     if who == "llama.cpp":
-        file = place.with_suffix(".gguf")
+        file = place.with_name(f"{place.name}.gguf")
         if not file.exists():
             run(options, "llama-quantize", "--imatrix", importance, "--pure",
                 "--token-embedding-type", "q8_0", "--output-tensor-type", "q8_0",
