@@ -36,6 +36,16 @@ def compare(
         assert found["greedy"] == expected.greedy, folder
 
 
+def quantize_tiny(model: Path, out: Path, **settings: int) -> None:
+    """Its blocks in 4 bits."""
+    q2n.quantize(model, out, method="rtn", format="mlx", bits=4, only=("*proj",), **settings)
+
+
+def random_tokens() -> list[int]:
+    """Of a tiny model's vocabulary."""
+    return torch.randint(3, 128, (40,), generator=torch.Generator().manual_seed(0)).tolist()
+
+
 @pytest.mark.parametrize(
     ("bits", "symmetric", "dtype"),
     [(4, False, "float32"), (3, True, "float32"), (4, False, "half")],
@@ -84,17 +94,8 @@ def test_architectures(tmp_path: Path, architecture: str, linears: int, options:
     layers = options.setdefault("layers", 3)
     model = save_tiny(tmp_path / "model", architecture, **options)
     group_size = 128 if options.get("hidden_size") == 128 else 32
-    q2n.quantize(
-        model,
-        tmp_path / "out",
-        method="rtn",
-        format="mlx",
-        bits=4,
-        group_size=group_size,
-        only=("*proj",),
-    )
-    tokens = torch.randint(3, 128, (40,), generator=torch.Generator().manual_seed(0)).tolist()
-    compare([tmp_path / "out"], tokens, linears * layers)
+    quantize_tiny(model, tmp_path / "out", group_size=group_size)
+    compare([tmp_path / "out"], random_tokens(), linears * layers)
 
 
 def test_packed_embeddings_of_a_tied_model(smollm2_head: Path, tmp_path: Path) -> None:
@@ -118,15 +119,5 @@ def test_packed_tables_of_architectures(
     """A head of its own is one linear more; Gemma scales rows."""
     layers = 7 if architecture == "gemma3_text" else 2
     model = save_tiny(tmp_path / "model", architecture, layers=layers, tie_word_embeddings=tied)
-    q2n.quantize(
-        model,
-        tmp_path / "out",
-        method="rtn",
-        format="mlx",
-        bits=4,
-        group_size=32,
-        only=("*proj",),
-        outside_bits=6,
-    )
-    tokens = torch.randint(3, 128, (40,), generator=torch.Generator().manual_seed(0)).tolist()
-    compare([tmp_path / "out"], tokens, layers * linears + (not tied), (6,))
+    quantize_tiny(model, tmp_path / "out", group_size=32, outside_bits=6)
+    compare([tmp_path / "out"], random_tokens(), layers * linears + (not tied), (6,))

@@ -54,13 +54,11 @@ class NativeLinear(LinearMethodBase):
     ) -> None:
         """As vLLM calls it: an empty parameter for each name of a tensor, whose loader takes what
         comes under that name."""
-        self.out_features, self.dtype = sum(output_partition_sizes), params_dtype
         ranks: dict[str, Any] = {"rank": layer.tp_rank, "ranks": layer.tp_size}
-        outputs = self._outputs(output_partition_sizes)
-        for (name, stored), own in zip(self.linears.items(), outputs, strict=True):
+        outputs = self._outputs(output_partition_sizes, ranks["ranks"])
+        self.out_features, self.dtype = sum(map(sum, outputs)), params_dtype
+        for name, own in zip(self.linears, outputs, strict=True):
             self.shares[name] = Share(outputs=own, inputs=input_size_per_partition, **ranks)
-            if stored is not None:
-                require_divisible(name, stored, ranks["ranks"])
         for part, dtype in self._dtypes().items():
             empty = nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
             empty.weight_loader = self._loader(part)  # type: ignore[attr-defined] # vLLM's way
@@ -101,8 +99,15 @@ class NativeLinear(LinearMethodBase):
         result = results[0] if len(results) == 1 else torch.cat(results, 1)
         return result.view(*x.shape[:-1], self.out_features)
 
-    def _outputs(self, sizes: Sequence[int]) -> list[Sequence[int]]:
-        """The rows of this rank by linear of the checkpoint."""
+    def _outputs(self, sizes: Sequence[int], ranks: int) -> list[Sequence[int]]:
+        """The rows of one of the ranks by linear of the checkpoint.
+
+        Raises:
+            InputError: ranks cannot divide one of them, or the checkpoint has others.
+        """
+        for name, stored in self.linears.items():
+            if stored is not None:
+                require_divisible(name, stored, ranks)
         if len(self.linears) == 1:
             return [sizes]
         if len(self.linears) == len(sizes):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from q2n.errors import InputError
-from q2n.formats.native import rebuild, require_numbers, require_parts, to_file
+from q2n.formats.native import Native, rebuild, require_numbers, require_parts
 from q2n.formats.packed_kinds import packed_weight
 from q2n.formats.packed_weight import PackedWeight
 from q2n.formats.stored import StoredLayer
@@ -120,13 +120,10 @@ def packed_share(
         raise InputError(
             f"{name} cannot be divided among {share.ranks} ranks: {cause}; use fewer"
         ) from cause
-    return [_packed_again(layer, dtype) for layer in divided]
-
-
-def _packed_again(layer: QuantizedLinear, dtype: torch.dtype) -> PackedWeight:
-    stored = StoredLayer.of(layer)
-    parts = {part: to_file(x, stored.tensors[part]) for part, x in layer.tensors().items()}
-    return _weight(stored, parts, dtype)
+    return [
+        _weight(StoredLayer.of(layer), Native().encode(name, layer, dtype), dtype)
+        for layer in divided
+    ]
 
 
 def _weight(

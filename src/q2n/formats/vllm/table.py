@@ -4,6 +4,7 @@ A tied head is the table itself: what vLLM asks of the head, the method of the t
 Without tensor-parallel ranks only: vLLM gives a rank rows of a vocabulary that it has filled up.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,28 +28,18 @@ class NativeTable(NativeLinear):
         super().__init__(prefix, {prefix: stored})
         self.stored = stored
 
-    def create_weights(
-        self,
-        layer: nn.Module,
-        input_size_per_partition: int,
-        output_partition_sizes: list[int],
-        input_size: int,
-        output_size: int,
-        params_dtype: torch.dtype,
-        **extra_weight_attrs: Any,
-    ) -> None:
-        """As vLLM calls it, whose vocabulary is filled up to a multiple of 64: the table's is not.
+    def _outputs(self, sizes: Sequence[int], ranks: int) -> list[Sequence[int]]:
+        """All rows: vLLM fills its vocabulary up to a multiple of 64, the table's is not.
 
         Raises:
             InputError: there are ranks.
         """
-        if layer.tp_size != 1:
+        if ranks != 1:
             raise InputError(
                 f"{self.prefix} is stored in {self.stored.metadata['bits']} bits, which ranks do "
                 "not divide; use --tensor-parallel-size 1, or quantize without --outside-bits"
             )
-        rows, columns = self.stored.shape
-        super().create_weights(layer, columns, [rows], columns, rows, params_dtype)
+        return [self.stored.shape[:1]]
 
     def embedding(self, layer: nn.Module, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch in"]:
         """The rows of these tokens."""
