@@ -8,7 +8,7 @@ which order its labels stand, and under which versions and on which machine it w
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from typing import Any, Self
+from typing import Any
 
 LAYOUT = 1
 """Of the records that this version writes and reads."""
@@ -61,7 +61,7 @@ class TaskScore:
 
 @dataclass(frozen=True, kw_only=True)
 class KindOfLayer:
-    """All linears of one kind (q_proj, ...), block by block; a value is None where there is none."""
+    """All linears of one kind (q_proj, ...), block by block; None where a layer has no value."""
 
     blocks: Sequence[int]
     output_error: Sequence[float | None]
@@ -143,8 +143,8 @@ class ExperimentRecord:
     refused: str | None = None
     """Why q2n did not do this cell, if it did not: then there are no results."""
 
-    @classmethod
-    def from_json(cls, values: Any) -> Self:
+    @staticmethod
+    def from_json(values: Any) -> "ExperimentRecord":
         """Inverse of `to_json`.
 
         Raises:
@@ -154,7 +154,7 @@ class ExperimentRecord:
         layout = values.get("layout") if isinstance(values, dict) else None
         if layout != LAYOUT:
             raise ValueError(f"a record of layout {layout}; this version of q2n reads {LAYOUT}")
-        return _validator(cls).validate_python(values)
+        return _validator().validate_python(values)
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as JSON values."""
@@ -167,8 +167,8 @@ class ExperimentRecord:
 
 
 @cache
-def _validator(cls: type) -> Any:
-    from pydantic import ConfigDict, TypeAdapter
+def _validator() -> Any:
+    from pydantic import ConfigDict, TypeAdapter, with_config  # 0.1 s, which help need not wait for
 
-    cls.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
-    return TypeAdapter(cls)
+    strict = ConfigDict(extra="forbid", allow_inf_nan=False)
+    return TypeAdapter(with_config(strict)(ExperimentRecord))
