@@ -100,7 +100,9 @@ class ExperimentRecord:
 
     layout: int = LAYOUT
     cell: str
-    """Hash of all that the result depends on and that the plan says."""
+    """Hash of plan, labels and key: the place of this record."""
+    key: str
+    """Hash of what was done: records of two plans with one key hold the same results."""
     plan: str
     """Name of the plan."""
     labels: Mapping[str, Label]
