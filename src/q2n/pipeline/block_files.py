@@ -18,6 +18,7 @@ from typing import Any
 from q2n.disk.failures import reason, remedy
 from q2n.disk.folders import is_working_folder, remove_known
 from q2n.disk.sealed import seal, unseal
+from q2n.disk.whole import write_whole
 from q2n.errors import InputError, ResumeError
 from q2n.pipeline.activations import is_batch_file
 
@@ -137,16 +138,9 @@ class BlockFiles:
 
 
 def _write(file: Path, data: bytes) -> None:
-    """Write, flush to the disk, rename: the file is whole or it is not there."""
-    fresh = file.with_suffix(f"{file.suffix}.{os.getpid()}.tmp")
     try:
-        with fresh.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        fresh.replace(file)
+        write_whole(file, data)
     except OSError as cause:
-        fresh.unlink(missing_ok=True)
         raise InputError(
             f"{file} cannot be written ({reason(cause)}); {remedy(cause)}, then go on with --resume"
         ) from cause

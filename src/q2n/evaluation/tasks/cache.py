@@ -10,13 +10,13 @@ begins again with the first task that it had not finished.
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from q2n.disk.whole import write_whole
 from q2n.errors import InputError
 from q2n.evaluation.tasks.results import TaskResult
 
@@ -70,7 +70,8 @@ class ResultCache:
         with FileLock(self._file.with_name(f".{self._file.name}.lock")):
             others = [entry for entry in self._entries() if entry["key"] != key]
             entries = [*others, {"key": dict(key), "result": result.to_json()}]
-            self._write({"kind": KIND, "results": entries})
+            values = {"kind": KIND, "results": entries}
+            write_whole(self._file, json.dumps(values, indent=1).encode())
 
     def _entries(self) -> list[dict[str, Any]]:
         if not self._file.exists():
@@ -82,13 +83,3 @@ class ResultCache:
         except (OSError, ValueError, LookupError, TypeError):
             pass
         raise InputError(f"{self._file} is not a cache of task results; choose another --cache")
-
-    def _write(self, values: Any) -> None:
-        handle, name = tempfile.mkstemp(prefix=f".{self._file.name}-", dir=self._file.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                json.dump(values, stream, indent=1)
-            os.replace(name, self._file)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
