@@ -38,10 +38,10 @@ class Cell:
             {
                 "model": self.model,
                 "settings": None if settings is None else _fingerprint(settings),
-                "texts": {name: _portable(text) for name, text in self.texts.items()},
+                "texts": {name: portable(text) for name, text in self.texts.items()},
                 "tasks": self.tasks and asdict(self.tasks),
                 "spectra": self.spectra and asdict(self.spectra),
-                "search": self.search and {**asdict(self.search), "on": _portable(self.search.on)},
+                "search": self.search and {**asdict(self.search), "on": portable(self.search.on)},
             }
         )
 
@@ -129,9 +129,9 @@ def _fingerprint(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**read.fingerprint(), "corpus": read.run.corpus}
 
 
-def _portable(text: Mapping[str, Any]) -> dict[str, Any]:
+def portable(values: Mapping[str, Any]) -> dict[str, Any]:
     """Without the place of the data, which is another on every machine."""
-    return {name: value for name, value in text.items() if name != "data_dir"}
+    return {name: value for name, value in values.items() if name != "data_dir"}
 
 
 def _hash(values: Any) -> str:

@@ -39,7 +39,7 @@ def estimate(cell: Cell, records: Sequence[ExperimentRecord]) -> float | None:
     return None if weights is None else 2 * weights * _tokens(cell) / _rate()
 
 
-def _tokens(cell: Cell) -> float:
+def _tokens(cell: Cell) -> int:
     """Of all passes together. A search takes a quantization a trial, a coordinate's two rounds."""
     settings = {**DEFAULTS, **(cell.settings or {})}
     own = settings["windows"] * settings["length"] if cell.settings is not None else 0

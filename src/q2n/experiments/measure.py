@@ -16,7 +16,7 @@ from q2n.api import Quantized, evaluate_tasks, quantize
 from q2n.disk.folders import partial_folder
 from q2n.errors import InputError, Q2NError, ResumeError
 from q2n.evaluation.tasks.results import TaskResult
-from q2n.experiments.cells import Cell
+from q2n.experiments.cells import Cell, portable
 from q2n.experiments.kinds import kinds_of
 from q2n.experiments.search import METHODS
 from q2n.experiments.spectra import spectra_of
@@ -65,7 +65,7 @@ class Measurer:
             plan=cell.plan,
             labels=cell.labels,
             compare=cell.compare,
-            settings=None if cell.settings is None else {"model": cell.model, **cell.settings},
+            settings=_settings(cell),
             software=software(),
             machine=machine(),
             started=started,
@@ -187,3 +187,10 @@ def _score(task: TaskResult) -> TaskScore:
         shots=task.shots,
         harness=task.harness,
     )
+
+
+def _settings(cell: Cell) -> dict[str, Any] | None:
+    """As the record has them: without the place of the data on this machine."""
+    if cell.settings is None:
+        return None
+    return {"model": cell.model, **portable(cell.settings)}

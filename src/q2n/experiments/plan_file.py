@@ -62,7 +62,7 @@ def _parsed(values: dict[str, Any], file: Path) -> Plan:
 
 
 @cache
-def _validator() -> TypeAdapter[Plan]:
+def _validator() -> Any:
     for nested in (Tasks, Spectra, Search):
         with_config(ConfigDict(extra="forbid"))(nested)
     return TypeAdapter(with_config(ConfigDict(extra="forbid"))(Plan))

@@ -17,6 +17,9 @@ from q2n.evaluation.perplexity import PerplexityResult
 from q2n.logging import Reporter
 from q2n.report.experiment import TextResult
 
+RUN = 32
+"""Tokens in a row that two texts have in common only if they are one."""
+
 
 class Original:
     """One model as it is, on the texts of a plan."""
@@ -106,15 +109,12 @@ def _conditions(name: str, text: Mapping[str, Any]) -> Conditions:
 
 
 def _share_windows(one: TokenWindows, other: TokenWindows) -> bool:
-    """Whether 32 tokens in a row at the middle of a window of one are such in a window of the
-    other, wherever there: windows of other lengths share text too."""
-    runs = {
-        tuple(run)
-        for window in other.tokens
-        for run in (window.unfold(0, 32, 1).tolist() if len(window) >= 32 else [window.tolist()])
-    }
-    middles = [window[len(window) // 2 :][:32] for window in one.tokens]
-    return any(tuple(middle.tolist()) in runs for middle in middles)
+    """Whether the tokens at the middle of a window of one stand anywhere in a window of the other:
+    texts that are cut otherwise overlap too."""
+    count = min(RUN, one.tokens.shape[1] // 2, other.tokens.shape[1] // 2)
+    runs = set(map(tuple, other.of_text.flatten().unfold(0, count, 1).tolist()))
+    middle = one.tokens.shape[1] // 2
+    return any(tuple(run) in runs for run in one.tokens[:, middle : middle + count].tolist())
 
 
 def _result(name: str, found: PerplexityResult, fidelity: Fidelity | None) -> TextResult:
