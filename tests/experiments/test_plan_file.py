@@ -71,7 +71,7 @@ def test_a_scale_replaces_axes_and_settings_one_by_one_and_texts_as_a_whole(tmp_
         ({"axes": {"seed": [0]}, "compare": None}, "model is None; it takes the name of a model"),
         ({"title": 3}, "title: Input should be a valid string"),
         (
-            {"search": {"over": {"treshold": [1]}, "on": {"ppl": "x"}}},
+            {"search": {"over": {"treshold": [1]}, "text": {"ppl": "x"}}},
             "no option 'treshold'",
         ),
     ],

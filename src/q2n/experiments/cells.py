@@ -41,7 +41,8 @@ class Cell:
                 "texts": {name: portable(text) for name, text in self.texts.items()},
                 "tasks": self.tasks and asdict(self.tasks),
                 "spectra": self.spectra and asdict(self.spectra),
-                "search": self.search and {**asdict(self.search), "on": portable(self.search.on)},
+                "search": self.search
+                and {**asdict(self.search), "text": portable(self.search.text)},
             }
         )
 
@@ -69,7 +70,7 @@ def cells_of(
         InputError: a cell without model, or with settings that q2n refuses.
     """
     texts = {name: _with_data(text, data_dir) for name, text in plan.texts.items()}
-    search = plan.search and replace(plan.search, on=_with_data(plan.search.on, data_dir))
+    search = plan.search and replace(plan.search, text=_with_data(plan.search.text, data_dir))
     cells = [
         _cell(plan, place, data_dir, texts=texts, search=search) for place in plan.places(only)
     ]

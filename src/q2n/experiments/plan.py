@@ -54,7 +54,7 @@ class Search:
     """Option -> values to try, the first of each to begin with."""
     how: Literal["coordinate", "grid"] = "coordinate"
     """One option after the other, in rounds until nothing changes; or every combination."""
-    on: dict[str, Any]
+    text: dict[str, Any]
     """The held-out text, as one of `texts`. None of its windows may be among theirs."""
 
 
