@@ -18,6 +18,7 @@ class Cell:
     """One quantization, or an original, with all that is measured."""
 
     plan: str
+    title: str
     labels: Mapping[str, Label]
     compare: Mapping[str, Label]
     """As in `ExperimentRecord`."""
@@ -91,6 +92,7 @@ def _cell(
     settings = _with_data(settings, data_dir)
     cell = Cell(
         plan=plan.name,
+        title=plan.title,
         labels=place,
         compare=plan.compared_with(place),
         model=model,

@@ -63,6 +63,7 @@ class Measurer:
             cell=cell.id,
             key=cell.key,
             plan=cell.plan,
+            title=cell.title,
             labels=cell.labels,
             compare=cell.compare,
             settings=_settings(cell),

@@ -105,6 +105,8 @@ class ExperimentRecord:
     """Hash of what was done: records of two plans with one key hold the same results."""
     plan: str
     """Name of the plan."""
+    title: str = ""
+    """Of the plan, for a heading."""
     labels: Mapping[str, Label]
     """Axis -> what the plan calls this cell's place on it, in the plan's order. The original, which
     is not quantized, has its model alone."""
