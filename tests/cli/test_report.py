@@ -49,7 +49,7 @@ def test_what_is_skipped_is_counted_and_named(runs, capsys) -> None:
     assert "44 records, 1 skipped" in said and "0.json: it is not JSON, or truncated" in said
 
 
-@pytest.mark.parametrize("flag", ["--markdown", "--csv", "--jsonl"])
+@pytest.mark.parametrize("flag", ["--markdown", "--csv", "--jsonl", "--html"])
 def test_a_file_of_somebody_else_is_not_overwritten(runs, capsys, flag) -> None:
     Path("notes").write_text("mine\n")
     assert main(["report", runs, flag, "notes"]) == 2
@@ -60,7 +60,7 @@ def test_a_file_of_somebody_else_is_not_overwritten(runs, capsys, flag) -> None:
     assert main(["report", runs, flag, "notes"]) == 0, "one of ours is"
 
 
-@pytest.mark.parametrize("flag", ["--markdown", "--csv", "--jsonl"])
+@pytest.mark.parametrize("flag", ["--markdown", "--csv", "--jsonl", "--html"])
 @pytest.mark.parametrize(("name", "words"), [("no/out", "no folder"), ("runs", "is a folder")])
 def test_a_place_that_takes_no_file_is_refused_first(runs, capsys, flag, name, words) -> None:
     assert main(["report", "nowhere", flag, name]) == 2
@@ -71,3 +71,22 @@ def test_no_records_are_an_error(tmp_path, capsys) -> None:
     (tmp_path / "old.jsonl").write_text(json.dumps({"setting": 1}))
     assert main(["report", str(tmp_path)]) == 2
     assert "name no layout" in capsys.readouterr().err
+
+
+def test_figures_are_files_and_take_the_place_of_their_own_kind_only(runs, capsys) -> None:
+    few = str(write_cells(sweep(seeds=(0,))[:5], Path("few")))
+    assert main(["report", few, "--figures", "figures"]) == 0
+    assert "figures in figures" in capsys.readouterr().err
+    (first, *_) = names = sorted(Path("figures").iterdir())
+    assert {file.suffix for file in names} == {".svg", ".png"} and len(names) % 2 == 0
+    assert main(["report", few, "--figures", "figures"]) == 0
+    first.write_bytes(b"mine")
+    assert main(["report", few, "--figures", "figures"]) == 2
+    assert first.read_bytes() == b"mine" and first.name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "words"), [("no/out", "no folder"), ("file", "is a file")])
+def test_a_place_for_no_figures_is_refused_first(runs, capsys, name, words) -> None:
+    Path("file").write_text("")
+    assert main(["report", "nowhere", "--figures", name]) == 2
+    assert words in capsys.readouterr().err

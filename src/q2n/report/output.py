@@ -13,6 +13,9 @@ from q2n.errors import InputError
 MARKS = {
     "markdown": "<!-- made by q2n report -->",
     "csv": "table,",
+    "html": '<meta name="generator" content="q2n report">',
+    "svg": "q2n report",
+    "png": "q2n report",
     "jsonl": '{"layout": ',
 }
 """Kind of file -> what its beginning holds."""

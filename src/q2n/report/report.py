@@ -9,6 +9,7 @@ from q2n.report.leads import Lead, lead_table, leads_of
 from q2n.report.result_table import result_table
 from q2n.report.rows import Row, rows_of
 from q2n.report.runs import Runs
+from q2n.report.search_table import search_table
 from q2n.report.table_model import Table
 from q2n.report.time_table import time_table
 
@@ -31,9 +32,10 @@ class Report:
         return [lead for plan, rows in self.plans.items() for lead in leads_of(plan, rows)]
 
     def tables_of(self, plan: str) -> list[Table]:
-        """Results of one plan and, where they were kept, the seconds by kind of layer."""
+        """Results of one plan and, where there are some, seconds by kind of layer and trials."""
         rows = self.plans[plan]
-        return [x for x in (result_table(plan, rows), time_table(plan, rows)) if x is not None]
+        makers = (result_table, time_table, search_table)
+        return [table for make in makers if (table := make(plan, rows)) is not None]
 
     @cached_property
     def result_tables(self) -> list[Table]:

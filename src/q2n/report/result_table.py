@@ -32,7 +32,7 @@ def result_table(plan: str, rows: Sequence[Row]) -> Table:
     share."""
     shown, texts = varying_axes(rows), list(dict.fromkeys(x for row in rows for x in row.texts))
     one_text = {"text": texts[0]} if len(texts) == 1 else {}
-    measures = [*_labels(shown), *_general(), *_on_texts(rows, texts), *_on_tasks(rows)]
+    measures = [*_labels(shown), *_on_texts(rows, texts), *_on_tasks(rows), *_costs()]
     cells = [[show(row) for _, show in measures] for row in rows]
     used = [n for n in range(len(measures)) if n < len(shown) or any(row[n] for row in cells)]
     columns = [measures[n][0] for n in used]
@@ -58,10 +58,10 @@ def _labels(shown: Sequence[str]) -> Iterator[Measure]:
 
     for axis in shown:
         yield Column(axis, numeric=False), partial(label, axis)
-
-
-def _general() -> Iterator[Measure]:
     yield Column("bits/weight"), lambda row: _plain(row.mean("bits_per_weight"), 2)
+
+
+def _costs() -> Iterator[Measure]:
     yield Column("all weights"), lambda row: _plain(row.mean("bits_per_weight_all"), 2)
     yield Column("MB"), lambda row: _plain(row.mean("bytes"), 1, MEGABYTE)
     yield Column("seconds"), lambda row: _plain(row.seconds("quantization"), 0)
