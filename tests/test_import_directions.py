@@ -31,6 +31,7 @@ ROOMS = [
     {"config"},
     {"run"},
     {"api"},
+    {"experiments"},
     {"registration"},
     {"__init__"},  # the front of the package: what `import q2n` gives
     {"cli"},

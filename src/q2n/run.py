@@ -8,7 +8,6 @@ write              the checkpoint is written, measured and described in a folder
 """
 
 import os
-from dataclasses import fields
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numba
 import torch
 import transformers
 
+from q2n.config.opening import calibration_of, loop_options, model_of, texts_of
 from q2n.config.output import output_folder
 from q2n.config.owners import Plan, build_plan
 from q2n.config.runtimes import check_sizes, runtime_notes
@@ -32,11 +32,9 @@ from q2n.evaluation.written import compare_written
 from q2n.formats.choice import choose_format
 from q2n.formats.format import Format
 from q2n.logging import Reporter
-from q2n.models.opened import OpenedModel, open_model
-from q2n.models.targets import LayerFilter
+from q2n.models.opened import OpenedModel
 from q2n.pipeline.facts import RunStart
 from q2n.pipeline.finished import check_finished
-from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.sequential import SequentialLoop
 from q2n.pipeline.store import RunStore
 from q2n.pipeline.whole_model import refit_stored, refitted
@@ -69,25 +67,9 @@ class Run:
             outside=config.gguf_outside,
             outside_bits=config.outside_bits,
         )
-        self.opened = open_model(
-            model,
-            self.plan.changes,
-            LayerFilter(config.ignore, config.only),
-            device=config.device,
-            dtype=config.dtype,
-            revision=config.revision,
-            trust_remote_code=config.trust_remote_code,
-            seed=config.seed,
-        )
+        self.opened = model_of(config, model, self.plan.changes)
         _check_layers(self.opened, self.plan, self.format, config.runtime)
-        source = self.opened.source
-        texts = Texts(
-            source.folder,
-            tokenizer,
-            protocol=config.protocol,
-            data_dir=config.data_dir,
-            trust_remote_code=config.trust_remote_code,
-        )
+        source, texts = self.opened.source, texts_of(config, self.opened, tokenizer)
         self.notes: list[str] = [
             *self.opened.notes,
             *self.format.container.check(source, self.plan.storage),
@@ -95,7 +77,7 @@ class Run:
         ]
         """What a user must know of the result, known before the first block: in sentences
         without a full stop, for the screen, the record and the card."""
-        self.windows = self._calibration(texts) if self.plan.reads_text else None
+        self.windows = calibration_of(config, self.opened, texts) if self.plan.reads_text else None
         self.measured_on = self._evaluation(texts) if config.ppl else None
         for text in (self.windows, self.measured_on):
             self.notes += text.notes if text is not None else ()
@@ -167,7 +149,7 @@ class Run:
             self.opened.blocks,
             self.plan.method,
             self.store,
-            self._loop_options(),
+            loop_options(self.config),
             scale_dtype=self.format.codec.scale_dtype(self.opened.source.dtype),
             refit=self.plan.block_refit,
             reporter=self.reporter,
@@ -191,20 +173,6 @@ class Run:
             if self.store.is_begun and not self.store.finished():
                 self.store.remove()
             raise
-
-    def _loop_options(self) -> LoopOptions:
-        return LoopOptions(**{x.name: getattr(self.config, x.name) for x in fields(LoopOptions)})
-
-    def _calibration(self, texts: Texts) -> TokenWindows:
-        config = self.config
-        return texts.calibration(
-            config.corpus,
-            count=config.windows,
-            length=config.length,
-            seed=config.seed,
-            longest=self.opened.longest,
-            vocabulary=self.opened.blocks.vocabulary,
-        )
 
     def _evaluation(self, texts: Texts) -> TokenWindows:
         config = self.config
@@ -255,7 +223,7 @@ class Run:
                 folder,
                 self.opened,
                 self.measured_on,
-                self._loop_options(),
+                loop_options(self.config),
                 divergence=self.config.kl,
                 reporter=self.reporter,
             )

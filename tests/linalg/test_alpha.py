@@ -23,11 +23,11 @@ def problem(seed, noise=0.2):
     return weight, weight + noise * normal(ROWS, COLUMNS), x.T @ x
 
 
-def step(weight, quantized, gram, start, ridge, solve=closed_form):
+def step(weight, quantized, gram, start, ridge, solve=closed_form, **options):
     principal = decompose(gram).vectors[:, :start]
     overlap = (((weight - quantized) @ principal) * (quantized @ principal)).sum(1)
     norm = (quantized**2).sum(1)
-    return solve(overlap, norm, torch.full_like(norm, ridge))
+    return solve(overlap, norm, torch.full_like(norm, ridge), **options)
 
 
 @settings(max_examples=30, deadline=None)
@@ -91,6 +91,15 @@ def test_adam_equals_automatic_differentiation_of_the_loss(noise):
         alpha, oracles.adam_alpha(weight, quantized, gram, 7, 0.2), rtol=0, atol=1e-9
     )
     assert (alpha - 1).abs().max() <= 20 * 2e-3 * 1.01
+
+
+@pytest.mark.parametrize(("steps", "rate"), [(1, 2e-3), (50, 5e-4), (100, 1e-3)])
+def test_adam_takes_as_many_steps_of_its_rate_as_asked(steps, rate):
+    """Figure 3 of the paper: no ridge in the loss."""
+    weight, quantized, gram = problem(3, 0.3)
+    alpha = step(weight, quantized, gram, 7, 0.0, adam, steps=steps, rate=rate)
+    expected = oracles.adam_alpha(weight, quantized, gram, 7, 0.0, steps, rate)
+    torch.testing.assert_close(alpha, expected, rtol=0, atol=1e-9)
 
 
 def test_adam_reaches_only_so_far():

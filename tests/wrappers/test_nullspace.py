@@ -1,4 +1,5 @@
 import fnmatch
+from functools import partial
 
 import oracles
 import pytest
@@ -89,6 +90,7 @@ OPTIONS = [
     {"index": "released"},
     {"decomposition": "svd"},
     {"solver": "adam"},
+    {"solver": "adam", "adam_steps": 100, "adam_rate": 5e-4},
     {"gram": "mean_activation"},
     {"reference": "compensated"},
     {"relative_ridge": True},
@@ -113,7 +115,10 @@ def test_every_option_does_what_it_says(options):
     if options.get("relative_ridge"):
         ridge = 0.2 * (dense**2).sum(1)
     kept = after.record["kept_rank"]
-    solve = oracles.adam_alpha if options.get("solver") else oracles.projected_alpha
+    solve = oracles.projected_alpha
+    if options.get("solver"):
+        steps, rate = options.get("adam_steps", 20), options.get("adam_rate", 2e-3)
+        solve = partial(oracles.adam_alpha, steps=steps, rate=rate)
     if isinstance(ridge, torch.Tensor):
         expected = torch.cat(
             [

@@ -38,9 +38,9 @@ def read_settings(settings: Mapping[str, Any]) -> Settings:
     base = _base(run["method"])
     options = {owner: _options_of(owner, expanded) for owner in (base, *_wrappers(run), CHANGES)}
     check_outside(run)
-    _refuse_idle(given, {**run, **options[CHANGES]})
-    taken = run.keys() | {name for own in options.values() for name in own}
-    _refuse_unknown(given.keys() - taken, base)
+    taken = {**run, **{name: value for own in options.values() for name, value in own.items()}}
+    _refuse_idle(given, taken)
+    _refuse_unknown(given.keys() - taken.keys(), base)
     read = Settings(run=RunSettings(**run), method=base, options=options)
     if read.run.runtime is not None:
         check_runtime(read.run.runtime, read.flat())
@@ -148,29 +148,34 @@ def _options_of(owner: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return own
 
 
-IDLE_WITHOUT: dict[str, tuple[str, Any]] = {
-    **dict.fromkeys(("kv_group_size", "kv_clip_ratio"), ("kv_bits", 16)),
+IDLE_WITHOUT: dict[str, tuple[str, Any, str]] = {
+    **dict.fromkeys(("kv_group_size", "kv_clip_ratio"), ("kv_bits", 16, "--kv-bits")),
     **dict.fromkeys(
         ("activation_symmetric", "activation_group_size", "activation_clip_ratio"),
-        ("activation_bits", 16),
+        ("activation_bits", 16, "--activation-bits"),
     ),
-    "refit_steps": ("refit", "off"),
-    "incoherence_around": ("incoherence", "off"),
-    "ppl_windows": ("ppl", None),
+    **dict.fromkeys(("adam_steps", "adam_rate"), ("solver", "closed", "--solver adam")),
+    "refit_steps": ("refit", "off", "--refit"),
+    "incoherence_around": ("incoherence", "off", "--incoherence"),
+    "ppl_windows": ("ppl", None, "--ppl"),
 }
-"""Setting -> the one without which it does nothing, and that one's value for off."""
+"""Setting -> the one without which it does nothing, that one's value for off, and the flag that
+turns it on."""
 
 
 def _refuse_idle(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Refuse a setting that would do nothing because what it belongs to is off. Its default, as in
-    a printed configuration, is no such setting."""
-    for name, (switch, off) in IDLE_WITHOUT.items():
+    a printed configuration, is no such setting.
+
+    Args:
+        settings: all options of the run and of what takes part.
+    """
+    for name, (switch, off, flag) in IDLE_WITHOUT.items():
         owner = next(options for options in table().owners.values() if name in options)
         if name in given and given[name] != owner[name].default:
-            if settings[switch] == off:
+            if switch in settings and settings[switch] == off:
                 raise InputError(
-                    f"option {name!r} does nothing without --{switch.replace('_', '-')}: add it, "
-                    f"or leave {name!r} out"
+                    f"option {name!r} does nothing without {flag}: add it, or leave {name!r} out"
                 )
 
 

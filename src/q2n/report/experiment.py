@@ -140,7 +140,10 @@ class ExperimentRecord:
     """Kind of linear -> its layers."""
     spectra: Sequence[SpectrumRecord] = ()
     tried: Sequence[Mapping[str, Any]] = ()
-    """Of a cell with a search: settings and held-out score of each trial, in order."""
+    """Of a cell with a search: the values and the divergence on the held-out text of each trial, in
+    order."""
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    """The values that the search found best."""
     notes: Sequence[str] = ()
     refused: str | None = None
     """Why q2n did not do this cell, if it did not: then there are no results."""

@@ -28,7 +28,7 @@ from q2n.linalg.output_error import OutputError
 from q2n.linalg.spectrum import Decomposition, Index, Spectrum
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 from q2n.method import Compensating, LayerProblem, Wrapper
-from q2n.option_types import NonNegative, Patterns, Positive
+from q2n.option_types import Count, NonNegative, Patterns, Positive
 from q2n.patterns import matches
 
 
@@ -50,6 +50,11 @@ class NullSpace(Wrapper):
     """Reading of the ratio rule's index."""
     decomposition: Decomposition = "eigh"
     solver: Literal["closed", "adam"] = "closed"
+    """How alpha is found: closed (the paper's formula), or adam (gradient steps from 1)."""
+    adam_steps: Count = 20
+    """Steps of solver adam."""
+    adam_rate: Positive = 2e-3
+    """Learning rate of solver adam: what a step moves alpha by, at most."""
     gram: Literal["second_moment", "mean_activation"] = "second_moment"
     """Whose eigenvectors: of sum x x^T, or of the mean activation at each position."""
     reference: Literal["original", "compensated"] = "original"
@@ -147,8 +152,9 @@ class NullSpace(Wrapper):
         overlap = vecdot(error @ principal, scaled @ principal)
         norm = vecdot(scaled, scaled)
         ridge = self.ridge * (norm if self.relative_ridge else torch.ones_like(norm))
-        solve = solvers.closed_form if self.solver == "closed" else solvers.adam
-        return solve(overlap, norm, ridge)
+        if self.solver == "closed":
+            return solvers.closed_form(overlap, norm, ridge)
+        return solvers.adam(overlap, norm, ridge, steps=self.adam_steps, rate=self.adam_rate)
 
     def _note(self, start: int, alpha: Tensor, stored: Tensor) -> str | None:
         """Why the step changed nothing, if it did not."""

@@ -1,0 +1,64 @@
+"""Opens what the settings of a run name: the model and the text that it is calibrated on."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from q2n.config.settings import RunSettings
+from q2n.data.texts import Texts
+from q2n.data.windows import TokenWindows
+from q2n.models.opened import OpenedModel, open_model
+from q2n.models.targets import LayerFilter
+from q2n.pipeline.options import LoopOptions
+from q2n.transforms.model_changes import ModelChanges
+
+
+def model_of(
+    run: RunSettings, model: str | Path | PreTrainedModel, changes: ModelChanges
+) -> OpenedModel:
+    """The model, or the model object that stands for it; no weight is loaded yet. Raises as
+    `open_model`."""
+    return open_model(
+        model,
+        changes,
+        LayerFilter(run.ignore, run.only),
+        device=run.device,
+        dtype=run.dtype,
+        revision=run.revision,
+        trust_remote_code=run.trust_remote_code,
+        seed=run.seed,
+    )
+
+
+def texts_of(run: RunSettings, opened: OpenedModel, tokenizer: Any = None) -> Texts:
+    """Texts in the model's tokens.
+
+    Args:
+        tokenizer: in the place of the model's own; a model object comes without one.
+    """
+    return Texts(
+        opened.source.folder,
+        tokenizer,
+        protocol=run.protocol,
+        data_dir=run.data_dir,
+        trust_remote_code=run.trust_remote_code,
+    )
+
+
+def calibration_of(run: RunSettings, opened: OpenedModel, texts: Texts) -> TokenWindows:
+    """The calibration windows. Raises as `Texts.calibration`."""
+    return texts.calibration(
+        run.corpus,
+        count=run.windows,
+        length=run.length,
+        seed=run.seed,
+        longest=opened.longest,
+        vocabulary=opened.blocks.vocabulary,
+    )
+
+
+def loop_options(run: RunSettings) -> LoopOptions:
+    """How the block loop runs."""
+    return LoopOptions(**{x.name: getattr(run, x.name) for x in fields(LoopOptions)})

@@ -1,0 +1,1 @@
+"""Plans of many runs, and what becomes of them: one record a cell."""

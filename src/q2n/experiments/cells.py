@@ -1,0 +1,138 @@
+"""The cells of a plan: what one process does in one go, and the hashes that name it."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from q2n.config.reading import read_settings
+from q2n.errors import InputError
+from q2n.experiments.plan import Plan, Search, Spectra, Tasks
+from q2n.option_types import shown
+from q2n.report.experiment import Label
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One quantization, or an original, with all that is measured."""
+
+    plan: str
+    labels: Mapping[str, Label]
+    compare: Mapping[str, Label]
+    """As in `ExperimentRecord`."""
+    model: str
+    settings: Mapping[str, Any] | None
+    """For `quantize`, without model; None: nothing is quantized."""
+    texts: Mapping[str, Mapping[str, Any]]
+    tasks: Tasks | None
+    spectra: Spectra | None
+    search: Search | None
+
+    @property
+    def key(self) -> str:
+        """Of everything that the results depend on, but the content of model and texts, which the
+        record has hashes of."""
+        settings = self.settings
+        return _hash(
+            {
+                "model": self.model,
+                "settings": None if settings is None else _fingerprint(settings),
+                "texts": {name: portable(text) for name, text in self.texts.items()},
+                "tasks": self.tasks and asdict(self.tasks),
+                "spectra": self.spectra and asdict(self.spectra),
+                "search": self.search and {**asdict(self.search), "on": portable(self.search.on)},
+            }
+        )
+
+    @property
+    def id(self) -> str:
+        """Of the place in the plan and the key."""
+        return _hash([self.plan, dict(self.labels), dict(self.compare), self.key])
+
+    @property
+    def file(self) -> str:
+        """Name of the record's file."""
+        return f"{self.key}-{self.id}.json"
+
+
+def cells_of(
+    plan: Plan, *, data_dir: str | None = None, only: Mapping[str, Label] | None = None
+) -> list[Cell]:
+    """All cells, each model's original before the others.
+
+    Args:
+        data_dir: for settings and texts that name none.
+        only: labels that cells must have.
+
+    Raises:
+        InputError: a cell without model, or with settings that q2n refuses.
+    """
+    texts = {name: _with_data(text, data_dir) for name, text in plan.texts.items()}
+    search = plan.search and replace(plan.search, on=_with_data(plan.search.on, data_dir))
+    cells = [
+        _cell(plan, place, data_dir, texts=texts, search=search) for place in plan.places(only)
+    ]
+    if plan.spectra is not None:
+        return cells
+    originals = {cell.model: _original(cell) for cell in cells}
+    return [*originals.values(), *cells]
+
+
+def _cell(
+    plan: Plan, place: dict[str, Label], data_dir: str | None, *, texts: Any, search: Any
+) -> Cell:
+    settings = plan.settings_at(place)
+    model = settings.pop("model", None)
+    where = f"plan {plan.name}, {', '.join(f'{axis} {label}' for axis, label in place.items())}"
+    if not isinstance(model, str):
+        raise InputError(f"{where}: model is {shown(model)}; it takes the name of a model")
+    settings = _with_data(settings, data_dir)
+    cell = Cell(
+        plan=plan.name,
+        labels=place,
+        compare=plan.compared_with(place),
+        model=model,
+        settings=settings,
+        texts=texts,
+        tasks=plan.tasks,
+        spectra=plan.spectra,
+        search=search,
+    )
+    try:
+        read_settings(settings)
+        for trial in _single_trials(search):
+            read_settings({**settings, **trial})
+    except InputError as cause:
+        raise InputError(f"{where}: {cause}") from cause
+    return cell
+
+
+def _single_trials(search: Search | None) -> Iterable[dict[str, Any]]:
+    """Each value that a search tries, alone."""
+    over = {} if search is None else search.over
+    return ({name: value} for name, values in over.items() for value in values)
+
+
+def _original(cell: Cell) -> Cell:
+    """The model of a cell as it is."""
+    labels = {axis: cell.labels[axis] for axis in ("model",) if axis in cell.labels}
+    return replace(cell, labels=labels, compare={}, settings=None, search=None)
+
+
+def _with_data(values: Mapping[str, Any], data_dir: str | None) -> dict[str, Any]:
+    return dict(values) if data_dir is None else {"data_dir": data_dir, **values}
+
+
+def _fingerprint(settings: Mapping[str, Any]) -> dict[str, Any]:
+    read = read_settings(settings)
+    return {**read.fingerprint(), "corpus": read.run.corpus}
+
+
+def portable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the place of the data, which is another on every machine."""
+    return {name: value for name, value in values.items() if name != "data_dir"}
+
+
+def _hash(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

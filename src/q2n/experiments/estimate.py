@@ -1,0 +1,97 @@
+r"""How long cells will take: roughly, before the first is done; from their like, after.
+
+Before: with P weights in the linears, a pass over T tokens takes 2 P T operations. A quantization
+by closed forms takes about 4 passes over the calibration text (two runs of each block, the Gram
+matrices, the sweeps), `good` 2.5 times and `best` 7 times as many (docs/RESULTS.md, What it costs);
+a text takes a pass. The rate is that of a matrix product, measured now. That is right within a
+factor of about three on a CPU.
+
+After: the mean time of the records of the same model whose settings agree the most.
+"""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from q2n.experiments.cells import Cell
+from q2n.models.packaged import packaged_checkpoint
+from q2n.report.experiment import ExperimentRecord
+
+PASSES = {None: 4, "good": 10, "best": 28}
+"""Over the calibration text, by quality."""
+DEFAULTS = {"windows": 128, "length": 2048}
+
+
+def estimate(cell: Cell, records: Sequence[ExperimentRecord]) -> float | None:
+    """Seconds of a cell; None where nobody knows its model here."""
+    likes = [record for record in records if _is_like(record, cell)]
+    if likes:
+        most = max(_agreement(record, cell) for record in likes)
+        nearest = [_seconds(record) for record in likes if _agreement(record, cell) == most]
+        return sum(nearest) / len(nearest)
+    weights = _weights(cell.model)
+    return None if weights is None else 2 * weights * _tokens(cell) / _rate()
+
+
+def _tokens(cell: Cell) -> int:
+    """Of all passes together. A search takes a quantization a trial, a coordinate's two rounds."""
+    settings = {**DEFAULTS, **(cell.settings or {})}
+    own = settings["windows"] * settings["length"] if cell.settings is not None else 0
+    trials = 1 + (2 * sum(len(x) for x in cell.search.over.values()) if cell.search else 0)
+    texts = sum(text.get("windows", 128) * text.get("length", 2048) for text in cell.texts.values())
+    return trials * PASSES[settings.get("quality")] * own + texts
+
+
+def _is_like(record: ExperimentRecord, cell: Cell) -> bool:
+    model = (record.settings or {}).get("model", record.labels.get("model"))
+    both_original = record.is_original == (cell.settings is None)
+    return record.refused is None and model == cell.model and both_original
+
+
+def _agreement(record: ExperimentRecord, cell: Cell) -> int:
+    settings = record.settings or {}
+    return sum(settings.get(name) == value for name, value in (cell.settings or {}).items())
+
+
+def _seconds(record: ExperimentRecord) -> float:
+    return sum(record.seconds.values())
+
+
+@cache
+def _weights(model: str) -> int | None:
+    """Of a model that lies here; nothing is fetched for it."""
+    folder = Path(model) if os.path.isdir(model) else packaged_checkpoint(model)
+    if folder is None:
+        return None
+    try:
+        with torch.device("meta"):
+            built = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    except (OSError, ValueError):
+        return None
+    return sum(weight.numel() for weight in built.parameters())
+
+
+@cache
+def _rate() -> float:
+    """Operations a second of a float32 product."""
+    a, b = torch.randn(2, 1024, 1024)
+    a @ b
+    since = time.perf_counter()
+    for _ in range(4):
+        a @ b
+    return 4 * 2 * 1024**3 / (time.perf_counter() - since)
+
+
+def total(cells: Sequence[Cell], records: Sequence[ExperimentRecord]) -> Mapping[str, Any]:
+    """Seconds of all cells together, and how many of them are not in it."""
+    known = [estimate(cell, records) for cell in cells]
+    return {
+        "seconds": sum(seconds for seconds in known if seconds is not None),
+        "unknown": sum(seconds is None for seconds in known),
+    }

@@ -1,0 +1,116 @@
+"""Plans as YAML files, and the recipes that come with the package."""
+
+import json
+from dataclasses import fields
+from difflib import get_close_matches
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
+from q2n.errors import InputError
+from q2n.experiments.plan import Plan, Search, Spectra, Tasks
+
+MOST_BYTES = 2**20
+ONE_BY_ONE = ("settings", "axes")
+"""Keys of which a scale replaces single entries."""
+
+
+def recipes() -> dict[str, Path]:
+    """The plans of the package by name."""
+    folder = Path(str(files("q2n.experiments").joinpath("recipes")))
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
+def read_plan(name: str, scale: str | None = None) -> Plan:
+    """A plan by the name of its file or recipe.
+
+    Raises:
+        InputError: there is none, it cannot be read, or it says what no plan says.
+    """
+    file = Path(name) if Path(name).exists() else recipes().get(name)
+    if file is None:
+        raise InputError(
+            f"there is no plan {name}: it is no file, and the recipes are "
+            f"{', '.join(recipes())}" + _hint(name, recipes())
+        )
+    values = _content(file)
+    return _at_scale(_parsed(values, file), values, scale, file)
+
+
+def _at_scale(plan: Plan, values: dict[str, Any], scale: str | None, file: Path) -> Plan:
+    if scale is None:
+        return plan
+    if scale not in plan.scales:
+        known = ", ".join(plan.scales) or "none"
+        raise InputError(f"{file} has no scale {scale}; it has: {known}")
+    changed = {**values, "scales": {}}
+    for key, value in plan.scales[scale].items():
+        both = key in ONE_BY_ONE and isinstance(value, dict)
+        changed[key] = {**values.get(key, {}), **value} if both else value
+    return _parsed(changed, file)
+
+
+def _parsed(values: dict[str, Any], file: Path) -> Plan:
+    try:
+        return _validator().validate_python({"name": file.stem, **values})
+    except ValidationError as cause:
+        raise InputError(f"{file}: {_first_error(cause)}") from cause
+
+
+@cache
+def _validator() -> Any:
+    for nested in (Tasks, Spectra, Search):
+        with_config(ConfigDict(extra="forbid"))(nested)
+    return TypeAdapter(with_config(ConfigDict(extra="forbid"))(Plan))
+
+
+def _first_error(cause: ValidationError) -> str:
+    """Where a plan is wrong, and the nearest key where it is one that nobody knows."""
+    error = cause.errors()[0]
+    where = [str(part) for part in error["loc"]]
+    if error["type"] != "unexpected_keyword_argument":
+        return f"{'.'.join(where)}: {error['msg']}"
+    owners = {"tasks": Tasks, "spectra": Spectra, "search": Search}
+    owner = owners.get(where[0], Plan) if len(where) > 1 else Plan
+    known = [x.name for x in fields(owner)]
+    return f"unknown key {'.'.join(where)}{_hint(where[-1], known)}; there are: {', '.join(known)}"
+
+
+def _content(file: Path) -> dict[str, Any]:
+    """The YAML mapping in a file."""
+    try:
+        with file.open("rb") as stream:
+            text = stream.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            raise InputError(f"{file} has more than {MOST_BYTES >> 20} MB; plans are short")
+        values = yaml.load(text, _OncePerKey)  # noqa: S506, a SafeLoader
+        json.dumps(values)  # refuses dates, and what contains itself
+    except (OSError, yaml.YAMLError, TypeError, ValueError, RecursionError) as cause:
+        raise InputError(
+            f"{file} cannot be read as a plan: {' '.join(str(cause).split())}"
+        ) from cause
+    if not isinstance(values, dict):
+        raise InputError(f"{file} holds no plan: lines of `key: value`")
+    return values
+
+
+class _OncePerKey(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would drop the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _hint(word: str, words: Any) -> str:
+    close = get_close_matches(word[:100], list(words), 1)
+    return f". Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,91 @@
+"""A plan by name, done in a folder: what `q2n sweep` and Python programs call."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from q2n.errors import InputError
+from q2n.experiments.cells import Cell, cells_of
+from q2n.experiments.estimate import total
+from q2n.experiments.measure import Measurer
+from q2n.experiments.plan_file import read_plan
+from q2n.experiments.sweep import Outcome, Runs, sweep
+from q2n.logging import Reporter
+from q2n.option_types import shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Which cells of which plan.
+
+    Raises:
+        InputError: a part that is none.
+    """
+
+    plan: str
+    """File or recipe."""
+    scale: str | None = None
+    """One of the plan's scales."""
+    only: Mapping[str, str] | None = None
+    """Axis -> the label that cells must have."""
+    part: tuple[int, int] | None = None
+    """(k, n): every n-th cell from the k-th on, from 1: for array jobs."""
+    data_dir: str | None = None
+    """Folder of texts and of files for tasks; None: from the hub."""
+
+    def __post_init__(self) -> None:
+        if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
+            raise InputError(f"part is {shown(self.part)}; it takes K/N with K from 1 to N")
+
+    def cells(self) -> list[Cell]:
+        """In the order in which they are done.
+
+        Raises:
+            InputError: the plan, or a cell of it, is refused.
+        """
+        plan = read_plan(self.plan, self.scale)
+        labels = {str(x): x for axis in plan.axes for x in plan.labels(axis)}
+        only = {axis: labels.get(label, label) for axis, label in (self.only or {}).items()}
+        cells = cells_of(plan, data_dir=self.data_dir, only=only)
+        return cells if self.part is None else cells[self.part[0] - 1 :: self.part[1]]
+
+    def command(self, cell: Cell) -> str:
+        """The command that does one cell."""
+        words: list[Any] = ["q2n", "sweep", self.plan]
+        words += ["--scale", self.scale] if self.scale is not None else []
+        words += [part for axis, x in cell.labels.items() for part in ("--only", f"{axis}={x}")]
+        return shlex.join(map(str, words))
+
+
+def run_sweep(
+    request: Request,
+    output: str | Path,
+    *,
+    keep: bool = False,
+    retry: bool = False,
+    reporter: Reporter | None = None,
+) -> Outcome:
+    """Do the cells of a plan that no process has done or does.
+
+    Args:
+        output: the folder of the records; several processes and plans may share it.
+        keep: leave the checkpoints in it.
+        retry: do again what was refused.
+
+    Raises:
+        InputError: the plan is refused, or the folder cannot be written.
+    """
+    reporter, cells = reporter or Reporter(), request.cells()
+    runs = Runs(Path(output))
+    measurer = Measurer(runs.work, reporter, data_dir=request.data_dir, keep=keep)
+    return sweep(cells, runs, measurer, request.command, reporter, retry=retry)
+
+
+def estimated(cells: Sequence[Cell], output: str | Path) -> tuple[list[Cell], dict[str, Any]]:
+    """The cells that have no record yet, and how long they will take (`estimate.total`)."""
+    runs = Runs(Path(output))
+    records = [record for record in map(runs.record, cells) if record is not None]
+    left = [cell for cell in cells if runs.record(cell) is None]
+    return left, dict(total(left, records))

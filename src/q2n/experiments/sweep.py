@@ -1,0 +1,145 @@
+"""All cells of a plan, by any number of processes over one folder.
+
+    RUNS/cells/KEY-ID.json     one record a cell, whole or not there
+    RUNS/locks/KEY             held by the process that does the cell; ends with it, however it ends
+    RUNS/work/                 checkpoints as long as they are measured
+
+A process goes through the cells: one that has a record is done; one whose lock another process
+holds is left to it; any other is done here. The record is looked for again under the lock, so that
+no cell is done twice. A cell that another plan has done (the same key) is copied under its new
+labels. A killed process leaves the run in progress to the next one that comes, which goes on with
+its finished blocks.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from q2n.disk.failures import reason
+from q2n.disk.whole import write_whole
+from q2n.errors import InputError
+from q2n.experiments.cells import Cell
+from q2n.experiments.measure import Measurer
+from q2n.logging import Reporter
+from q2n.report.experiment import ExperimentRecord
+
+Command = Callable[[Cell], str]
+"""The command that does a cell alone."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How many cells a process found done, did, copied from other plans, and left to others."""
+
+    found: int = 0
+    done: int = 0
+    copied: int = 0
+    elsewhere: int = 0
+    refused: int = 0
+    """Of those with a record."""
+
+
+class Runs:
+    """The folder of a sweep."""
+
+    def __init__(self, folder: Path):
+        """
+        Raises:
+            InputError: it cannot be made.
+        """
+        self.folder = folder
+        self.cells, self.locks, self.work = (folder / x for x in ("cells", "locks", "work"))
+        try:
+            for place in (self.cells, self.locks, self.work):
+                place.mkdir(parents=True, exist_ok=True)
+        except OSError as cause:
+            raise InputError(f"{folder} cannot be made ({reason(cause)})") from cause
+
+    def record(self, cell: Cell) -> ExperimentRecord | None:
+        """Of a cell, if there is one that can be read."""
+        return self._read(self.cells / cell.file)
+
+    def same(self, cell: Cell) -> ExperimentRecord | None:
+        """Of any plan that did the same."""
+        found = map(self._read, sorted(self.cells.glob(f"{cell.key}-*.json")))
+        return next((record for record in found if record is not None), None)
+
+    def write(self, cell: Cell, record: ExperimentRecord) -> None:
+        """Keep a record."""
+        write_whole(self.cells / cell.file, json.dumps(record.to_json(), indent=1).encode())
+
+    def lock(self, cell: Cell) -> FileLock:
+        """The lock of what is done. Its file stays: to remove it would let two processes hold one
+        each of the same name."""
+        return FileLock(self.locks / cell.key, timeout=0)
+
+    def _read(self, file: Path) -> ExperimentRecord | None:
+        try:
+            return ExperimentRecord.from_json(json.loads(file.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except ValueError:  # cut short, or of another version: done again
+            return None
+
+
+def sweep(
+    cells: Sequence[Cell],
+    runs: Runs,
+    measurer: Measurer,
+    command: Command,
+    reporter: Reporter,
+    *,
+    retry: bool = False,
+) -> Outcome:
+    """Do the cells that nobody has done or does. With `retry` those again that were refused."""
+    outcome = Outcome()
+    for number, cell in enumerate(cells, 1):
+        title = f"{number}/{len(cells)} {' '.join(str(label) for label in cell.labels.values())}"
+        begin = partial(reporter.note, title)
+        how = _take(cell, runs, measurer, command(cell), begin, retry)
+        record = runs.record(cell)
+        if record is not None and record.refused is not None:
+            reporter.note(f"{title}: {record.refused}")
+            outcome = replace(outcome, refused=outcome.refused + 1)
+        outcome = replace(outcome, **{how: getattr(outcome, how) + 1})
+    return outcome
+
+
+def _take(
+    cell: Cell,
+    runs: Runs,
+    measurer: Measurer,
+    command: str,
+    begin: Callable[[], None],
+    retry: bool,
+) -> str:
+    """Do a cell unless somebody has or does; which of `Outcome` it was."""
+
+    def is_done() -> bool:
+        record = runs.record(cell)
+        return record is not None and not (retry and record.refused is not None)
+
+    if is_done():
+        return "found"
+    try:
+        with runs.lock(cell):
+            if is_done():
+                return "found"
+            same = None if retry else runs.same(cell)
+            if same is not None:
+                runs.write(cell, relabelled(same, cell))
+                return "copied"
+            begin()
+            runs.write(cell, measurer.record(cell, command))
+            return "done"
+    except Timeout:
+        return "elsewhere"
+
+
+def relabelled(record: ExperimentRecord, cell: Cell) -> ExperimentRecord:
+    """What another plan has found, in the place of `cell`."""
+    return replace(record, cell=cell.id, plan=cell.plan, labels=cell.labels, compare=cell.compare)

@@ -1,0 +1,142 @@
+"""Texts on which a sweep measures: each with the original's predictions, which run once.
+
+The states of the original on a text lie in a temporary file (`evaluation/states_file.py`) and serve
+every cell of the same model that this process does.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from q2n.data.windows import TokenWindows
+from q2n.errors import InputError
+from q2n.evaluation.compare import Comparer, measure
+from q2n.evaluation.evaluate import Conditions, checkpoint_folder, open_text, opening
+from q2n.evaluation.fidelity import Fidelity
+from q2n.evaluation.perplexity import PerplexityResult
+from q2n.logging import Reporter
+from q2n.report.experiment import TextResult
+
+RUN = 32
+"""Tokens in a row that two texts have in common only if they are one."""
+
+
+class Original:
+    """One model as it is, on the texts of a plan."""
+
+    def __init__(self, model: str, texts: Mapping[str, Mapping[str, Any]], reporter: Reporter):
+        """
+        Args:
+            texts: name -> fields of `Conditions`.
+
+        Raises:
+            InputError: no such model or text, or a condition that nobody knows.
+        """
+        self.model, self._reporter = model, reporter
+        self._on = {name: _conditions(name, text) for name, text in texts.items()}
+        self._windows: dict[str, TokenWindows] = {}
+        self._comparers: dict[str, Comparer] = {}
+
+    def measured(self) -> list[TextResult]:
+        """The original itself."""
+        return [self._alone(name) for name in self._on]
+
+    def compared(self, folder: Path) -> list[TextResult]:
+        """A quantized model beside it.
+
+        Raises:
+            NumericalError: its logits are not finite.
+        """
+        return [self._beside(name, folder) for name in self._on]
+
+    def divergence(self, folder: Path) -> float:
+        """Of a quantized model on the only text."""
+        (result,) = self.compared(folder)
+        assert result.divergence is not None
+        return result.divergence
+
+    def windows(self, name: str) -> TokenWindows:
+        """A text in the original's tokens."""
+        if name not in self._windows:
+            on = self._on[name]
+            self._windows[name] = open_text(self._folder(on), None, on, self._reporter)
+        return self._windows[name]
+
+    def require_apart(self, others: "Original") -> None:
+        """Refuse a text that shares windows with another.
+
+        Raises:
+            InputError: which two do.
+        """
+        for name in self._on:
+            for other in others._on:
+                if _share_windows(self.windows(name), others.windows(other)):
+                    raise InputError(
+                        f"the held-out text of the search ({self.windows(name).label}) has windows "
+                        f"of {other}, on which the result is measured; choose another split"
+                    )
+
+    def _alone(self, name: str) -> TextResult:
+        on = self._on[name]
+        body = opening(self.model, self._folder(on), on)
+        how: dict[str, Any] = {"batch_size": on.batch_size, "reporter": self._reporter}
+        return _result(name, measure(self.model, body, self.windows(name), **how), None)
+
+    def _beside(self, name: str, folder: Path) -> TextResult:
+        on = self._on[name]
+        if name not in self._comparers:
+            self._comparers[name] = Comparer(
+                self.model,
+                opening(self.model, self._folder(on), on),
+                self.windows(name),
+                batch_size=on.batch_size,
+                reporter=self._reporter,
+            )
+        found = self._comparers[name].compare(folder.name, opening(str(folder), folder, on))
+        return _result(name, found.model, found.fidelity)
+
+    def _folder(self, on: Conditions) -> Path | None:
+        return checkpoint_folder(self.model, on)
+
+
+def _conditions(name: str, text: Mapping[str, Any]) -> Conditions:
+    try:
+        return Conditions.of(**text)
+    except TypeError as cause:  # an unknown or a missing one
+        raise InputError(f"text {name}: {cause}") from cause
+    except InputError as cause:
+        raise InputError(f"text {name}: {cause}") from cause
+
+
+def _share_windows(one: TokenWindows, other: TokenWindows) -> bool:
+    """Whether the tokens at the middle of a window of one stand anywhere in a window of the other:
+    texts that are cut otherwise overlap too."""
+    count = min(RUN, one.tokens.shape[1] // 2, other.tokens.shape[1] // 2)
+    runs = set(map(tuple, other.of_text.flatten().unfold(0, count, 1).tolist()))
+    middle = one.tokens.shape[1] // 2
+    return any(tuple(run) in runs for run in one.tokens[:, middle : middle + count].tolist())
+
+
+def _result(name: str, found: PerplexityResult, fidelity: Fidelity | None) -> TextResult:
+    f = fidelity
+    beside: dict[str, Any] = (
+        {}
+        if f is None
+        else {
+            "divergence": f.divergence,
+            "divergence_error": f.divergence_error,
+            "same_top": f.same_top,
+            "same_top_error": f.same_top_error,
+            "by_window": f.by_window,
+        }
+    )
+    return TextResult(
+        text=name,
+        protocol=found.protocol,
+        length=found.length,
+        windows=found.windows,
+        sha256=found.sha256,
+        perplexity=found.perplexity,
+        perplexity_error=found.standard_error,
+        **beside,
+    )

@@ -1,0 +1,120 @@
+"""What a plan says, and how one that says it wrongly is refused."""
+
+import pytest
+from experiments.plans import plan, written
+
+from q2n.errors import InputError
+from q2n.experiments.cells import cells_of
+from q2n.experiments.plan_file import read_plan, recipes
+
+
+def refusal(values, tmp_path, **how) -> str:
+    with pytest.raises(InputError) as caught:
+        cells_of(read_plan(written(values, tmp_path), **how))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_every_combination_is_a_cell_after_the_originals(tmp_path):
+    cells = cells_of(read_plan(written(plan(tmp_path), tmp_path)))
+    model = str(tmp_path / "model")
+    assert [dict(cell.labels) for cell in cells] == [
+        {"model": model},
+        *(
+            {"model": model, "step": step, "seed": seed}
+            for step in ("alone", "Q2N")
+            for seed in (0, 1)
+        ),
+    ]
+    assert [cell.settings is None for cell in cells] == [True, False, False, False, False]
+    assert cells[3].settings["nullspace"] == "paper" and cells[4].settings["seed"] == 1
+
+
+def test_cells_are_compared_with_the_first_label(tmp_path):
+    cells = cells_of(read_plan(written(plan(tmp_path), tmp_path)))
+    assert [dict(cell.compare) for cell in cells] == [{}, {}, {}, {"step": "alone"}] + [
+        {"step": "alone"}
+    ]
+
+
+def test_skipped_places_are_no_cells(tmp_path):
+    skipping = plan(tmp_path, skip=[{"step": "Q2N", "seed": [1, 0]}])
+    cells = cells_of(read_plan(written(skipping, tmp_path)))
+    assert [cell.labels.get("step") for cell in cells] == [None, "alone", "alone"]
+
+
+def test_only_some_labels(tmp_path):
+    cells = cells_of(read_plan(written(plan(tmp_path), tmp_path)), only={"seed": 1})
+    assert [cell.labels.get("seed") for cell in cells] == [None, 1, 1]
+
+
+def test_a_scale_replaces_axes_and_settings_one_by_one_and_texts_as_a_whole(tmp_path):
+    other = {"ppl": "c4"}
+    scales = {"less": {"settings": {"bits": 2}, "axes": {"seed": [7]}, "texts": {"C4": other}}}
+    read = read_plan(written(plan(tmp_path, scales=scales), tmp_path), "less")
+    assert read.settings["bits"] == 2 and read.settings["windows"] == 4
+    assert read.axes["seed"] == [7] and list(read.axes) == ["model", "step", "seed"]
+    assert read.texts == {"C4": other}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"axis": {}}, "unknown key axis. Did you mean 'axes'?"),
+        ({"tasks": {"names": [], "limits": 3}}, "unknown key tasks.limits. Did you mean 'limit'?"),
+        ({"compare": "stage"}, "compare is 'stage', which is none of its axes: model, step, seed"),
+        ({"skip": [{"step": "Q3N"}]}, "axis step has no 'Q3N'; it has alone, Q2N"),
+        ({"texts": {}}, "measures nothing: give texts, tasks or spectra"),
+        ({"settings": {"bit": 3}}, "no option 'bit'. Did you mean 'bits'?"),
+        ({"settings": {"bits": 7}}, "alone, seed 0: bits is 7"),
+        ({"axes": {"model": ["x"], "grup": [1]}, "compare": None}, "no option 'grup'"),
+        ({"axes": {"seed": [0]}, "compare": None}, "model is None; it takes the name of a model"),
+        ({"title": 3}, "title: Input should be a valid string"),
+        (
+            {"search": {"over": {"treshold": [1]}, "on": {"ppl": "x"}}},
+            "no option 'treshold'",
+        ),
+    ],
+)
+def test_a_wrong_plan_is_named(changes, said, tmp_path):
+    assert said in refusal(plan(tmp_path, **changes), tmp_path)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    file = tmp_path / "plan.yaml"
+    file.write_text("title: a\nsettings: {bits: 2, bits: 3}\n")
+    with pytest.raises(InputError, match="'bits' stands twice"):
+        read_plan(str(file))
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "a: [", "x: 2026-01-01", "a: &a [*a]"])
+def test_no_plan_at_all(text, tmp_path):
+    (tmp_path / "plan.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"plan\.yaml"):
+        read_plan(str(tmp_path / "plan.yaml"))
+
+
+def test_an_unknown_scale_or_recipe_names_those_that_there_are(tmp_path):
+    assert "has no scale big; it has: less" in refusal(
+        plan(tmp_path, scales={"less": {}}), tmp_path, scale="big"
+    )
+    with pytest.raises(InputError, match="there is no plan tabel1"):
+        read_plan("tabel1")
+
+
+def test_the_recipes_are_where_the_package_is():
+    assert all(file.is_file() for file in recipes().values())
+
+
+def test_a_key_does_not_depend_on_where_the_data_lies_or_how_settings_are_spelt(tmp_path):
+    def keys(**how):
+        return [x.key for x in cells_of(read_plan(written(plan(tmp_path), tmp_path)), **how)]
+
+    assert keys() == keys(data_dir="/elsewhere")
+    respelt = plan(tmp_path)
+    respelt["settings"]["wbits"] = respelt["settings"].pop("bits")
+    assert keys() == [x.key for x in cells_of(read_plan(written(respelt, tmp_path)))]
+    other = plan(tmp_path)
+    other["settings"]["damping"] = 0.02
+    changed = [x.key for x in cells_of(read_plan(written(other, tmp_path)))]
+    assert changed[0] == keys()[0] and not set(changed[1:]) & set(keys())

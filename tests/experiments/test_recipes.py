@@ -1,0 +1,81 @@
+"""Every cell of every recipe, at every scale, is one that q2n takes: known without a model."""
+
+import json
+
+import pytest
+
+from q2n.config.owners import build_plan
+from q2n.config.reading import read_settings
+from q2n.evaluation.evaluate import Conditions
+from q2n.experiments.cells import cells_of
+from q2n.experiments.plan_file import read_plan, recipes
+from q2n.formats.choice import choose_format
+from q2n.models.packaged import PACKAGED
+
+WIDTHS = {"smollm2-135m": (576, 1536), "gemma3-270m": (640, 1024, 2048)}
+ASKED_FOR = {"search", *(f"table{number}" for number in range(1, 7)), "figure1", "figure3"}
+PLANS = [(name, scale) for name in recipes() for scale in (None, *read_plan(name).scales)]
+SMALL = [name for name, scale in PLANS if scale == "small"]
+
+
+def settings_of(plan):
+    """The different ones of its cells."""
+    cells = [cell for cell in cells_of(plan) if cell.settings is not None]
+    assert cells and len({cell.id for cell in cells}) == len(cells)
+    return {json.dumps(cell.settings, sort_keys=True): cell for cell in cells}.values()
+
+
+def test_there_is_one_for_each_table_and_figure_and_for_the_benchmark():
+    assert ASKED_FOR | {"ptqbench"} <= set(recipes())
+    titles = " ".join(read_plan(name).title for name in recipes())
+    assert "Tables 2 and 7" in titles and "Figure 2" in titles and "Figures 1 and 4" in titles
+    assert set(SMALL) == set(recipes())
+
+
+@pytest.mark.parametrize(("name", "scale"), PLANS)
+def test_q2n_takes_every_cell(name, scale):
+    plan = read_plan(name, scale)
+    assert plan.name == name and plan.title
+    for cell in settings_of(plan):
+        read = read_settings(cell.settings)
+        built = build_plan(read)
+        choose_format(read.run.format, read.run.method, built.storage)
+
+
+@pytest.mark.parametrize(("name", "scale"), PLANS)
+def test_texts_can_be_measured_and_none_is_the_held_out_one(name, scale):
+    plan = read_plan(name, scale)
+    texts = [Conditions.of(**text) for text in plan.texts.values()]
+    if plan.search is not None:
+        held_out = Conditions.of(**plan.search.on)
+        assert held_out.split == "validation"
+        assert all(text.split is None and text.protocol == "q2n" for text in texts)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_cells_are_of_packaged_models_and_groups_divide_their_columns(name):
+    plan = read_plan(name, "small")
+    for cell in cells_of(plan):
+        assert cell.model in PACKAGED
+        group = (cell.settings or {}).get("group_size", 1)
+        assert all(width % group == 0 for width in WIDTHS[cell.model])
+        assert (cell.settings or {"windows": 16, "length": 512}).items() >= {
+            "windows": 16,
+            "length": 512,
+        }.items()
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name.startswith(("table", "figure3"))])
+def test_small_tables_have_three_seeds_of_what_is_compared(name):
+    plan = read_plan(name, "small")
+    assert plan.compare and list(plan.labels("seed")) == [0, 1, 2]
+
+
+def test_small_tables_share_their_cells():
+    """Without Q2N, and with its defaults, 3 bits and C4 stand in several tables."""
+    keys = {
+        name: {cell.key for cell in cells_of(read_plan(name, "small"))}
+        for name in ("table1", "table3", "table4", "figure3")
+    }
+    for name in ("table3", "table4", "figure3"):
+        assert len(keys["table1"] & keys[name]) >= 7  # an original, both at 3 seeds

@@ -1,0 +1,40 @@
+"""Grid search and coordinate descent on functions whose least value is known."""
+
+from itertools import product
+
+from q2n.experiments.search import coordinate_descent, grid
+
+OVER = {"x": [0, 1, 2, 3], "y": [0, 1, 2]}
+
+
+def counting(function):
+    calls = []
+
+    def score(choice):
+        calls.append(tuple(choice.values()))
+        return float(function(**choice))
+
+    return score, calls
+
+
+def test_a_grid_tries_all_and_finds_the_least():
+    score, calls = counting(lambda x, y: (x - 2) ** 2 + (y - 1) ** 2 - 3 * (x == 3) * (y == 0))
+    assert grid(OVER, score) == {"x": 3, "y": 0}
+    assert sorted(calls) == sorted(product(*OVER.values()))
+
+
+def test_descent_finds_the_least_of_what_is_separable_in_fewer_trials():
+    score, calls = counting(lambda x, y: (x - 2) ** 2 + (y - 1) ** 2)
+    assert coordinate_descent(OVER, score) == {"x": 2, "y": 1}
+    assert len(calls) == len(set(calls)) == 9  # 4 + 2, and in the second round 3 less what is known
+
+
+def test_descent_goes_on_while_a_round_changes_something():
+    score, _ = counting(lambda x, y: abs(x - y) * 10 - x)  # a valley along x = y
+    best = coordinate_descent(OVER, score)
+    others = [{**best, name: value} for name in OVER for value in OVER[name]]
+    assert all(score(best) <= score(other) for other in others)
+
+
+def test_equal_scores_keep_the_first_value():
+    assert coordinate_descent(OVER, lambda choice: 1.0) == {"x": 0, "y": 0}
