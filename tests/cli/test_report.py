@@ -11,6 +11,13 @@ from q2n.cli.main import main
 
 
 @pytest.fixture
+def few(tmp_path, monkeypatch) -> str:
+    """Enough for a figure."""
+    monkeypatch.chdir(tmp_path)
+    return str(write_cells(sweep(seeds=(0,))[:5], tmp_path / "few"))
+
+
+@pytest.fixture
 def runs(tmp_path, monkeypatch) -> str:
     monkeypatch.chdir(tmp_path)
     return str(write_cells(sweep(seeds=(0, 1)), tmp_path / "runs"))
@@ -50,14 +57,14 @@ def test_what_is_skipped_is_counted_and_named(runs, capsys) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--markdown", "--csv", "--jsonl", "--html"])
-def test_a_file_of_somebody_else_is_not_overwritten(runs, capsys, flag) -> None:
+def test_a_file_of_somebody_else_is_not_overwritten(few, capsys, flag) -> None:
     Path("notes").write_text("mine\n")
-    assert main(["report", runs, flag, "notes"]) == 2
+    assert main(["report", few, flag, "notes"]) == 2
     assert "notes is there and is no" in capsys.readouterr().err
     assert Path("notes").read_text() == "mine\n"
     Path("notes").write_text("")
-    assert main(["report", runs, flag, "notes"]) == 0
-    assert main(["report", runs, flag, "notes"]) == 0, "one of ours is"
+    assert main(["report", few, flag, "notes"]) == 0
+    assert main(["report", few, flag, "notes"]) == 0, "one of ours is"
 
 
 @pytest.mark.parametrize("flag", ["--markdown", "--csv", "--jsonl", "--html"])
@@ -73,8 +80,8 @@ def test_no_records_are_an_error(tmp_path, capsys) -> None:
     assert "name no layout" in capsys.readouterr().err
 
 
-def test_figures_are_files_and_take_the_place_of_their_own_kind_only(runs, capsys) -> None:
-    few = str(write_cells(sweep(seeds=(0,))[:5], Path("few")))
+@pytest.mark.slow
+def test_figures_are_files_and_take_the_place_of_their_own_kind_only(few, capsys) -> None:
     assert main(["report", few, "--figures", "figures"]) == 0
     assert "figures in figures" in capsys.readouterr().err
     (first, *_) = names = sorted(Path("figures").iterdir())

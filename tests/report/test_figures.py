@@ -8,13 +8,13 @@ from itertools import pairwise
 import pytest
 from sweep_records import KINDS, layers, record, spectrum, sweep
 
-from q2n.report.figures.bars import bar_pictures, groups_of, measures
 from q2n.report.figures.labels import spread
 from q2n.report.figures.layers import layer_pictures, panels_of
-from q2n.report.figures.quality import COSTS, quality_pictures
 from q2n.report.figures.spectra import spectrum_picture, tails_picture
-from q2n.report.gallery import pictures
-from q2n.report.rows import rows_of
+from q2n.report.sweeps.bar_figures import bar_pictures, groups_of, measures
+from q2n.report.sweeps.gallery import pictures
+from q2n.report.sweeps.quality_figures import COSTS, quality_pictures
+from q2n.report.sweeps.rows import rows_of
 
 ROWS = rows_of(sweep())
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from q2n.report.report import Report
+    from q2n.report.sweeps.report import Report
 
 TEXTS = ("markdown", "csv", "html", "jsonl")
 SCREEN = "-"
@@ -50,9 +50,9 @@ def add_report(commands: Any) -> None:
 
 def run(parsed: Namespace) -> None:
     """Refuse what could not be written, read, write or print."""
-    from q2n.report.output import require_free, write
-    from q2n.report.report import Report
-    from q2n.report.runs import read_runs
+    from q2n.report.sweeps.output import require_free, write
+    from q2n.report.sweeps.report import Report
+    from q2n.report.sweeps.runs import read_runs
 
     given = {kind: getattr(parsed, kind) for kind in TEXTS if getattr(parsed, kind) is not None}
     files = {kind: Path(name) for kind, name in given.items() if name != SCREEN}
@@ -74,22 +74,22 @@ def run(parsed: Namespace) -> None:
 
 
 def _require_folder(folder: Path) -> None:
-    from q2n.report.figure_files import require_folder
+    from q2n.report.sweeps.figure_files import require_folder
 
     require_folder(folder)
 
 
 def _figures(report: Report, folder: Path) -> str:
-    from q2n.report.figure_files import write_figures
+    from q2n.report.sweeps.figure_files import write_figures
 
     return f"{write_figures(report, folder)} figures in {folder}"
 
 
 def _text(kind: str, report: Report) -> str:
-    from q2n.report import table_texts
+    from q2n.report.sweeps import table_texts
 
     if kind == "html":
-        from q2n.report.page import render_page
+        from q2n.report.sweeps.page import render_page
 
         return render_page(report)
     if kind == "jsonl":
@@ -101,7 +101,7 @@ def _text(kind: str, report: Report) -> str:
 
 def _print(report: Report) -> None:
     from q2n.logging import Screen
-    from q2n.report.table_texts import print_table
+    from q2n.report.sweeps.table_texts import print_table
 
     screen = Screen(highlight=False)
     for table in report.tables:

@@ -7,8 +7,9 @@ from matplotlib.backend_bases import FigureCanvasBase
 
 from q2n.errors import InputError
 from q2n.evaluation.block_costs import BlockCosts
-from q2n.report.figures.layers import Panel, kinds_of, panels_of, panels_side_by_side
+from q2n.report.figures.layers import Panel, panels_of, panels_side_by_side
 from q2n.report.figures.style import Picture
+from q2n.report.kinds import kinds_of
 from q2n.report.record import RunRecord
 
 
@@ -36,7 +37,7 @@ def plot_layers(record: RunRecord, file: Path) -> None:
     Raises:
         InputError: the record holds no output errors, or the file cannot be written.
     """
-    panels = panels_of(kinds_of(record))
+    panels = panels_of(kinds_of(record.to_json()["layers"], {}))
     if not any(panel.name == "error" for panel in panels):
         raise InputError("nothing to plot: no layer of this record has an output error")
     _save(panels_side_by_side("layers", panels), file)

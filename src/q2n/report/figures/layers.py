@@ -11,7 +11,6 @@ from q2n.report.experiment import KindOfLayer
 from q2n.report.figures.frame import frame, frames
 from q2n.report.figures.labels import End, label_ends, room_for
 from q2n.report.figures.style import INK, SERIES, Picture, log_scale, slug, styled
-from q2n.report.record import LayerRecord, RunRecord
 
 Line = tuple[Sequence[int], Sequence[float | None]]
 """Block numbers and values; None where a layer has none."""
@@ -49,28 +48,6 @@ def panels_of(layers: Mapping[str, KindOfLayer]) -> list[Panel]:
     if not alpha:
         found[1] = Panel("scales", "output scales", "mean factor", scales, {}, is_log=False)
     return [panel for panel in found if panel.lines]
-
-
-def kinds_of(record: RunRecord) -> dict[str, KindOfLayer]:
-    """The linears of a checkpoint by kind."""
-    kinds: dict[str, list[tuple[int, LayerRecord]]] = {}
-    for name, layer in record.layers.items():
-        block = next((int(part) for part in name.split(".") if _is_number(part)), 0)
-        kinds.setdefault(name.rsplit(".", 1)[-1], []).append((block, layer))
-    return {
-        kind: KindOfLayer(
-            blocks=[block for block, _ in found],
-            output_error=[layer.notes.get("output_error") for _, layer in found],
-            output_error_before=[layer.notes.get("output_error_before") for _, layer in found],
-            alpha=[layer.notes.get("alpha_mean") for _, layer in found],
-            output_scales=[layer.notes.get("scales_mean") for _, layer in found],
-        )
-        for kind, found in kinds.items()
-    }
-
-
-def _is_number(part: str) -> bool:
-    return part.isascii() and part.isdecimal() and len(part) < 9
 
 
 def layer_pictures(name: str, title: str, layers: Mapping[str, KindOfLayer]) -> Iterator[Picture]:

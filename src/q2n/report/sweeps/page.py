@@ -12,14 +12,14 @@ from itertools import count, groupby, islice
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from q2n.report.gallery import KINDS, pictures
-from q2n.report.leads import lead_table
-from q2n.report.naming import axes
-from q2n.report.output import MARKS
-from q2n.report.provenance import provenance
-from q2n.report.report import Report
-from q2n.report.rows import Row
-from q2n.report.table_model import Column, Quantity, Table
+from q2n.report.sweeps.gallery import KINDS, pictures
+from q2n.report.sweeps.leads import lead_table
+from q2n.report.sweeps.naming import axes
+from q2n.report.sweeps.output import MARKS
+from q2n.report.sweeps.provenance import provenance
+from q2n.report.sweeps.report import Report
+from q2n.report.sweeps.rows import Row
+from q2n.report.sweeps.table_model import Column, Quantity, Table
 from q2n.version import __version__
 
 FIGURES = 60
@@ -51,7 +51,7 @@ class PlanPart:
 def render_page(report: Report) -> str:
     """The whole file."""
     environment = Environment(
-        loader=PackageLoader("q2n.report", ""),
+        loader=PackageLoader("q2n.report.sweeps", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -63,7 +63,7 @@ def render_page(report: Report) -> str:
     records = report.runs.records
     return environment.get_template("page.html.jinja").render(
         mark=Markup(MARKS["html"]),
-        style=Markup(files("q2n.report").joinpath("page.css").read_text(encoding="utf-8")),
+        style=Markup(files("q2n.report.sweeps").joinpath("page.css").read_text(encoding="utf-8")),
         report=report,
         days=sorted({record.started[:10] for record in records}),
         leads=lead_table(report.leads) if report.leads else None,

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from q2n.report.naming import varying_axes
-from q2n.report.rows import SEED, Row
-from q2n.report.table_model import Cell, Column, Quantity, Table, TableRow
+from q2n.report.sweeps.naming import varying_axes
+from q2n.report.sweeps.rows import SEED, Row
+from q2n.report.sweeps.table_model import Cell, Column, Quantity, Table, TableRow
+
+NAMES = {"divergence": "KL"}
 
 
 def search_table(plan: str, rows: Sequence[Row]) -> Table | None:
@@ -19,7 +21,8 @@ def search_table(plan: str, rows: Sequence[Row]) -> Table | None:
         title=f"{plan}: trials of the search",
         columns=[
             *(Column(axis, numeric=False) for axis in (*shown, "trial")),
-            *(Column(name) for name in names),
+            *(Column(NAMES.get(name, name)) for name in names),
+            Column("chosen", numeric=False),
         ],
         rows=[
             TableRow(
@@ -27,12 +30,13 @@ def search_table(plan: str, rows: Sequence[Row]) -> Table | None:
                     *(str(cell.labels.get(axis, "")) for axis in shown),
                     str(number),
                     *(_cell(trial.get(name)) for name in names),
+                    "yes" if cell.chosen and cell.chosen.items() <= trial.items() else "",
                 ]
             )
             for cell in cells
             for number, trial in enumerate(cell.tried, 1)
         ],
-        notes=["In the order in which they were tried; scores are of held-out text."],
+        notes=["In the order in which they were tried; KL: of the held-out text."],
     )
 
 

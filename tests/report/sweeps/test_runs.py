@@ -5,7 +5,7 @@ import pytest
 from sweep_records import record, sweep, write_cells
 
 from q2n.errors import InputError
-from q2n.report.runs import read_runs
+from q2n.report.sweeps.runs import read_runs
 
 A = record({"model": "m", "step": "alone", "seed": 0})
 B = record({"model": "m", "step": "Q2N", "seed": 0}, started="2026-11-26T15:00:00+00:00")

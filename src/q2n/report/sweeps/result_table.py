@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from q2n.report.naming import ORIGINAL, constant_labels, varying_axes
-from q2n.report.paired import Estimate
-from q2n.report.rows import Row
-from q2n.report.table_model import Cell, Column, Quantity, Table, TableRow
+from q2n.report.sweeps.naming import ORIGINAL, constant_labels, varying_axes
+from q2n.report.sweeps.paired import Estimate
+from q2n.report.sweeps.rows import Row
+from q2n.report.sweeps.table_model import Cell, Column, Quantity, Table, TableRow
 
 Find = Callable[[Row], Estimate | None]
 Show = Callable[[Row], Cell]

@@ -5,13 +5,13 @@ A page shows as many as are drawn in a few seconds; `--figures` writes all.
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from q2n.report.figures.bars import bar_pictures, measures
 from q2n.report.figures.layers import layer_pictures
-from q2n.report.figures.quality import COSTS, quality_pictures
 from q2n.report.figures.spectra import spectrum_pictures
 from q2n.report.figures.style import Picture, slug
-from q2n.report.naming import varying_axes
-from q2n.report.rows import Row
+from q2n.report.sweeps.bar_figures import bar_pictures, measures
+from q2n.report.sweeps.naming import varying_axes
+from q2n.report.sweeps.quality_figures import COSTS, quality_pictures
+from q2n.report.sweeps.rows import Row
 
 Shown = tuple[str, Picture]
 """Kind of figure, and one of them."""

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from q2n.report.figures.frame import frame, note
 from q2n.report.figures.labels import End, label_ends, label_points, room_for
 from q2n.report.figures.style import GRID, MARKERS, SERIES, Picture, log_scale, slug, styled
-from q2n.report.naming import BITS, MODEL, name_of, varying_axes
-from q2n.report.paired import Estimate
-from q2n.report.rows import Row
+from q2n.report.sweeps.naming import BITS, MODEL, name_of, varying_axes
+from q2n.report.sweeps.paired import Estimate
+from q2n.report.sweeps.rows import Row
 
 SIZES = (BITS, "group_size", "groups")
 """Axes along which a line goes."""

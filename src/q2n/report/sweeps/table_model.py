@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, Self
 
-from q2n.report.paired import Estimate
+from q2n.report.sweeps.paired import Estimate
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from sweep_records import record, refused, sweep
 
-from q2n.report.page import render_page
-from q2n.report.report import Report
-from q2n.report.runs import Runs, Skipped
+from q2n.report.sweeps.page import render_page
+from q2n.report.sweeps.report import Report
+from q2n.report.sweeps.runs import Runs, Skipped
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 in_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")

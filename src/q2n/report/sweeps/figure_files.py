@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from q2n.errors import InputError
-from q2n.report.gallery import pictures
-from q2n.report.output import require_free, write
-from q2n.report.report import Report
+from q2n.report.sweeps.gallery import pictures
+from q2n.report.sweeps.output import require_free, write
+from q2n.report.sweeps.report import Report
 
 
 def require_folder(folder: Path) -> None:

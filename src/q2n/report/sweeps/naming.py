@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from q2n.report.rows import Labels, Row
+from q2n.report.sweeps.rows import Labels, Row
 
 MODEL, BITS = "model", "bits"
 ORIGINAL = "original"

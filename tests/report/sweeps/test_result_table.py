@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 from sweep_records import record, refused, sweep, task_scores, text_result
 
-from q2n.report.leads import lead_table, leads_of
-from q2n.report.result_table import result_table
-from q2n.report.rows import rows_of
-from q2n.report.table_model import Quantity, Table
-from q2n.report.time_table import time_table
+from q2n.report.sweeps.leads import lead_table, leads_of
+from q2n.report.sweeps.result_table import result_table
+from q2n.report.sweeps.rows import rows_of
+from q2n.report.sweeps.search_table import search_table
+from q2n.report.sweeps.table_model import Quantity, Table
+from q2n.report.sweeps.time_table import time_table
 
 MODEL = {"model": "SmolLM2", "corpus": "c4"}
 
@@ -133,3 +134,12 @@ def test_a_lead_within_its_error_is_said_to_be_so() -> None:
     assert leads_of("steps", rows_of(cells))[0].verdict == "within its error, one seed"
     assert leads_of("steps", rows_of(TWO))[0].verdict == "beyond its error"
     assert leads_of("steps", rows_of(TWO[:2]))[0].verdict == "no rival"
+
+
+def test_trials_of_a_search_and_what_it_chose() -> None:
+    tried = [{"ridge": x, "divergence": kl} for x, kl in ((0.1, 0.52), (0.2, 0.5))]
+    found = cell("Q2N", 0, 0.5, tried=tried, chosen={"ridge": 0.2})
+    table = search_table("steps", rows_of([TWO[0], found]))
+    assert table is not None and column(table, "chosen") == ["", "yes"]
+    assert [x.value for x in column(table, "KL")] == [0.52, 0.5]
+    assert search_table("steps", rows_of(TWO)) is None

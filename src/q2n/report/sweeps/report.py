@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from q2n.report.leads import Lead, lead_table, leads_of
-from q2n.report.result_table import result_table
-from q2n.report.rows import Row, rows_of
-from q2n.report.runs import Runs
-from q2n.report.search_table import search_table
-from q2n.report.table_model import Table
-from q2n.report.time_table import time_table
+from q2n.report.sweeps.leads import Lead, lead_table, leads_of
+from q2n.report.sweeps.result_table import result_table
+from q2n.report.sweeps.rows import Row, rows_of
+from q2n.report.sweeps.runs import Runs
+from q2n.report.sweeps.search_table import search_table
+from q2n.report.sweeps.table_model import Table
+from q2n.report.sweeps.time_table import time_table
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ import pytest
 from rich.console import Console
 from sweep_records import sweep
 
-from q2n.report.report import Report
-from q2n.report.runs import Runs
-from q2n.report.table_model import Column, Quantity, Table, TableRow
-from q2n.report.table_texts import comma_separated, markdown, print_table
+from q2n.report.sweeps.report import Report
+from q2n.report.sweeps.runs import Runs
+from q2n.report.sweeps.table_model import Column, Quantity, Table, TableRow
+from q2n.report.sweeps.table_texts import comma_separated, markdown, print_table
 
 TABLE = Table(
     title="steps",
