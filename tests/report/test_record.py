@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from q2n.errors import InputError
-from q2n.report.figures import plot_layers
+from q2n.report.figures.checkpoint import plot_layers
 from q2n.report.record import BlockRecord, RunRecord, notes_of, timings
 from q2n.report.tables import layer_table, settings_table
 

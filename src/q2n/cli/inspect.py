@@ -60,7 +60,7 @@ def _add_fidelity(group: Any) -> None:
 def run(parsed: Namespace) -> None:
     """Print settings and one row per layer, or the costs of blocks and layers."""
     if parsed.plot:
-        from q2n.report.figures import require_picture
+        from q2n.report.figures.checkpoint import require_picture
 
         require_picture(Path(parsed.plot))
     if parsed.fidelity:
@@ -97,7 +97,7 @@ def _run_fidelity(parsed: Namespace) -> None:
         **{name: value for name, value in given.items() if value is not None},
     )
     if parsed.plot:
-        from q2n.report.figures import plot_costs
+        from q2n.report.figures.checkpoint import plot_costs
 
         plot_costs(costs, Path(parsed.plot))
     if parsed.json:
@@ -128,7 +128,7 @@ def _run_record(parsed: Namespace) -> None:
 
     record = inspect(parsed.directory)
     if parsed.plot:
-        from q2n.report.figures import plot_layers
+        from q2n.report.figures.checkpoint import plot_layers
         from q2n.report.record import RunRecord
 
         plot_layers(RunRecord.from_json(record), Path(parsed.plot))

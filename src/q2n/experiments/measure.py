@@ -17,7 +17,6 @@ from q2n.disk.folders import partial_folder
 from q2n.errors import InputError, Q2NError, ResumeError
 from q2n.evaluation.tasks.results import TaskResult
 from q2n.experiments.cells import Cell, portable
-from q2n.experiments.kinds import kinds_of
 from q2n.experiments.search import METHODS
 from q2n.experiments.spectra import spectra_of
 from q2n.experiments.surroundings import machine, peak_bytes, reset_peak, software
@@ -25,6 +24,7 @@ from q2n.experiments.texts import Original
 from q2n.experiments.trials import Trials
 from q2n.logging import Reporter
 from q2n.report.experiment import ExperimentRecord, TaskScore
+from q2n.report.kinds import kinds_of
 
 
 @dataclass

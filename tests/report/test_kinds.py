@@ -1,6 +1,6 @@
 """Layers by kind."""
 
-from q2n.experiments.kinds import kinds_of
+from q2n.report.kinds import kinds_of
 
 
 def test_layers_of_a_kind_are_in_the_order_of_their_blocks():

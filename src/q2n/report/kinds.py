@@ -50,5 +50,6 @@ def _values(layers: list[Mapping[str, Any]], key: str) -> list[float | None]:
 
 
 def _block(name: str) -> int:
-    """The first number in a name."""
-    return next((int(part) for part in name.split(".") if part.isdecimal()), 0)
+    """The first number in a name; one that no model has is none."""
+    numbers = (x for x in name.split(".") if x.isascii() and x.isdecimal() and len(x) < 9)
+    return next((int(number) for number in numbers), 0)

@@ -1,0 +1,121 @@
+"""`q2n report RUNS...`: the records of sweeps as tables, figures and a page."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from q2n.report.sweeps.report import Report
+
+TEXTS = ("markdown", "csv", "html", "jsonl")
+SCREEN = "-"
+MOST_SKIPPED = 10
+"""Places of which the reason is printed; all are counted."""
+
+
+def add_report(commands: Any) -> None:
+    """Register `q2n report`."""
+    parser = commands.add_parser(
+        "report",
+        help="tables, figures and a page of the records of sweeps",
+        usage="q2n report RUNS [RUNS ...] [--markdown [FILE]] [--csv FILE] [--html FILE] "
+        "[--figures DIR] [--jsonl FILE]",
+        description="Results of sweeps: one table a plan, one row for the cells that differ in "
+        "their seed alone. Without an option they are printed.",
+    )
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUNS",
+        help="Folder of a sweep, folder of .json and .jsonl files, or such a file.",
+    )
+    parser.add_argument(
+        "--markdown",
+        nargs="?",
+        const=SCREEN,
+        metavar="FILE",
+        help="Write the tables as Markdown; without FILE: print them.",
+    )
+    parser.add_argument("--csv", metavar="FILE", help="Write the tables as comma-separated values.")
+    parser.add_argument("--html", metavar="FILE", help="Write a page that stands in one file.")
+    parser.add_argument(
+        "--figures", metavar="DIR", help="Write all figures into this folder, as SVG and PNG."
+    )
+    parser.add_argument("--jsonl", metavar="FILE", help="Collect all records in one file.")
+    parser.set_defaults(run=run)
+
+
+def run(parsed: Namespace) -> None:
+    """Refuse what could not be written, read, write or print."""
+    from q2n.report.sweeps.output import require_free, write
+    from q2n.report.sweeps.report import Report
+    from q2n.report.sweeps.runs import read_runs
+
+    given = {kind: getattr(parsed, kind) for kind in TEXTS if getattr(parsed, kind) is not None}
+    files = {kind: Path(name) for kind, name in given.items() if name != SCREEN}
+    for kind, file in files.items():
+        require_free(file, kind)
+    if parsed.figures:
+        _require_folder(Path(parsed.figures))
+    report = Report(read_runs(map(Path, parsed.runs)))
+    for kind, file in files.items():
+        write(file, _text(kind, report).encode())
+    written = [str(file) for file in files.values()]
+    if parsed.figures:
+        written.append(_figures(report, Path(parsed.figures)))
+    if given.get("markdown") == SCREEN:
+        sys.stdout.write(_text("markdown", report))
+    elif not written:
+        _print(report)
+    _say(report, written)
+
+
+def _require_folder(folder: Path) -> None:
+    from q2n.report.sweeps.figure_files import require_folder
+
+    require_folder(folder)
+
+
+def _figures(report: Report, folder: Path) -> str:
+    from q2n.report.sweeps.figure_files import write_figures
+
+    return f"{write_figures(report, folder)} figures in {folder}"
+
+
+def _text(kind: str, report: Report) -> str:
+    from q2n.report.sweeps import table_texts
+
+    if kind == "html":
+        from q2n.report.sweeps.page import render_page
+
+        return render_page(report)
+    if kind == "jsonl":
+        return report.lines
+    if kind == "csv":
+        return table_texts.comma_separated(report.result_tables)
+    return table_texts.markdown(report.tables)
+
+
+def _print(report: Report) -> None:
+    from q2n.logging import Screen
+    from q2n.report.sweeps.table_texts import print_table
+
+    screen = Screen(highlight=False)
+    for table in report.tables:
+        print_table(table, screen)
+
+
+def _say(report: Report, written: list[str]) -> None:
+    """What was read and left out goes to standard error, for standard output may be a table."""
+    from q2n.logging import Screen
+
+    screen, skipped = Screen(stderr=True, highlight=False), report.runs.skipped
+    said = [f"{len(report.runs.records)} records, {len(skipped)} skipped", *written]
+    screen.print("; ".join(said), markup=False, soft_wrap=True)
+    for each in skipped[:MOST_SKIPPED]:
+        screen.print(f"skipped: {each.place}: {each.why}", markup=False, soft_wrap=True)
+    if len(skipped) > MOST_SKIPPED:
+        screen.print(f"and {len(skipped) - MOST_SKIPPED} more")

@@ -1,0 +1,108 @@
+"""Direct labels: names beside the ends of lines instead of a legend.
+
+Every label wants to stand at the height of its line. Where they would lie on each other they are
+moved apart, first upwards from the lowest, then down from the top, and a thin line leads to each.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+
+from q2n.report.figures.style import INCH, LETTER, SMALL, shortened
+
+GAP = 1.35 * SMALL
+"""Points between the middles of two labels."""
+LETTERS = 30
+"""Of a label, at most."""
+
+
+@dataclass(frozen=True)
+class End:
+    """Where a line ends, in data coordinates, and what it is called."""
+
+    x: float
+    y: float
+    text: str
+    colour: str
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Places at least `gap` apart, near the wanted ones, within low and high if there is room."""
+    order = sorted(range(len(wanted)), key=lambda n: wanted[n])
+    places = [max(low, wanted[n]) for n in order]
+    for n in range(1, len(places)):
+        places[n] = max(places[n], places[n - 1] + gap)
+    ceiling = high
+    for n in reversed(range(len(places))):
+        places[n] = min(places[n], ceiling)
+        ceiling = places[n] - gap
+    return [place for _, place in sorted(zip(order, places, strict=True))]
+
+
+def label_ends(axes: Axes, ends: Sequence[End]) -> None:
+    """Write the names to the right of the axes, whose limits are final."""
+    to_axes = axes.transData + axes.transAxes.inverted()
+    wanted = [float(to_axes.transform((end.x, end.y))[1]) for end in ends]
+    gap = GAP / (axes.bbox.height * INCH / axes.figure.dpi)
+    for end, place in zip(ends, spread(wanted, gap, 0.0, 1.0), strict=True):
+        leader = {"arrowstyle": "-", "color": end.colour, "lw": 0.7, "relpos": (0, 0.5)}
+        axes.annotate(
+            shortened(end.text, LETTERS),
+            (end.x, end.y),
+            (1.06, place),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=SMALL,
+            annotation_clip=False,
+            arrowprops={**leader, "shrinkA": 1, "shrinkB": 3},
+        )
+
+
+def room_for(names: Sequence[str]) -> float:
+    """Inches that the names need at the right."""
+    return 0.35 + LETTER * min(LETTERS, max(map(len, names), default=0))
+
+
+Box = tuple[float, float, float, float]
+"""Left, bottom, right, top, in points."""
+SIDES = [(towards, up) for up in (0, 1, -1, 2, -2, 3, -3) for towards in (1, -1)]
+"""Of a point: to the right or left of it, and so many lines above."""
+
+
+def label_points(axes: Axes, ends: Sequence[End]) -> None:
+    """Write each name beside its own point, on the first side where it covers nothing."""
+    to_points = INCH / axes.figure.dpi
+    found = [axes.transData.transform((end.x, end.y)) * to_points for end in ends]
+    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in found]
+    low, high = axes.bbox.x0 * to_points, axes.bbox.x1 * to_points
+    for end, (x, y) in zip(ends, found, strict=True):
+        text = shortened(end.text, LETTERS)
+        boxes = [_box(x, y, side, LETTER * INCH * len(text)) for side in SIDES]
+        inside = [n for n, box in enumerate(boxes) if low <= box[0] and box[2] <= high]
+        n = next((n for n in inside if not _covers(boxes[n], taken)), (inside or [0])[0])
+        taken.append(boxes[n])
+        towards, up = SIDES[n]
+        axes.annotate(
+            text,
+            (end.x, end.y),
+            (6 * towards, up * GAP),
+            textcoords="offset points",
+            ha="left" if towards > 0 else "right",
+            va="center",
+            fontsize=SMALL,
+        )
+
+
+def _box(x: float, y: float, side: tuple[int, int], width: float) -> Box:
+    towards, up = side
+    left = x + 6 if towards > 0 else x - 6 - width
+    middle = y + up * GAP
+    return left, middle - GAP / 2, left + width, middle + GAP / 2
+
+
+def _covers(box: Box, others: Sequence[Box]) -> bool:
+    return any(
+        box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
+        for other in others
+    )

@@ -1,0 +1,1 @@
+"""What sweeps found: records read, put into rows, shown as tables, figures and a page."""

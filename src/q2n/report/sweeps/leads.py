@@ -1,0 +1,112 @@
+"""What wins: for each model, width and text of a plan the row with the least divergence from the
+original (where that was not measured, with the least perplexity), and how far ahead it is.
+
+A lead is beyond its error where it exceeds twice the error of the paired difference, of text and
+seeds together (paired.py). With one seed only the text's error is known, and that is said.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from q2n.report.sweeps.naming import BITS, MODEL, name_of, varying_axes, width_of
+from q2n.report.sweeps.paired import Estimate
+from q2n.report.sweeps.rows import Row
+from q2n.report.sweeps.table_model import Cell, Column, Quantity, Table, TableRow
+
+NOTES = (
+    "Best: least KL from the original, or least perplexity where no KL was measured.",
+    "Lead: KL of the second less that of the best, on the same windows, paired.",
+    "Beyond its error: more than twice the error of text and seeds together.",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lead:
+    """The best row of one model, width and text, and the second."""
+
+    plan: str
+    model: str
+    width: str
+    text: str
+    best: str
+    """What the row is called among its rivals."""
+    row: Row
+    """The best."""
+    second: str = ""
+    """Empty: there is no other."""
+    ahead: Estimate | None = None
+    """Divergence of the second less that of the best; None where they cannot be paired."""
+
+    @property
+    def verdict(self) -> str:
+        """In a few words."""
+        if not self.second:
+            return "no rival"
+        if self.ahead is None or self.ahead.total_error is None:
+            return "cannot be told"
+        seeds = "" if self.ahead.spread is not None else ", one seed"
+        return ("beyond its error" if self.ahead.is_certain else "within its error") + seeds
+
+
+def leads_of(plan: str, rows: Sequence[Row]) -> list[Lead]:
+    """One for each model, width and text of a plan that was measured."""
+    rivals: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        for text in [] if row.is_original else row.texts:
+            place = (str(row.labels.get(MODEL, "")), width_of(row), text)
+            rivals.setdefault(place, []).append(row)
+    shown = [axis for axis in varying_axes(rows) if axis not in (MODEL, BITS)]
+    return [_lead(plan, place, found, shown) for place, found in rivals.items()]
+
+
+def _lead(plan: str, place: tuple[str, str, str], rows: Sequence[Row], shown: list[str]) -> Lead:
+    model, width, text = place
+    best, *others = sorted(rows, key=lambda row: _score(row, text))
+    second = others[0] if others else None
+    return Lead(
+        plan=plan,
+        model=model,
+        width=width,
+        text=text,
+        best=name_of(best, shown),
+        row=best,
+        second=name_of(second, shown) if second else "",
+        ahead=second.on(text).less(best.on(text)) if second else None,
+    )
+
+
+def _score(row: Row, text: str) -> tuple[float, float]:
+    """Rows without a divergence come after those that have one."""
+    divergence, perplexity = row.on(text).divergence, row.on(text).perplexity
+    return (
+        float("inf") if divergence is None else divergence.value,
+        float("inf") if perplexity is None else perplexity.value,
+    )
+
+
+def lead_table(leads: Sequence[Lead]) -> Table:
+    """One row a lead."""
+    titles = ("plan", "model", "bits", "text", "best")
+    return Table(
+        title="What wins",
+        columns=[
+            *(Column(title, numeric=False) for title in titles),
+            *(Column(title) for title in ("bits/weight", "KL", "perplexity", "lead")),
+            *(Column(title, numeric=False) for title in ("second", "the lead is")),
+        ],
+        rows=[TableRow(_cells(lead)) for lead in leads],
+        notes=NOTES,
+    )
+
+
+def _cells(lead: Lead) -> list[Cell]:
+    on, bits, ahead = lead.row.on(lead.text), lead.row.mean("bits_per_weight"), lead.ahead
+    return [
+        *(lead.plan, lead.model, lead.width, lead.text, lead.best),
+        None if bits is None else Quantity(bits, decimals=2),
+        Quantity.of(on.divergence, decimals=3),
+        Quantity.of(on.perplexity),
+        None if ahead is None else Quantity(ahead.value, ahead.total_error, decimals=4),
+        lead.second,
+        lead.verdict,
+    ]

@@ -1,0 +1,56 @@
+"""Files that a report writes: whole or not at all, and never over a file of somebody else.
+
+Every kind of file of ours carries a mark by which it is known again.
+"""
+
+import os
+from pathlib import Path
+
+from q2n.disk.failures import reason, remedy
+from q2n.disk.whole import write_whole
+from q2n.errors import InputError
+
+MARKS = {
+    "markdown": "<!-- made by q2n report -->",
+    "csv": "table,",
+    "html": '<meta name="generator" content="q2n report">',
+    "svg": "q2n report",
+    "png": "q2n report",
+    "jsonl": '{"layout": ',
+}
+"""Kind of file -> what its beginning holds."""
+
+
+def require_free(file: Path, kind: str) -> None:
+    """Refuse a file that could not be written, before there is anything to write.
+
+    Raises:
+        InputError: another file lies there, or no file can be made there.
+    """
+    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+        raise InputError(f"{file} cannot be written: {file.parent} is no folder to write into")
+    if file.is_dir():
+        raise InputError(f"{file} is a folder: give the name of a file")
+    if file.exists() and not _is_ours(file, MARKS[kind]):
+        raise InputError(
+            f"{file} is there and is no {kind} file that q2n report made: choose another name, or "
+            "delete it"
+        )
+
+
+def _is_ours(file: Path, mark: str) -> bool:
+    with file.open("rb") as stream:
+        beginning = stream.read(4096)
+    return not beginning or mark.encode() in beginning
+
+
+def write(file: Path, data: bytes) -> None:
+    """All of it or nothing.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        write_whole(file, data)
+    except OSError as cause:
+        raise InputError(f"{file} cannot be written ({reason(cause)}): {remedy(cause)}") from cause

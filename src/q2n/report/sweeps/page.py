@@ -1,0 +1,114 @@
+"""A report as one HTML file: it opens without a network, without a script, on a phone, on paper.
+
+page.html.jinja has its parts, page.css its looks. Everything stands in the file: figures are SVG,
+their colours variables that the style sheet sets for light and dark.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import count, groupby, islice
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from q2n.report.sweeps.gallery import KINDS, pictures
+from q2n.report.sweeps.leads import lead_table
+from q2n.report.sweeps.naming import axes
+from q2n.report.sweeps.output import MARKS
+from q2n.report.sweeps.provenance import provenance
+from q2n.report.sweeps.report import Report
+from q2n.report.sweeps.rows import Row
+from q2n.report.sweeps.table_model import Column, Quantity, Table
+from q2n.version import __version__
+
+FIGURES = 60
+"""In a page at most, shared evenly by its plans: they take most of its time."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Figures of one kind."""
+
+    title: str
+    note: str
+    drawings: Sequence[Markup]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanPart:
+    """What a page shows of one plan."""
+
+    name: str
+    facts: Mapping[str, str]
+    """What was compared, in words."""
+    galleries: Sequence[Gallery]
+    left_out: bool
+    """Whether there are more figures."""
+    tables: Sequence[Table]
+
+
+def render_page(report: Report) -> str:
+    """The whole file."""
+    environment = Environment(
+        loader=PackageLoader("q2n.report.sweeps", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.tests["quantity"] = lambda cell: isinstance(cell, Quantity)
+    environment.filters["runs"] = _runs
+    share = max(4, FIGURES // len(report.plans))
+    records = report.runs.records
+    return environment.get_template("page.html.jinja").render(
+        mark=Markup(MARKS["html"]),
+        style=Markup(files("q2n.report.sweeps").joinpath("page.css").read_text(encoding="utf-8")),
+        report=report,
+        days=sorted({record.started[:10] for record in records}),
+        leads=lead_table(report.leads) if report.leads else None,
+        plans=[_plan_part(report, plan, share) for plan in report.plans],
+        made=provenance(records),
+        commands=list(dict.fromkeys(record.command for record in records)),
+        notes=list(dict.fromkeys(note for record in records for note in record.notes)),
+        numbers=count(1),
+        version=__version__,
+    )
+
+
+def _plan_part(report: Report, plan: str, share: int) -> PlanPart:
+    rows = report.plans[plan]
+    found = pictures(plan, rows)
+    drawn: dict[str, list[Markup]] = {}
+    for kind, picture in islice(found, share):
+        drawn.setdefault(kind, []).append(Markup(picture.inline))
+    return PlanPart(
+        name=plan,
+        facts=_facts(rows),
+        galleries=[Gallery(*KINDS[kind], drawn[kind]) for kind in KINDS if kind in drawn],
+        left_out=next(found, None) is not None,
+        tables=report.tables_of(plan),
+    )
+
+
+def _facts(rows: Sequence[Row]) -> dict[str, str]:
+    """Axes and their places, texts, tasks, and how many cells there are."""
+    cells = [cell for row in rows for cell in row.cells.values()]
+    refused = sum(cell.refused is not None for cell in cells)
+    places = {axis: _each(row.labels.get(axis) for row in rows) for axis in axes(rows)}
+    others = {
+        "seeds": _each(seed for row in rows for seed in row.cells),
+        "texts": _each(text for row in rows for text in row.texts),
+        "tasks": _each(task for row in rows for task in row.tasks),
+        "cells": f"{len(cells)}" + (f", {refused} refused" if refused else ""),
+    }
+    return {name: text for name, text in {**places, **others}.items() if text}
+
+
+def _each(places: Iterable[object]) -> str:
+    return " · ".join(str(x) for x in dict.fromkeys(places) if x is not None)
+
+
+def _runs(columns: Iterable[Column]) -> list[tuple[str, int]]:
+    """Titles that stand over several columns, and over how many."""
+    return [(group, len(list(same))) for group, same in groupby(columns, lambda x: x.group)]

@@ -1,0 +1,54 @@
+"""All that a report shows, computed once: rows and leads of every plan, and the tables of them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from q2n.report.sweeps.leads import Lead, lead_table, leads_of
+from q2n.report.sweeps.result_table import result_table
+from q2n.report.sweeps.rows import Row, rows_of
+from q2n.report.sweeps.runs import Runs
+from q2n.report.sweeps.search_table import search_table
+from q2n.report.sweeps.table_model import Table
+from q2n.report.sweeps.time_table import time_table
+
+
+@dataclass(frozen=True)
+class Report:
+    """Of these runs."""
+
+    runs: Runs
+
+    @cached_property
+    def plans(self) -> Mapping[str, Sequence[Row]]:
+        """Plan -> its rows."""
+        names = dict.fromkeys(record.plan for record in self.runs.records)
+        return {n: rows_of(x for x in self.runs.records if x.plan == n) for n in names}
+
+    @cached_property
+    def leads(self) -> list[Lead]:
+        """What wins, in all plans."""
+        return [lead for plan, rows in self.plans.items() for lead in leads_of(plan, rows)]
+
+    def tables_of(self, plan: str) -> list[Table]:
+        """Results of one plan and, where there are some, seconds by kind of layer and trials."""
+        rows = self.plans[plan]
+        makers = (result_table, time_table, search_table)
+        return [table for make in makers if (table := make(plan, rows)) is not None]
+
+    @cached_property
+    def result_tables(self) -> list[Table]:
+        """Of all plans."""
+        return [table for plan in self.plans for table in self.tables_of(plan)]
+
+    @property
+    def tables(self) -> list[Table]:
+        """What wins, and the tables of all plans."""
+        return [lead_table(self.leads)] * bool(self.leads) + self.result_tables
+
+    @property
+    def lines(self) -> str:
+        """The records as JSON lines."""
+        records = (record.to_json() for record in self.runs.records)
+        return "".join(json.dumps(record) + "\n" for record in records)

@@ -1,0 +1,199 @@
+"""Rows of a table: the cells of a plan that differ in their seed alone.
+
+A row reads its results from its records as means over seeds (paired.py). The order of rows is that
+of the plan: an axis takes its places in the order in which they were first started.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
+
+from q2n.report.experiment import ExperimentRecord, Label, TaskScore, TextResult
+from q2n.report.sweeps.paired import Estimate, Windows, difference, over_seeds, over_windows
+
+SEED = "seed"
+Labels = Mapping[str, Label]
+Key = frozenset[tuple[str, Label]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Cells that differ in their seed alone."""
+
+    labels: Labels
+    """Without the seed."""
+    cells: Mapping[Label | None, ExperimentRecord]
+    """By seed."""
+
+    @cached_property
+    def done(self) -> Mapping[Label | None, ExperimentRecord]:
+        """Those that were not refused."""
+        return {seed: cell for seed, cell in self.cells.items() if cell.refused is None}
+
+    @property
+    def first(self) -> ExperimentRecord:
+        """A cell to show where one stands for all, done if there is one."""
+        return next(iter((self.done or self.cells).values()))
+
+    @property
+    def is_original(self) -> bool:
+        """Whether it is the model that is not quantized."""
+        return self.first.is_original
+
+    @property
+    def refusals(self) -> list[str]:
+        """Why cells were not done, each reason once."""
+        return list(dict.fromkeys(x.refused for x in self.cells.values() if x.refused is not None))
+
+    @property
+    def key(self) -> Key:
+        """What names it among the rows of its plan."""
+        return frozenset(self.labels.items())
+
+    @property
+    def reference_key(self) -> Key | None:
+        """Of the row with which it is compared."""
+        compare = {k: v for k, v in self.first.compare.items() if k != SEED}
+        key = frozenset({**self.labels, **compare}.items())
+        return key if compare and key != self.key else None
+
+    def mean(self, what: str) -> float | None:
+        """Of a number that a record has or has not, over the cells that have it."""
+        values = [x for cell in self.done.values() if (x := getattr(cell, what)) is not None]
+        return fmean(values) if values else None
+
+    def most(self, what: str) -> float | None:
+        """The largest one."""
+        values = [x for cell in self.done.values() if (x := getattr(cell, what)) is not None]
+        return float(max(values)) if values else None
+
+    def seconds(self, what: str) -> float | None:
+        """Mean time of one thing."""
+        values = [c.seconds[what] for c in self.done.values() if what in c.seconds]
+        return fmean(values) if values else None
+
+    @property
+    def texts(self) -> list[str]:
+        """Names of the texts that it was measured on."""
+        return list(dict.fromkeys(x.text for cell in self.done.values() for x in cell.texts))
+
+    def on(self, text: str) -> "OnText":
+        """Its results on one text."""
+        return OnText({s: x for s, c in self.done.items() for x in c.texts if x.text == text})
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of its tasks."""
+        return list(dict.fromkeys(x.task for cell in self.done.values() for x in cell.tasks))
+
+    def task(self, name: str, metric: str) -> Estimate | None:
+        """acc or acc_norm of one task."""
+        found = [x for cell in self.done.values() for x in cell.tasks if x.task == name]
+        return _scores(found, metric)
+
+    def mean_of_tasks(self, metric: str) -> Estimate | None:
+        """Plain mean over the tasks (evaluation/tasks/results.py), of the seeds that have all."""
+        whole = [c.tasks for c in self.done.values() if [x.task for x in c.tasks] == self.tasks]
+        means = [mean for tasks in whole if (mean := _mean(tasks, metric)) is not None]
+        return over_seeds([x.value for x in means], [x.error for x in means]) if means else None
+
+
+@dataclass(frozen=True)
+class OnText:
+    """A row's results on one text, by seed."""
+
+    results: Mapping[Label | None, TextResult]
+
+    @cached_property
+    def windows(self) -> Windows:
+        """Divergence of each window; empty where that was not measured, or not of every seed on
+        the same windows."""
+        results = self.results.values()
+        same = len({(x.sha256, x.protocol, len(x.by_window)) for x in results}) == 1
+        known = same and all(x.by_window for x in results)
+        return {seed: x.by_window for seed, x in self.results.items()} if known else {}
+
+    @property
+    def perplexity(self) -> Estimate | None:
+        """Over seeds."""
+        return self._plain("perplexity")
+
+    @property
+    def same_top(self) -> Estimate | None:
+        """Share of tokens with the original's most probable continuation."""
+        return self._plain("same_top")
+
+    @cached_property
+    def divergence(self) -> Estimate | None:
+        """From the original, in nats a token."""
+        plain = self._plain("divergence")
+        if plain is None or not self.windows:
+            return plain
+        return Estimate(plain.value, over_windows(self.windows).error, plain.spread, plain.seeds)
+
+    def less(self, other: "OnText") -> Estimate | None:
+        """Divergence less that of another row, paired; None where their windows differ."""
+        mine, theirs = self._measured_on(), other._measured_on()
+        if not (self.windows and other.windows and mine == theirs):
+            return None
+        return difference(self.windows, other.windows)
+
+    def _measured_on(self) -> set[tuple[str, str]]:
+        return {(x.sha256, x.protocol) for x in self.results.values()}
+
+    def _plain(self, what: str) -> Estimate | None:
+        known = [x for x in self.results.values() if getattr(x, what) is not None]
+        if not known:
+            return None
+        errors = [getattr(x, f"{what}_error") for x in known]
+        return over_seeds([getattr(x, what) for x in known], errors)
+
+
+def _scores(found: Sequence[TaskScore], metric: str) -> Estimate | None:
+    known = [x for x in found if getattr(x, metric) is not None]
+    if not known:
+        return None
+    errors = [getattr(x, f"{metric}_error") for x in known]
+    return over_seeds([getattr(x, metric) for x in known], errors)
+
+
+def _mean(tasks: Sequence[TaskScore], metric: str) -> Estimate | None:
+    """Over tasks: their questions are others, so their errors are independent."""
+    scores = [_scores([task], metric) for task in tasks]
+    known = [x for x in scores if x is not None]
+    if not known or len(known) < len(scores):
+        return None
+    squares = [None if x.error is None else x.error**2 for x in known]
+    error = None if None in squares else sum(x or 0.0 for x in squares) ** 0.5 / len(known)
+    return Estimate(fmean(x.value for x in known), error)
+
+
+def rows_of(records: Iterable[ExperimentRecord]) -> list[Row]:
+    """The rows of one plan, in its order."""
+    records = list(records)
+    groups: dict[Key, dict[Label | None, ExperimentRecord]] = {}
+    for record in records:
+        key = frozenset((k, v) for k, v in record.labels.items() if k != SEED)
+        groups.setdefault(key, {})[record.labels.get(SEED)] = record
+    rows = [Row(_without_seed(next(iter(x.values())).labels), x) for x in groups.values()]
+    order = _order(records)
+    return sorted(rows, key=lambda row: [order[k].get(row.labels.get(k), -1) for k in order])
+
+
+def _without_seed(labels: Labels) -> dict[str, Label]:
+    return {k: v for k, v in labels.items() if k != SEED}
+
+
+def _order(records: Iterable[ExperimentRecord]) -> dict[str, dict[Label | None, int]]:
+    """Axis -> its places in the order in which they were first started. The longest list of labels
+    comes first: it has all axes."""
+    records = sorted(records, key=lambda x: (x.started, x.cell))
+    order: dict[str, dict[Label | None, int]] = {}
+    for record in sorted(records, key=lambda x: -len(x.labels)):
+        for axis in _without_seed(record.labels):
+            order.setdefault(axis, {})
+    for record in records:
+        for axis, place in _without_seed(record.labels).items():
+            order[axis].setdefault(place, len(order[axis]))
+    return order

@@ -1,0 +1,45 @@
+"""What searches tried, on held-out text: one row a trial."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from q2n.report.sweeps.naming import varying_axes
+from q2n.report.sweeps.rows import SEED, Row
+from q2n.report.sweeps.table_model import Cell, Column, Quantity, Table, TableRow
+
+NAMES = {"divergence": "KL"}
+
+
+def search_table(plan: str, rows: Sequence[Row]) -> Table | None:
+    """All trials of a plan; None where nothing was searched."""
+    shown = [*varying_axes(rows), SEED]
+    cells = [cell for row in rows for cell in row.done.values() if cell.tried]
+    if not cells:
+        return None
+    names = list(dict.fromkeys(name for cell in cells for trial in cell.tried for name in trial))
+    return Table(
+        title=f"{plan}: trials of the search",
+        columns=[
+            *(Column(axis, numeric=False) for axis in (*shown, "trial")),
+            *(Column(NAMES.get(name, name)) for name in names),
+            Column("chosen", numeric=False),
+        ],
+        rows=[
+            TableRow(
+                [
+                    *(str(cell.labels.get(axis, "")) for axis in shown),
+                    str(number),
+                    *(_cell(trial.get(name)) for name in names),
+                    "yes" if cell.chosen and cell.chosen.items() <= trial.items() else "",
+                ]
+            )
+            for cell in cells
+            for number, trial in enumerate(cell.tried, 1)
+        ],
+        notes=["In the order in which they were tried; KL: of the held-out text."],
+    )
+
+
+def _cell(value: Any) -> Cell:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return Quantity(float(value)) if is_number else None if value is None else str(value)

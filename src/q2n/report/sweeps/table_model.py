@@ -1,0 +1,102 @@
+"""A table before it has a form: Markdown, CSV, terminal and page are made of the same one.
+
+    group    |                 | WikiText-2                  |
+    title    | method  step    | KL               perplexity |
+    row      | gptq    Q2N     | 1.618 +- 0.052   189 +- 17  |
+
+What is the same in every row stands in `constants` instead of a column.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any, Self
+
+from q2n.report.sweeps.paired import Estimate
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number in a cell, with its standard error where that is known."""
+
+    value: float
+    error: float | None = None
+    decimals: int | None = None
+    """None: those that leave two digits of the error, or four of the value without one."""
+    signed: bool = False
+    """Whether a plus is written."""
+
+    @classmethod
+    def of(cls, found: Estimate | None, **how: Any) -> Self | None:
+        """A mean with the error of its text, where there is one; `how` as the fields say it."""
+        return None if found is None else cls(found.value, found.error, **how)
+
+    def __str__(self) -> str:
+        error = self.error
+        if max(abs(self.value), error or 0.0) >= 1e6:
+            return f"{self.value:.2g}" if error is None else f"{self.value:.2g} +- {error:.1g}"
+        decimals = self._decimals() if self.decimals is None else self.decimals
+        value = f"{self.value:{'+' if self.signed else ''}.{decimals}f}"
+        return value if error is None else f"{value} +- {error:.{decimals}f}"
+
+    def _decimals(self) -> int:
+        scale, digits = (self.error, 2) if self.error else (abs(self.value), 4)
+        return min(4, max(0, digits - 1 - math.floor(math.log10(scale)))) if scale else 2
+
+
+Cell = str | Quantity | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column."""
+
+    title: str
+    group: str = ""
+    """Title that stands above several columns; empty: none."""
+    numeric: bool = True
+
+    @property
+    def name(self) -> str:
+        """Title and group in one line."""
+        return f"{self.group} {self.title}".strip()
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One row."""
+
+    cells: Sequence[Cell]
+    """As many as columns."""
+    refused: str = ""
+    """Why it has no results, where it has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Columns and rows."""
+
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[TableRow]
+    constants: Mapping[str, str] = field(default_factory=dict)
+    """What is the same in every row."""
+    notes: Sequence[str] = ()
+    """What a reader must know of the columns, in sentences."""
+
+    @property
+    def caption(self) -> str:
+        """Constants and notes in one line."""
+        constants = ", ".join(f"{name} {value}" for name, value in self.constants.items())
+        return " ".join([f"All rows: {constants}."] * bool(constants) + list(self.notes))
+
+    @property
+    def labels(self) -> int:
+        """Number of columns at the left that say what a row is."""
+        return sum(1 for _ in takewhile(lambda column: not column.numeric, self.columns))
+
+    @property
+    def has_refusals(self) -> bool:
+        """Whether a row has no results."""
+        return any(row.refused for row in self.rows)

@@ -1,0 +1,61 @@
+"""Means over seeds, against numpy on the array [seed, window]."""
+
+import numpy as np
+import pytest
+
+from q2n.report.sweeps.paired import Estimate, difference, over_seeds, over_windows
+
+SEEDS, WINDOWS = 3, 16
+
+
+def drawn(seed: int) -> np.ndarray:
+    """Windows are hard or easy for every row: most of the spread is theirs."""
+    hard = np.random.default_rng(0).normal(1.0, 0.3, WINDOWS)
+    return hard + np.random.default_rng(seed).normal(0.0, 0.02, (SEEDS, WINDOWS))
+
+
+def by_seed(values: np.ndarray) -> dict[object, list[float]]:
+    return {seed: list(map(float, row)) for seed, row in enumerate(values)}
+
+
+def test_the_error_is_that_of_the_mean_of_the_seeds_over_windows() -> None:
+    d = drawn(1)
+    found = over_windows(by_seed(d))
+    assert found.value == pytest.approx(d.mean())
+    assert found.error == pytest.approx(d.mean(0).std(ddof=1) / np.sqrt(WINDOWS))
+    assert found.spread == pytest.approx(d.mean(1).std(ddof=1))
+    assert found.seeds == SEEDS
+
+
+def test_what_makes_a_window_hard_cancels_in_a_difference() -> None:
+    a, b = drawn(1), drawn(2) + 0.01
+    found = difference(by_seed(a), by_seed(b))
+    each = (a - b).mean(0)
+    assert found is not None and found.value == pytest.approx((a - b).mean())
+    assert found.error == pytest.approx(each.std(ddof=1) / np.sqrt(WINDOWS))
+    assert found.error < over_windows(by_seed(a)).error / 10
+
+
+def test_a_difference_takes_the_seeds_that_both_have() -> None:
+    a, b = by_seed(drawn(1)), by_seed(drawn(2))
+    del a[0], b[2]
+    found = difference(a, b)
+    assert found == difference({1: a[1]}, {1: b[1]}) and found.seeds == 1 and found.spread is None
+    assert difference({0: [1.0]}, {1: [1.0]}) is None
+
+
+def test_a_single_window_and_a_single_seed_tell_no_error() -> None:
+    assert over_windows({0: [0.5]}) == Estimate(0.5)
+    assert over_seeds([0.5], [None]) == Estimate(0.5)
+    assert over_seeds([1.0, 2.0], [0.1, None]).error is None
+
+
+def test_seeds_and_text_add_up_in_squares() -> None:
+    assert Estimate(1.0, 0.3, 0.8, 4).total_error == pytest.approx(0.5)
+    assert Estimate(1.0, 0.3).total_error == pytest.approx(0.3)
+    assert Estimate(1.0).total_error is None
+
+
+def test_certain_is_more_than_twice_the_error() -> None:
+    assert Estimate(-0.21, 0.1).is_certain and not Estimate(-0.19, 0.1).is_certain
+    assert not Estimate(0.21, 0.1, 0.1, 2).is_certain and not Estimate(5.0).is_certain

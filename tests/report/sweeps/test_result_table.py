@@ -1,0 +1,145 @@
+"""Rows, columns and captions of a plan."""
+
+from dataclasses import replace
+
+import pytest
+from sweep_records import record, refused, sweep, task_scores, text_result
+
+from q2n.report.sweeps.leads import lead_table, leads_of
+from q2n.report.sweeps.result_table import result_table
+from q2n.report.sweeps.rows import rows_of
+from q2n.report.sweeps.search_table import search_table
+from q2n.report.sweeps.table_model import Quantity, Table
+from q2n.report.sweeps.time_table import time_table
+
+MODEL = {"model": "SmolLM2", "corpus": "c4"}
+
+
+STARTED = (f"2026-11-26T14:{n:02}:00+00:00" for n in range(60))
+
+
+def cell(step: str, seed: int, divergence: float, **changes):
+    found = {"compare": {"step": "alone"}} if step != "alone" else {}
+    changes = {"started": next(STARTED), **found, **changes}
+    return record({**MODEL, "step": step, "seed": seed}, divergence, **changes)
+
+
+def column(table: Table, name: str) -> list:
+    place = [x.name for x in table.columns].index(name)
+    return [row.cells[place] for row in table.rows]
+
+
+TWO = [cell("alone", s, 0.70 + s / 100) for s in (0, 1)] + [
+    cell("Q2N", s, 0.60 + s / 100) for s in (0, 1)
+]
+
+
+def test_cells_that_differ_in_the_seed_are_one_row() -> None:
+    rows = rows_of(TWO)
+    assert [row.labels["step"] for row in rows] == ["alone", "Q2N"]
+    table = result_table("steps", rows)
+    assert column(table, "step") == ["alone", "Q2N"] and column(table, "seeds")[0].value == 2
+    values = [x.texts[0].divergence for x in TWO[:2]]
+    assert column(table, "KL")[0].value == pytest.approx(sum(values) / 2)
+    assert column(table, "spread")[0].value == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+
+
+def test_what_all_rows_share_stands_in_the_caption() -> None:
+    table = result_table("steps", rows_of([record({"model": "SmolLM2"}, None), *TWO]))
+    assert table.constants == {"model": "SmolLM2", "corpus": "c4", "text": "WikiText-2"}
+    assert [x.title for x in table.columns if not x.numeric] == ["step"]
+    assert column(table, "step") == ["original", "alone", "Q2N"]
+    assert "model SmolLM2" in table.caption and "seed" not in table.constants
+
+
+def test_a_row_is_compared_with_the_row_that_it_names() -> None:
+    (alone, lead) = column(result_table("steps", rows_of(TWO)), "less alone")
+    assert alone is None and lead.value == pytest.approx(-0.1, abs=0.01)
+    assert lead.error is not None and str(lead).startswith("-0.1")
+
+
+def test_other_windows_are_not_compared() -> None:
+    others = [replace(x, texts=[replace(x.texts[0], sha256="other")]) for x in TWO[2:]]
+    table = result_table("steps", rows_of([*TWO[:2], *others]))
+    assert "less alone" not in [x.name for x in table.columns]
+
+
+def test_a_refused_cell_is_a_row_with_its_message() -> None:
+    labels = {**MODEL, "step": "OWQ"}
+    why, later = "InputError: no column fits", "2026-11-27T00:00:00+00:00"
+    cells = [refused({**labels, "seed": s}, why, started=later) for s in (0, 1)]
+    table = result_table("steps", rows_of([*TWO, *cells]))
+    assert [row.refused for row in table.rows] == ["", "", "InputError: no column fits"]
+    assert column(table, "KL")[2] is None
+
+
+def test_one_seed_refused_leaves_the_others() -> None:
+    why = refused({**MODEL, "step": "Q2N", "seed": 2}, "NumericalError: NaN")
+    row = rows_of([*TWO, why])[1]
+    assert len(row.done) == 2 and row.refusals == ["NumericalError: NaN"]
+
+
+def test_several_texts_are_groups_of_columns() -> None:
+    texts = [text_result("A", 0.5), text_result("B", 0.7)]
+    table = result_table("steps", rows_of([cell("alone", 0, 0.5, texts=texts), TWO[2]]))
+    assert {"A KL", "B KL"} <= {x.name for x in table.columns} and "text" not in table.constants
+
+
+def test_tasks_and_their_mean_with_its_error() -> None:
+    table = result_table(
+        "steps", rows_of([cell("alone", s, 0.5, tasks=task_scores(0.4)) for s in (0, 1)])
+    )
+    names = [x.title for x in table.columns if x.group]
+    assert "piqa acc" in names and "piqa acc_norm" not in names and "hellaswag acc_norm" in names
+    (mean,) = column(table, "tasks % mean acc")
+    assert mean.value == pytest.approx(46.0) and mean.error == pytest.approx(2 / 7**0.5)
+
+
+def test_rows_follow_the_plan_not_the_alphabet() -> None:
+    """Files are called by hashes, and two processes finish in any order."""
+    records = sweep(seeds=(0,))
+    steps = [(x.labels["model"], *x.labels.values()) for x in records]
+    rows = rows_of(sorted(records, key=lambda x: x.cell))
+    assert [row.labels["model"] for row in rows] == sorted(
+        [x[0] for x in steps], key=[x[0] for x in steps].index
+    )
+    assert rows[0].is_original
+    methods = [row.labels["method"] for row in rows if row.labels.get("step") == "alone"][:6]
+    assert list(dict.fromkeys(methods)) == ["GPTQ", "QuIP", "PB-LLM", "OWQ"]
+
+
+def test_seconds_by_kind_of_layer() -> None:
+    rows = rows_of(sweep(seeds=(0, 1)))
+    table = time_table("table6", rows)
+    assert table is not None and column(table, "q_proj")[0] == Quantity(1.5, decimals=2)
+    assert set(column(table, "seconds of")) == {"all", "solver"}
+    assert time_table("steps", rows_of(TWO)) is None
+
+
+def test_the_best_row_of_each_model_width_and_text() -> None:
+    rows = rows_of(sweep())
+    found = {(x.model, x.width, x.text): x for x in leads_of("table6", rows)}
+    assert len(found) == 8
+    lead = found["SmolLM2-135M", "3", "WikiText-2"]
+    assert (lead.best, lead.second) == ("QuIP, alone", "QuIP, Q2N")
+    assert lead.ahead is not None and lead.ahead.value > 0
+    assert len(lead_table(list(found.values())).rows) == 8
+
+
+def test_a_lead_within_its_error_is_said_to_be_so() -> None:
+    even = [
+        text_result("A", 0.5, by_window=[0.5 + (-1) ** w * s for w in range(8)]) for s in (0, 0.1)
+    ]
+    cells = [cell(step, 0, 0.5, texts=[x]) for step, x in zip(("alone", "Q2N"), even, strict=True)]
+    assert leads_of("steps", rows_of(cells))[0].verdict == "within its error, one seed"
+    assert leads_of("steps", rows_of(TWO))[0].verdict == "beyond its error"
+    assert leads_of("steps", rows_of(TWO[:2]))[0].verdict == "no rival"
+
+
+def test_trials_of_a_search_and_what_it_chose() -> None:
+    tried = [{"ridge": x, "divergence": kl} for x, kl in ((0.1, 0.52), (0.2, 0.5))]
+    found = cell("Q2N", 0, 0.5, tried=tried, chosen={"ridge": 0.2})
+    table = search_table("steps", rows_of([TWO[0], found]))
+    assert table is not None and column(table, "chosen") == ["", "yes"]
+    assert [x.value for x in column(table, "KL")] == [0.52, 0.5]
+    assert search_table("steps", rows_of(TWO)) is None

@@ -1,0 +1,141 @@
+"""Figures: what they show, that they come out the same, and that their labels can be read."""
+
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+from itertools import pairwise
+
+import pytest
+from sweep_records import KINDS, layers, record, spectrum, sweep
+
+from q2n.report.figures.labels import spread
+from q2n.report.figures.layers import layer_pictures, panels_of
+from q2n.report.figures.spectra import spectrum_picture, tails_picture
+from q2n.report.sweeps.bar_figures import bar_pictures, groups_of, measures
+from q2n.report.sweeps.gallery import pictures
+from q2n.report.sweeps.quality_figures import COSTS, quality_pictures
+from q2n.report.sweeps.rows import rows_of
+
+ROWS = rows_of(sweep())
+
+
+def words(picture) -> list[str]:
+    """What is written in a figure, from its SVG: text is text."""
+    root = ElementTree.fromstring(picture.svg)
+    return ["".join(x.itertext()) for x in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_quality_names_every_line_and_its_axes() -> None:
+    (smol, gemma) = quality_pictures("table6", ROWS, COSTS[0], "C4")
+    found = words(smol)
+    assert {"GPTQ, alone", "GPTQ, Q2N", "QuIP, Q2N", "PB-LLM, alone"} <= set(found)
+    assert "SmolLM2-135M on C4" in found and "bits per quantized weight" in found
+    assert "Gemma-3-270M on C4" in words(gemma)
+
+
+def test_quality_is_logarithmic_and_a_line_goes_along_the_bits() -> None:
+    (smol, _) = quality_pictures("table6", ROWS, COSTS[0], "C4")
+    (axes,) = smol.figure.axes
+    assert axes.get_yscale() == "log"
+    xs = [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) > 1]
+    assert sorted(xs) == [[2.02, 3.02]] * 2 + [[2.28, 3.03]] * 2
+
+
+def test_rows_of_one_width_give_no_line() -> None:
+    same = [row for row in ROWS if row.labels.get("bits") != "3"]
+    assert (
+        list(
+            quality_pictures(
+                "x", [x for x in same if x.labels.get("method") != "QuIP"], COSTS[0], "C4"
+            )
+        )
+        == []
+    )
+
+
+def test_many_lines_are_named_as_far_as_they_can_be_told_apart() -> None:
+    cells = [
+        record({"method": f"m{n}", "bits": b}, 1.0 + n / 10, bits_per_weight=float(b))
+        for n in range(14)
+        for b in (2, 3)
+    ]
+    (picture,) = quality_pictures("x", rows_of(cells), COSTS[0], "WikiText-2")
+    assert "4 more in grey" in words(picture) and "m9" in words(picture)
+    assert "m10" not in words(picture)
+
+
+def test_bars_stand_in_groups_around_the_row_they_are_compared_with() -> None:
+    groups = groups_of(ROWS)
+    assert len(groups) == 10 and all(len(group.others) == 1 for group in groups)
+    kl = measures(ROWS)[0]
+    found = words(next(bar_pictures("table6", ROWS, kl)))
+    assert {"GPTQ, 3", "QuIP, 2, groups of 64", "alone", "Q2N"} <= set(found)
+    lead = groups[1].others[0].on("WikiText-2").less(groups[1].reference.on("WikiText-2"))
+    assert any(f"({lead.value:+.3f} ± {lead.total_error:.3f})" in word for word in found)
+
+
+def test_accuracy_has_bars_too() -> None:
+    assert [x.name for x in measures(ROWS)] == ["WikiText-2", "C4", "accuracy"]
+    assert "mean accuracy, %" in words(next(bar_pictures("table6", ROWS, measures(ROWS)[2])))
+
+
+def test_a_spectrum_shows_where_each_rule_cuts() -> None:
+    picture = spectrum_picture("x", "SmolLM2", spectrum(14, "q_proj"))
+    found = words(picture)
+    assert {"ratio rule keeps 82", "matrix_rank keeps 575", "Adam-NSCL keeps 314"} <= set(found)
+    (axes,) = picture.figure.axes
+    assert sorted(line.get_xdata()[0] for line in axes.lines[1:]) == [82, 314, 575]
+
+
+def test_tails_leave_out_the_largest_five_and_mark_the_split() -> None:
+    shown = [spectrum(block, "q_proj") for block in range(0, 30, 3)]
+    picture = tails_picture("x", "SmolLM2", shown)
+    (axes,) = picture.figure.axes
+    lines = [line for line in axes.lines if len(line.get_xdata()) > 1]
+    assert len(lines) == 5 and all(line.get_xdata()[0] == 6 for line in lines)
+    names = [word for word in words(picture) if word.startswith("block ")]
+    assert names[0] == "block 0" and names[-1] == "block 27" and len(names) == 5
+    dots = [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 1]
+    assert len(dots) == 5 and all(a < b for a, b in pairwise(dots))
+
+
+def test_layers_have_a_line_a_kind_and_gaps_where_there_is_no_value() -> None:
+    kinds = layers(0.7, stepped=True)
+    assert [x.name for x in panels_of(kinds)] == ["error", "alpha"]
+    assert [x.name for x in panels_of(layers(0.7, stepped=False))] == ["error"]
+    first = kinds["q_proj"]
+    gaps = {
+        **kinds,
+        "q_proj": type(first)(blocks=first.blocks, output_error=[None, *first.output_error[1:]]),
+    }
+    error, alpha = layer_pictures("x", "GPTQ", gaps)
+    assert set(KINDS) <= set(words(error)) and "q_proj" not in words(alpha)
+    assert math.isnan(error.figure.axes[0].lines[0].get_ydata()[0])
+
+
+@pytest.mark.parametrize("wanted", [[0.5] * 5, [0.0, 0.01, 0.99, 1.0], [0.9, 0.1, 0.5], [0.2]])
+def test_labels_keep_their_distance_and_their_order(wanted) -> None:
+    places = spread(wanted, 0.1, 0.0, 1.0)
+    assert all(b - a >= 0.1 - 1e-9 for a, b in pairwise(sorted(places)))
+    assert min(places) >= -1e-9 and max(places) <= 1 + 1e-9
+    order = sorted(range(len(wanted)), key=wanted.__getitem__)
+    assert order == sorted(range(len(wanted)), key=places.__getitem__)
+
+
+def test_labels_that_have_room_stay_at_their_lines() -> None:
+    assert spread([0.3, 0.7, 0.5], 0.1, 0.0, 1.0) == [0.3, 0.7, 0.5]
+
+
+def test_every_figure_has_a_name_of_its_own_and_comes_out_the_same() -> None:
+    once, again = (list(pictures("table6", ROWS)) for _ in range(2))
+    names = [picture.name for _, picture in once]
+    assert len(set(names)) == len(names) > 30
+    assert [p.svg for _, p in once[:4]] == [p.svg for _, p in again[:4]]
+    assert [p.png for _, p in once[:2]] == [p.png for _, p in again[:2]]
+
+
+def test_a_file_stands_alone_on_white() -> None:
+    (picture, *_) = quality_pictures("table6", ROWS, COSTS[0], "C4")
+    svg = picture.svg.decode()
+    assert "var(" not in svg and "#fffffe" in svg and re.search("font-family: system-ui", svg)
+    assert picture.png.startswith(b"\x89PNG")
