@@ -27,6 +27,7 @@ def test_every_combination_is_a_cell_after_the_originals(tmp_path):
         ),
     ]
     assert [cell.settings is None for cell in cells] == [True, False, False, False, False]
+    assert cells[4].places == {"model": 0, "step": 1, "seed": 1}
     assert cells[3].settings["nullspace"] == "paper" and cells[4].settings["seed"] == 1
 
 

@@ -20,6 +20,7 @@ class Cell:
     plan: str
     title: str
     labels: Mapping[str, Label]
+    places: Mapping[str, int]
     compare: Mapping[str, Label]
     """As in `ExperimentRecord`."""
     model: str
@@ -94,6 +95,7 @@ def _cell(
         plan=plan.name,
         title=plan.title,
         labels=place,
+        places=plan.numbers(place),
         compare=plan.compared_with(place),
         model=model,
         settings=settings,
@@ -119,8 +121,15 @@ def _single_trials(search: Search | None) -> Iterable[dict[str, Any]]:
 
 def _original(cell: Cell) -> Cell:
     """The model of a cell as it is."""
-    labels = {axis: cell.labels[axis] for axis in ("model",) if axis in cell.labels}
-    return replace(cell, labels=labels, compare={}, settings=None, search=None)
+    own = [axis for axis in ("model",) if axis in cell.labels]
+    return replace(
+        cell,
+        labels={axis: cell.labels[axis] for axis in own},
+        places={axis: cell.places[axis] for axis in own},
+        compare={},
+        settings=None,
+        search=None,
+    )
 
 
 def _with_data(values: Mapping[str, Any], data_dir: str | None) -> dict[str, Any]:

@@ -65,6 +65,7 @@ class Measurer:
             plan=cell.plan,
             title=cell.title,
             labels=cell.labels,
+            places=cell.places,
             compare=cell.compare,
             settings=_settings(cell),
             software=software(),

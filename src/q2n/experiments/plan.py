@@ -118,6 +118,10 @@ class Plan:
             settings |= self.labels(axis)[label]
         return settings
 
+    def numbers(self, place: Mapping[str, Label]) -> dict[str, int]:
+        """The place of each label on its axis, from 0."""
+        return {axis: list(self.labels(axis)).index(label) for axis, label in place.items()}
+
     def compared_with(self, place: Mapping[str, Label]) -> dict[str, Label]:
         """The label that makes a place that with which it is compared; none for that itself."""
         if self.compare is None:

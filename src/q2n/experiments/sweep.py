@@ -148,5 +148,6 @@ def relabelled(record: ExperimentRecord, cell: Cell) -> ExperimentRecord:
         plan=cell.plan,
         title=cell.title,
         labels=cell.labels,
+        places=cell.places,
         compare=cell.compare,
     )

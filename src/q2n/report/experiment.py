@@ -110,6 +110,8 @@ class ExperimentRecord:
     labels: Mapping[str, Label]
     """Axis -> what the plan calls this cell's place on it, in the plan's order. The original, which
     is not quantized, has its model alone."""
+    places: Mapping[str, int] = field(default_factory=dict)
+    """Axis -> the place of the label among the plan's, from 0: the order of rows."""
     compare: Mapping[str, Label] = field(default_factory=dict)
     """Labels of the cell with which this one is compared, where they differ from its own. Empty:
     with none."""
