@@ -103,4 +103,4 @@ def test_the_documents_plan_is_one(tmp_path):
     assert len(cells_of(plan)) == 2 + 3 * 2 * 3
     assert len(cells_of(read_plan(str(tmp_path / "mine.yaml"), "quick"))) == 2 + 3 * 2
     keys = re.search(r"`(search: .*?\})`", DOCUMENT, re.DOTALL)[1]
-    assert yaml.safe_load(keys)["search"].keys() == {"over", "how", "on"}
+    assert yaml.safe_load(keys)["search"].keys() == {"over", "how", "text"}
