@@ -27,6 +27,7 @@ def test_every_combination_is_a_cell_after_the_originals(tmp_path):
         ),
     ]
     assert [cell.settings is None for cell in cells] == [True, False, False, False, False]
+    assert cells[4].places == {"model": 0, "step": 1, "seed": 1}
     assert cells[3].settings["nullspace"] == "paper" and cells[4].settings["seed"] == 1
 
 
@@ -71,7 +72,7 @@ def test_a_scale_replaces_axes_and_settings_one_by_one_and_texts_as_a_whole(tmp_
         ({"axes": {"seed": [0]}, "compare": None}, "model is None; it takes the name of a model"),
         ({"title": 3}, "title: Input should be a valid string"),
         (
-            {"search": {"over": {"treshold": [1]}, "on": {"ppl": "x"}}},
+            {"search": {"over": {"treshold": [1]}, "text": {"ppl": "x"}}},
             "no option 'treshold'",
         ),
     ],

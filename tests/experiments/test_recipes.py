@@ -47,7 +47,7 @@ def test_texts_can_be_measured_and_none_is_the_held_out_one(name, scale):
     plan = read_plan(name, scale)
     texts = [Conditions.of(**text) for text in plan.texts.values()]
     if plan.search is not None:
-        held_out = Conditions.of(**plan.search.on)
+        held_out = Conditions.of(**plan.search.text)
         assert held_out.split == "validation"
         assert all(text.split is None and text.protocol == "q2n" for text in texts)
 

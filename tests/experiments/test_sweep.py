@@ -116,7 +116,7 @@ def test_parts_are_apart_and_together_all(there, tmp_path):
 def test_a_search_takes_what_does_best_on_held_out_text(there, tmp_path):
     search = {
         "over": {"damping": [10.0, 0.01, 100.0]},
-        "on": {"ppl": str(there / "other.txt"), "length": 16, "windows": 2},
+        "text": {"ppl": str(there / "other.txt"), "length": 16, "windows": 2},
     }
     axes = {"model": [str(there / "model")]}
     request = request_of(there, tmp_path, axes=axes, compare=None, search=search)
@@ -133,7 +133,7 @@ def test_a_search_takes_what_does_best_on_held_out_text(there, tmp_path):
 
 def test_a_search_on_the_test_text_is_refused(there, tmp_path):
     on = {"ppl": str(there / "text.txt"), "length": 20, "windows": 2}
-    search = {"over": {"damping": [0.01, 0.1]}, "on": on}
+    search = {"over": {"damping": [0.01, 0.1]}, "text": on}
     run_sweep(request_of(there, tmp_path, search=search), tmp_path / "runs")
     refused = [x.refused for x in records(tmp_path / "runs") if not x.is_original]
     assert len(refused) == 4 and all("on which the result is measured" in x for x in refused)

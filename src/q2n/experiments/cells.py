@@ -18,7 +18,9 @@ class Cell:
     """One quantization, or an original, with all that is measured."""
 
     plan: str
+    title: str
     labels: Mapping[str, Label]
+    places: Mapping[str, int]
     compare: Mapping[str, Label]
     """As in `ExperimentRecord`."""
     model: str
@@ -41,7 +43,8 @@ class Cell:
                 "texts": {name: portable(text) for name, text in self.texts.items()},
                 "tasks": self.tasks and asdict(self.tasks),
                 "spectra": self.spectra and asdict(self.spectra),
-                "search": self.search and {**asdict(self.search), "on": portable(self.search.on)},
+                "search": self.search
+                and {**asdict(self.search), "text": portable(self.search.text)},
             }
         )
 
@@ -69,7 +72,7 @@ def cells_of(
         InputError: a cell without model, or with settings that q2n refuses.
     """
     texts = {name: _with_data(text, data_dir) for name, text in plan.texts.items()}
-    search = plan.search and replace(plan.search, on=_with_data(plan.search.on, data_dir))
+    search = plan.search and replace(plan.search, text=_with_data(plan.search.text, data_dir))
     cells = [
         _cell(plan, place, data_dir, texts=texts, search=search) for place in plan.places(only)
     ]
@@ -90,7 +93,9 @@ def _cell(
     settings = _with_data(settings, data_dir)
     cell = Cell(
         plan=plan.name,
+        title=plan.title,
         labels=place,
+        places=plan.numbers(place),
         compare=plan.compared_with(place),
         model=model,
         settings=settings,
@@ -116,8 +121,15 @@ def _single_trials(search: Search | None) -> Iterable[dict[str, Any]]:
 
 def _original(cell: Cell) -> Cell:
     """The model of a cell as it is."""
-    labels = {axis: cell.labels[axis] for axis in ("model",) if axis in cell.labels}
-    return replace(cell, labels=labels, compare={}, settings=None, search=None)
+    own = [axis for axis in ("model",) if axis in cell.labels]
+    return replace(
+        cell,
+        labels={axis: cell.labels[axis] for axis in own},
+        places={axis: cell.places[axis] for axis in own},
+        compare={},
+        settings=None,
+        search=None,
+    )
 
 
 def _with_data(values: Mapping[str, Any], data_dir: str | None) -> dict[str, Any]:

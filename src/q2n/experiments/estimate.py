@@ -1,10 +1,10 @@
 r"""How long cells will take: roughly, before the first is done; from their like, after.
 
-Before: with P weights in the linears, a pass over T tokens takes 2 P T operations. A quantization
-by closed forms takes about 4 passes over the calibration text (two runs of each block, the Gram
-matrices, the sweeps), `good` 2.5 times and `best` 7 times as many (docs/RESULTS.md, What it costs);
-a text takes a pass. The rate is that of a matrix product, measured now. That is right within a
-factor of about three on a CPU.
+Before: a pass of T tokens through P weights takes 2 P T operations. A quantization by closed forms
+takes about 4 passes of the calibration text through the blocks (two runs of each, the Gram
+matrices, the sweeps), `good` 2.5 times and `best` 7 times as many (docs/RESULTS.md, What it costs).
+A text takes a pass, and another one of the original's states through the head. The rate is that of
+a matrix product, measured now. That is right within a factor of about three on a CPU.
 
 After: the mean time of the records of the same model whose settings agree the most.
 """
@@ -25,7 +25,6 @@ from q2n.report.experiment import ExperimentRecord
 
 PASSES = {None: 4, "good": 10, "best": 28}
 """Over the calibration text, by quality."""
-DEFAULTS = {"windows": 128, "length": 2048}
 
 
 def estimate(cell: Cell, records: Sequence[ExperimentRecord]) -> float | None:
@@ -36,16 +35,24 @@ def estimate(cell: Cell, records: Sequence[ExperimentRecord]) -> float | None:
         nearest = [_seconds(record) for record in likes if _agreement(record, cell) == most]
         return sum(nearest) / len(nearest)
     weights = _weights(cell.model)
-    return None if weights is None else 2 * weights * _tokens(cell) / _rate()
+    if weights is None:
+        return None
+    blocks, head = weights
+    texts = sum(map(_tokens, cell.texts.values()))
+    return 2 * (blocks * (_quantizing(cell) + texts) + 2 * head * texts) / _rate()
 
 
-def _tokens(cell: Cell) -> int:
-    """Of all passes together. A search takes a quantization a trial, a coordinate's two rounds."""
-    settings = {**DEFAULTS, **(cell.settings or {})}
-    own = settings["windows"] * settings["length"] if cell.settings is not None else 0
+def _quantizing(cell: Cell) -> int:
+    """Tokens of all passes through the blocks. A search takes a quantization a trial, and descent
+    about two rounds of trials."""
+    if cell.settings is None:
+        return 0
     trials = 1 + (2 * sum(len(x) for x in cell.search.over.values()) if cell.search else 0)
-    texts = sum(text.get("windows", 128) * text.get("length", 2048) for text in cell.texts.values())
-    return trials * PASSES[settings.get("quality")] * own + texts
+    return trials * PASSES[cell.settings.get("quality")] * _tokens(cell.settings)
+
+
+def _tokens(text: Mapping[str, Any]) -> int:
+    return text.get("windows", 128) * text.get("length", 2048)
 
 
 def _is_like(record: ExperimentRecord, cell: Cell) -> bool:
@@ -64,8 +71,8 @@ def _seconds(record: ExperimentRecord) -> float:
 
 
 @cache
-def _weights(model: str) -> int | None:
-    """Of a model that lies here; nothing is fetched for it."""
+def _weights(model: str) -> tuple[int, int] | None:
+    """Of the blocks and of the head of a model that lies here; nothing is fetched for it."""
     folder = Path(model) if os.path.isdir(model) else packaged_checkpoint(model)
     if folder is None:
         return None
@@ -74,7 +81,9 @@ def _weights(model: str) -> int | None:
             built = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     except (OSError, ValueError):
         return None
-    return sum(weight.numel() for weight in built.parameters())
+    words = built.get_input_embeddings().weight
+    total = sum(weight.numel() for weight in {*built.parameters()} - {words})
+    return total, words.numel()
 
 
 @cache

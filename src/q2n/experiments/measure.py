@@ -63,7 +63,9 @@ class Measurer:
             cell=cell.id,
             key=cell.key,
             plan=cell.plan,
+            title=cell.title,
             labels=cell.labels,
+            places=cell.places,
             compare=cell.compare,
             settings=_settings(cell),
             software=software(),
@@ -101,7 +103,7 @@ class Measurer:
     ) -> dict[str, Any]:
         """The values that do best on the held-out text."""
         assert cell.search is not None
-        held_out = self._original(cell.model, {"held out": cell.search.on})
+        held_out = self._original(cell.model, {"held out": cell.search.text})
         held_out.require_apart(self._original(cell.model, cell.texts))
         trials = Trials(self._work / f"{cell.key}-tried.json")
 

@@ -54,7 +54,7 @@ class Search:
     """Option -> values to try, the first of each to begin with."""
     how: Literal["coordinate", "grid"] = "coordinate"
     """One option after the other, in rounds until nothing changes; or every combination."""
-    on: dict[str, Any]
+    text: dict[str, Any]
     """The held-out text, as one of `texts`. None of its windows may be among theirs."""
 
 
@@ -117,6 +117,10 @@ class Plan:
         for axis, label in place.items():
             settings |= self.labels(axis)[label]
         return settings
+
+    def numbers(self, place: Mapping[str, Label]) -> dict[str, int]:
+        """The place of each label on its axis, from 0."""
+        return {axis: list(self.labels(axis)).index(label) for axis, label in place.items()}
 
     def compared_with(self, place: Mapping[str, Label]) -> dict[str, Label]:
         """The label that makes a place that with which it is compared; none for that itself."""

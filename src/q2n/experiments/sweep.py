@@ -142,4 +142,12 @@ def _take(
 
 def relabelled(record: ExperimentRecord, cell: Cell) -> ExperimentRecord:
     """What another plan has found, in the place of `cell`."""
-    return replace(record, cell=cell.id, plan=cell.plan, labels=cell.labels, compare=cell.compare)
+    return replace(
+        record,
+        cell=cell.id,
+        plan=cell.plan,
+        title=cell.title,
+        labels=cell.labels,
+        places=cell.places,
+        compare=cell.compare,
+    )

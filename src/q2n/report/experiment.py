@@ -105,9 +105,13 @@ class ExperimentRecord:
     """Hash of what was done: records of two plans with one key hold the same results."""
     plan: str
     """Name of the plan."""
+    title: str = ""
+    """Of the plan, for a heading."""
     labels: Mapping[str, Label]
     """Axis -> what the plan calls this cell's place on it, in the plan's order. The original, which
     is not quantized, has its model alone."""
+    places: Mapping[str, int] = field(default_factory=dict)
+    """Axis -> the place of the label among the plan's, from 0: the order of rows."""
     compare: Mapping[str, Label] = field(default_factory=dict)
     """Labels of the cell with which this one is compared, where they differ from its own. Empty:
     with none."""
