@@ -11,7 +11,7 @@ from sweep_records import KINDS, layers, record, spectrum, sweep
 from q2n.report.figures.labels import spread
 from q2n.report.figures.layers import layer_pictures, panels_of
 from q2n.report.figures.spectra import spectrum_picture, tails_picture
-from q2n.report.sweeps.bar_figures import bar_pictures, groups_of, measures
+from q2n.report.sweeps.bar_figures import ACCURACY, bar_pictures, groups_of, on_text
 from q2n.report.sweeps.gallery import pictures
 from q2n.report.sweeps.quality_figures import COSTS, quality_pictures
 from q2n.report.sweeps.rows import rows_of
@@ -23,6 +23,12 @@ def words(picture) -> list[str]:
     """What is written in a figure, from its SVG: text is text."""
     root = ElementTree.fromstring(picture.svg)
     return ["".join(x.itertext()) for x in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def drawn(axes) -> list:
+    """Lines through several points, without those that lead to a label."""
+    lines = [line for line in axes.lines if len(line.get_xdata()) > 1]
+    return [line for line in lines if line.get_transform() != axes.transAxes]
 
 
 def test_quality_names_every_line_and_its_axes() -> None:
@@ -37,7 +43,7 @@ def test_quality_is_logarithmic_and_a_line_goes_along_the_bits() -> None:
     (smol, _) = quality_pictures("table6", ROWS, COSTS[0], "C4")
     (axes,) = smol.figure.axes
     assert axes.get_yscale() == "log"
-    xs = [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) > 1]
+    xs = [list(line.get_xdata()) for line in drawn(axes)]
     assert sorted(xs) == [[2.02, 3.02]] * 2 + [[2.28, 3.03]] * 2
 
 
@@ -67,16 +73,19 @@ def test_many_lines_are_named_as_far_as_they_can_be_told_apart() -> None:
 def test_bars_stand_in_groups_around_the_row_they_are_compared_with() -> None:
     groups = groups_of(ROWS)
     assert len(groups) == 10 and all(len(group.others) == 1 for group in groups)
-    kl = measures(ROWS)[0]
-    found = words(next(bar_pictures("table6", ROWS, kl)))
+    found = words(next(bar_pictures("table6", ROWS, on_text("WikiText-2"))))
     assert {"GPTQ, 3", "QuIP, 2, groups of 64", "alone", "Q2N"} <= set(found)
     lead = groups[1].others[0].on("WikiText-2").less(groups[1].reference.on("WikiText-2"))
     assert any(f"({lead.value:+.3f} ± {lead.total_error:.3f})" in word for word in found)
 
 
 def test_accuracy_has_bars_too() -> None:
-    assert [x.name for x in measures(ROWS)] == ["WikiText-2", "C4", "accuracy"]
-    assert "mean accuracy, %" in words(next(bar_pictures("table6", ROWS, measures(ROWS)[2])))
+    assert "mean accuracy, %" in words(next(bar_pictures("table6", ROWS, ACCURACY)))
+    without = rows_of(
+        [record({"step": "alone"}), record({"step": "Q2N"}, compare={"step": "alone"})]
+    )
+    assert list(bar_pictures("x", without, ACCURACY)) == []
+    assert len(list(bar_pictures("x", without, on_text("WikiText-2")))) == 1
 
 
 def test_a_spectrum_shows_where_each_rule_cuts() -> None:
@@ -91,7 +100,7 @@ def test_tails_leave_out_the_largest_five_and_mark_the_split() -> None:
     shown = [spectrum(block, "q_proj") for block in range(0, 30, 3)]
     picture = tails_picture("x", "SmolLM2", shown)
     (axes,) = picture.figure.axes
-    lines = [line for line in axes.lines if len(line.get_xdata()) > 1]
+    lines = drawn(axes)
     assert len(lines) == 5 and all(line.get_xdata()[0] == 6 for line in lines)
     names = [word for word in words(picture) if word.startswith("block ")]
     assert names[0] == "block 0" and names[-1] == "block 27" and len(names) == 5

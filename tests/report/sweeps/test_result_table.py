@@ -123,7 +123,18 @@ def test_the_best_row_of_each_model_width_and_text() -> None:
     lead = found["SmolLM2-135M", "3", "WikiText-2"]
     assert (lead.best, lead.second) == ("QuIP, alone", "QuIP, Q2N")
     assert lead.ahead is not None and lead.ahead.value > 0
-    assert len(lead_table(list(found.values())).rows) == 8
+    table = lead_table(list(found.values()))
+    assert len(table.rows) == 4, "the same two lead on both texts"
+    assert column(table, "best")[0] == "QuIP, alone" and table.constants == {"plan": "table6"}
+    assert column(table, "C4 lead")[0].value == found["SmolLM2-135M", "3", "C4"].ahead.value
+
+
+def test_other_leaders_on_another_text_are_another_row() -> None:
+    texts = [[text_result("A", 0.5), text_result("B", kl)] for kl in (0.5, 0.4)]
+    rows = rows_of([cell(s, 0, 0.5, texts=x) for s, x in zip(("alone", "Q2N"), texts, strict=True)])
+    table = lead_table(leads_of("steps", rows))
+    assert column(table, "best") == ["alone", "Q2N"]
+    assert column(table, "B KL")[0] is None and column(table, "A KL")[1] is None
 
 
 def test_a_lead_within_its_error_is_said_to_be_so() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from q2n.report.figures.style import INCH, LETTER, SMALL, shortened
 
@@ -43,20 +44,15 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
 def label_ends(axes: Axes, ends: Sequence[End]) -> None:
     """Write the names to the right of the axes, whose limits are final."""
     to_axes = axes.transData + axes.transAxes.inverted()
-    wanted = [float(to_axes.transform((end.x, end.y))[1]) for end in ends]
+    found = [to_axes.transform((end.x, end.y)) for end in ends]
     gap = GAP / (axes.bbox.height * INCH / axes.figure.dpi)
-    for end, place in zip(ends, spread(wanted, gap, 0.0, 1.0), strict=True):
-        leader = {"arrowstyle": "-", "color": end.colour, "lw": 0.7, "relpos": (0, 0.5)}
-        axes.annotate(
-            shortened(end.text, LETTERS),
-            (end.x, end.y),
-            (1.06, place),
-            textcoords="axes fraction",
-            va="center",
-            fontsize=SMALL,
-            annotation_clip=False,
-            arrowprops={**leader, "shrinkA": 1, "shrinkB": 3},
-        )
+    places = spread([float(y) for _, y in found], gap, 0.0, 1.0)
+    for end, (x, y), place in zip(ends, found, places, strict=True):
+        leader = Line2D([x, 1.05], [y, place], color=end.colour, lw=0.7, clip_on=False)
+        leader.set_transform(axes.transAxes)
+        axes.add_line(leader)
+        name = shortened(end.text, LETTERS)
+        axes.text(1.06, place, name, va="center", fontsize=SMALL, transform=axes.transAxes)
 
 
 def room_for(names: Sequence[str]) -> float:

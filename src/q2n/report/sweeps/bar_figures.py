@@ -46,16 +46,8 @@ class Measure:
     decimals: int
 
 
-def measures(rows: Sequence[Row]) -> list[Measure]:
-    """KL on every text, and the mean accuracy where tasks were run."""
-    texts = dict.fromkeys(text for row in rows for text in row.texts)
-    found = [_on_text(text) for text in texts]
-    if any(row.tasks for row in rows):
-        found.append(Measure("accuracy", "mean accuracy, %", _accuracy, lambda row, other: None, 1))
-    return found
-
-
-def _on_text(text: str) -> Measure:
+def on_text(text: str) -> Measure:
+    """KL on this text."""
     return Measure(
         text,
         f"KL from the original on {text}, nats a token",
@@ -67,7 +59,11 @@ def _on_text(text: str) -> Measure:
 
 def _accuracy(row: Row) -> Estimate | None:
     mean = row.mean_of_tasks("acc_norm") or row.mean_of_tasks("acc")
-    return mean and mean.in_percent
+    return None if mean is None else mean.in_percent
+
+
+ACCURACY = Measure("accuracy", "mean accuracy, %", _accuracy, lambda row, other: None, 1)
+"""Mean over the tasks, acc_norm if it is known."""
 
 
 def groups_of(rows: Sequence[Row]) -> list[Group]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from q2n.report.figures.layers import layer_pictures
 from q2n.report.figures.spectra import spectrum_pictures
 from q2n.report.figures.style import Picture, slug
-from q2n.report.sweeps.bar_figures import bar_pictures, measures
+from q2n.report.sweeps.bar_figures import ACCURACY, bar_pictures, on_text
 from q2n.report.sweeps.naming import varying_axes
 from q2n.report.sweeps.quality_figures import COSTS, quality_pictures
 from q2n.report.sweeps.rows import Row
@@ -45,16 +45,20 @@ def pictures(plan: str, rows: Sequence[Row]) -> Iterator[Shown]:
     """All figures of a plan."""
     bits, size, time = COSTS
     texts = list(dict.fromkeys(text for row in rows for text in row.texts))
-    for text in texts:
-        yield from _of("bits", quality_pictures(plan, rows, bits, text))
-    for measure in measures(rows):
-        yield from _of("gain", bar_pictures(plan, rows, measure))
-    yield from _of("spectra", _spectra(plan, rows))
-    for text in texts:
-        yield from _of("bytes", quality_pictures(plan, rows, size, text))
     for text in texts[:1]:
+        yield from _of("bits", quality_pictures(plan, rows, bits, text))
+        yield from _of("gain", bar_pictures(plan, rows, on_text(text)))
+    yield from _of("gain", bar_pictures(plan, rows, ACCURACY))
+    yield from _of("spectra", _spectra(plan, rows))
+    for text in texts[:1]:
+        yield from _of("bytes", quality_pictures(plan, rows, size, text))
         yield from _of("time", quality_pictures(plan, rows, time, text))
+    for text in texts[1:]:
+        yield from _of("bits", quality_pictures(plan, rows, bits, text))
+        yield from _of("gain", bar_pictures(plan, rows, on_text(text)))
     yield from _of("layers", _layers(plan, rows))
+    for text in texts[1:]:
+        yield from _of("bytes", quality_pictures(plan, rows, size, text))
 
 
 def _of(kind: str, found: Iterable[Picture]) -> Iterator[Shown]:

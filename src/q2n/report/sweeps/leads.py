@@ -5,7 +5,7 @@ A lead is beyond its error where it exceeds twice the error of the paired differ
 seeds together (paired.py). With one seed only the text's error is known, and that is said.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from q2n.report.sweeps.naming import BITS, MODEL, name_of, varying_axes, width_of
@@ -85,28 +85,49 @@ def _score(row: Row, text: str) -> tuple[float, float]:
 
 
 def lead_table(leads: Sequence[Lead]) -> Table:
-    """One row a lead."""
-    titles = ("plan", "model", "bits", "text", "best")
+    """One row for the texts on which the same row is best and the same second."""
+    places: dict[tuple[str, ...], dict[str, Lead]] = {}
+    for lead in leads:
+        place = (lead.plan, lead.model, lead.width, lead.best, lead.second)
+        places.setdefault(place, {})[lead.text] = lead
+    texts = list(dict.fromkeys(lead.text for lead in leads))
+    plans = list(dict.fromkeys(lead.plan for lead in leads))
+    titles = ["plan", "model", "bits", "best", "second", "the lead is"][len(plans) == 1 :]
     return Table(
         title="What wins",
         columns=[
             *(Column(title, numeric=False) for title in titles),
-            *(Column(title) for title in ("bits/weight", "KL", "perplexity", "lead")),
-            *(Column(title, numeric=False) for title in ("second", "the lead is")),
+            Column("bits/weight"),
+            *(Column(title, text) for text in texts for title in ("KL", "lead")),
         ],
-        rows=[TableRow(_cells(lead)) for lead in leads],
+        rows=[
+            TableRow([*(*place, _verdicts(found))[-len(titles) :], *_cells(found, texts)])
+            for place, found in places.items()
+        ],
+        constants={"plan": plans[0]} if len(plans) == 1 else {},
         notes=NOTES,
     )
 
 
-def _cells(lead: Lead) -> list[Cell]:
-    on, bits, ahead = lead.row.on(lead.text), lead.row.mean("bits_per_weight"), lead.ahead
-    return [
-        *(lead.plan, lead.model, lead.width, lead.text, lead.best),
-        None if bits is None else Quantity(bits, decimals=2),
-        Quantity.of(on.divergence, decimals=3),
-        Quantity.of(on.perplexity),
-        None if ahead is None else Quantity(ahead.value, ahead.total_error, decimals=4),
-        lead.second,
-        lead.verdict,
-    ]
+def _cells(found: Mapping[str, Lead], texts: Sequence[str]) -> list[Cell]:
+    bits = next(iter(found.values())).row.mean("bits_per_weight")
+    numbers = [cell for text in texts for cell in _numbers(found.get(text))]
+    return [None if bits is None else Quantity(bits, decimals=2), *numbers]
+
+
+def _numbers(lead: Lead | None) -> tuple[Cell, Cell]:
+    if lead is None:
+        return None, None
+    on, ahead = lead.row.on(lead.text), lead.ahead
+    best = Quantity.of(on.divergence, decimals=3) or Quantity.of(on.perplexity)
+    return best, None if ahead is None else Quantity(ahead.value, ahead.total_error, decimals=3)
+
+
+def _verdicts(found: Mapping[str, Lead]) -> str:
+    """One for all texts, or those of each."""
+    texts: dict[str, list[str]] = {}
+    for text, lead in found.items():
+        texts.setdefault(lead.verdict, []).append(text)
+    if len(texts) == 1:
+        return next(iter(texts))
+    return "; ".join(f"{verdict} on {', '.join(on)}" for verdict, on in texts.items())

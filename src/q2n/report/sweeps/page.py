@@ -22,7 +22,7 @@ from q2n.report.sweeps.rows import Row
 from q2n.report.sweeps.table_model import Column, Quantity, Table
 from q2n.version import __version__
 
-FIGURES = 60
+FIGURES = 80
 """In a page at most, shared evenly by its plans: they take most of its time."""
 
 
