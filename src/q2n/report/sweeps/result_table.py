@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from q2n.report.sweeps.naming import ORIGINAL, constant_labels, varying_axes
+from q2n.report.sweeps.naming import ORIGINAL, constant_labels, title_of, varying_axes
 from q2n.report.sweeps.paired import Estimate
 from q2n.report.sweeps.rows import Row
 from q2n.report.sweeps.table_model import Cell, Column, Quantity, Table, TableRow
@@ -37,7 +37,8 @@ def result_table(plan: str, rows: Sequence[Row]) -> Table:
     used = [n for n in range(len(measures)) if n < len(shown) or any(row[n] for row in cells)]
     columns = [measures[n][0] for n in used]
     return Table(
-        title=plan,
+        name=plan,
+        title=title_of(plan, rows),
         columns=columns,
         rows=[
             TableRow([each[n] for n in used], "; ".join(row.refusals))
@@ -57,7 +58,7 @@ def _labels(shown: Sequence[str]) -> Iterator[Measure]:
         return str(row.labels.get(axis, original))
 
     for axis in shown:
-        yield Column(axis, numeric=False), partial(label, axis)
+        yield Column(axis, kind="label"), partial(label, axis)
     yield Column("bits/weight"), lambda row: _plain(row.mean("bits_per_weight"), 2)
 
 
