@@ -65,9 +65,10 @@ def test_values_and_cuts_are_those_of_the_full_precision_inputs(settings):
         x = inputs[record.layer]
         values = numpy.linalg.eigvalsh(x.T @ x / len(x))[::-1]
         assert record.width == len(values) == SITES[record.layer.split(".", 3)[-1]]
-        # G is a sum in float32, and so is its decomposition: both are off by eps of the top value
+        # G is a sum in float32, and so is its decomposition: both are off by eps of the top value.
+        # Six digits are kept.
         numpy.testing.assert_allclose(
-            record.values, values[record.places], rtol=0, atol=2e-6 * values[0]
+            record.values, values[record.places], rtol=5e-6, atol=2e-6 * values[0]
         )
         assert record.cuts["ratio"] == oracles.paper_start(values.tolist(), 0.02)
         rank = (values > values[0] * len(values) * numpy.finfo(numpy.float32).eps).sum()
@@ -108,7 +109,8 @@ def test_what_else_is_set_does_not_matter(settings, other):
     usual, records = (spectra_of({**settings, **x}, ["*.1.*"]) for x in ({}, other))
     for one, another in zip(usual, records, strict=True):
         assert one.cuts == another.cuts
-        numpy.testing.assert_allclose(one.values, another.values, rtol=0, atol=1e-6 * one.values[0])
+        atol = 1e-6 * one.values[0]  # and six digits are kept
+        numpy.testing.assert_allclose(one.values, another.values, rtol=1e-5, atol=atol)
 
 
 def test_a_lower_threshold_keeps_more(settings):

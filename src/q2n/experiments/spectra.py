@@ -18,6 +18,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from q2n.config.opening import calibration_of, loop_options, model_of, texts_of
@@ -128,13 +130,18 @@ class KeepSpectra:
             block=block,
             width=len(values),
             places=places,
-            values=(values[places].double() / statistics.tokens).tolist(),
+            values=_rounded(values[places] / statistics.tokens),
             cuts={
                 "ratio": rules.ratio(values, self.threshold),
                 "matrix_rank": rules.matrix_rank(values),
                 "adam_nscl": rules.adam_nscl(values),
             },
         )
+
+
+def _rounded(values: Float[Tensor, " places"]) -> list[float]:
+    """Six digits: they were float32, and are for figures."""
+    return [float(f"{value:.6g}") for value in values.tolist()]
 
 
 def thinned(width: int) -> list[int]:
