@@ -152,3 +152,13 @@ def test_trials_of_a_search_and_what_it_chose() -> None:
     assert table is not None and column(table, "chosen") == ["", "yes"]
     assert [x.value for x in column(table, "KL")] == [0.52, 0.5]
     assert search_table("steps", rows_of(TWO)) is None
+
+
+def test_the_figures_of_the_paper_stand_beside_ours() -> None:
+    labels = {"model": "LLaMA3.1-8B", "decomposition": "eigh"}
+    cells = [record({**labels, "decomposition": x}, plan="table3") for x in ("eigh", "SVD")]
+    table = result_table("table3", rows_of(cells))
+    assert [x.value for x in column(table, "paper mean of tasks")] == [50.57, 43.95]
+    assert "Table 3" in table.caption
+    small = [record({**x.labels, "model": "smollm2-135m"}, plan="table3") for x in cells]
+    assert "paper" not in result_table("table3", rows_of(small)).caption.lower()
