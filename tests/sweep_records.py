@@ -117,6 +117,7 @@ def record(
         "key": sha(sorted(labels.items())),
         "plan": plan,
         "labels": labels,
+        "places": dict.fromkeys(labels, 0),
         "settings": None if divergence is None else {"method": "gptq", "bits": 3},
         "software": {"q2n": "0.1.0", "torch": "2.9.0", "transformers": "5.10.0"},
         "machine": {"processor": "AMD EPYC 7B13", "threads": "1", "gpu": "none"},
@@ -156,6 +157,19 @@ MODELS = {"SmolLM2-135M": 1.0, "Gemma-3-270M": 0.85}
 TEXTS = {"WikiText-2": 1.0, "C4": 1.15}
 
 
+AXES = {
+    "model": list(MODELS),
+    "method": ["GPTQ", "QuIP", "PB-LLM", "OWQ"],
+    "bits": ["3", "2, groups of 64"],
+    "step": ["alone", "Q2N"],
+    "seed": list(range(10)),
+}
+
+
+def places(labels: Mapping[str, Label]) -> dict[str, int]:
+    return {axis: AXES[axis].index(place) for axis, place in labels.items()}
+
+
 def sweep(seeds: Iterable[int] = (0, 1, 2), *, plan: str = "table6") -> list[ExperimentRecord]:
     """A plan with everything: originals, a step, tasks, layers, spectra, a refusal."""
     records = []
@@ -166,6 +180,8 @@ def sweep(seeds: Iterable[int] = (0, 1, 2), *, plan: str = "table6") -> list[Exp
                 {"model": model},
                 None,
                 plan=plan,
+                title="Methods with and without the step",
+                places=places({"model": model}),
                 started=next(started),
                 texts=[text_result(text, None) for text in TEXTS],
                 tasks=task_scores(0.5),
@@ -180,6 +196,8 @@ def sweep(seeds: Iterable[int] = (0, 1, 2), *, plan: str = "table6") -> list[Exp
                         {**labels, "seed": seed},
                         divergence,
                         plan=plan,
+                        title="Methods with and without the step",
+                        places=places({**labels, "seed": seed}),
                         started=next(started),
                         compare={"step": "alone"} if step != "alone" else {},
                         bits_per_weight=width,
@@ -195,7 +213,10 @@ def sweep(seeds: Iterable[int] = (0, 1, 2), *, plan: str = "table6") -> list[Exp
                 )
         labels = {"model": model, "method": "OWQ", "bits": "3", "step": "alone"}
         why = "InputError: --target-bits 3.0 leaves no column in 16 bits: ask for at least 3.01"
-        records.append(refused({**labels, "seed": 0}, why, plan=plan, started=next(started)))
+        labels["seed"] = 0
+        records.append(
+            refused(labels, why, plan=plan, started=next(started), places=places(labels))
+        )
     return records
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from sweep_records import sweep, write_cells
 
 import q2n
 
@@ -32,6 +33,7 @@ CASES: dict[str, tuple[list[str], int]] = {
     "methods": (["methods"], 0),
     "help of quantize": (["quantize", "--help"], 0),
     "help of eval": (["eval", "--help"], 0),
+    "help of report": (["report", "--help"], 0),
     "settings": ([*QUANTIZE, "--quality", "good", "--print-config"], 0),
     "no command": ([], 2),
     "unknown command": (["quantise"], 2),
@@ -41,6 +43,7 @@ CASES: dict[str, tuple[list[str], int]] = {
     "option of another method": ([*QUANTIZE, "--method", "rtn", "--act-order"], 2),
     "option of what is off": ([*QUANTIZE, "--ridge", "0.1"], 2),
     "no output": (["quantize", "model"], 2),
+    "report of nothing": (["report", "nowhere"], 2),
 }
 
 
@@ -63,3 +66,12 @@ def test_what_only_prints_imports_nothing_slow(tmp_path, arguments, code):
     assert (done.returncode, json.loads(imported)) == (code, []), done.stderr
     assert bool(message) == bool(code) and bool(done.stdout) == (code == 0)
     assert len(message) <= 1 and list(tmp_path.iterdir()) == []
+
+
+def test_tables_of_records_need_neither_torch_nor_a_drawing(tmp_path):
+    folder = write_cells(sweep(seeds=(0,)), tmp_path / "runs")
+    environment = {**os.environ, "PYTHONPATH": str(Path(q2n.__file__).parents[1])}
+    call = [sys.executable, "-c", CALL % (HEAVY,), "report", str(folder)]
+    done = subprocess.run(call, env=environment, capture_output=True, text=True)
+    said, imported = done.stderr.splitlines()
+    assert (done.returncode, json.loads(imported)) == (0, []) and "24 records" in said

@@ -15,12 +15,13 @@ from q2n.report.sweeps.time_table import time_table
 MODEL = {"model": "SmolLM2", "corpus": "c4"}
 
 
-STARTED = (f"2026-11-26T14:{n:02}:00+00:00" for n in range(60))
+STEPS = ["alone", "Q2N"]
 
 
 def cell(step: str, seed: int, divergence: float, **changes):
     found = {"compare": {"step": "alone"}} if step != "alone" else {}
-    changes = {"started": next(STARTED), **found, **changes}
+    places = {"model": 0, "corpus": 0, "step": STEPS.index(step), "seed": seed}
+    changes = {"places": places, **found, **changes}
     return record({**MODEL, "step": step, "seed": seed}, divergence, **changes)
 
 
@@ -47,7 +48,7 @@ def test_cells_that_differ_in_the_seed_are_one_row() -> None:
 def test_what_all_rows_share_stands_in_the_caption() -> None:
     table = result_table("steps", rows_of([record({"model": "SmolLM2"}, None), *TWO]))
     assert table.constants == {"model": "SmolLM2", "corpus": "c4", "text": "WikiText-2"}
-    assert [x.title for x in table.columns if not x.numeric] == ["step"]
+    assert [x.title for x in table.columns if x.kind == "label"] == ["step"]
     assert column(table, "step") == ["original", "alone", "Q2N"]
     assert "model SmolLM2" in table.caption and "seed" not in table.constants
 
@@ -66,8 +67,9 @@ def test_other_windows_are_not_compared() -> None:
 
 def test_a_refused_cell_is_a_row_with_its_message() -> None:
     labels = {**MODEL, "step": "OWQ"}
-    why, later = "InputError: no column fits", "2026-11-27T00:00:00+00:00"
-    cells = [refused({**labels, "seed": s}, why, started=later) for s in (0, 1)]
+    why = "InputError: no column fits"
+    places = {"model": 0, "corpus": 0, "step": 2}
+    cells = [refused({**labels, "seed": s}, why, places=places) for s in (0, 1)]
     table = result_table("steps", rows_of([*TWO, *cells]))
     assert [row.refused for row in table.rows] == ["", "", "InputError: no column fits"]
     assert column(table, "KL")[2] is None
@@ -95,17 +97,13 @@ def test_tasks_and_their_mean_with_its_error() -> None:
     assert mean.value == pytest.approx(46.0) and mean.error == pytest.approx(2 / 7**0.5)
 
 
-def test_rows_follow_the_plan_not_the_alphabet() -> None:
-    """Files are called by hashes, and two processes finish in any order."""
+def test_rows_follow_the_plan_not_the_order_of_files() -> None:
     records = sweep(seeds=(0,))
-    steps = [(x.labels["model"], *x.labels.values()) for x in records]
     rows = rows_of(sorted(records, key=lambda x: x.cell))
-    assert [row.labels["model"] for row in rows] == sorted(
-        [x[0] for x in steps], key=[x[0] for x in steps].index
-    )
-    assert rows[0].is_original
+    assert [row.first.cell for row in rows[:13:12]] == [records[0].cell, records[12].cell]
+    assert rows[0].is_original and len(rows) == 24
     methods = [row.labels["method"] for row in rows if row.labels.get("step") == "alone"][:6]
-    assert list(dict.fromkeys(methods)) == ["GPTQ", "QuIP", "PB-LLM", "OWQ"]
+    assert methods == ["GPTQ", "GPTQ", "QuIP", "QuIP", "PB-LLM", "OWQ"]
 
 
 def test_seconds_by_kind_of_layer() -> None:
@@ -154,3 +152,13 @@ def test_trials_of_a_search_and_what_it_chose() -> None:
     assert table is not None and column(table, "chosen") == ["", "yes"]
     assert [x.value for x in column(table, "KL")] == [0.52, 0.5]
     assert search_table("steps", rows_of(TWO)) is None
+
+
+def test_the_figures_of_the_paper_stand_beside_ours() -> None:
+    labels = {"model": "LLaMA3.1-8B", "decomposition": "eigh"}
+    cells = [record({**labels, "decomposition": x}, plan="table3") for x in ("eigh", "SVD")]
+    table = result_table("table3", rows_of(cells))
+    assert [x.value for x in column(table, "paper mean of tasks")] == [50.57, 43.95]
+    assert "Table 3" in table.caption
+    small = [record({**x.labels, "model": "smollm2-135m"}, plan="table3") for x in cells]
+    assert "paper" not in result_table("table3", rows_of(small)).caption.lower()

@@ -11,8 +11,9 @@ from q2n.report.sweeps.table_model import Column, Quantity, Table, TableRow
 from q2n.report.sweeps.table_texts import comma_separated, markdown, print_table
 
 TABLE = Table(
-    title="steps",
-    columns=[Column("step", numeric=False), Column("KL", "C4"), Column("bits")],
+    name="steps",
+    title="Steps",
+    columns=[Column("step", kind="label"), Column("KL", "C4"), Column("bits")],
     rows=[
         TableRow(["a | b", Quantity(0.5, 0.01234), Quantity(3.03, decimals=2)]),
         TableRow(["[c]", None, None], "InputError: no"),
@@ -43,7 +44,7 @@ def test_the_error_says_how_many_digits_are_shown(quantity, text) -> None:
 def test_markdown_is_a_table_with_a_caption() -> None:
     assert markdown([TABLE]).splitlines()[1:] == [
         "",
-        "## steps",
+        "## Steps",
         "",
         "| step | C4 KL | bits | refused |",
         "| --- | ---: | ---: | --- |",

@@ -92,16 +92,18 @@ def lead_table(leads: Sequence[Lead]) -> Table:
         places.setdefault(place, {})[lead.text] = lead
     texts = list(dict.fromkeys(lead.text for lead in leads))
     plans = list(dict.fromkeys(lead.plan for lead in leads))
-    titles = ["plan", "model", "bits", "best", "second", "the lead is"][len(plans) == 1 :]
+    labels = ["plan", "model", "bits", "best"][len(plans) == 1 :]
     return Table(
+        name="leads",
         title="What wins",
         columns=[
-            *(Column(title, numeric=False) for title in titles),
+            *(Column(title, kind="label") for title in labels),
+            *(Column(title, kind="text") for title in ("second", "the lead is")),
             Column("bits/weight"),
             *(Column(title, text) for text in texts for title in ("KL", "lead")),
         ],
         rows=[
-            TableRow([*(*place, _verdicts(found))[-len(titles) :], *_cells(found, texts)])
+            TableRow([*place[-len(labels) - 1 :], _verdicts(found), *_cells(found, texts)])
             for place, found in places.items()
         ],
         constants={"plan": plans[0]} if len(plans) == 1 else {},

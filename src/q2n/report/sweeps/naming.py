@@ -38,6 +38,12 @@ def name_of(row: Row, shown: Sequence[str]) -> str:
     return ", ".join(places or map(str, row.labels.values()))
 
 
+def title_of(plan: str, rows: Sequence[Row]) -> str:
+    """A heading for a plan."""
+    title = rows[0].first.title
+    return f"{plan}: {title}" if title else plan
+
+
 def width_of(row: Row) -> str:
     """The bits of a row, as the plan calls them, or rounded to a whole number."""
     if BITS in row.labels:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from q2n.report.sweeps.gallery import KINDS, pictures
 from q2n.report.sweeps.leads import lead_table
-from q2n.report.sweeps.naming import axes
+from q2n.report.sweeps.naming import axes, title_of
 from q2n.report.sweeps.output import MARKS
 from q2n.report.sweeps.provenance import provenance
 from q2n.report.sweeps.report import Report
@@ -40,6 +40,7 @@ class PlanPart:
     """What a page shows of one plan."""
 
     name: str
+    title: str
     facts: Mapping[str, str]
     """What was compared, in words."""
     galleries: Sequence[Gallery]
@@ -84,6 +85,7 @@ def _plan_part(report: Report, plan: str, share: int) -> PlanPart:
         drawn.setdefault(kind, []).append(Markup(picture.inline))
     return PlanPart(
         name=plan,
+        title=title_of(plan, rows),
         facts=_facts(rows),
         galleries=[Gallery(*KINDS[kind], drawn[kind]) for kind in KINDS if kind in drawn],
         left_out=next(found, None) is not None,

@@ -21,8 +21,9 @@ def _texts(records: Iterable[ExperimentRecord]) -> Table:
     found = dict.fromkeys(_described(text) for record in records for text in record.texts)
     titles = ("text", "protocol", "windows", "tokens each", "sha256 of the windows")
     return Table(
+        name="texts",
         title="Texts",
-        columns=[Column(title, numeric=title in ("windows", "tokens each")) for title in titles],
+        columns=[Column(title, kind="text") for title in titles],
         rows=[TableRow(cells) for cells in found],
         notes=["Figures compare where the hash is the same."],
     )
@@ -56,7 +57,8 @@ def _named_values(title: str, what: str, facts: Sequence[Mapping[str, Any]]) -> 
         for name in names
     }
     return Table(
+        name=title,
         title=title,
-        columns=[Column(what, numeric=False), Column("values", numeric=False)],
+        columns=[Column(what, kind="label"), Column("values", kind="text")],
         rows=[TableRow([name, ", ".join(found)]) for name, found in values.items() if found],
     )

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from q2n.report.sweeps.naming import ORIGINAL, constant_labels, varying_axes
+from q2n.report.paper import paper_figures, paper_source
+from q2n.report.sweeps.naming import ORIGINAL, constant_labels, title_of, varying_axes
 from q2n.report.sweeps.paired import Estimate
 from q2n.report.sweeps.rows import Row
 from q2n.report.sweeps.table_model import Cell, Column, Quantity, Table, TableRow
@@ -14,6 +15,7 @@ Show = Callable[[Row], Cell]
 Measure = tuple[Column, Show]
 """A column and what it shows of a row."""
 GIGABYTE, MEGABYTE = 1e9, 1e6
+PAPER = "paper"
 NOTES = {
     "bits/weight": "Bits: of the quantized linears, everything stored counted.",
     "MB": "MB: all tensors of the checkpoint, embeddings too.",
@@ -33,18 +35,20 @@ def result_table(plan: str, rows: Sequence[Row]) -> Table:
     shown, texts = varying_axes(rows), list(dict.fromkeys(x for row in rows for x in row.texts))
     one_text = {"text": texts[0]} if len(texts) == 1 else {}
     measures = [*_labels(shown), *_on_texts(rows, texts), *_on_tasks(rows), *_costs()]
+    measures += _as_printed(plan, rows)
     cells = [[show(row) for _, show in measures] for row in rows]
     used = [n for n in range(len(measures)) if n < len(shown) or any(row[n] for row in cells)]
     columns = [measures[n][0] for n in used]
     return Table(
-        title=plan,
+        name=plan,
+        title=title_of(plan, rows),
         columns=columns,
         rows=[
             TableRow([each[n] for n in used], "; ".join(row.refusals))
             for row, each in zip(rows, cells, strict=True)
         ],
         constants={axis: str(value) for axis, value in constant_labels(rows).items()} | one_text,
-        notes=_notes(columns),
+        notes=_notes(plan, columns),
     )
 
 
@@ -57,7 +61,7 @@ def _labels(shown: Sequence[str]) -> Iterator[Measure]:
         return str(row.labels.get(axis, original))
 
     for axis in shown:
-        yield Column(axis, numeric=False), partial(label, axis)
+        yield Column(axis, kind="label"), partial(label, axis)
     yield Column("bits/weight"), lambda row: _plain(row.mean("bits_per_weight"), 2)
 
 
@@ -118,6 +122,17 @@ def _on_tasks(rows: Sequence[Row]) -> Iterator[Measure]:
             yield column(f"mean {metric}"), _percent(partial(_mean_of_tasks, metric))
 
 
+def _as_printed(plan: str, rows: Sequence[Row]) -> Iterator[Measure]:
+    """What a paper prints for the same cells."""
+
+    def printed(name: str, row: Row) -> Cell:
+        return _plain((paper_figures(plan, row.labels) or {}).get(name), 2)
+
+    known = (paper_figures(plan, row.labels) or {} for row in rows)
+    for name in dict.fromkeys(name for figures in known for name in figures):
+        yield Column(name, PAPER), partial(printed, name)
+
+
 def _task(name: str, metric: str, row: Row) -> Estimate | None:
     return row.task(name, metric)
 
@@ -156,6 +171,7 @@ def _spread(of: Find) -> Show:
     return cell
 
 
-def _notes(columns: Sequence[Column]) -> list[str]:
+def _notes(plan: str, columns: Sequence[Column]) -> list[str]:
     titles = " ".join(column.title for column in columns)
-    return [note for word, note in NOTES.items() if word in titles]
+    source = [f"Paper: {paper_source(plan)}."] if any(x.group == PAPER for x in columns) else []
+    return [note for word, note in NOTES.items() if word in titles] + source

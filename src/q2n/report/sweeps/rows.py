@@ -1,7 +1,7 @@
 """Rows of a table: the cells of a plan that differ in their seed alone.
 
 A row reads its results from its records as means over seeds (paired.py). The order of rows is that
-of the plan: an axis takes its places in the order in which they were first started.
+of the plan.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -177,23 +177,11 @@ def rows_of(records: Iterable[ExperimentRecord]) -> list[Row]:
         key = frozenset((k, v) for k, v in record.labels.items() if k != SEED)
         groups.setdefault(key, {})[record.labels.get(SEED)] = record
     rows = [Row(_without_seed(next(iter(x.values())).labels), x) for x in groups.values()]
-    order = _order(records)
-    return sorted(rows, key=lambda row: [order[k].get(row.labels.get(k), -1) for k in order])
+    axes = dict.fromkeys(
+        x for row in sorted(rows, key=lambda r: -len(r.labels)) for x in row.labels
+    )
+    return sorted(rows, key=lambda row: [row.first.places.get(axis, -1) for axis in axes])
 
 
 def _without_seed(labels: Labels) -> dict[str, Label]:
     return {k: v for k, v in labels.items() if k != SEED}
-
-
-def _order(records: Iterable[ExperimentRecord]) -> dict[str, dict[Label | None, int]]:
-    """Axis -> its places in the order in which they were first started. The longest list of labels
-    comes first: it has all axes."""
-    records = sorted(records, key=lambda x: (x.started, x.cell))
-    order: dict[str, dict[Label | None, int]] = {}
-    for record in sorted(records, key=lambda x: -len(x.labels)):
-        for axis in _without_seed(record.labels):
-            order.setdefault(axis, {})
-    for record in records:
-        for axis, place in _without_seed(record.labels).items():
-            order[axis].setdefault(place, len(order[axis]))
-    return order

@@ -18,11 +18,12 @@ def search_table(plan: str, rows: Sequence[Row]) -> Table | None:
         return None
     names = list(dict.fromkeys(name for cell in cells for trial in cell.tried for name in trial))
     return Table(
+        name=f"{plan}, trials",
         title=f"{plan}: trials of the search",
         columns=[
-            *(Column(axis, numeric=False) for axis in (*shown, "trial")),
+            *(Column(axis, kind="label") for axis in (*shown, "trial")),
             *(Column(NAMES.get(name, name)) for name in names),
-            Column("chosen", numeric=False),
+            Column("chosen", kind="text"),
         ],
         rows=[
             TableRow(

@@ -10,8 +10,7 @@ What is the same in every row stands in `constants` instead of a column.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from q2n.report.sweeps.paired import Estimate
 
@@ -45,6 +44,8 @@ class Quantity:
         return min(4, max(0, digits - 1 - math.floor(math.log10(scale)))) if scale else 2
 
 
+Kind = Literal["label", "text", "number"]
+"""Labels stand at the left and say what a row is."""
 Cell = str | Quantity | None
 
 
@@ -55,7 +56,12 @@ class Column:
     title: str
     group: str = ""
     """Title that stands above several columns; empty: none."""
-    numeric: bool = True
+    kind: Kind = "number"
+
+    @property
+    def numeric(self) -> bool:
+        """Whether it stands to the right."""
+        return self.kind == "number"
 
     @property
     def name(self) -> str:
@@ -77,6 +83,8 @@ class TableRow:
 class Table:
     """Columns and rows."""
 
+    name: str
+    """Of the plan, or of what it shows."""
     title: str
     columns: Sequence[Column]
     rows: Sequence[TableRow]
@@ -94,7 +102,7 @@ class Table:
     @property
     def labels(self) -> int:
         """Number of columns at the left that say what a row is."""
-        return sum(1 for _ in takewhile(lambda column: not column.numeric, self.columns))
+        return sum(column.kind == "label" for column in self.columns)
 
     @property
     def has_refusals(self) -> bool:

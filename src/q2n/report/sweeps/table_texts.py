@@ -69,7 +69,7 @@ def _csv_names(table: Table) -> Iterator[str]:
 
 def _csv_lines(table: Table) -> Iterator[dict[str, str]]:
     for row in table.rows:
-        line = {"table": table.title, **table.constants}
+        line = {"table": table.name, **table.constants}
         for column, cell in zip(table.columns, row.cells, strict=True):
             if isinstance(cell, Quantity):
                 line[column.name] = repr(cell.value)
@@ -121,7 +121,10 @@ def _rich(table: Table, columns: Sequence[int]) -> RichTable:
     for n in columns:
         numeric = table.columns[n].numeric
         made.add_column(
-            escape(_title(table, n)), justify="right" if numeric else "left", no_wrap=numeric
+            escape(_title(table, n)),
+            justify="right" if numeric else "left",
+            no_wrap=numeric,
+            overflow="fold",
         )
     for row in table.rows:
         made.add_row(*(escape(text(row.cells[n])) for n in columns))

@@ -16,10 +16,11 @@ def time_table(plan: str, rows: Sequence[Row]) -> Table | None:
         return None
     shown = varying_axes(rows)
     return Table(
+        name=f"{plan}, seconds",
         title=f"{plan}: seconds by kind of layer",
         columns=[
-            *(Column(axis, numeric=False) for axis in shown),
-            Column("seconds of", numeric=False),
+            *(Column(axis, kind="label") for axis in shown),
+            Column("seconds of", kind="label"),
             *(Column(kind) for kind in kinds),
             Column("sum"),
         ],
