@@ -138,6 +138,8 @@ class ExperimentRecord:
     """Of all weights."""
     bytes: int | None = None
     """Of the checkpoint's tensors, embeddings included."""
+    tokens_per_second: float | None = None
+    """Decoded one by one, batch 1, where a program that runs the checkpoint was timed."""
     texts: Sequence[TextResult] = ()
     tasks: Sequence[TaskScore] = ()
     layers: Mapping[str, KindOfLayer] = field(default_factory=dict)
