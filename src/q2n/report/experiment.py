@@ -29,7 +29,8 @@ class TextResult:
     windows: int
     sha256: str
     """Of the token windows: only figures of the same windows are paired."""
-    perplexity: float
+    perplexity: float | None
+    """None where somebody else's record does not say."""
     perplexity_error: float | None
     divergence: float | None = None
     """Mean KL(original | model), in nats a token; None for the original itself."""
