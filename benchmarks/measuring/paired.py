@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from q2n.report.sweeps import paired
+from q2n.report import paired
 
 Lines = Sequence[dict[str, Any]]
 """The cells of one row, which differ in the seed."""
