@@ -168,6 +168,19 @@ def test_inspect_draws_a_picture(quantize, capsys, tmp_path, step):
     assert "layers.doc" in capsys.readouterr().err
 
 
+def test_inspect_writes_a_page(quantize, capsys, tmp_path):
+    quantize("--bits", "4", "--nullspace", "--quiet")
+    assert main(["inspect", "out", "--html", "page.html"]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<svg") == 2 and "output error by block" in page
+    assert page.count('<th scope="row">model.layers.') == 21 and "bits per quantized weight" in page
+    capsys.readouterr()
+    (tmp_path / "page.html").write_text("mine")
+    assert main(["inspect", "out", "--html", "page.html"]) == 2
+    assert main(["inspect", "out", "--html", "x.html", "--fidelity", "--ppl", "text.txt"]) == 2
+    assert "page.html is there" in (said := capsys.readouterr().err) and "leave out" in said
+
+
 def test_inspect_says_what_each_block_and_layer_costs(quantize, capsys, place):
     assert quantize("--bits", "3")[0] == 0
     capsys.readouterr()

@@ -8,7 +8,8 @@ from itertools import pairwise
 import pytest
 from sweep_records import KINDS, layers, record, spectrum, sweep
 
-from q2n.report.figures.labels import spread
+from q2n.report.figures.frame import frame
+from q2n.report.figures.labels import End, label_points, spread
 from q2n.report.figures.layers import layer_pictures, panels_of
 from q2n.report.figures.spectra import spectrum_picture, tails_picture
 from q2n.report.sweeps.bar_figures import ACCURACY, bar_pictures, groups_of, on_text
@@ -148,3 +149,19 @@ def test_a_file_stands_alone_on_white() -> None:
     svg = picture.svg.decode()
     assert "var(" not in svg and "#fffffe" in svg and re.search("font-family: system-ui", svg)
     assert picture.png.startswith(b"\x89PNG")
+
+
+def test_names_of_points_cover_nothing_and_stay_in_the_frame() -> None:
+    figure, axes = frame("title", "subtitle")
+    ends = [End(1.0, 1.0 + n / 50, f"a name {n}", "#000000") for n in range(9)]
+    ends += [End(1.99, 0.5, "right", "#000000"), End(1.0, 3.0, "top", "#000000")]
+    axes.plot([x.x for x in ends], [x.y for x in ends], "o")
+    axes.set(xlim=(1, 2), ylim=(0, 3))
+    before = len(axes.texts)
+    label_points(axes, ends)
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in axes.texts[before:]]
+    assert {"right", "top", "a name 0"} <= {text.get_text() for text in axes.texts}
+    assert 5 < len(boxes) < len(ends), "the crowd is not named in full"
+    assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
+    assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in boxes)

@@ -24,12 +24,14 @@ def add_inspect(commands: Any) -> None:
     parser = commands.add_parser(
         "inspect",
         help="show what was quantized, and how",
-        usage="q2n inspect DIR [--json] [--plot FILE] [--fidelity --ppl CORPUS [options]]",
+        usage="q2n inspect DIR [--json] [--plot FILE] [--html FILE] "
+        "[--fidelity --ppl CORPUS [options]]",
         description="Show the record of a finished or interrupted quantization, or what each block "
         "and layer of a checkpoint costs.",
     )
     parser.add_argument("directory", help="Checkpoint folder, or the --output of a run.")
     parser.add_argument("--plot", help="Draw errors, alpha or costs by block (.png, .svg).")
+    parser.add_argument("--html", metavar="FILE", help="Write figures and numbers as a page.")
     add_output_flags(parser)
     _add_fidelity(parser.add_argument_group("which layer costs what"))
     parser.set_defaults(run=run)
@@ -63,11 +65,22 @@ def run(parsed: Namespace) -> None:
         from q2n.report.figures.checkpoint import require_picture
 
         require_picture(Path(parsed.plot))
+    if parsed.html:
+        _require_page(parsed)
     if parsed.fidelity:
         _run_fidelity(parsed)
     else:
         _refuse_idle(parsed)
         _run_record(parsed)
+
+
+def _require_page(parsed: Namespace) -> None:
+    from q2n.errors import InputError
+    from q2n.report.output import require_free
+
+    if parsed.fidelity:
+        raise InputError("--html shows the record of a checkpoint: leave out --fidelity, or --html")
+    require_free(Path(parsed.html), "html")
 
 
 def _refuse_idle(parsed: Namespace) -> None:
@@ -132,10 +145,20 @@ def _run_record(parsed: Namespace) -> None:
         from q2n.report.record import RunRecord
 
         plot_layers(RunRecord.from_json(record), Path(parsed.plot))
+    if parsed.html:
+        _write_page(parsed, record)
     if parsed.json:
         print(json.dumps(record))
     elif not parsed.quiet:
         _print(record)
+
+
+def _write_page(parsed: Namespace, record: dict[str, Any]) -> None:
+    from q2n.report.checkpoint_page import render_checkpoint
+    from q2n.report.output import write
+
+    name = Path(parsed.directory).resolve().name
+    write(Path(parsed.html), render_checkpoint(name, record).encode())
 
 
 def _print(values: dict[str, Any]) -> None:

@@ -50,7 +50,7 @@ def add_report(commands: Any) -> None:
 
 def run(parsed: Namespace) -> None:
     """Refuse what could not be written, read, write or print."""
-    from q2n.report.sweeps.output import require_free, write
+    from q2n.report.output import require_free, write
     from q2n.report.sweeps.report import Report
     from q2n.report.sweeps.runs import read_runs
 
@@ -86,7 +86,7 @@ def _figures(report: Report, folder: Path) -> str:
 
 
 def _text(kind: str, report: Report) -> str:
-    from q2n.report.sweeps import table_texts
+    from q2n.report import table_texts
 
     if kind == "html":
         from q2n.report.sweeps.page import render_page
@@ -101,7 +101,7 @@ def _text(kind: str, report: Report) -> str:
 
 def _print(report: Report) -> None:
     from q2n.logging import Screen
-    from q2n.report.sweeps.table_texts import print_table
+    from q2n.report.table_texts import print_table
 
     screen = Screen(highlight=False)
     for table in report.tables:

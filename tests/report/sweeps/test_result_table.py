@@ -9,8 +9,8 @@ from q2n.report.sweeps.leads import lead_table, leads_of
 from q2n.report.sweeps.result_table import result_table
 from q2n.report.sweeps.rows import rows_of
 from q2n.report.sweeps.search_table import search_table
-from q2n.report.sweeps.table_model import Quantity, Table
 from q2n.report.sweeps.time_table import time_table
+from q2n.report.table_model import Quantity, Table
 
 MODEL = {"model": "SmolLM2", "corpus": "c4"}
 

@@ -10,8 +10,8 @@ from q2n.report.figures.style import INCH, MUTED, SIZE, SMALL, shortened
 
 WIDTH, HEIGHT = 4.8, 3.2
 LEFT, TOP, BOTTOM = 0.5, 0.62, 0.5
-LETTERS = 56
-"""Of a line of the heading, at most."""
+LETTERS = (50, 70)
+"""Of the two lines of a heading, at most."""
 
 
 def frame(
@@ -40,8 +40,9 @@ def frames(
     for n, (title, subtitle) in enumerate(headings):
         start, width = (n * WIDTH + left) / whole, (WIDTH - left - right) / whole
         axes = figure.add_axes((start, BOTTOM / height, width, (height - TOP - BOTTOM) / height))
-        _line(axes, title, 24.0, left, fontsize=SIZE + 1, fontweight="bold")
-        _line(axes, subtitle, 11.0, left, fontsize=SMALL, color=MUTED)
+        most, more = LETTERS
+        _line(axes, shortened(title, most), 24.0, left, fontsize=SIZE + 1, fontweight="bold")
+        _line(axes, shortened(subtitle, more), 11.0, left, fontsize=SMALL, color=MUTED)
         axes.grid(axis="y")
         drawn.append(axes)
     return figure, drawn
@@ -50,7 +51,7 @@ def frames(
 def _line(axes: Axes, text: str, above: float, left: float, **how: Any) -> None:
     """A line of the heading, from the left edge of the figure; `above` in points."""
     place = (2 - left * INCH, above)
-    axes.annotate(shortened(text, LETTERS), (0, 1), place, "axes fraction", "offset points", **how)
+    axes.annotate(text, (0, 1), place, "axes fraction", "offset points", **how)
 
 
 def note(axes: Axes, text: str) -> None:

@@ -67,18 +67,24 @@ SIDES = [(towards, up) for up in (0, 1, -1, 2, -2, 3, -3) for towards in (1, -1)
 
 
 def label_points(axes: Axes, ends: Sequence[End]) -> None:
-    """Write each name beside its own point, on the first side where it covers nothing."""
+    """Write each name beside its own point, on the first side where it covers nothing; where there
+    is no room, the point goes without."""
     to_points = INCH / axes.figure.dpi
     found = [axes.transData.transform((end.x, end.y)) * to_points for end in ends]
     taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in found]
-    low, high = axes.bbox.x0 * to_points, axes.bbox.x1 * to_points
+    left, bottom, right, top = (float(x) * to_points for x in axes.bbox.extents)
     for end, (x, y) in zip(ends, found, strict=True):
         text = shortened(end.text, LETTERS)
         boxes = [_box(x, y, side, LETTER * INCH * len(text)) for side in SIDES]
-        inside = [n for n, box in enumerate(boxes) if low <= box[0] and box[2] <= high]
-        n = next((n for n in inside if not _covers(boxes[n], taken)), (inside or [0])[0])
-        taken.append(boxes[n])
-        towards, up = SIDES[n]
+        free = [
+            n
+            for n, box in enumerate(boxes)
+            if _is_in(box, (left, bottom, right, top)) and not _covers(box, taken)
+        ]
+        if not free:
+            continue
+        taken.append(boxes[free[0]])
+        towards, up = SIDES[free[0]]
         axes.annotate(
             text,
             (end.x, end.y),
@@ -95,6 +101,10 @@ def _box(x: float, y: float, side: tuple[int, int], width: float) -> Box:
     left = x + 6 if towards > 0 else x - 6 - width
     middle = y + up * GAP
     return left, middle - GAP / 2, left + width, middle + GAP / 2
+
+
+def _is_in(box: Box, frame: Box) -> bool:
+    return all(box[n] >= frame[n] and box[n + 2] <= frame[n + 2] for n in (0, 1))
 
 
 def _covers(box: Box, others: Sequence[Box]) -> bool:

@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 
 from q2n.report.figures.frame import BOTTOM, TOP, frame
 from q2n.report.figures.style import INK, REFERENCE, SERIES, SMALL, Picture, shortened, slug, styled
+from q2n.report.paired import Estimate
 from q2n.report.sweeps.naming import MODEL, name_of, varying_axes
-from q2n.report.sweeps.paired import Estimate
 from q2n.report.sweeps.rows import Row
 
 PITCH, SPACE = 0.19, 0.3

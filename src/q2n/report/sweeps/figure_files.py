@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from q2n.errors import InputError
+from q2n.report.output import require_free, write
 from q2n.report.sweeps.gallery import pictures
-from q2n.report.sweeps.output import require_free, write
 from q2n.report.sweeps.report import Report
 
 

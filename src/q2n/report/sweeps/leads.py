@@ -8,10 +8,10 @@ seeds together (paired.py). With one seed only the text's error is known, and th
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from q2n.report.paired import Estimate
 from q2n.report.sweeps.naming import BITS, MODEL, name_of, varying_axes, width_of
-from q2n.report.sweeps.paired import Estimate
 from q2n.report.sweeps.rows import Row
-from q2n.report.sweeps.table_model import Cell, Column, Quantity, Table, TableRow
+from q2n.report.table_model import Cell, Column, Quantity, Table, TableRow
 
 NOTES = (
     "Best: least KL from the original, or least perplexity where no KL was measured.",

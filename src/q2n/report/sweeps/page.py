@@ -1,26 +1,19 @@
-"""A report as one HTML file: it opens without a network, without a script, on a phone, on paper.
-
-page.html.jinja has its parts, page.css its looks. Everything stands in the file: figures are SVG,
-their colours variables that the style sheet sets for light and dark.
-"""
+"""The page of a report: a summary, then plan by plan, then how it was made."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-from itertools import count, groupby, islice
+from itertools import islice
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from q2n.report.pages.render import render
 from q2n.report.sweeps.gallery import KINDS, pictures
 from q2n.report.sweeps.leads import lead_table
 from q2n.report.sweeps.naming import axes, title_of
-from q2n.report.sweeps.output import MARKS
 from q2n.report.sweeps.provenance import provenance
 from q2n.report.sweeps.report import Report
 from q2n.report.sweeps.rows import Row
-from q2n.report.sweeps.table_model import Column, Quantity, Table
-from q2n.version import __version__
+from q2n.report.table_model import Table
 
 FIGURES = 80
 """In a page at most, shared evenly by its plans: they take most of its time."""
@@ -51,20 +44,10 @@ class PlanPart:
 
 def render_page(report: Report) -> str:
     """The whole file."""
-    environment = Environment(
-        loader=PackageLoader("q2n.report.sweeps", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.tests["quantity"] = lambda cell: isinstance(cell, Quantity)
-    environment.filters["runs"] = _runs
     share = max(4, FIGURES // len(report.plans))
     records = report.runs.records
-    return environment.get_template("page.html.jinja").render(
-        mark=Markup(MARKS["html"]),
-        style=Markup(files("q2n.report.sweeps").joinpath("page.css").read_text(encoding="utf-8")),
+    return render(
+        "sweeps",
         report=report,
         days=sorted({record.started[:10] for record in records}),
         leads=lead_table(report.leads) if report.leads else None,
@@ -72,8 +55,6 @@ def render_page(report: Report) -> str:
         made=provenance(records),
         commands=list(dict.fromkeys(record.command for record in records)),
         notes=list(dict.fromkeys(note for record in records for note in record.notes)),
-        numbers=count(1),
-        version=__version__,
     )
 
 
@@ -109,8 +90,3 @@ def _facts(rows: Sequence[Row]) -> dict[str, str]:
 
 def _each(places: Iterable[object]) -> str:
     return " · ".join(str(x) for x in dict.fromkeys(places) if x is not None)
-
-
-def _runs(columns: Iterable[Column]) -> list[tuple[str, int]]:
-    """Titles that stand over several columns, and over how many."""
-    return [(group, len(list(same))) for group, same in groupby(columns, lambda x: x.group)]

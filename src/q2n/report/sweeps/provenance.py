@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from q2n.report.experiment import ExperimentRecord, TextResult
-from q2n.report.sweeps.table_model import Column, Table, TableRow
+from q2n.report.table_model import Column, Table, TableRow
 
 DIGITS = 12
 """Of a hash that are shown."""

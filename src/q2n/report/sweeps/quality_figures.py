@@ -12,12 +12,14 @@ from matplotlib.axes import Axes
 from q2n.report.figures.frame import frame, note
 from q2n.report.figures.labels import End, label_ends, label_points, room_for
 from q2n.report.figures.style import GRID, MARKERS, SERIES, Picture, log_scale, slug, styled
+from q2n.report.paired import Estimate
 from q2n.report.sweeps.naming import BITS, MODEL, name_of, varying_axes
-from q2n.report.sweeps.paired import Estimate
 from q2n.report.sweeps.rows import Row
 
 SIZES = (BITS, "group_size", "groups")
 """Axes along which a line goes."""
+APART = 1.03
+"""Costs that differ by less are one cost, and need no figure."""
 NAMED = 10
 """Lines at most that have a colour and a name; those with the least KL."""
 
@@ -53,14 +55,15 @@ class Point:
 
 
 def quality_pictures(plan: str, rows: Sequence[Row], cost: Cost, text: str) -> Iterator[Picture]:
-    """One a model that was measured on this text at two costs at least."""
+    """One a model that was measured on this text at several costs."""
     models = dict.fromkeys(str(row.labels.get(MODEL, "")) for row in rows)
     hidden = (MODEL, *SIZES) if cost.is_line else (MODEL,)
     shown = [axis for axis in varying_axes(rows) if axis not in hidden]
     for model in models:
         mine = [row for row in rows if str(row.labels.get(MODEL, "")) == model]
         lines = _lines(mine, cost, text, shown)
-        if len({round(point.x, 2) for line in lines.values() for point in line}) > 1:
+        costs = [point.x for line in lines.values() for point in line]
+        if costs and max(costs) > APART * min(costs):
             yield _picture(plan, model, text, cost, lines)
 
 

@@ -10,8 +10,8 @@ from q2n.report.sweeps.result_table import result_table
 from q2n.report.sweeps.rows import Row, rows_of
 from q2n.report.sweeps.runs import Runs
 from q2n.report.sweeps.search_table import search_table
-from q2n.report.sweeps.table_model import Table
 from q2n.report.sweeps.time_table import time_table
+from q2n.report.table_model import Table
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from q2n.report.paired import Estimate
 from q2n.report.paper import paper_figures, paper_source
 from q2n.report.sweeps.naming import ORIGINAL, constant_labels, title_of, varying_axes
-from q2n.report.sweeps.paired import Estimate
 from q2n.report.sweeps.rows import Row
-from q2n.report.sweeps.table_model import Cell, Column, Quantity, Table, TableRow
+from q2n.report.table_model import Cell, Column, Quantity, Table, TableRow
 
 Find = Callable[[Row], Estimate | None]
 Show = Callable[[Row], Cell]

@@ -10,7 +10,7 @@ from functools import cached_property
 from statistics import fmean
 
 from q2n.report.experiment import ExperimentRecord, Label, TaskScore, TextResult
-from q2n.report.sweeps.paired import Estimate, Windows, difference, over_seeds, over_windows
+from q2n.report.paired import Estimate, Windows, difference, over_seeds, over_windows
 
 SEED = "seed"
 Labels = Mapping[str, Label]

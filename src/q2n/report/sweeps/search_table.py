@@ -5,7 +5,7 @@ from typing import Any
 
 from q2n.report.sweeps.naming import varying_axes
 from q2n.report.sweeps.rows import SEED, Row
-from q2n.report.sweeps.table_model import Cell, Column, Quantity, Table, TableRow
+from q2n.report.table_model import Cell, Column, Quantity, Table, TableRow
 
 NAMES = {"divergence": "KL"}
 

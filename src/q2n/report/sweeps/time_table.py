@@ -5,7 +5,7 @@ from statistics import fmean
 
 from q2n.report.sweeps.naming import constant_labels, varying_axes
 from q2n.report.sweeps.rows import Row
-from q2n.report.sweeps.table_model import Column, Quantity, Table, TableRow
+from q2n.report.table_model import Column, Quantity, Table, TableRow
 
 
 def time_table(plan: str, rows: Sequence[Row]) -> Table | None:

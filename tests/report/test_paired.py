@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from q2n.report.sweeps.paired import Estimate, difference, over_seeds, over_windows
+from q2n.report.paired import Estimate, difference, over_seeds, over_windows
 
 SEEDS, WINDOWS = 3, 16
 

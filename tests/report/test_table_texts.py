@@ -7,8 +7,8 @@ from sweep_records import sweep
 
 from q2n.report.sweeps.report import Report
 from q2n.report.sweeps.runs import Runs
-from q2n.report.sweeps.table_model import Column, Quantity, Table, TableRow
-from q2n.report.sweeps.table_texts import comma_separated, markdown, print_table
+from q2n.report.table_model import Column, Quantity, Table, TableRow
+from q2n.report.table_texts import comma_separated, markdown, print_table
 
 TABLE = Table(
     name="steps",

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from q2n.report.sweeps.output import MARKS
-from q2n.report.sweeps.table_model import Cell, Quantity, Table, TableRow
+from q2n.report.output import MARKS
+from q2n.report.table_model import Cell, Quantity, Table, TableRow
 
 
 def markdown(tables: Sequence[Table]) -> str:

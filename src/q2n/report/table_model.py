@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-from q2n.report.sweeps.paired import Estimate
+from q2n.report.paired import Estimate
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def require_free(file: Path, kind: str) -> None:
         raise InputError(f"{file} is a folder: give the name of a file")
     if file.exists() and not _is_ours(file, MARKS[kind]):
         raise InputError(
-            f"{file} is there and is no {kind} file that q2n report made: choose another name, or "
+            f"{file} is there and is no {kind} file that q2n made: choose another name, or "
             "delete it"
         )
 
