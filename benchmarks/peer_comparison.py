@@ -111,7 +111,7 @@ def quantize_theirs(options: argparse.Namespace, folder: Path, side: str, seed: 
         folder,
         environment=options.peer_env,
         model=options.model,
-        text=options.data / "wiki.train.head.raw",
+        corpus=str(options.data / "wiki.train.head.raw"),
         windows=WINDOWS,
         length=LENGTH,
         seed=seed,

@@ -3,8 +3,8 @@
 Both are calibrated on the same windows: q2n draws them, llama-imatrix reads their text. Every
 linear of the decoder is in one type (`--pure`), embeddings and head in Q8_0. llama-perplexity
 compares each file with the original's logits: KL divergence, perplexity, same top token, over
-windows of 512 tokens of the evaluation text, their second halves. One line a cell goes to a JSONL
-file; a cell that is there is not repeated.
+windows of 512 tokens of the evaluation text, their second halves. One record a cell goes to a JSONL
+file, which `q2n report` reads; a cell that is there is not repeated.
 
     python benchmarks/peer_llama_cpp.py --tools llama.cpp/build/bin --data FOLDER --work FOLDER \\
         --results peer_llama_cpp.jsonl --model smollm2-135m --types q2_0 iq4_nl q4_0 q4_1
@@ -14,9 +14,11 @@ llama-quantize llama-imatrix.
 """
 
 import argparse
+import hashlib
 import json
 import re
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +27,25 @@ from transformers import AutoTokenizer
 import q2n
 from q2n.block_types import BLOCK_TYPES
 from q2n.data.texts import Texts
+from q2n.experiments.surroundings import machine, software
 from q2n.formats import FORMATS
 from q2n.models.source import open_source
+from q2n.report.experiment import ExperimentRecord, TextResult
 
 LENGTH = 512
+TRIES = 8
+WHO = {
+    "llama.cpp": "llama.cpp, importance matrix",
+    "off": "q2n, GPTQ",
+    "good": "q2n, GPTQ good",
+    "best": "q2n, GPTQ best",
+}
 LINES = {
     "perplexity": r"Mean PPL\(Q\)\s*:\s*([\d.]+)",
     "divergence": r"Mean\s+KLD:\s*([\d.-]+)",
     "divergence_error": r"Mean\s+KLD:\s*[\d.-]+ ±\s*([\d.]+)",
     "same_top": r"Same top p:\s*([\d.]+)",
+    "same_top_error": r"Same top p:\s*[\d.]+ ±\s*([\d.]+)",
 }
 """What llama-perplexity prints."""
 
@@ -46,13 +58,12 @@ def main() -> None:
     importance = importance_matrix(options, original)
     for kind in options.types:
         for who in ("llama.cpp", *options.quality):
-            cell = {"model": named(options), "type": kind, "who": who, "seed": options.seed}
-            if not any(cell.items() <= line.items() for line in past(options.results)):
+            labels = {"model": named(options), "type": kind, "by": WHO[who], "seed": options.seed}
+            if not any(labels == line["labels"] for line in past(options.results)):
                 file = quantized(options, original, importance, kind, who)
-                line = cell | {"bytes": file.stat().st_size} | compared(options, base, file)
+                found = record(options, labels, file, compared(options, base, file))
                 with options.results.open("a") as results:
-                    results.write(json.dumps(line) + "\n")
-    print_table(options)
+                    results.write(json.dumps(found.to_json()) + "\n")
 
 
 def parse_options() -> argparse.Namespace:
@@ -153,11 +164,15 @@ def quantized(
 
 
 def compared(options: argparse.Namespace, base: Path, file: Path) -> dict[str, float]:
-    """What llama-perplexity says of a file."""
-    text = run(options, "llama-perplexity", "-m", file, "-c", LENGTH,
-               "--kl-divergence-base", base, "--kl-divergence")  # fmt: skip
-    found = {name: re.search(pattern, text) for name, pattern in LINES.items()}
-    return {name: float(match[1]) for name, match in found.items() if match}
+    """What llama-perplexity says of a file. It sometimes ends before its log is written: then it
+    runs again."""
+    for _ in range(TRIES):
+        text = run(options, "llama-perplexity", "-m", file, "-c", LENGTH,
+                   "--kl-divergence-base", base, "--kl-divergence")  # fmt: skip
+        found = {name: re.search(pattern, text) for name, pattern in LINES.items()}
+        if all(found.values()):
+            return {name: float(match[1]) for name, match in found.items() if match}
+    raise SystemExit(f"llama-perplexity says nothing of {file}:\n{text[-2000:]}")
 
 
 def run(options: argparse.Namespace, program: str, *arguments: Any) -> str:
@@ -169,16 +184,47 @@ def run(options: argparse.Namespace, program: str, *arguments: Any) -> str:
     return done.stdout + done.stderr
 
 
-def print_table(options: argparse.Namespace) -> None:
-    """All cells of the model."""
-    print("\n| type | by | bytes | perplexity | KL | same top % |\n|---|---|---|---|---|---|")
-    for line in past(options.results):
-        if line["model"] == named(options):
-            kl = f"{line['divergence']:.4f} +- {line['divergence_error']:.4f}"
-            print(
-                f"| {line['type']} | {line['who']} | {line['bytes']:,} | {line['perplexity']:.2f} "
-                f"| {kl} | {line['same_top']:.1f} |"
-            )
+def record(
+    options: argparse.Namespace, labels: dict[str, Any], file: Path, found: dict[str, float]
+) -> ExperimentRecord:
+    """What llama.cpp said of a file. Its percentages become shares."""
+    share = {name: found[name] / 100 for name in ("same_top", "same_top_error") if name in found}
+    text = TextResult(
+        text=options.evaluation,
+        protocol="llama.cpp",
+        length=LENGTH,
+        windows=options.chunks,
+        sha256=sha256(options.data / options.evaluation),
+        perplexity_error=None,
+        **{**found, **share},
+    )
+    cell = hashlib.sha256(json.dumps([labels, text.sha256]).encode()).hexdigest()[:16]
+    return ExperimentRecord(
+        cell=cell,
+        key=cell,
+        plan="llama.cpp",
+        title="GGUF files of q2n and of llama.cpp, in the same blocks",
+        labels=labels,
+        places={"type": list(BLOCK_TYPES).index(labels["type"])},
+        settings={
+            "model": options.model,
+            "grid": labels["type"],
+            "windows": options.windows,
+            "length": LENGTH,
+            "corpus": options.calibration,
+        },  # fmt: skip
+        software=software(),
+        machine=machine(),
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=f"python benchmarks/peer_llama_cpp.py --types {labels['type']}",
+        bytes=file.stat().st_size,
+        texts=[text],
+    )
+
+
+def sha256(file: Path) -> str:
+    """Of a text, which llama.cpp cuts itself."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 if __name__ == "__main__":

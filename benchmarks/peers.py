@@ -1,23 +1,35 @@
-"""The best-known peers' cells of the table that baselines.py makes: same model, windows and file.
+"""AutoRound and llm-compressor beside q2n: their cells of the recipe `peers`.
 
-    python benchmarks/peers.py --data FOLDER --results baselines.jsonl --environments FOLDER
-    python benchmarks/peers.py ... --peers autoround-50 --settings "W2 g64"
-    python benchmarks/baselines.py ... --table
+    q2n sweep peers --output RUNS --data-dir FOLDER
+    python benchmarks/peers.py --output RUNS --data-dir FOLDER --environments FOLDER
+    q2n report RUNS
 
-A cell that is in the file is not repeated. Seconds are those of the quantization alone, as each
-script counts them. All on asymmetric grids with one scale and zero point a row or group.
+Same model, same windows, same texts: the peers run in environments of their own on the windows that
+q2n would calibrate on, and what they leave is measured beside the original as q2n's cells are. A
+cell that is there is not repeated. Seconds are those of the quantization alone, as each script
+counts them.
 """
 
 import argparse
+import hashlib
 import itertools
 import json
-from functools import partial
+import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from measuring.cells import add_conditions, kept
 from measuring.peers import quantize
-from protocol import SETTINGS
+
+from q2n.disk.whole import write_whole
+from q2n.experiments.plan_file import read_plan
+from q2n.experiments.surroundings import machine, software
+from q2n.experiments.sweep import Runs
+from q2n.experiments.texts import Original
+from q2n.logging import Reporter
+from q2n.report.experiment import ExperimentRecord
+
+PLAN = "peers"
 
 
 class Peer(NamedTuple):
@@ -28,64 +40,81 @@ class Peer(NamedTuple):
 
 
 PEERS = {
-    "llmcompressor-gptq": Peer("peer_llmcompressor.py", ("--stages", "linear")),
-    "llmcompressor-awq": Peer("peer_llmcompressor.py", ("--algorithm", "awq")),
-    "autoround-50": Peer("peer_autoround.py", ("--iters", 50)),
-    "autoround-200": Peer("peer_autoround.py", ("--iters", 200)),
+    "llm-compressor, GPTQ": Peer("peer_llmcompressor.py", ("--stages", "linear")),
+    "llm-compressor, AWQ": Peer("peer_llmcompressor.py", ("--algorithm", "awq")),
+    "AutoRound, 50 iterations": Peer("peer_autoround.py", ("--iters", 50)),
+    "AutoRound, 200 iterations": Peer("peer_autoround.py", ("--iters", 200)),
 }
 
 
 def main() -> None:
-    options = parse_options()
-    for seed, setting, peer in itertools.product(options.seeds, options.settings, options.peers):
-        key = {
-            "method": peer,
-            "setting": setting,
-            "variant": "alone",
-            "seed": seed,
-            "windows": options.windows,
-        }
-        work = partial(quantized, options, PEERS[peer], setting, seed)
-        print(json.dumps(kept(options, key, work)), flush=True)
-
-
-def quantized(
-    options: argparse.Namespace, peer: Peer, setting: str, seed: int, folder: Path
-) -> tuple[str, dict[str, Any]]:
-    """Quantize with a peer below `folder`: where the result is, and what it cost."""
-    grid = SETTINGS[setting]
-    found = quantize(
-        peer.script,
-        ["--bits", grid["bits"], "--group-size", grid["group_size"], *peer.arguments],
-        folder / "checkpoint",
-        environment=options.environments / Path(peer.script).stem,
-        model=options.model,
-        text=options.data / options.calibration,
-        windows=options.windows,
-        length=options.length,
-        seed=seed,
-        protocol=options.protocol,
-    )
-    costs = {name: found[name] for name in ("seconds", "peak_mib", "versions")}
-    return str(folder / "checkpoint"), costs
+    options, plan = parse_options(), read_plan(PLAN)
+    runs = Runs(options.output)
+    for model, bits, peer, seed in itertools.product(
+        plan.labels("model"), ("3", "2, groups of 64"), options.peers, options.seeds
+    ):
+        labels = {"model": model, "bits": bits, "tool": peer, "seed": seed}
+        cell = hashlib.sha256(json.dumps([PLAN, labels]).encode()).hexdigest()[:16]
+        file = runs.cells / f"{cell}-{cell}.json"
+        if not file.exists():
+            found = record(options, labels, cell)
+            write_whole(file, json.dumps(found.to_json(), indent=1).encode())
+            print(f"{labels}: {found.texts[0].divergence:.4f}", flush=True)
 
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_conditions(parser)
-    parser.set_defaults(eval_dtype="float32")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the sweep")
+    parser.add_argument("--data-dir", required=True, help="folder of the texts")
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=PEERS)
-    parser.add_argument(
-        "--settings", nargs="+", default=["W3 per channel", "W2 g64"], choices=SETTINGS
-    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--windows", type=int, default=16)
     parser.add_argument(
         "--environments", type=Path, required=True, help="folder for their packages"
     )
     return parser.parse_args()
+
+
+def record(options: argparse.Namespace, labels: dict[str, Any], cell: str) -> ExperimentRecord:
+    """Quantize with a peer, and measure what it leaves."""
+    plan, peer, reporter = read_plan(PLAN), PEERS[labels["tool"]], Reporter("bars")
+    settings = {**plan.settings, **plan.labels("bits")[labels["bits"]], "seed": labels["seed"]}
+    texts = {name: {**text, "data_dir": options.data_dir} for name, text in plan.texts.items()}
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    with tempfile.TemporaryDirectory(dir=options.output / "work") as place:
+        found = quantize(
+            peer.script,
+            ["--bits", settings["bits"], "--group-size", settings.get("group_size", -1)]
+            + list(peer.arguments),
+            Path(place) / "checkpoint",
+            environment=options.environments / Path(peer.script).stem,
+            model=labels["model"],
+            corpus=settings["corpus"],
+            data_dir=options.data_dir,
+            windows=settings["windows"],
+            length=settings["length"],
+            seed=labels["seed"],
+        )
+        original = Original(labels["model"], texts, reporter)
+        measured = original.compared(Path(place) / "checkpoint")
+    return ExperimentRecord(
+        cell=cell,
+        key=cell,
+        plan=PLAN,
+        title=plan.title,
+        labels=labels,
+        places={"tool": len(plan.labels("tool")) + list(PEERS).index(labels["tool"])},
+        settings={"model": labels["model"], **settings, "tool": labels["tool"]},
+        software={**software(), **found["versions"]},
+        machine=machine(),
+        started=started,
+        command=f"python benchmarks/peers.py --peers {labels['tool']!r} --seeds {labels['seed']}",
+        seconds={"quantization": found["seconds"]},
+        peak_bytes=int(found["peak_mib"] * 2**20),
+        bits_per_weight=None,
+        texts=measured,
+    )
 
 
 if __name__ == "__main__":

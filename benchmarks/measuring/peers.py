@@ -25,7 +25,8 @@ def quantize(
     *,
     environment: Path,
     model: str,
-    text: Path,
+    corpus: str,
+    data_dir: str | None = None,
     windows: int,
     length: int,
     seed: int,
@@ -33,11 +34,11 @@ def quantize(
 ) -> dict[str, Any]:
     """Run a peer's script into `folder`; returns what it left in peer.json.
 
-    `text` is cut as `q2n.quantize` would do it with the same settings.
+    `corpus` is cut as `q2n.quantize` would do it with the same settings.
     """
     checkpoint = resolve_checkpoint(model)
     cut = calibration_windows(
-        load_corpus(str(text), "train"),
+        load_corpus(corpus, "train", data_dir=data_dir),
         load_tokenizer(checkpoint),
         count=windows,
         length=length,

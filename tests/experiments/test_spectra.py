@@ -11,7 +11,8 @@ from tiny import save_tiny, tiny_model, tiny_text, tiny_tokenizer
 from q2n.config.opening import calibration_of, model_of, texts_of
 from q2n.config.settings import RunSettings
 from q2n.errors import InputError
-from q2n.experiments.spectra import spectra_of, thinned
+from q2n.experiments import spectra
+from q2n.experiments.spectra import thinned
 from q2n.linalg.statistics import InputStatistics
 from q2n.models.blocks import BlockwiseModel
 from q2n.transforms.model_changes import ModelChanges
@@ -22,6 +23,10 @@ SITES = {
     "mlp.gate_proj": 64,
     "mlp.down_proj": 96,
 }
+
+
+def spectra_of(*given, **named):
+    return spectra.spectra_of(*given, **named).records
 
 
 @pytest.fixture(scope="module")

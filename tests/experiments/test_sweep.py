@@ -175,3 +175,12 @@ def test_two_processes_do_every_cell_once(there, tmp_path, killed):
         assert len(done) == 1 and begun <= 6
     else:
         assert sum(done) == 5
+
+
+def test_spectra_say_what_they_were_taken_of(there, tmp_path):
+    changes = {"spectra": {"layers": ["*.0.*"]}, "texts": {}, "compare": None}
+    axes = {"model": [str(there / "model")]}
+    assert run_sweep(request_of(there, tmp_path, axes=axes, **changes), tmp_path / "runs").done == 1
+    (record,) = records(tmp_path / "runs")
+    assert record.spectra and record.model_sha256 and record.calibration_sha256
+    assert record.seconds["spectra"] > 0

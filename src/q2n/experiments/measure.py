@@ -17,6 +17,7 @@ from q2n.disk.folders import partial_folder
 from q2n.errors import InputError, Q2NError, ResumeError
 from q2n.evaluation.tasks.results import TaskResult
 from q2n.experiments.cells import Cell, portable
+from q2n.experiments.plan import Spectra
 from q2n.experiments.search import METHODS
 from q2n.experiments.spectra import spectra_of
 from q2n.experiments.surroundings import machine, peak_bytes, reset_peak, software
@@ -79,13 +80,21 @@ class Measurer:
 
     def _do(self, cell: Cell, results: _Results) -> None:
         if cell.spectra is not None:
-            settings = {"model": cell.model, **(cell.settings or {})}
-            spectra = spectra_of(settings, cell.spectra.layers, self._reporter)
-            results.found |= {"spectra": spectra}
+            self._spectra(cell, cell.spectra, results)
         elif cell.settings is None:
             self._measure(cell, None, results)
         else:
             self._quantized(cell, results)
+
+    def _spectra(self, cell: Cell, spectra: Spectra, results: _Results) -> None:
+        since, settings = time.perf_counter(), {"model": cell.model, **(cell.settings or {})}
+        found = spectra_of(settings, spectra.layers, self._reporter)
+        results.timed("spectra", since)
+        results.found |= {
+            "spectra": found.records,
+            "model_sha256": found.model_sha256,
+            "calibration_sha256": found.calibration_sha256,
+        }
 
     def _quantized(self, cell: Cell, results: _Results) -> None:
         settings = dict(cell.settings or {})

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -44,6 +44,14 @@ _ALL, _LATER = 16, 200
 """Values that are all kept, and places among the others."""
 
 
+class Found(NamedTuple):
+    """What was measured, and on what."""
+
+    records: list[SpectrumRecord]
+    model_sha256: str
+    calibration_sha256: str
+
+
 def spectra_of(
     settings: Mapping[str, Any],
     layers: Sequence[str],
@@ -51,7 +59,7 @@ def spectra_of(
     *,
     model: PreTrainedModel | None = None,
     tokenizer: Any = None,
-) -> list[SpectrumRecord]:
+) -> Found:
     """One record for each input site of a full-precision model, in the order of calls.
 
     Args:
@@ -72,7 +80,7 @@ def spectra_of(
     windows = calibration_of(read.run, opened, texts_of(read.run, opened, tokenizer))
     spectra = KeepSpectra(read.options["nullspace"]["threshold"])
     _pass_blocks(opened.blocks, windows, loop_options(read.run), spectra, reporter or Reporter())
-    return spectra.records
+    return Found(spectra.records, opened.source.digest(), windows.sha256)
 
 
 @torch.no_grad()

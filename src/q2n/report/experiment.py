@@ -29,7 +29,8 @@ class TextResult:
     windows: int
     sha256: str
     """Of the token windows: only figures of the same windows are paired."""
-    perplexity: float
+    perplexity: float | None
+    """None where somebody else's record does not say."""
     perplexity_error: float | None
     divergence: float | None = None
     """Mean KL(original | model), in nats a token; None for the original itself."""
@@ -138,6 +139,8 @@ class ExperimentRecord:
     """Of all weights."""
     bytes: int | None = None
     """Of the checkpoint's tensors, embeddings included."""
+    tokens_per_second: float | None = None
+    """Decoded one by one, batch 1, where a program that runs the checkpoint was timed."""
     texts: Sequence[TextResult] = ()
     tasks: Sequence[TaskScore] = ()
     layers: Mapping[str, KindOfLayer] = field(default_factory=dict)

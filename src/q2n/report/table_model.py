@@ -22,7 +22,8 @@ class Quantity:
     value: float
     error: float | None = None
     decimals: int | None = None
-    """None: those that leave two digits of the error, or four of the value without one."""
+    """At least: a small error has as many as show its first digit. None: those that leave two
+    digits of the error, or four of the value without one."""
     signed: bool = False
     """Whether a plus is written."""
 
@@ -35,13 +36,20 @@ class Quantity:
         error = self.error
         if max(abs(self.value), error or 0.0) >= 1e6:
             return f"{self.value:.2g}" if error is None else f"{self.value:.2g} +- {error:.1g}"
-        decimals = self._decimals() if self.decimals is None else self.decimals
+        decimals = self._decimals()
         value = f"{self.value:{'+' if self.signed else ''}.{decimals}f}"
         return value if error is None else f"{value} +- {error:.{decimals}f}"
 
     def _decimals(self) -> int:
+        if self.decimals is not None:
+            return max(self.decimals, min(6, _first_digit(self.error)) if self.error else 0)
         scale, digits = (self.error, 2) if self.error else (abs(self.value), 4)
-        return min(4, max(0, digits - 1 - math.floor(math.log10(scale)))) if scale else 2
+        return min(4, max(0, digits - 1 + _first_digit(scale))) if scale else 2
+
+
+def _first_digit(number: float) -> int:
+    """Its place behind the point; 0 and less: before it."""
+    return -math.floor(math.log10(number))
 
 
 Kind = Literal["label", "text", "number"]

@@ -19,6 +19,7 @@ PAPER = "paper"
 NOTES = {
     "bits/weight": "Bits: of the quantized linears, everything stored counted.",
     "MB": "MB: all tensors of the checkpoint, embeddings too.",
+    "tokens/s": "Tokens/s: decoded one by one, batch 1.",
     "seconds": "Seconds: the quantization.",
     "KL": "KL: divergence from the original, nats a token.",
     "perplexity": "+-: standard error that comes from the text.",
@@ -68,6 +69,7 @@ def _labels(shown: Sequence[str]) -> Iterator[Measure]:
 def _costs() -> Iterator[Measure]:
     yield Column("all weights"), lambda row: _plain(row.mean("bits_per_weight_all"), 2)
     yield Column("MB"), lambda row: _plain(row.mean("bytes"), 1, MEGABYTE)
+    yield Column("tokens/s"), lambda row: _plain(row.mean("tokens_per_second"), 0)
     yield Column("seconds"), lambda row: _plain(row.seconds("quantization"), 0)
     yield Column("peak GB"), lambda row: _plain(row.most("peak_bytes"), 2, GIGABYTE)
     yield Column("seeds"), lambda row: _plain(_seeds(row), 0)
