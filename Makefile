@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check \
 	--constraint requirements/constraints.txt
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo check test test-runtimes lint format typecheck options guard bench clean
+.PHONY: venv demo check test test-runtimes lint format typecheck options results guard bench clean
 
 venv: $(STAMP)
 
@@ -60,6 +60,14 @@ typecheck: venv
 # After a change to a method's, wrapper's or the run's options: their table and its page.
 options: venv
 	@$(BIN)/python -m q2n.config.catalogue
+
+# After new records in docs/results: the tables, and the figures of README.md and docs/FINDINGS.md.
+FIGURES := steps--2026-11-26-bits-smollm2-135m-wikitext-2 steps--2026-11-26-bars-wikitext-2-smollm2-135m \
+	llama-cpp-bytes-smollm2-135m-wiki-test-raw
+results: venv
+	@rm -rf build/figures && mkdir -p build
+	@$(BIN)/q2n report docs/results --markdown docs/RESULTS.md --figures build/figures
+	@for name in $(FIGURES); do cp build/figures/$$name.svg docs/figures/ || exit 1; done
 
 # Do the same settings still write the same numbers as at the last `make guard COMMAND=record`?
 COMMAND ?= compare

@@ -58,10 +58,11 @@ def main() -> None:
     importance = importance_matrix(options, original)
     for kind in options.types:
         for who in ("llama.cpp", *options.quality):
-            labels = {"model": named(options), "type": kind, "by": WHO[who], "seed": options.seed}
+            labels = {"model": named(options), "bits": width(kind), "by": WHO[who]}
+            labels["seed"] = options.seed
             if not any(labels == line["labels"] for line in past(options.results)):
                 file = quantized(options, original, importance, kind, who)
-                found = record(options, labels, file, compared(options, base, file))
+                found = record(options, labels, kind, file, compared(options, base, file))
                 with options.results.open("a") as results:
                     results.write(json.dumps(found.to_json()) + "\n")
 
@@ -185,7 +186,11 @@ def run(options: argparse.Namespace, program: str, *arguments: Any) -> str:
 
 
 def record(
-    options: argparse.Namespace, labels: dict[str, Any], file: Path, found: dict[str, float]
+    options: argparse.Namespace,
+    labels: dict[str, Any],
+    kind: str,
+    file: Path,
+    found: dict[str, float],
 ) -> ExperimentRecord:
     """What llama.cpp said of a file. Its percentages become shares."""
     share = {name: found[name] / 100 for name in ("same_top", "same_top_error") if name in found}
@@ -205,21 +210,30 @@ def record(
         plan="llama.cpp",
         title="GGUF files of q2n and of llama.cpp, in the same blocks",
         labels=labels,
-        places={"type": list(BLOCK_TYPES).index(labels["type"])},
+        places={
+            "bits": list(BLOCK_TYPES).index(kind),
+            "by": list(WHO.values()).index(labels["by"]),
+        },
         settings={
-            "model": options.model,
-            "grid": labels["type"],
+            "model": named(options),
+            "grid": kind,
             "windows": options.windows,
             "length": LENGTH,
             "corpus": options.calibration,
-        },  # fmt: skip
+        },
         software=software(),
         machine=machine(),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=f"python benchmarks/peer_llama_cpp.py --types {labels['type']}",
+        command=f"python benchmarks/peer_llama_cpp.py --types {kind}",
+        bits_per_weight=BLOCK_TYPES[kind].bits_per_weight,
         bytes=file.stat().st_size,
         texts=[text],
     )
+
+
+def width(kind: str) -> str:
+    """Bits of a weight in a type, and its name."""
+    return f"{BLOCK_TYPES[kind].bits_per_weight:g}, {kind}"
 
 
 def sha256(file: Path) -> str:

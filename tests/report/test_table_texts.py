@@ -43,7 +43,9 @@ def test_the_error_says_how_many_digits_are_shown(quantity, text) -> None:
 
 
 def test_markdown_is_a_table_with_a_caption() -> None:
-    assert markdown([TABLE]).splitlines()[1:] == [
+    lines = markdown([TABLE], "All of it.").splitlines()
+    assert lines[1:5] == ["", "# Results", "", "All of it."]
+    assert lines[5:] == [
         "",
         "## Steps",
         "",

@@ -96,7 +96,7 @@ def _text(kind: str, report: Report) -> str:
         return report.lines
     if kind == "csv":
         return table_texts.comma_separated(report.result_tables)
-    return table_texts.markdown(report.tables)
+    return table_texts.markdown(report.tables, report.introduction)
 
 
 def _print(report: Report) -> None:

@@ -13,12 +13,12 @@ from q2n.report.output import MARKS
 from q2n.report.table_model import Cell, Quantity, Table, TableRow
 
 
-def markdown(tables: Sequence[Table]) -> str:
-    """All tables with their captions, under headings of the second level."""
-    return (
-        "\n".join([MARKS["markdown"], *(line for table in tables for line in _markdown(table))])
-        + "\n"
-    )
+def markdown(tables: Sequence[Table], introduction: str) -> str:
+    """All tables with their captions, under headings of the second level; before them a heading
+    and a sentence on all of them."""
+    lines = [MARKS["markdown"], "", "# Results", "", introduction]
+    lines += [line for table in tables for line in _markdown(table)]
+    return "\n".join(lines) + "\n"
 
 
 def _markdown(table: Table) -> Iterator[str]:

@@ -49,7 +49,7 @@ def render_page(report: Report) -> str:
     return render(
         "sweeps",
         report=report,
-        days=sorted({record.started[:10] for record in records}),
+        days=report.days,
         leads=lead_table(report.leads) if report.leads else None,
         plans=[_plan_part(report, plan, share) for plan in report.plans],
         made=provenance(records),

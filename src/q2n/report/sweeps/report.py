@@ -31,6 +31,18 @@ class Report:
         """What wins, in all plans."""
         return [lead for plan, rows in self.plans.items() for lead in leads_of(plan, rows)]
 
+    @property
+    def days(self) -> list[str]:
+        """On which cells were started, the first one first."""
+        return sorted({record.started[:10] for record in self.runs.records})
+
+    @property
+    def introduction(self) -> str:
+        """How much there is, and of when."""
+        days = " to ".join(dict.fromkeys((self.days[0], self.days[-1])))
+        plans = f"{len(self.plans)} plan{'s' * (len(self.plans) > 1)}"
+        return f"{len(self.runs.records)} cells of {plans}, measured {days}."
+
     def tables_of(self, plan: str) -> list[Table]:
         """Results of one plan and, where there are some, seconds by kind of layer and trials."""
         rows = self.plans[plan]
