@@ -6,7 +6,6 @@ import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
 
 import pytest
-from matplotlib.text import Text
 from sweep_records import KINDS, layers, record, spectrum, sweep, text_result
 
 from q2n.report.figures.frame import frame
@@ -162,7 +161,10 @@ def test_names_of_points_cover_nothing_and_stay_in_the_frame() -> None:
     before = len(axes.texts)
     label_points(axes, ends)
     figure.canvas.draw()
-    boxes = [Text.get_window_extent(text) for text in axes.texts[before:]]  # without its leader
+    names = axes.texts[before:]
+    for name in names:
+        name.arrow_patch = None  # the leader is no part of it
+    boxes = [name.get_window_extent() for name in names]
     assert {"right", "top", "a name 0"} <= {text.get_text() for text in axes.texts}
     assert 5 < len(boxes) < len(ends), "the crowd is not named in full"
     assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
