@@ -163,7 +163,7 @@ def test_names_of_points_cover_nothing_and_stay_in_the_frame() -> None:
     figure.canvas.draw()
     names = axes.texts[before:]
     for name in names:
-        name.arrow_patch = None  # the leader is no part of it
+        name.arrowprops = name.arrow_patch = None  # the leader is no part of it
     boxes = [name.get_window_extent() for name in names]
     assert {"right", "top", "a name 0"} <= {text.get_text() for text in axes.texts}
     assert 5 < len(boxes) < len(ends), "the crowd is not named in full"
