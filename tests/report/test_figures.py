@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
 
 import pytest
-from sweep_records import KINDS, layers, record, spectrum, sweep
+from sweep_records import KINDS, layers, record, spectrum, sweep, text_result
 
 from q2n.report.figures.frame import frame
 from q2n.report.figures.labels import End, label_points, spread
@@ -14,10 +14,11 @@ from q2n.report.figures.layers import layer_pictures, panels_of
 from q2n.report.figures.spectra import spectrum_picture, tails_picture
 from q2n.report.sweeps.bar_figures import ACCURACY, bar_pictures, groups_of, on_text
 from q2n.report.sweeps.gallery import pictures
-from q2n.report.sweeps.quality_figures import COSTS, quality_pictures
+from q2n.report.sweeps.quality_figures import COSTS, axis_of_cost, quality_pictures
 from q2n.report.sweeps.rows import rows_of
 
 ROWS = rows_of(sweep())
+TEXT = "WikiText-2"
 
 
 def words(picture) -> list[str]:
@@ -160,8 +161,56 @@ def test_names_of_points_cover_nothing_and_stay_in_the_frame() -> None:
     before = len(axes.texts)
     label_points(axes, ends)
     figure.canvas.draw()
-    boxes = [text.get_window_extent() for text in axes.texts[before:]]
+    names = axes.texts[before:]
+    for name in names:
+        name.arrowprops = name.arrow_patch = None  # the leader is no part of it
+    boxes = [name.get_window_extent() for name in names]
     assert {"right", "top", "a name 0"} <= {text.get_text() for text in axes.texts}
     assert 5 < len(boxes) < len(ends), "the crowd is not named in full"
     assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
     assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in boxes)
+
+
+def test_without_a_divergence_the_height_is_the_perplexity() -> None:
+    cells = [
+        record(
+            {"method": method, "bits": b},
+            bits_per_weight=float(b),
+            texts=[text_result("A", None, perplexity=p / b)],
+        )
+        for method, p in (("RTN", 300.0), ("GPTQ", 120.0))
+        for b in (2, 3)
+    ]
+    (picture,) = quality_pictures("x", rows_of([record({}, None), *cells]), COSTS[0], "A")
+    assert {"perplexity", "RTN", "GPTQ"} <= set(words(picture))
+    heights = [list(line.get_ydata()) for line in drawn(picture.figure.axes[0])]
+    assert heights == [[60.0, 40.0], [150.0, 100.0]]
+
+
+def test_a_line_goes_along_the_axis_that_says_the_cost() -> None:
+    """Whatever it is called: here the type of a file, which two programs write."""
+    bits, size, time = COSTS
+    cells = [
+        record({"type": kind, "by": by}, kl, bytes=size_of, seconds={"quantization": seconds})
+        for kind, size_of in (("q4_0", 4_000_000), ("q4_k", 4_010_000), ("q6_k", 6_000_000))
+        for by, kl, seconds in (("llama.cpp", 0.2, 1.0), ("q2n", 0.1, 60.0))
+    ]
+    rows = rows_of(cells)
+    assert axis_of_cost(rows, size, ["type", "by"]) == "type"
+    assert axis_of_cost(rows, time, ["type", "by"]) == "by"
+    assert axis_of_cost(rows, bits, ["type", "by"]) is None, "it is the same in all"
+    assert axis_of_cost(rows[::2], size, ["type"]) is None, "nothing else tells rows apart"
+    (picture,) = quality_pictures("x", rows, size, "WikiText-2")
+    assert {"llama.cpp", "q2n"} <= set(words(picture)) and len(drawn(picture.figure.axes[0])) == 2
+
+
+def test_a_name_has_one_colour_whatever_the_model() -> None:
+    """Though another one is best on each."""
+    cells = [
+        record({"model": m, "method": x, "bits": b}, kl / b, bits_per_weight=float(b))
+        for m, kls in (("A", (0.5, 0.9)), ("B", (0.9, 0.5)))
+        for x, kl in zip(("RTN", "GPTQ"), kls, strict=True)
+        for b in (2, 3)
+    ]
+    a, b = (drawn(p.figure.axes[0]) for p in quality_pictures("x", rows_of(cells), COSTS[0], TEXT))
+    assert [x.get_color() for x in a] == [x.get_color() for x in b][::-1]

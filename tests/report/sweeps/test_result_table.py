@@ -162,3 +162,14 @@ def test_the_figures_of_the_paper_stand_beside_ours() -> None:
     assert "Table 3" in table.caption
     small = [record({**x.labels, "model": "smollm2-135m"}, plan="table3") for x in cells]
     assert "paper" not in result_table("table3", rows_of(small)).caption.lower()
+
+
+def test_without_a_divergence_the_least_perplexity_wins() -> None:
+    cells = [
+        cell(step, 0, 0.5, texts=[text_result("A", None, perplexity=p)])
+        for step, p in (("alone", 50.0), ("Q2N", 40.0))
+    ]
+    table = lead_table(leads_of("steps", rows_of(cells)))
+    assert column(table, "best") == ["Q2N"] and column(table, "the lead is") == ["cannot be told"]
+    assert column(table, "A perplexity")[0].value == 40.0
+    assert "A KL" not in [x.name for x in table.columns]

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from q2n.report.figures.style import INCH, MUTED, SIZE, SMALL, shortened
 
 WIDTH, HEIGHT = 4.8, 3.2
-LEFT, TOP, BOTTOM = 0.5, 0.62, 0.5
+LEFT, TOP, BOTTOM = 0.6, 0.62, 0.5
 LETTERS = (50, 70)
 """Of the two lines of a heading, at most."""
 

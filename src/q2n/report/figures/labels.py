@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from q2n.report.figures.style import INCH, LETTER, SMALL, shortened
+from q2n.report.figures.style import INCH, LETTER, MUTED, SMALL, shortened
 
 GAP = 1.35 * SMALL
 """Points between the middles of two labels."""
@@ -62,8 +62,10 @@ def room_for(names: Sequence[str]) -> float:
 
 Box = tuple[float, float, float, float]
 """Left, bottom, right, top, in points."""
-SIDES = [(towards, up) for up in (0, 1, -1, 2, -2, 3, -3) for towards in (1, -1)]
+SIDES = [(towards, up) for up in (0, 1, -1, 2, -2) for towards in (1, -1)]
 """Of a point: to the right or left of it, and so many lines above."""
+LEADER = {"arrowstyle": "-", "color": MUTED, "lw": 0.5, "shrinkA": 0, "shrinkB": 3}
+"""From a name that does not stand beside its point."""
 
 
 def label_points(axes: Axes, ends: Sequence[End]) -> None:
@@ -93,6 +95,7 @@ def label_points(axes: Axes, ends: Sequence[End]) -> None:
             ha="left" if towards > 0 else "right",
             va="center",
             fontsize=SMALL,
+            arrowprops=LEADER if up else None,
         )
 
 

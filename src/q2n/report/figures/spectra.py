@@ -35,7 +35,6 @@ def spectrum_picture(name: str, title: str, spectrum: SpectrumRecord) -> Picture
     figure, axes = frame(
         f"{title}, {spectrum.layer}",
         "eigenvalues of the inputs' Gram matrix, per token",
-        left=0.62,
     )
     known = [(x + 1, y) for x, y in zip(spectrum.places, spectrum.values, strict=True) if y > 0]
     axes.plot(*zip(*known, strict=True), color=SERIES[0])

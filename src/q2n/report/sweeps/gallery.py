@@ -18,7 +18,7 @@ Shown = tuple[str, Picture]
 KINDS = {
     "bits": (
         "Quality against bits per weight",
-        "A line joins rows that differ in their bits alone; error bars are of text and seeds "
+        "A line joins rows that differ in their size alone; error bars are of text and seeds "
         "together.",
     ),
     "bytes": (

@@ -5,7 +5,7 @@ A lead is beyond its error where it exceeds twice the error of the paired differ
 seeds together (paired.py). With one seed only the text's error is known, and that is said.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from q2n.report.paired import Estimate
@@ -93,6 +93,9 @@ def lead_table(leads: Sequence[Lead]) -> Table:
     texts = list(dict.fromkeys(lead.text for lead in leads))
     plans = list(dict.fromkeys(lead.plan for lead in leads))
     labels = ["plan", "model", "bits", "best"][len(plans) == 1 :]
+    measures = [measure for text in texts for measure in _measures(text)]
+    cells = [[show(found) for _, show in measures] for found in places.values()]
+    used = [n for n in range(len(measures)) if any(row[n] is not None for row in cells)]
     return Table(
         name="leads",
         title="What wins",
@@ -100,32 +103,54 @@ def lead_table(leads: Sequence[Lead]) -> Table:
             *(Column(title, kind="label") for title in labels),
             *(Column(title, kind="text") for title in ("second", "the lead is")),
             Column("bits/weight"),
-            *(Column(title, text) for text in texts for title in ("KL", "lead")),
+            *(measures[n][0] for n in used),
         ],
         rows=[
-            TableRow([*place[-len(labels) - 1 :], _verdicts(found), *_cells(found, texts)])
-            for place, found in places.items()
+            TableRow(
+                [
+                    *place[-len(labels) - 1 :],
+                    _verdicts(found),
+                    _bits(found),
+                    *(row[n] for n in used),
+                ]
+            )
+            for (place, found), row in zip(places.items(), cells, strict=True)
         ],
         constants={"plan": plans[0]} if len(plans) == 1 else {},
         notes=NOTES,
     )
 
 
-def _cells(found: Mapping[str, Lead], texts: Sequence[str]) -> list[Cell]:
+Found = Mapping[str, Lead]
+"""By text."""
+
+
+def _bits(found: Found) -> Cell:
     bits = next(iter(found.values())).row.mean("bits_per_weight")
-    numbers = [cell for text in texts for cell in _numbers(found.get(text))]
-    return [None if bits is None else Quantity(bits, decimals=2), *numbers]
+    return None if bits is None else Quantity(bits, decimals=2)
 
 
-def _numbers(lead: Lead | None) -> tuple[Cell, Cell]:
-    if lead is None:
-        return None, None
-    on, ahead = lead.row.on(lead.text), lead.ahead
-    best = Quantity.of(on.divergence, decimals=3) or Quantity.of(on.perplexity)
-    return best, None if ahead is None else Quantity(ahead.value, ahead.total_error, decimals=3)
+def _measures(text: str) -> Iterator[tuple[Column, Callable[[Found], Cell]]]:
+    """KL and lead, or the perplexity where there is no KL."""
+
+    def best(found: Found) -> Cell:
+        on = found[text].row.on(text) if text in found else None
+        return None if on is None else Quantity.of(on.divergence, decimals=3)
+
+    def ahead(found: Found) -> Cell:
+        lead = found[text].ahead if text in found else None
+        return None if lead is None else Quantity(lead.value, lead.total_error, decimals=3)
+
+    def perplexity(found: Found) -> Cell:
+        on = found[text].row.on(text) if text in found else None
+        return None if on is None or on.divergence else Quantity.of(on.perplexity)
+
+    yield Column("KL", text), best
+    yield Column("lead", text), ahead
+    yield Column("perplexity", text), perplexity
 
 
-def _verdicts(found: Mapping[str, Lead]) -> str:
+def _verdicts(found: Found) -> str:
     """One for all texts, or those of each."""
     texts: dict[str, list[str]] = {}
     for text, lead in found.items():

@@ -80,7 +80,7 @@ def _facts(rows: Sequence[Row]) -> dict[str, str]:
     refused = sum(cell.refused is not None for cell in cells)
     places = {axis: _each(row.labels.get(axis) for row in rows) for axis in axes(rows)}
     others = {
-        "seeds": _each(seed for row in rows for seed in row.cells),
+        "seeds": _each(sorted({x for row in rows for x in row.cells if x is not None}, key=str)),
         "texts": _each(text for row in rows for text in row.texts),
         "tasks": _each(task for row in rows for task in row.tasks),
         "cells": f"{len(cells)}" + (f", {refused} refused" if refused else ""),
