@@ -133,6 +133,10 @@ def test_labels_keep_their_distance_and_their_order(wanted) -> None:
     assert order == sorted(range(len(wanted)), key=places.__getitem__)
 
 
+def test_labels_in_a_crowd_lie_around_their_lines() -> None:
+    assert spread([0.5] * 3, 0.1, 0.0, 1.0) == pytest.approx([0.4, 0.5, 0.6])
+
+
 def test_labels_that_have_room_stay_at_their_lines() -> None:
     assert spread([0.3, 0.7, 0.5], 0.1, 0.0, 1.0) == [0.3, 0.7, 0.5]
 

@@ -1,7 +1,8 @@
 """Direct labels: names beside the ends of lines instead of a legend.
 
 Every label wants to stand at the height of its line. Where they would lie on each other they are
-moved apart, first upwards from the lowest, then down from the top, and a thin line leads to each.
+pushed up, from the lowest on, and down, from the highest on: both keep order and distance, and so
+does the mean of the two, which is where they stand. A thin line leads to each.
 """
 
 from collections.abc import Sequence
@@ -30,6 +31,12 @@ class End:
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Places at least `gap` apart, near the wanted ones, within low and high if there is room."""
+    upwards = _pushed_up(wanted, gap, low, high)
+    mirrored = _pushed_up([-x for x in reversed(wanted)], gap, -high, -low)
+    return [(up - down) / 2 for up, down in zip(upwards, reversed(mirrored), strict=True)]
+
+
+def _pushed_up(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     order = sorted(range(len(wanted)), key=lambda n: wanted[n])
     places = [max(low, wanted[n]) for n in order]
     for n in range(1, len(places)):
