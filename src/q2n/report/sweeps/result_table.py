@@ -30,9 +30,11 @@ NOTES = {
 }
 
 
-def result_table(plan: str, rows: Sequence[Row]) -> Table:
-    """All results of one plan. A text that all rows share is named once, with what else they
-    share."""
+def result_table(plan: str, rows: Sequence[Row]) -> Table | None:
+    """All results of one plan, None where nothing was measured. A text that all rows share is named
+    once, with what else they share."""
+    if not any(row.texts or row.tasks or row.refusals or row.mean("bytes") for row in rows):
+        return None
     shown, texts = varying_axes(rows), list(dict.fromkeys(x for row in rows for x in row.texts))
     one_text = {"text": texts[0]} if len(texts) == 1 else {}
     measures = [*_labels(shown), *_on_texts(rows, texts), *_on_tasks(rows), *_costs()]
