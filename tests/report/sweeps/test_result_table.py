@@ -177,13 +177,9 @@ def test_without_a_divergence_the_least_perplexity_wins() -> None:
 
 
 def test_a_plan_of_spectra_has_a_table_of_cuts_and_no_results() -> None:
-    shown = [spectrum(block, "q_proj") for block in (0, 14)]
-    rows = rows_of(
-        [
-            record({"model": "m"}, None, texts=(), spectra=shown),
-            record({"model": "n"}, None, texts=()),
-        ]
-    )
+    shown = {"m": [spectrum(block, "q_proj") for block in (0, 14)], "n": []}
+    cells = [record({"model": m}, texts=(), bytes=None, spectra=x) for m, x in shown.items()]
+    rows = rows_of(cells)
     table = cut_table("figure1", rows)
     assert table is not None and column(table, "input of")[1] == "model.layers.14.q_proj"
     assert [x.value for x in column(table, "ratio")] == [40, 82]
