@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from measuring import peers
 from transformers import AutoTokenizer
 
 import q2n
@@ -36,6 +37,7 @@ LENGTH = 512
 TRIES = 8
 WHO = {
     "llama.cpp": "llama.cpp, importance matrix",
+    "autoround": "AutoRound, 50 iterations",
     "off": "q2n, GPTQ",
     "good": "q2n, GPTQ good",
     "best": "q2n, GPTQ best",
@@ -57,7 +59,7 @@ def main() -> None:
     base = logits_of(options, original)
     importance = importance_matrix(options, original)
     for kind in options.types:
-        for who in ("llama.cpp", *options.quality):
+        for who in ("llama.cpp", *["autoround"] * bool(options.environments), *options.quality):
             labels = {"model": named(options), "bits": width(kind), "by": WHO[who]}
             labels["seed"] = options.seed
             if not any(labels == line["labels"] for line in past(options.results)):
@@ -78,6 +80,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--model", default="smollm2-135m", help="name or folder")
     parser.add_argument("--types", nargs="+", default=["iq4_nl"], choices=BLOCK_TYPES)
     parser.add_argument("--quality", nargs="+", default=["good"], choices=["off", "good", "best"])
+    parser.add_argument(
+        "--environments", type=Path, help="AutoRound too, from an environment in this folder"
+    )
     parser.add_argument("--calibration", default="wiki.train.head.raw")
     parser.add_argument("--evaluation", default="wiki.test.raw")
     parser.add_argument("--windows", type=int, default=16)
@@ -149,6 +154,8 @@ def quantized(
                 "--token-embedding-type", "q8_0", "--output-tensor-type", "q8_0",
                 original, file, BLOCK_TYPES[kind].name)  # fmt: skip
         return file
+    if who == "autoround":
+        return rounded_by_autoround(options, place, kind)
     if not place.exists():
         q2n.quantize(
             options.model,
@@ -162,6 +169,23 @@ def quantized(
             seed=options.seed,
         )
     return place / "model.gguf"
+
+
+def rounded_by_autoround(options: argparse.Namespace, place: Path, kind: str) -> Path:
+    """AutoRound's file, of the same windows."""
+    if not place.exists():
+        peers.quantize(
+            "peer_autoround.py",
+            ["--gguf", kind, "--iters", 50],
+            place,
+            environment=options.environments / "peer_autoround",
+            model=options.model,
+            corpus=str(options.data / options.calibration),
+            windows=options.windows,
+            length=LENGTH,
+            seed=options.seed,
+        )
+    return next(place.rglob("*.gguf"))
 
 
 def compared(options: argparse.Namespace, base: Path, file: Path) -> dict[str, float]:
