@@ -28,7 +28,7 @@ def test_tables_are_printed(runs, capsys, monkeypatch) -> None:
     assert main(["report", runs]) == 0
     printed = capsys.readouterr()
     assert "What wins" in printed.out and "beyond its error" in printed.out
-    assert "44 records, 0 skipped" in printed.err
+    assert "read 44, skipped 0" in printed.err
 
 
 def test_the_same_tables_as_markdown_and_csv(runs, capsys) -> None:
@@ -53,7 +53,7 @@ def test_what_is_skipped_is_counted_and_named(runs, capsys) -> None:
     Path(runs, "cells", "0.json").write_text('{"layout": 1, "cell"')
     assert main(["report", runs, "--markdown"]) == 0
     said = capsys.readouterr().err
-    assert "44 records, 1 skipped" in said and "0.json: it is not JSON, or truncated" in said
+    assert "read 44, skipped 1" in said and "0.json: it is not JSON, or truncated" in said
 
 
 @pytest.mark.parametrize("flag", ["--markdown", "--csv", "--jsonl", "--html"])

@@ -74,4 +74,4 @@ def test_tables_of_records_need_neither_torch_nor_a_drawing(tmp_path):
     call = [sys.executable, "-c", CALL % (HEAVY,), "report", str(folder)]
     done = subprocess.run(call, env=environment, capture_output=True, text=True)
     said, imported = done.stderr.splitlines()
-    assert (done.returncode, json.loads(imported)) == (0, []) and "24 records" in said
+    assert (done.returncode, json.loads(imported)) == (0, []) and "read 24" in said

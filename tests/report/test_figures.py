@@ -9,9 +9,10 @@ import pytest
 from sweep_records import KINDS, layers, record, spectrum, sweep, text_result
 
 from q2n.report.figures.frame import frame
-from q2n.report.figures.labels import End, label_points, spread
+from q2n.report.figures.labels import End, spread
 from q2n.report.figures.layers import layer_pictures, panels_of
-from q2n.report.figures.spectra import spectrum_picture, tails_picture
+from q2n.report.figures.point_labels import label_points
+from q2n.report.figures.spectra import spectrum_picture, spectrum_pictures, tails_picture
 from q2n.report.sweeps.bar_figures import ACCURACY, bar_pictures, groups_of, on_text
 from q2n.report.sweeps.gallery import pictures
 from q2n.report.sweeps.quality_figures import COSTS, axis_of_cost, quality_pictures
@@ -133,6 +134,10 @@ def test_labels_keep_their_distance_and_their_order(wanted) -> None:
     assert order == sorted(range(len(wanted)), key=places.__getitem__)
 
 
+def test_labels_in_a_crowd_lie_around_their_lines() -> None:
+    assert spread([0.5] * 3, 0.1, 0.0, 1.0) == pytest.approx([0.4, 0.5, 0.6])
+
+
 def test_labels_that_have_room_stay_at_their_lines() -> None:
     assert spread([0.3, 0.7, 0.5], 0.1, 0.0, 1.0) == [0.3, 0.7, 0.5]
 
@@ -214,3 +219,9 @@ def test_a_name_has_one_colour_whatever_the_model() -> None:
     ]
     a, b = (drawn(p.figure.axes[0]) for p in quality_pictures("x", rows_of(cells), COSTS[0], TEXT))
     assert [x.get_color() for x in a] == [x.get_color() for x in b][::-1]
+
+
+def test_inputs_of_too_few_columns_have_no_spectrum() -> None:
+    narrow = spectrum(0, "q_proj", width=4)
+    assert list(spectrum_pictures("x", "tiny", [narrow])) == []
+    assert len(list(spectrum_pictures("x", "tiny", [narrow, spectrum(1, "q_proj")]))) == 2

@@ -113,7 +113,7 @@ def _say(report: Report, written: list[str]) -> None:
     from q2n.logging import Screen
 
     screen, skipped = Screen(stderr=True, highlight=False), report.runs.skipped
-    said = [f"{len(report.runs.records)} records, {len(skipped)} skipped", *written]
+    said = [f"read {len(report.runs.records)}, skipped {len(skipped)}", *written]
     screen.print("; ".join(said), markup=False, soft_wrap=True)
     for each in skipped[:MOST_SKIPPED]:
         screen.print(f"skipped: {each.place}: {each.why}", markup=False, soft_wrap=True)

@@ -8,9 +8,9 @@ What is the same in every row stands in `constants` instead of a column.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from q2n.report.paired import Estimate
 
@@ -116,3 +116,15 @@ class Table:
     def has_refusals(self) -> bool:
         """Whether a row has no results."""
         return any(row.refused for row in self.rows)
+
+
+Item = TypeVar("Item")
+
+
+def filled(
+    measures: Iterable[tuple[Column, Callable[[Item], Cell]]], items: Sequence[Item]
+) -> tuple[list[Column], list[list[Cell]]]:
+    """Columns and the cells of each item, without the columns in which no item has anything."""
+    known = [(column, [of(item) for item in items]) for column, of in measures]
+    used = [(column, cells) for column, cells in known if any(x is not None for x in cells)]
+    return [column for column, _ in used], [[c[n] for _, c in used] for n in range(len(items))]

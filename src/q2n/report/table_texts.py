@@ -83,7 +83,7 @@ def _csv_lines(table: Table) -> Iterator[dict[str, str]]:
 def print_table(table: Table, console: Console) -> None:
     """On a terminal, below each other where the columns are too wide to stand side by side."""
     parts = [_rich(table, columns) for columns in _parts(table, console.width)]
-    parts[0].title = escape(table.title)
+    console.print(table.title, markup=False, style="bold")
     for part in parts:
         console.print(part)
     for row in table.rows:
@@ -117,7 +117,7 @@ def _title(table: Table, n: int) -> str:
 
 
 def _rich(table: Table, columns: Sequence[int]) -> RichTable:
-    made = RichTable(box=box.SIMPLE, padding=(0, 1, 0, 0), title_justify="left")
+    made = RichTable(box=box.SIMPLE, padding=(0, 1, 0, 0))
     for n in columns:
         numeric = table.columns[n].numeric
         made.add_column(

@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 import pytest
-from sweep_records import record, refused, sweep, task_scores, text_result
+from sweep_records import record, refused, spectrum, sweep, task_scores, text_result
 
+from q2n.report.sweeps.cut_table import cut_table
 from q2n.report.sweeps.leads import lead_table, leads_of
 from q2n.report.sweeps.result_table import result_table
 from q2n.report.sweeps.rows import rows_of
@@ -173,3 +174,13 @@ def test_without_a_divergence_the_least_perplexity_wins() -> None:
     assert column(table, "best") == ["Q2N"] and column(table, "the lead is") == ["cannot be told"]
     assert column(table, "A perplexity")[0].value == 40.0
     assert "A KL" not in [x.name for x in table.columns]
+
+
+def test_a_plan_of_spectra_has_a_table_of_cuts_and_no_results() -> None:
+    shown = {"m": [spectrum(block, "q_proj") for block in (0, 14)], "n": []}
+    cells = [record({"model": m}, texts=(), bytes=None, spectra=x) for m, x in shown.items()]
+    rows = rows_of(cells)
+    table = cut_table("figure1", rows)
+    assert table is not None and column(table, "input of")[1] == "model.layers.14.q_proj"
+    assert [x.value for x in column(table, "ratio")] == [40, 82]
+    assert result_table("figure1", rows) is None and cut_table("steps", rows_of(TWO)) is None

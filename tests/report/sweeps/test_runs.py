@@ -2,13 +2,15 @@ import json
 from dataclasses import replace
 
 import pytest
-from sweep_records import record, sweep, write_cells
+from sweep_records import layers, record, spectrum, sweep, write_cells
 
 from q2n.errors import InputError
 from q2n.report.sweeps.runs import read_runs
 
 A = record({"model": "m", "step": "alone", "seed": 0})
 B = record({"model": "m", "step": "Q2N", "seed": 0}, started="2026-11-26T15:00:00+00:00")
+
+LAYER = layers(0.7, stepped=True)["q_proj"]
 
 
 def line(record) -> str:
@@ -41,6 +43,10 @@ def test_what_is_no_record_is_named_with_its_reason(tmp_path) -> None:
         .replace("36.6", "NaN")
         .replace('"bits_per_weight": 3.03', '"bits_per_weight": Infinity'),
         "deep": "[" * 100_000,
+        "lengths": line(replace(A, layers={"q_proj": replace(LAYER, alpha=[1.0])})),
+        "spectrum": line(replace(A, spectra=[replace(spectrum(0, "q_proj"), places=[0])])),
+        "huge": line(replace(A, bits_per_weight=1e200)),
+        "negative": line(replace(A, texts=[replace(A.texts[0], divergence_error=-0.1)])),
     }
     for name, text in texts.items():
         (cells / f"{name}.json").write_text(text)
@@ -52,6 +58,9 @@ def test_what_is_no_record_is_named_with_its_reason(tmp_path) -> None:
     assert "truncated" in why["truncated"] and "truncated" in why["empty"]
     assert "layout 99" in why["layout"] and "speed" in why["field"]
     assert "texts.0.perplexity" in why["value"] and "bits_per_weight" in why["infinite"]
+    assert why["lengths"] == "layers.q_proj: alpha has 1 values for 30 blocks"
+    assert "spectra.0" in why["spectrum"] and "bits_per_weight" in why["huge"]
+    assert "divergence_error: -0.1" in why["negative"]
     assert all("\n" not in reason for reason in why.values())
 
 

@@ -7,6 +7,8 @@ the split of the ratio rule marked.
 
 from collections.abc import Iterator, Sequence
 
+from matplotlib.axes import Axes
+
 from q2n.report.experiment import SpectrumRecord
 from q2n.report.figures.frame import frame
 from q2n.report.figures.labels import End, label_ends, room_for
@@ -23,8 +25,9 @@ def spectrum_pictures(
     name: str, title: str, spectra: Sequence[SpectrumRecord]
 ) -> Iterator[Picture]:
     """For each kind of linear the spectrum in the middle of the model, and those of all blocks."""
-    for kind in dict.fromkeys(spectrum.kind for spectrum in spectra):
-        mine = sorted((x for x in spectra if x.kind == kind), key=lambda x: x.block)
+    shown = [x for x in spectra if x.places[-1] >= TOP and x.values[0] > 0]
+    for kind in dict.fromkeys(spectrum.kind for spectrum in shown):
+        mine = sorted((x for x in shown if x.kind == kind), key=lambda x: x.block)
         yield spectrum_picture(name, title, mine[len(mine) // 2])
         yield tails_picture(name, title, mine)
 
@@ -43,52 +46,59 @@ def spectrum_picture(name: str, title: str, spectrum: SpectrumRecord) -> Picture
     low, high = axes.get_ylim()
     axes.set_ylim(low, high * (high / low) ** 0.3)
     for n, (rule, kept) in enumerate(sorted(spectrum.cuts.items(), key=lambda item: item[1])):
-        colour, height = SERIES[1 + n % 5], 0.98 - 0.09 * n
-        axes.axvline(kept, ymax=height, color=colour, lw=1)
-        left = kept > 0.6 * spectrum.width
-        axes.annotate(
-            f"{RULES.get(rule, rule)} keeps {kept}",
-            (kept, height),
-            (-4 if left else 4, 0),
-            ("data", "axes fraction"),
-            "offset points",
-            ha="right" if left else "left",
-            va="top",
-            fontsize=SMALL,
-        )
+        _draw_cut(axes, n, f"{RULES.get(rule, rule)} keeps {kept}", kept, spectrum.width)
     cuts = ", ".join(f"{RULES.get(rule, rule)} {kept}" for rule, kept in spectrum.cuts.items())
     spoken = f"Spectrum of {spectrum.layer}, {title}; principal directions kept: {cuts}"
     return Picture(slug(name, "spectrum", spectrum.layer), spoken, figure)
+
+
+def _draw_cut(axes: Axes, number: int, text: str, kept: int, width: int) -> None:
+    """A line from below, its name at the top, each lower than the one before."""
+    height, side = 0.98 - 0.09 * number, -1 if kept > 0.6 * width else 1
+    axes.axvline(kept, ymax=height, color=SERIES[1 + number % 5], lw=1)
+    axes.annotate(
+        text,
+        (kept, height),
+        (4 * side, 0),
+        ("data", "axes fraction"),
+        "offset points",
+        ha="left" if side > 0 else "right",
+        va="top",
+        fontsize=SMALL,
+    )
 
 
 @styled
 def tails_picture(name: str, title: str, spectra: Sequence[SpectrumRecord]) -> Picture:
     """Figure 4: spectra of one kind of input without their largest eigenvalues, block by block."""
     shown = _evenly(spectra)
-    names = [f"block {spectrum.block}" for spectrum in shown]
-    kind = shown[0].kind
+    kind, names = shown[0].kind, [f"block {spectrum.block}" for spectrum in shown]
     figure, axes = frame(
         f"{title}, {kind}",
         f"eigenvalues without the top {TOP}, over the next; dot: split",
         right=room_for(names),
     )
-    ends = []
-    for n, (spectrum, label) in enumerate(zip(shown, names, strict=True)):
-        known = [
-            (x + 1.0, y) for x, y in zip(spectrum.places, spectrum.values, strict=True) if x >= TOP
-        ]
-        first = known[0][1] or 1.0
-        xs, ys = [x for x, _ in known], [y / first for _, y in known]
-        axes.plot(xs, ys, color=SERIES[n], zorder=2)
-        at = _at(xs, ys, spectrum.cuts.get("ratio"))
-        if at is not None:
-            axes.plot(*at, "o", color=SERIES[n], zorder=3)
-        ends.append(End(*(at or (xs[-1], ys[-1])), label, SERIES[n]))
+    lines = zip(shown, names, SERIES, strict=False)
+    ends = [_draw_tail(axes, spectrum, label, colour) for spectrum, label, colour in lines]
     axes.set_xlabel("eigenvalue")
     log_scale(axes, "x")
     label_ends(axes, ends)
     spoken = f"Spectra of the inputs of {kind}, {title}, without the {TOP} largest eigenvalues"
     return Picture(slug(name, "tails", kind), spoken, figure)
+
+
+def _draw_tail(axes: Axes, spectrum: SpectrumRecord, name: str, colour: str) -> End:
+    """A line and, where the ratio rule cuts it, a dot."""
+    known = [
+        (x + 1.0, y) for x, y in zip(spectrum.places, spectrum.values, strict=True) if x >= TOP
+    ]
+    first = known[0][1] or 1.0
+    xs, ys = [x for x, _ in known], [y / first for _, y in known]
+    axes.plot(xs, ys, color=colour, zorder=2)
+    at = _at(xs, ys, spectrum.cuts.get("ratio"))
+    if at is not None:
+        axes.plot(*at, "o", color=colour, zorder=3)
+    return End(*(at or (xs[-1], ys[-1])), name, colour)
 
 
 def _evenly(spectra: Sequence[SpectrumRecord]) -> list[SpectrumRecord]:

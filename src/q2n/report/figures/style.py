@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from html import escape
+from math import log10
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -163,13 +164,13 @@ def log_scale(axes: Axes, which: str = "y") -> None:
     axes.autoscale_view()
     low, high = getattr(axes, f"get_{which}lim")()
     axis = axes.yaxis if which == "y" else axes.xaxis
-    axis.set_major_locator(LogLocator(subs=_steps(high / low), numticks=12))
+    axis.set_major_locator(LogLocator(subs=_steps(log10(high) - log10(low)), numticks=12))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _steps(ratio: float) -> tuple[float, ...]:
+def _steps(decades: float) -> tuple[float, ...]:
     """Ticks within a factor of ten, so that there are some and not too many."""
-    if ratio < 8:
+    if decades < 0.9:
         return (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
-    return (1.0, 2.0, 5.0) if ratio < 1e3 else (1.0,)
+    return (1.0, 2.0, 5.0) if decades < 3 else (1.0,)

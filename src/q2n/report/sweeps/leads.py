@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from q2n.report.paired import Estimate
 from q2n.report.sweeps.naming import BITS, MODEL, name_of, varying_axes, width_of
 from q2n.report.sweeps.rows import Row
-from q2n.report.table_model import Cell, Column, Quantity, Table, TableRow
+from q2n.report.table_model import Cell, Column, Quantity, Table, TableRow, filled
 
 NOTES = (
     "Best: least KL from the original, or least perplexity where no KL was measured.",
@@ -84,53 +84,52 @@ def _score(row: Row, text: str) -> tuple[float, float]:
     )
 
 
+Found = Mapping[str, Lead]
+"""By text: leads of one row over one other."""
+Measure = tuple[Column, Callable[[Found], Cell]]
+
+
 def lead_table(leads: Sequence[Lead]) -> Table:
     """One row for the texts on which the same row is best and the same second."""
-    places: dict[tuple[str, ...], dict[str, Lead]] = {}
+    found: dict[tuple[str, ...], dict[str, Lead]] = {}
     for lead in leads:
         place = (lead.plan, lead.model, lead.width, lead.best, lead.second)
-        places.setdefault(place, {})[lead.text] = lead
-    texts = list(dict.fromkeys(lead.text for lead in leads))
+        found.setdefault(place, {})[lead.text] = lead
+    texts = dict.fromkeys(lead.text for lead in leads)
     plans = list(dict.fromkeys(lead.plan for lead in leads))
-    labels = ["plan", "model", "bits", "best"][len(plans) == 1 :]
-    measures = [measure for text in texts for measure in _measures(text)]
-    cells = [[show(found) for _, show in measures] for found in places.values()]
-    used = [n for n in range(len(measures)) if any(row[n] is not None for row in cells)]
+    measures = [*_places(), *(measure for text in texts for measure in _measures(text))]
+    columns, cells = filled(measures[len(plans) == 1 :], list(found.values()))
     return Table(
         name="leads",
         title="What wins",
-        columns=[
-            *(Column(title, kind="label") for title in labels),
-            *(Column(title, kind="text") for title in ("second", "the lead is")),
-            Column("bits/weight"),
-            *(measures[n][0] for n in used),
-        ],
-        rows=[
-            TableRow(
-                [
-                    *place[-len(labels) - 1 :],
-                    _verdicts(found),
-                    _bits(found),
-                    *(row[n] for n in used),
-                ]
-            )
-            for (place, found), row in zip(places.items(), cells, strict=True)
-        ],
+        columns=columns,
+        rows=[TableRow(row) for row in cells],
         constants={"plan": plans[0]} if len(plans) == 1 else {},
         notes=NOTES,
     )
 
 
-Found = Mapping[str, Lead]
-"""By text."""
+def _places() -> Iterator[Measure]:
+    """Whose lead it is; the same on all texts, but for the verdict."""
+    yield Column("plan", kind="label"), lambda found: _any(found).plan
+    yield Column("model", kind="label"), lambda found: _any(found).model
+    yield Column("bits", kind="label"), lambda found: _any(found).width
+    yield Column("best", kind="label"), lambda found: _any(found).best
+    yield Column("second", kind="text"), lambda found: _any(found).second
+    yield Column("the lead is", kind="text"), _verdicts
+    yield Column("bits/weight"), _bits
+
+
+def _any(found: Found) -> Lead:
+    return next(iter(found.values()))
 
 
 def _bits(found: Found) -> Cell:
-    bits = next(iter(found.values())).row.mean("bits_per_weight")
+    bits = _any(found).row.mean("bits_per_weight")
     return None if bits is None else Quantity(bits, decimals=2)
 
 
-def _measures(text: str) -> Iterator[tuple[Column, Callable[[Found], Cell]]]:
+def _measures(text: str) -> Iterator[Measure]:
     """KL and lead, or the perplexity where there is no KL."""
 
     def best(found: Found) -> Cell:

@@ -49,7 +49,6 @@ def render_page(report: Report) -> str:
     return render(
         "sweeps",
         report=report,
-        days=report.days,
         leads=lead_table(report.leads) if report.leads else None,
         plans=[_plan_part(report, plan, share) for plan in report.plans],
         made=provenance(records),

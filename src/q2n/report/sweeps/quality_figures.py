@@ -13,7 +13,8 @@ from statistics import fmean, variance
 from matplotlib.axes import Axes
 
 from q2n.report.figures.frame import frame, note
-from q2n.report.figures.labels import End, label_ends, label_points, room_for
+from q2n.report.figures.labels import End, label_ends, room_for
+from q2n.report.figures.point_labels import label_points
 from q2n.report.figures.style import GRID, MARKERS, SERIES, Picture, log_scale, slug, styled
 from q2n.report.paired import Estimate
 from q2n.report.sweeps.naming import MODEL, name_of, varying_axes

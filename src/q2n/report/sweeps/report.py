@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from q2n.report.sweeps.cut_table import cut_table
 from q2n.report.sweeps.leads import Lead, lead_table, leads_of
 from q2n.report.sweeps.result_table import result_table
 from q2n.report.sweeps.rows import Row, rows_of
@@ -41,12 +42,13 @@ class Report:
         """How much there is, and of when."""
         days = " to ".join(dict.fromkeys((self.days[0], self.days[-1])))
         plans = f"{len(self.plans)} plan{'s' * (len(self.plans) > 1)}"
-        return f"{len(self.runs.records)} cells of {plans}, measured {days}."
+        cells = f"{len(self.runs.records)} cell{'s' * (len(self.runs.records) > 1)}"
+        return f"{cells} of {plans}, measured {days}."
 
     def tables_of(self, plan: str) -> list[Table]:
-        """Results of one plan and, where there are some, seconds by kind of layer and trials."""
+        """Those of one plan that have something to show."""
         rows = self.plans[plan]
-        makers = (result_table, time_table, search_table)
+        makers = (result_table, time_table, search_table, cut_table)
         return [table for make in makers if (table := make(plan, rows)) is not None]
 
     @cached_property

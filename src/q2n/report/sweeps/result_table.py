@@ -8,7 +8,7 @@ from q2n.report.paired import Estimate
 from q2n.report.paper import paper_figures, paper_source
 from q2n.report.sweeps.naming import ORIGINAL, constant_labels, title_of, varying_axes
 from q2n.report.sweeps.rows import Row
-from q2n.report.table_model import Cell, Column, Quantity, Table, TableRow
+from q2n.report.table_model import Cell, Column, Quantity, Table, TableRow, filled
 
 Find = Callable[[Row], Estimate | None]
 Show = Callable[[Row], Cell]
@@ -30,24 +30,21 @@ NOTES = {
 }
 
 
-def result_table(plan: str, rows: Sequence[Row]) -> Table:
-    """All results of one plan. A text that all rows share is named once, with what else they
-    share."""
+def result_table(plan: str, rows: Sequence[Row]) -> Table | None:
+    """All results of one plan, None where nothing was measured. A text that all rows share is named
+    once, with what else they share."""
+    if not any(row.texts or row.tasks or row.refusals or row.mean("bytes") for row in rows):
+        return None
     shown, texts = varying_axes(rows), list(dict.fromkeys(x for row in rows for x in row.texts))
     one_text = {"text": texts[0]} if len(texts) == 1 else {}
     measures = [*_labels(shown), *_on_texts(rows, texts), *_on_tasks(rows), *_costs()]
     measures += _as_printed(plan, rows)
-    cells = [[show(row) for _, show in measures] for row in rows]
-    used = [n for n in range(len(measures)) if n < len(shown) or any(row[n] for row in cells)]
-    columns = [measures[n][0] for n in used]
+    columns, cells = filled(measures, rows)
     return Table(
         name=plan,
         title=title_of(plan, rows),
         columns=columns,
-        rows=[
-            TableRow([each[n] for n in used], "; ".join(row.refusals))
-            for row, each in zip(rows, cells, strict=True)
-        ],
+        rows=[TableRow(own, "; ".join(row.refusals)) for row, own in zip(rows, cells, strict=True)],
         constants={axis: str(value) for axis, value in constant_labels(rows).items()} | one_text,
         notes=_notes(plan, columns),
     )

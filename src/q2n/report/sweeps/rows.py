@@ -110,8 +110,7 @@ class OnText:
         """Divergence of each window; empty where that was not measured, or not of every seed on
         the same windows."""
         results = self.results.values()
-        same = len({(x.sha256, x.protocol, len(x.by_window)) for x in results}) == 1
-        known = same and all(x.by_window for x in results)
+        known = len(self._measured_on()) == 1 and all(x.by_window for x in results)
         return {seed: x.by_window for seed, x in self.results.items()} if known else {}
 
     @property
@@ -139,8 +138,8 @@ class OnText:
             return None
         return difference(self.windows, other.windows)
 
-    def _measured_on(self) -> set[tuple[str, str]]:
-        return {(x.sha256, x.protocol) for x in self.results.values()}
+    def _measured_on(self) -> set[tuple[str, str, int]]:
+        return {(x.sha256, x.protocol, len(x.by_window)) for x in self.results.values()}
 
     def _plain(self, what: str) -> Estimate | None:
         known = [x for x in self.results.values() if getattr(x, what) is not None]

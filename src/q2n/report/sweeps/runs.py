@@ -17,6 +17,7 @@ from typing import Any
 from q2n.disk.failures import reason
 from q2n.errors import InputError
 from q2n.report.experiment import ExperimentRecord
+from q2n.report.sweeps.soundness import require_sound
 
 ENDINGS = (".json", ".jsonl")
 
@@ -109,7 +110,9 @@ def _record(place: str, text: str) -> ExperimentRecord | Skipped:
     if isinstance(values, ValueError):
         return Skipped(place, f"it is not JSON, or truncated ({values})")
     try:
-        return ExperimentRecord.from_json(values)
+        record = ExperimentRecord.from_json(values)
+        require_sound(record)
+        return record
     except (ValueError, RecursionError) as cause:
         return Skipped(place, _first_error(cause))
 
