@@ -240,6 +240,7 @@ def record(
             "bits": list(BLOCK_TYPES).index(kind),
             "by": list(WHO.values()).index(labels["by"]),
         },
+        compare={} if labels["by"] == WHO["llama.cpp"] else {"by": WHO["llama.cpp"]},
         settings={
             "model": named(options),
             "grid": kind,

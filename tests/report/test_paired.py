@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from q2n.report.paired import Estimate, difference, over_seeds, over_windows
+from q2n.report.paired import Estimate, difference, over_seeds, over_windows, unpaired
 
 SEEDS, WINDOWS = 3, 16
 
@@ -59,3 +59,9 @@ def test_seeds_and_text_add_up_in_squares() -> None:
 def test_certain_is_more_than_twice_the_error() -> None:
     assert Estimate(-0.21, 0.1).is_certain and not Estimate(-0.19, 0.1).is_certain
     assert not Estimate(0.21, 0.1, 0.1, 2).is_certain and not Estimate(5.0).is_certain
+
+
+def test_without_windows_the_errors_add_up_as_squares() -> None:
+    found = unpaired(Estimate(0.5, 0.03, 0.1, 3), Estimate(0.2, 0.04, None, 1))
+    assert (found.value, found.error) == (pytest.approx(0.3), pytest.approx(0.05))
+    assert found.spread is None and found.seeds == 1

@@ -83,3 +83,18 @@ def difference(ours: Windows, theirs: Windows) -> Estimate | None:
     return over_windows(
         {seed: [a - b for a, b in zip(ours[seed], theirs[seed], strict=True)] for seed in common}
     )
+
+
+def unpaired(ours: Estimate, theirs: Estimate) -> Estimate:
+    """Ours less theirs from the means alone. The error is too large rather than too small: what
+    makes a text hard for both does not cancel."""
+
+    def both(one: float | None, other: float | None) -> float | None:
+        return None if one is None or other is None else math.hypot(one, other)
+
+    return Estimate(
+        ours.value - theirs.value,
+        both(ours.error, theirs.error),
+        both(ours.spread, theirs.spread),
+        min(ours.seeds, theirs.seeds),
+    )

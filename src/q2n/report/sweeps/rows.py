@@ -10,7 +10,7 @@ from functools import cached_property
 from statistics import fmean
 
 from q2n.report.experiment import ExperimentRecord, Label, TaskScore, TextResult
-from q2n.report.paired import Estimate, Windows, difference, over_seeds, over_windows
+from q2n.report.paired import Estimate, Windows, difference, over_seeds, over_windows, unpaired
 
 SEED = "seed"
 Labels = Mapping[str, Label]
@@ -132,11 +132,14 @@ class OnText:
         return Estimate(plain.value, over_windows(self.windows).error, plain.spread, plain.seeds)
 
     def less(self, other: "OnText") -> Estimate | None:
-        """Divergence less that of another row, paired; None where their windows differ."""
-        mine, theirs = self._measured_on(), other._measured_on()
-        if not (self.windows and other.windows and mine == theirs):
+        """Divergence less that of another row, paired, or from their means where the windows one by
+        one are not known; None where their windows differ."""
+        ours, theirs = self.divergence, other.divergence
+        if ours is None or theirs is None or self._measured_on() != other._measured_on():
             return None
-        return difference(self.windows, other.windows)
+        if self.windows and other.windows:
+            return difference(self.windows, other.windows)
+        return unpaired(ours, theirs)
 
     def _measured_on(self) -> set[tuple[str, str, int]]:
         return {(x.sha256, x.protocol, len(x.by_window)) for x in self.results.values()}
