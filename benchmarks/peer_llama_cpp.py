@@ -35,6 +35,8 @@ from q2n.report.experiment import ExperimentRecord, TextResult
 
 LENGTH = 512
 TRIES = 8
+SMALL = ("q2_k", "q3_k", "q4_k", "q5_k")
+"""Of these AutoRound has mixtures; the one in S is nearest to one type for all."""
 WHO = {
     "llama.cpp": "llama.cpp, importance matrix",
     "autoround": "AutoRound, 50 iterations",
@@ -176,7 +178,7 @@ def rounded_by_autoround(options: argparse.Namespace, place: Path, kind: str) ->
     if not place.exists():
         peers.quantize(
             "peer_autoround.py",
-            ["--gguf", kind, "--iters", 50],
+            ["--gguf", f"{kind}_s" if kind in SMALL else kind, "--iters", 50],
             place,
             environment=options.environments / "peer_autoround",
             model=options.model,

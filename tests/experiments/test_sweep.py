@@ -113,6 +113,16 @@ def test_parts_are_apart_and_together_all(there, tmp_path):
         Request(plan=plan_file, part=(4, 3))
 
 
+def test_a_label_is_known_by_its_text_on_its_own_axis(there, tmp_path):
+    axes = {"model": [str(there / "model")], "bits": {"2": {"bits": 2}}, "seed": [1, 2]}
+    plan_file = written(plan(there, axes=axes, compare=None), tmp_path)
+    cells = Request(plan=plan_file, only={"bits": "2", "seed": "2"}).cells()
+    assert [cell.labels.get("bits") for cell in cells] == [None, "2"]
+    assert cells[1].settings["seed"] == 2
+    with pytest.raises(InputError, match="axis seed has no '3'; it has 1, 2"):
+        Request(plan=plan_file, only={"seed": "3"}).cells()
+
+
 def test_a_search_takes_what_does_best_on_held_out_text(there, tmp_path):
     search = {
         "over": {"damping": [10.0, 0.01, 100.0]},

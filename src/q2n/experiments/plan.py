@@ -98,6 +98,17 @@ class Plan:
         choices = self.axes[axis]
         return choices if isinstance(choices, dict) else {x: {axis: x} for x in choices}
 
+    def label(self, axis: str, text: str) -> Label:
+        """The label that is written so.
+
+        Raises:
+            InputError: there is no such axis or label.
+        """
+        self._require_axis(axis)
+        found = next((label for label in self.labels(axis) if str(label) == text), text)
+        self._require_label(axis, found)
+        return found
+
     def places(self, only: Mapping[str, Label] | None = None) -> Iterable[dict[str, Label]]:
         """The labels of every cell, those of `only` where it names an axis.
 
@@ -135,11 +146,13 @@ class Plan:
             for skipped in self.skip
         )
 
-    def _require_label(self, axis: str, label: Label) -> None:
+    def _require_axis(self, axis: str) -> None:
         if axis not in self.axes:
-            raise InputError(
-                f"plan {self.name} has no axis {axis!r}; it has {', '.join(self.axes)}"
-            )
+            known = ", ".join(self.axes)
+            raise InputError(f"plan {self.name} has no axis {axis!r}; it has {known}")
+
+    def _require_label(self, axis: str, label: Label) -> None:
+        self._require_axis(axis)
         if label not in self.labels(axis):
             known = ", ".join(map(str, self.labels(axis)))
             raise InputError(f"plan {self.name}: axis {axis} has no {label!r}; it has {known}")

@@ -29,7 +29,7 @@ class Request:
     scale: str | None = None
     """One of the plan's scales."""
     only: Mapping[str, str] | None = None
-    """Axis -> the label that cells must have."""
+    """Axis -> the label that cells must have, as a text."""
     part: tuple[int, int] | None = None
     """(k, n): every n-th cell from the k-th on, from 1: for array jobs."""
     data_dir: str | None = None
@@ -46,8 +46,7 @@ class Request:
             InputError: the plan, or a cell of it, is refused.
         """
         plan = read_plan(self.plan, self.scale)
-        labels = {str(x): x for axis in plan.axes for x in plan.labels(axis)}
-        only = {axis: labels.get(label, label) for axis, label in (self.only or {}).items()}
+        only = {axis: plan.label(axis, text) for axis, text in (self.only or {}).items()}
         cells = cells_of(plan, data_dir=self.data_dir, only=only)
         return cells if self.part is None else cells[self.part[0] - 1 :: self.part[1]]
 

@@ -118,26 +118,30 @@ def _take(
     retry: bool,
 ) -> str:
     """Do a cell unless somebody has or does; which of `Outcome` it was."""
-
-    def is_done() -> bool:
-        record = runs.record(cell)
-        return record is not None and not (retry and record.refused is not None)
-
-    if is_done():
+    if _is_done(cell, runs, retry):
         return "found"
+    lock = runs.lock(cell)
     try:
-        with runs.lock(cell):
-            if is_done():
-                return "found"
-            same = None if retry else runs.same(cell)
-            if same is not None:
-                runs.write(cell, relabelled(same, cell))
-                return "copied"
+        lock.acquire()
+    except Timeout:
+        return "elsewhere"
+    try:
+        if _is_done(cell, runs, retry):  # by whoever held the lock until now
+            return "found"
+        same = None if retry else runs.same(cell)
+        if same is None:
             begin()
             runs.write(cell, measurer.record(cell, command))
             return "done"
-    except Timeout:
-        return "elsewhere"
+        runs.write(cell, relabelled(same, cell))
+        return "copied"
+    finally:
+        lock.release()
+
+
+def _is_done(cell: Cell, runs: Runs, retry: bool) -> bool:
+    record = runs.record(cell)
+    return record is not None and not (retry and record.refused is not None)
 
 
 def relabelled(record: ExperimentRecord, cell: Cell) -> ExperimentRecord:

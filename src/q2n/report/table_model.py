@@ -26,6 +26,8 @@ class Quantity:
     digits of the error, or four of the value without one."""
     signed: bool = False
     """Whether a plus is written."""
+    spread: float | None = None
+    """Standard deviation over seeds, in brackets behind the error."""
 
     @classmethod
     def of(cls, found: Estimate | None, **how: Any) -> Self | None:
@@ -38,7 +40,8 @@ class Quantity:
             return f"{self.value:.2g}" if error is None else f"{self.value:.2g} +- {error:.1g}"
         decimals = self._decimals()
         value = f"{self.value:{'+' if self.signed else ''}.{decimals}f}"
-        return value if error is None else f"{value} +- {error:.{decimals}f}"
+        shown = value if error is None else f"{value} +- {error:.{decimals}f}"
+        return shown if self.spread is None else f"{shown} ({self.spread:.{decimals}f})"
 
     def _decimals(self) -> int:
         if self.decimals is not None:

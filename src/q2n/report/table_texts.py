@@ -12,6 +12,9 @@ from rich.table import Table as RichTable
 from q2n.report.output import MARKS
 from q2n.report.table_model import Cell, Quantity, Table, TableRow
 
+UNSURE = ("error", "spread")
+"""Fields of a quantity that say how sure it is."""
+
 
 def markdown(tables: Sequence[Table], introduction: str) -> str:
     """All tables with their captions, under headings of the second level; before them a heading
@@ -47,8 +50,8 @@ def text(cell: Cell) -> str:
 
 
 def comma_separated(tables: Sequence[Table]) -> str:
-    """All tables below each other; a value and its error are two columns, what is constant in one
-    table is a column too."""
+    """All tables below each other; a value, its error and its spread are columns of their own, what
+    is constant in one table is a column too."""
     names = dict.fromkeys(["table", *(name for table in tables for name in _csv_names(table))])
     stream = io.StringIO()
     writer = csv.DictWriter(stream, [*names, "refused"], lineterminator="\n")
@@ -61,10 +64,10 @@ def _csv_names(table: Table) -> Iterator[str]:
     yield from table.constants
     for n, column in enumerate(table.columns):
         yield column.name
-        if any(
-            isinstance(x := row.cells[n], Quantity) and x.error is not None for row in table.rows
-        ):
-            yield f"{column.name} error"
+        found = [x for row in table.rows if isinstance(x := row.cells[n], Quantity)]
+        for what in UNSURE:
+            if any(getattr(x, what) is not None for x in found):
+                yield f"{column.name} {what}"
 
 
 def _csv_lines(table: Table) -> Iterator[dict[str, str]]:
@@ -73,8 +76,8 @@ def _csv_lines(table: Table) -> Iterator[dict[str, str]]:
         for column, cell in zip(table.columns, row.cells, strict=True):
             if isinstance(cell, Quantity):
                 line[column.name] = repr(cell.value)
-                if cell.error is not None:
-                    line[f"{column.name} error"] = repr(cell.error)
+                known = {what: x for what in UNSURE if (x := getattr(cell, what)) is not None}
+                line |= {f"{column.name} {what}": repr(x) for what, x in known.items()}
             elif cell:
                 line[column.name] = cell
         yield line | ({"refused": row.refused} if row.refused else {})

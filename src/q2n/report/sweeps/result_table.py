@@ -23,11 +23,12 @@ NOTES = {
     "seconds": "Seconds: the quantization.",
     "KL": "KL: divergence from the original, nats a token.",
     "perplexity": "+-: standard error that comes from the text.",
-    "spread": "Spread: standard deviation over seeds.",
     "less": "Less ..: difference from that row on the same windows, paired.",
     "difference": "Difference: from the row it is compared with, on the same windows, paired.",
     "acc": "Accuracies: of lm-evaluation-harness; +- from the number of questions.",
 }
+
+SPREAD = "In brackets: standard deviation over seeds."
 
 
 def result_table(plan: str, rows: Sequence[Row]) -> Table | None:
@@ -46,7 +47,7 @@ def result_table(plan: str, rows: Sequence[Row]) -> Table | None:
         columns=columns,
         rows=[TableRow(own, "; ".join(row.refusals)) for row, own in zip(rows, cells, strict=True)],
         constants={axis: str(value) for axis, value in constant_labels(rows).items()} | one_text,
-        notes=_notes(plan, columns),
+        notes=_notes(plan, columns, [cell for own in cells for cell in own]),
     )
 
 
@@ -89,9 +90,7 @@ def _on_texts(rows: Sequence[Row], texts: Sequence[str]) -> Iterator[Measure]:
     for text in texts:
         column = partial(Column, group=text if len(texts) > 1 else "")
         for title, of in (("KL", divergence), (difference_title(rows), difference)):
-            estimate, signed = partial(of, text), of is difference
-            yield column(title), _shown(estimate, decimals=3, signed=signed)
-            yield column(f"spread of {title}" if signed else "spread"), _spread(estimate)
+            yield column(title), _over_seeds(partial(of, text), signed=of is difference)
         yield column("same top %"), _percent(partial(_same_top, text))
         yield column("perplexity"), _shown(partial(_perplexity, text))
 
@@ -162,15 +161,19 @@ def _percent(of: Find) -> Show:
     return cell
 
 
-def _spread(of: Find) -> Show:
+def _over_seeds(of: Find, signed: bool) -> Show:
+    """With the spread."""
+
     def cell(row: Row) -> Cell:
         found = of(row)
-        return None if found is None else _plain(found.spread, 3)
+        spread = found.spread if found else None
+        return Quantity.of(found, decimals=3, signed=signed, spread=spread)
 
     return cell
 
 
-def _notes(plan: str, columns: Sequence[Column]) -> list[str]:
+def _notes(plan: str, columns: Sequence[Column], cells: Sequence[Cell]) -> list[str]:
     titles = " ".join(column.title for column in columns)
+    spread = any(isinstance(x, Quantity) and x.spread is not None for x in cells)
     source = [f"Paper: {paper_source(plan)}."] if any(x.group == PAPER for x in columns) else []
-    return [note for word, note in NOTES.items() if word in titles] + source
+    return [note for word, note in NOTES.items() if word in titles] + [SPREAD] * spread + source
