@@ -64,7 +64,7 @@ def main() -> None:
         for who in ("llama.cpp", *["autoround"] * bool(options.environments), *options.quality):
             labels = {"model": named(options), "bits": width(kind), "by": WHO[who]}
             labels["seed"] = options.seed
-            if not any(labels == line["labels"] for line in past(options.results)):
+            if not any(is_of(options, labels, line) for line in past(options.results)):
                 file = quantized(options, original, importance, kind, who)
                 found = record(options, labels, kind, file, compared(options, base, file))
                 with options.results.open("a") as results:
@@ -101,6 +101,12 @@ def named(options: argparse.Namespace) -> str:
 def past(results: Path) -> list[dict[str, Any]]:
     """The lines that are there."""
     return [json.loads(line) for line in results.open()] if results.exists() else []
+
+
+def is_of(options: argparse.Namespace, labels: dict[str, Any], line: dict[str, Any]) -> bool:
+    """Whether a line has the results of a cell on this text."""
+    found = [(text["text"], text["windows"]) for text in line["texts"]]
+    return labels == line["labels"] and found == [(options.evaluation, options.chunks)]
 
 
 def written_plain(options: argparse.Namespace) -> Path:

@@ -104,7 +104,10 @@ def record(options: argparse.Namespace, labels: dict[str, Any], cell: str) -> Ex
         plan=PLAN,
         title=plan.title,
         labels=labels,
-        places={"tool": len(plan.labels("tool")) + list(PEERS).index(labels["tool"])},
+        places={
+            **plan.numbers({axis: labels[axis] for axis in ("model", "bits")}),
+            "tool": len(plan.labels("tool")) + list(PEERS).index(labels["tool"]),
+        },
         settings={"model": labels["model"], **settings, "tool": labels["tool"]},
         software={**software(), **found["versions"]},
         machine=machine(),

@@ -231,3 +231,9 @@ def test_inspect_of_a_checkpoint_whose_original_is_gone_asks_for_it(
     text = ("--fidelity", "--ppl", str(place / "text.txt"), "--windows", "3", "--length", "16")
     assert main(["inspect", "out", *text]) == 2
     assert "--reference" in one_line()
+
+
+def test_an_axis_that_is_named_twice_is_refused(tmp_path, capsys):
+    only = ["--only", "seed=0", "--only", "seed=1"]
+    assert main(["sweep", "table4", "--output", str(tmp_path), *only]) == 2
+    assert "--only names seed twice" in capsys.readouterr().err

@@ -97,3 +97,10 @@ def test_a_place_for_no_figures_is_refused_first(runs, capsys, name, words) -> N
     Path("file").write_text("")
     assert main(["report", "nowhere", "--figures", name]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_line_stands_for_standard_output(runs, capsys) -> None:
+    assert main(["report", runs, "--csv", "-"]) == 0
+    printed = capsys.readouterr().out
+    assert main(["report", runs, "--csv", "out.csv"]) == 0
+    assert printed == Path("out.csv").read_text()

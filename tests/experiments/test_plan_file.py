@@ -70,6 +70,14 @@ def test_a_scale_replaces_axes_and_settings_one_by_one_and_texts_as_a_whole(tmp_
         ({"settings": {"bits": 7}}, "alone, seed 0: bits is 7"),
         ({"axes": {"model": ["x"], "grup": [1]}, "compare": None}, "no option 'grup'"),
         ({"axes": {"seed": [0]}, "compare": None}, "model is None; it takes the name of a model"),
+        ({"texts": {"C4": {"ppl": "c4", "windws": 3}}}, "option windws. Did you mean 'windows'?"),
+        ({"texts": {"C4": {"length": 3}}}, "text C4 does not say ppl"),
+        ({"texts": {"C4": {"ppl": "c4", "length": "3"}}}, "text C4: length is '3'"),
+        ({"tasks": {"names": ["piqua"]}}, "no task is called 'piqua'; did you mean piqa?"),
+        ({"settings": {"output": "x"}}, "output is no setting of a plan"),
+        ({"search": {"over": {"damping": []}, "text": {"ppl": "x"}}}, "damping has no value"),
+        ({"search": {"over": {"model": ["x"]}, "text": {"ppl": "x"}}}, "cannot be over model"),
+        ({"search": {"over": {"damping": [1]}, "text": {"pl": "x"}}}, "Did you mean 'ppl'?"),
         ({"title": 3}, "title: Input should be a valid string"),
         (
             {"search": {"over": {"treshold": [1]}, "text": {"ppl": "x"}}},
@@ -119,3 +127,22 @@ def test_a_key_does_not_depend_on_where_the_data_lies_or_how_settings_are_spelt(
     other["settings"]["damping"] = 0.02
     changed = [x.key for x in cells_of(read_plan(written(other, tmp_path)))]
     assert changed[0] == keys()[0] and not set(changed[1:]) & set(keys())
+
+
+def test_a_model_among_the_settings_is_an_axis(tmp_path):
+    values = plan(tmp_path, axes={}, compare=None)
+    values["settings"]["model"] = "m"
+    cells = cells_of(read_plan(written(values, tmp_path)))
+    assert [dict(cell.labels) for cell in cells] == [{"model": "m"}, {"model": "m"}]
+
+
+def test_originals_are_called_by_the_axis_that_names_the_model(tmp_path):
+    axes = {"size": {"small": {"model": "a"}, "large": {"model": "b"}}, "seed": [0, 1]}
+    cells = cells_of(read_plan(written(plan(tmp_path, axes=axes, compare=None), tmp_path)))
+    assert [dict(cell.labels) for cell in cells[:2]] == [{"size": "small"}, {"size": "large"}]
+
+
+def test_a_folder_of_the_name_of_a_recipe_is_no_plan(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "table4").mkdir()
+    assert read_plan("table4").name == "table4"

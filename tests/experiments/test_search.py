@@ -38,3 +38,8 @@ def test_descent_goes_on_while_a_round_changes_something():
 
 def test_equal_scores_keep_the_first_value():
     assert coordinate_descent(OVER, lambda choice: 1.0) == {"x": 0, "y": 0}
+
+
+def test_a_value_may_be_a_list():
+    over = {"ignore": [["a"], ["b"], []]}
+    assert coordinate_descent(over, lambda choice: float(len(choice["ignore"]))) == {"ignore": []}

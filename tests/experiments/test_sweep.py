@@ -1,11 +1,13 @@
 """Sweeps over a tiny model: every cell once, whatever happens."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from q2n.api import compare, quantize
 from q2n.errors import InputError
 from q2n.experiments.run import Request, estimated, run_sweep
 from q2n.experiments.sweep import Runs
+from q2n.pipeline.store import RunStore
 from q2n.report.experiment import ExperimentRecord
 
 
@@ -194,3 +197,110 @@ def test_spectra_say_what_they_were_taken_of(there, tmp_path):
     (record,) = records(tmp_path / "runs")
     assert record.spectra and record.model_sha256 and record.calibration_sha256
     assert record.seconds["spectra"] > 0
+
+
+def test_what_another_plan_has_is_not_done_again_by_retry(there, tmp_path):
+    run_sweep(request_of(there, tmp_path), tmp_path / "runs")
+    outcome = run_sweep(request_of(there, tmp_path, name="two"), tmp_path / "runs", retry=True)
+    assert (outcome.done, outcome.copied) == (0, 5)
+
+
+def test_results_are_copied_rather_than_refusals(there, tmp_path):
+    request, runs = request_of(there, tmp_path), Runs(tmp_path / "runs")
+    run_sweep(request, runs.folder)
+    cell = request.cells()[1]
+    whole = json.loads((runs.cells / cell.file).read_text())
+    for name, refused in (("0", "no"), ("z", None)):
+        other = {**whole, "texts": [], "refused": refused} if refused else whole
+        (runs.cells / f"{cell.key}-{name}.json").write_text(json.dumps(other))
+    (runs.cells / cell.file).unlink()
+    assert run_sweep(request, runs.folder).copied == 1
+    assert runs.record(cell).refused is None
+
+
+def test_a_record_of_a_newer_version_is_not_written_over(there, tmp_path):
+    request, runs = request_of(there, tmp_path), Runs(tmp_path / "runs")
+    file = runs.cells / request.cells()[0].file
+    file.write_text(json.dumps({"layout": 99}))
+    with pytest.raises(InputError, match="newer q2n"):
+        run_sweep(request, runs.folder)
+    assert json.loads(file.read_text()) == {"layout": 99}
+
+
+@pytest.fixture
+def begun(there, tmp_path, monkeypatch):
+    """A sweep whose second cell was interrupted after a block; the folder of its blocks."""
+    request = Request(plan=written(plan(there), tmp_path), part=(2, 5))
+    (cell,) = request.cells()
+    write, blocks = RunStore.write_block, []
+
+    def once(*args, **kwargs):
+        if blocks:
+            raise KeyboardInterrupt
+        blocks.append(write(*args, **kwargs))
+        return blocks[0]
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunStore, "write_block", once)
+        run_sweep(request, tmp_path / "runs")
+    folder = tmp_path / "runs" / "work" / f"{cell.key}.partial"
+    assert list(folder.glob("block*"))
+    return request, folder
+
+
+def test_a_full_disk_ends_a_sweep_and_is_no_result(begun, tmp_path, monkeypatch):
+    request, folder = begun
+
+    def full(*args, **kwargs):
+        raise InputError("cannot be written") from OSError(errno.ENOSPC, "No space left")
+
+    monkeypatch.setattr(RunStore, "write_block", full)
+    with pytest.raises(InputError, match="cannot be written"):
+        run_sweep(request, tmp_path / "runs")
+    assert not records(tmp_path / "runs") and list(folder.glob("block*"))
+
+
+def test_what_is_refused_for_now_keeps_its_finished_blocks(begun, there, tmp_path):
+    request, folder = begun
+    (there / "text.txt").rename(there / "away.txt")
+    try:
+        assert run_sweep(request, tmp_path / "runs").refused == 1
+    finally:
+        (there / "away.txt").rename(there / "text.txt")
+    assert list(folder.glob("block*"))
+    assert run_sweep(request, tmp_path / "runs", retry=True).refused == 0
+
+
+def test_a_long_window_that_holds_the_test_text_is_refused(there, tmp_path):
+    on = {"ppl": str(there / "text.txt"), "length": 60, "windows": 1}
+    search = {"over": {"damping": [0.01, 0.1]}, "text": on}
+    test = {"text": {"ppl": str(there / "text.txt"), "length": 16, "windows": 1}}
+    request = request_of(there, tmp_path, search=search, texts=test)
+    run_sweep(replace(request, part=(2, 5)), tmp_path / "runs")
+    (record,) = records(tmp_path / "runs")
+    assert "on which the result is measured" in record.refused
+
+
+def test_a_dry_run_makes_no_folder(there, tmp_path):
+    estimated(request_of(there, tmp_path).cells(), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_text_of_all_its_windows_has_an_estimate(there, tmp_path):
+    texts = {"text": {"ppl": str(there / "text.txt"), "windows": None}}
+    _, time_ = estimated(request_of(there, tmp_path, texts=texts).cells(), tmp_path / "runs")
+    assert time_["seconds"] > 0
+
+
+def test_what_cannot_be_is_refused_before_anything_runs(there, tmp_path):
+    plan_file = written(plan(there, skip=[{"step": "Q2N"}]), tmp_path)
+    with pytest.raises(InputError, match="has no cell with step=Q2N"):
+        Request(plan=plan_file, only={"step": "Q2N"}).cells()
+    with pytest.raises(InputError, match="data_dir .*nowhere is no folder"):
+        Request(plan=plan_file, data_dir=str(tmp_path / "nowhere"))
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda place, how: False)
+    with pytest.raises(InputError, match="runs cannot be written to"):
+        Runs(tmp_path / "runs")

@@ -86,7 +86,8 @@ def _stoppable(received: list[int]) -> Iterator[None]:
 def _stopped(received: list[int]) -> int:
     number = received[0] if received else signal.SIGINT
     what = "terminated" if number == signal.SIGTERM else "interrupted"
-    return _fail(f"{what}; an unfinished quantization goes on with --resume", 128 + number)
+    how = "an unfinished quantization goes on with --resume, a sweep with the same command"
+    return _fail(f"{what}; {how}", 128 + number)
 
 
 def _fail(message: str, code: int) -> int:

@@ -66,9 +66,10 @@ def run(parsed: Namespace) -> None:
     written = [str(file) for file in files.values()]
     if parsed.figures:
         written.append(_figures(report, Path(parsed.figures)))
-    if given.get("markdown") == SCREEN:
-        sys.stdout.write(_text("markdown", report))
-    elif not written:
+    for kind in given:
+        if kind not in files:
+            sys.stdout.write(_text(kind, report))
+    if not (given or parsed.figures):
         _print(report)
     _say(report, written)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from q2n.cli.flags import add_output_flags, reporter
 from q2n.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from q2n.experiments.cells import Cell
     from q2n.experiments.run import Request
 
@@ -29,7 +32,7 @@ def add_sweep(commands: Any) -> None:
         "--only",
         action="append",
         metavar="AXIS=LABEL",
-        help="Only the cells with this label; may be given several times.",
+        help="Only the cells with this label; may be given once an axis.",
     )
     parser.add_argument("--part", metavar="K/N", help="Every N-th cell from the K-th on, from 1.")
     parser.add_argument("--data-dir", help="Folder to read texts and tasks from, not the hub.")
@@ -54,7 +57,7 @@ def run(parsed: Namespace) -> None:
     request = Request(
         plan=parsed.plan,
         scale=parsed.scale,
-        only=dict(_label(text) for text in parsed.only or ()),
+        only=_only(parsed.only or ()),
         part=None if parsed.part is None else _part(parsed.part),
         data_dir=parsed.data_dir,
     )
@@ -64,11 +67,16 @@ def run(parsed: Namespace) -> None:
         _sweep(request, parsed)
 
 
-def _label(text: str) -> tuple[str, str]:
-    axis, equals, label = text.partition("=")
-    if not (axis and equals):
-        raise InputError(f"--only {text} is not AXIS=LABEL")
-    return axis, label
+def _only(texts: Iterable[str]) -> dict[str, str]:
+    only: dict[str, str] = {}
+    for text in texts:
+        axis, equals, label = text.partition("=")
+        if not (axis and equals):
+            raise InputError(f"--only {text} is not AXIS=LABEL")
+        if axis in only:
+            raise InputError(f"--only names {axis} twice: one label an axis in one command")
+        only[axis] = label
+    return only
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -103,8 +111,6 @@ def _print_cells(cells: list[Cell], parsed: Namespace) -> None:
     """One row a cell that is not done, and the time of all."""
     import json
 
-    from rich.table import Table
-
     from q2n.experiments.run import estimated
     from q2n.logging import Screen
 
@@ -112,16 +118,23 @@ def _print_cells(cells: list[Cell], parsed: Namespace) -> None:
     if parsed.json:
         print(json.dumps({"cells": [dict(cell.labels) for cell in left], **time}))
         return
-    axes = list(dict.fromkeys(axis for cell in cells for axis in cell.labels))
-    table = Table(*axes, box=None)
-    for cell in left:
-        table.add_row(*(str(cell.labels.get(axis, "original")) for axis in axes))
     unknown = f", {time['unknown']} not estimated (no such model here)" if time["unknown"] else ""
     screen = Screen(highlight=False)
-    screen.print(table)
+    screen.print(_table(left))
     screen.print(
         f"{len(left)} of {len(cells)} cells to do, about {_duration(time['seconds'])}{unknown}"
     )
+
+
+def _table(cells: list[Cell]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    axes = list(dict.fromkeys(axis for cell in cells for axis in cell.labels))
+    table = Table(*map(escape, axes), box=None)
+    for cell in cells:
+        table.add_row(*(escape(str(cell.labels.get(axis, "original"))) for axis in axes))
+    return table
 
 
 def _duration(seconds: float) -> str:

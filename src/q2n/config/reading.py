@@ -88,7 +88,7 @@ def _expanded(given: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(method, str) or method not in table().methods:
         raise InputError(
             f"unknown method {shown(method)}; there are: {', '.join(table().methods)}"
-            + _hint(shown(method), table().methods)
+            + hint(shown(method), table().methods)
         )
     for name in ("quality", "nullspace", "runtime"):  # the other presets
         require(name, given.get(name, options[name].default), options[name].kind)
@@ -192,10 +192,11 @@ def _refuse_unknown(names: set[str], method: str) -> None:
             )
     own = table().owners[method]
     others = [owner for owner in table().owners_of(name) if owner in table().methods]
-    who = f"; {', '.join(others)} have it" if others else _hint(name, [*own, *table().owners[RUN]])
+    who = f"; {', '.join(others)} have it" if others else hint(name, [*own, *table().owners[RUN]])
     raise InputError(f"method {method} has no option {shown(name)}{who}; it has: {', '.join(own)}")
 
 
-def _hint(word: str, words: Any) -> str:
+def hint(word: str, words: Any) -> str:
+    """The nearest of the words, as the end of a message; empty where none is near."""
     close = get_close_matches(word[:100], list(words), 1)
     return f". Did you mean {close[0]!r}?" if close else ""

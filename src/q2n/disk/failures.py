@@ -13,6 +13,7 @@ _REMEDIES = {
     errno.ENOENT: "it was moved or deleted meanwhile: put it back",
     errno.ENAMETOOLONG: "choose a shorter --output",
 }
+_OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 _CODE = re.compile(r"os error (\d+)")
 
 
@@ -25,6 +26,14 @@ def reason(cause: Exception) -> str:
 def remedy(cause: Exception) -> str:
     """What to do about it."""
     return _REMEDIES.get(_code(cause) or 0, "choose another --output")
+
+
+def is_of_disk(cause: BaseException) -> bool:
+    """Whether a failure, or what it came from, is of a disk that is full or broken: whatever is
+    tried next on it fails too."""
+    from_ = cause.__cause__
+    own = isinstance(cause, Exception) and _code(cause) in _OF_DISK
+    return own or (from_ is not None and is_of_disk(from_))
 
 
 def _code(cause: Exception) -> int | None:

@@ -8,7 +8,10 @@ from typing import Any
 
 from q2n.config.reading import read_settings
 from q2n.errors import InputError
+from q2n.evaluation.tasks.harness import all_names, require_harness
+from q2n.evaluation.tasks.names import task_names
 from q2n.experiments.plan import Plan, Search, Spectra, Tasks
+from q2n.experiments.texts import conditions
 from q2n.option_types import shown
 from q2n.report.experiment import Label
 
@@ -69,8 +72,10 @@ def cells_of(
         only: labels that cells must have.
 
     Raises:
-        InputError: a cell without model, or with settings that q2n refuses.
+        InputError: a cell without model, or with settings that q2n refuses; a text or task that
+            nobody has.
     """
+    _require_measurable(plan)
     texts = {name: _with_data(text, data_dir) for name, text in plan.texts.items()}
     search = plan.search and replace(plan.search, text=_with_data(plan.search.text, data_dir))
     cells = [
@@ -78,8 +83,25 @@ def cells_of(
     ]
     if plan.spectra is not None:
         return cells
-    originals = {cell.model: _original(cell) for cell in cells}
+    originals: dict[str, Cell] = {}
+    for cell in cells:
+        originals.setdefault(cell.model, _original(cell, plan.model_axes))
     return [*originals.values(), *cells]
+
+
+def _require_measurable(plan: Plan) -> None:
+    """Refuse texts and tasks that nobody has before anything is quantized for them."""
+    for name, text in plan.texts.items():
+        conditions(name, text)
+    if plan.search is not None:
+        conditions("of the search", plan.search.text)
+    if plan.tasks is not None:
+        task_names(plan.tasks.names, _names_of_harness)
+
+
+def _names_of_harness() -> dict[str, set[str]]:
+    require_harness()
+    return all_names()
 
 
 def _cell(
@@ -91,7 +113,11 @@ def _cell(
     if not isinstance(model, str):
         raise InputError(f"{where}: model is {shown(model)}; it takes the name of a model")
     settings = _with_data(settings, data_dir)
-    cell = Cell(
+    try:
+        _require_known(settings, search)
+    except InputError as cause:
+        raise InputError(f"{where}: {cause}") from cause
+    return Cell(
         plan=plan.name,
         title=plan.title,
         labels=place,
@@ -104,13 +130,14 @@ def _cell(
         spectra=plan.spectra,
         search=search,
     )
-    try:
-        read_settings(settings)
-        for trial in _single_trials(search):
-            read_settings({**settings, **trial})
-    except InputError as cause:
-        raise InputError(f"{where}: {cause}") from cause
-    return cell
+
+
+def _require_known(settings: Mapping[str, Any], search: Search | None) -> None:
+    """Refuse settings, and values that a search tries, that q2n refuses."""
+    if "output" in settings:
+        raise InputError("output is no setting of a plan: checkpoints lie in RUNS/work")
+    for trial in ({}, *_single_trials(search)):
+        read_settings({**settings, **trial})
 
 
 def _single_trials(search: Search | None) -> Iterable[dict[str, Any]]:
@@ -119,13 +146,12 @@ def _single_trials(search: Search | None) -> Iterable[dict[str, Any]]:
     return ({name: value} for name, values in over.items() for value in values)
 
 
-def _original(cell: Cell) -> Cell:
-    """The model of a cell as it is."""
-    own = [axis for axis in ("model",) if axis in cell.labels]
+def _original(cell: Cell, own: Iterable[str]) -> Cell:
+    """The model of a cell as it is; of the cell's labels it has those on its `own` axes."""
     return replace(
         cell,
-        labels={axis: cell.labels[axis] for axis in own},
-        places={axis: cell.places[axis] for axis in own},
+        labels={axis: label for axis, label in cell.labels.items() if axis in own},
+        places={axis: place for axis, place in cell.places.items() if axis in own},
         compare={},
         settings=None,
         search=None,

@@ -52,7 +52,8 @@ def _quantizing(cell: Cell) -> int:
 
 
 def _tokens(text: Mapping[str, Any]) -> int:
-    return text.get("windows", 128) * text.get("length", 2048)
+    """What it has of None, as what it does not say, is not known here."""
+    return (text.get("windows") or 128) * (text.get("length") or 2048)
 
 
 def _is_like(record: ExperimentRecord, cell: Cell) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from q2n.api import Quantized, evaluate_tasks, quantize
+from q2n.disk.failures import is_of_disk
 from q2n.disk.folders import partial_folder
 from q2n.errors import InputError, Q2NError, ResumeError
 from q2n.evaluation.tasks.results import TaskResult
@@ -53,12 +54,18 @@ class Measurer:
         self._originals: dict[tuple[str, str], Original] = {}
 
     def record(self, cell: Cell, command: str) -> ExperimentRecord:
-        """Do one cell. What q2n refuses or cannot compute is a record too."""
+        """Do one cell. What q2n refuses or cannot compute is a record too.
+
+        Raises:
+            Q2NError: the disk is full or broken, of which no later cell may get a record.
+        """
         started, results = datetime.now(UTC).isoformat(timespec="seconds"), _Results()
         reset_peak()
         try:
             self._do(cell, results)
         except Q2NError as cause:
+            if is_of_disk(cause):
+                raise
             results.found = {"refused": f"{type(cause).__name__}: {cause}"}
         return ExperimentRecord(
             cell=cell.id,
@@ -104,8 +111,13 @@ class Measurer:
         done = self._quantize(cell.model, folder, settings, results)
         results.found |= _costs(done)
         self._measure(cell, folder, results)
+        self._trials(cell).unlink(missing_ok=True)
         if not self._keep:
             _remove(folder)
+
+    def _trials(self, cell: Cell) -> Path:
+        """Where the trials of a search lie until its cell has been measured."""
+        return self._work / f"{cell.key}-tried.json"
 
     def _searched(
         self, cell: Cell, settings: Mapping[str, Any], results: _Results
@@ -114,7 +126,7 @@ class Measurer:
         assert cell.search is not None
         held_out = self._original(cell.model, {"held out": cell.search.text})
         held_out.require_apart(self._original(cell.model, cell.texts))
-        trials = Trials(self._work / f"{cell.key}-tried.json")
+        trials = Trials(self._trials(cell))
 
         def score(choice: Mapping[str, Any]) -> float:
             folder = self._work / f"{cell.key}-trial"
@@ -136,9 +148,10 @@ class Measurer:
         how: dict[str, Any] = {**settings, "reporter": self._reporter}
         try:
             done = quantize(model, folder, resume=True, **how)
-        except (ResumeError, InputError) as cause:  # what is there is of another version or trial
-            if not _remove(folder):
-                raise cause
+        except InputError as cause:
+            if not (isinstance(cause, ResumeError) or folder.exists()) or is_of_disk(cause):
+                raise
+            _remove(folder)  # of another version or trial
             done = quantize(model, folder, **how)
         seconds = results.seconds.get("quantization", 0.0)
         results.seconds["quantization"] = seconds + done.timings["quantization_seconds"]

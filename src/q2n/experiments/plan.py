@@ -16,7 +16,7 @@ that has its first label. What each key takes stands beside its field below.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, Literal
 
@@ -24,6 +24,8 @@ from q2n.errors import InputError
 from q2n.report.experiment import Label
 
 Values = Mapping[str, Any]
+OF_THE_SWEEP = ("model", "output")
+"""Options of `q2n quantize` that a cell has apart from its settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,13 @@ class Search:
     """One option after the other, in rounds until nothing changes; or every combination."""
     text: dict[str, Any]
     """The held-out text, as one of `texts`. None of its windows may be among theirs."""
+
+    def __post_init__(self) -> None:
+        for name in self.over:
+            if not self.over[name]:
+                raise InputError(f"search over {name} has no value to try")
+            if name in OF_THE_SWEEP:
+                raise InputError(f"a search cannot be over {name}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +106,18 @@ class Plan:
         """The settings behind each label of an axis."""
         choices = self.axes[axis]
         return choices if isinstance(choices, dict) else {x: {axis: x} for x in choices}
+
+    @property
+    def model_axes(self) -> list[str]:
+        """Those whose labels say which model it is: by these an original is called."""
+        return [axis for axis in self.axes if any("model" in x for x in self.labels(axis).values())]
+
+    def with_model_axis(self) -> "Plan":
+        """The same plan; a model that stands among its settings alone becomes an axis."""
+        model = self.settings.get("model")
+        if self.model_axes or not isinstance(model, str):
+            return self
+        return replace(self, axes={"model": [model], **self.axes})
 
     def label(self, axis: str, text: str) -> Label:
         """The label that is written so.

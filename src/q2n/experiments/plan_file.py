@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import fields
-from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
+from q2n.config.reading import hint
 from q2n.errors import InputError
 from q2n.experiments.plan import Plan, Search, Spectra, Tasks
 
@@ -31,14 +31,19 @@ def read_plan(name: str, scale: str | None = None) -> Plan:
     Raises:
         InputError: there is none, it cannot be read, or it says what no plan says.
     """
-    file = Path(name) if Path(name).exists() else recipes().get(name)
+    file = recipes().get(name) if _is_no_file(Path(name)) else Path(name)
     if file is None:
         raise InputError(
             f"there is no plan {name}: it is no file, and the recipes are "
-            f"{', '.join(recipes())}" + _hint(name, recipes())
+            f"{', '.join(recipes())}" + hint(name, recipes())
         )
     values = _content(file)
     return _at_scale(_parsed(values, file), values, scale, file)
+
+
+def _is_no_file(place: Path) -> bool:
+    """A folder is none: it may be that of a recipe's records, under the recipe's name."""
+    return not place.exists() or place.is_dir()
 
 
 def _at_scale(plan: Plan, values: dict[str, Any], scale: str | None, file: Path) -> Plan:
@@ -56,7 +61,7 @@ def _at_scale(plan: Plan, values: dict[str, Any], scale: str | None, file: Path)
 
 def _parsed(values: dict[str, Any], file: Path) -> Plan:
     try:
-        return _validator().validate_python({"name": file.stem, **values})
+        return _validator().validate_python({"name": file.stem, **values}).with_model_axis()
     except ValidationError as cause:
         raise InputError(f"{file}: {_first_error(cause)}") from cause
 
@@ -73,11 +78,13 @@ def _first_error(cause: ValidationError) -> str:
     error = cause.errors()[0]
     where = [str(part) for part in error["loc"]]
     if error["type"] != "unexpected_keyword_argument":
-        return f"{'.'.join(where)}: {error['msg']}"
+        return ": ".join(
+            filter(None, (".".join(where), error["msg"].removeprefix("Value error, ")))
+        )
     owners = {"tasks": Tasks, "spectra": Spectra, "search": Search}
     owner = owners.get(where[0], Plan) if len(where) > 1 else Plan
     known = [x.name for x in fields(owner)]
-    return f"unknown key {'.'.join(where)}{_hint(where[-1], known)}; there are: {', '.join(known)}"
+    return f"unknown key {'.'.join(where)}{hint(where[-1], known)}; there are: {', '.join(known)}"
 
 
 def _content(file: Path) -> dict[str, Any]:
@@ -109,8 +116,3 @@ class _OncePerKey(yaml.SafeLoader):
                     None, None, f"the key {key!r} stands twice", node.start_mark
                 )
         return super().construct_mapping(node, deep)
-
-
-def _hint(word: str, words: Any) -> str:
-    close = get_close_matches(word[:100], list(words), 1)
-    return f". Did you mean {close[0]!r}?" if close else ""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from q2n.errors import InputError
+from q2n.evaluation.tasks.harness import require_harness
 from q2n.experiments.cells import Cell, cells_of
 from q2n.experiments.estimate import total
 from q2n.experiments.measure import Measurer
@@ -21,7 +22,7 @@ class Request:
     """Which cells of which plan.
 
     Raises:
-        InputError: a part that is none.
+        InputError: a part that is none, or a data_dir that is no folder.
     """
 
     plan: str
@@ -36,6 +37,8 @@ class Request:
     """Folder of texts and of files for tasks; None: from the hub."""
 
     def __post_init__(self) -> None:
+        if self.data_dir is not None and not Path(self.data_dir).is_dir():
+            raise InputError(f"data_dir {self.data_dir} is no folder: give that of the texts")
         if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
             raise InputError(f"part is {shown(self.part)}; it takes K/N with K from 1 to N")
 
@@ -43,16 +46,20 @@ class Request:
         """In the order in which they are done.
 
         Raises:
-            InputError: the plan, or a cell of it, is refused.
+            InputError: the plan, or a cell of it, is refused; or there are no such cells.
         """
         plan = read_plan(self.plan, self.scale)
         only = {axis: plan.label(axis, text) for axis, text in (self.only or {}).items()}
         cells = cells_of(plan, data_dir=self.data_dir, only=only)
+        if not cells:
+            such = " with " + ", ".join(f"{a}={x}" for a, x in only.items()) if only else ""
+            raise InputError(f"plan {plan.name} has no cell{such}: it skips them all")
         return cells if self.part is None else cells[self.part[0] - 1 :: self.part[1]]
 
     def command(self, cell: Cell) -> str:
-        """The command that does one cell."""
-        words: list[Any] = ["q2n", "sweep", self.plan]
+        """The command that does one cell, into a folder runs; an original's, all cells of its
+        model."""
+        words: list[Any] = ["q2n", "sweep", self.plan, "--output", "runs"]
         words += ["--scale", self.scale] if self.scale is not None else []
         words += [part for axis, x in cell.labels.items() for part in ("--only", f"{axis}={x}")]
         return shlex.join(map(str, words))
@@ -77,6 +84,8 @@ def run_sweep(
         InputError: the plan is refused, or the folder cannot be written.
     """
     reporter, cells = reporter or Reporter(), request.cells()
+    if any(cell.tasks for cell in cells):
+        require_harness()
     runs = Runs(Path(output))
     measurer = Measurer(runs.work, reporter, data_dir=request.data_dir, keep=keep)
     return sweep(cells, runs, measurer, request.command, reporter, retry=retry)
@@ -84,7 +93,10 @@ def run_sweep(
 
 def estimated(cells: Sequence[Cell], output: str | Path) -> tuple[list[Cell], dict[str, Any]]:
     """The cells that have no record yet, and how long they will take (`estimate.total`)."""
+    if not Path(output).exists():  # and is not made for the question
+        return list(cells), dict(total(cells, []))
     runs = Runs(Path(output))
-    records = [record for record in map(runs.record, cells) if record is not None]
-    left = [cell for cell in cells if runs.record(cell) is None]
+    found = [(cell, runs.record(cell)) for cell in cells]
+    records = [record for _, record in found if record is not None]
+    left = [cell for cell, record in found if record is None]
     return left, dict(total(left, records))

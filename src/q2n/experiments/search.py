@@ -23,10 +23,10 @@ def grid(over: Mapping[str, Sequence[Any]], score: Score) -> dict[str, Any]:
 
 def coordinate_descent(over: Mapping[str, Sequence[Any]], score: Score) -> dict[str, Any]:
     """The best that changing one option at a time leads to from the first values."""
-    known: dict[tuple[Any, ...], float] = {}
+    known: dict[str, float] = {}
 
     def once(choice: Choice) -> float:
-        place = tuple(choice[name] for name in over)
+        place = repr([choice[name] for name in over])  # a value may be a list
         if place not in known:
             known[place] = score(choice)
         return known[place]

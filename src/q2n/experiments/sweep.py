@@ -12,20 +12,22 @@ its finished blocks.
 """
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from q2n.disk.failures import reason
-from q2n.disk.whole import write_whole
 from q2n.errors import InputError
 from q2n.experiments.cells import Cell
 from q2n.experiments.measure import Measurer
 from q2n.logging import Reporter
-from q2n.report.experiment import ExperimentRecord
+from q2n.report.experiment import LAYOUT, ExperimentRecord
+from q2n.report.output import write
 
 Command = Callable[[Cell], str]
 """The command that does a cell alone."""
@@ -49,7 +51,7 @@ class Runs:
     def __init__(self, folder: Path):
         """
         Raises:
-            InputError: it cannot be made.
+            InputError: it cannot be made or written to.
         """
         self.folder = folder
         self.cells, self.locks, self.work = (folder / x for x in ("cells", "locks", "work"))
@@ -58,19 +60,23 @@ class Runs:
                 place.mkdir(parents=True, exist_ok=True)
         except OSError as cause:
             raise InputError(f"{folder} cannot be made ({reason(cause)})") from cause
+        if not all(os.access(place, os.W_OK) for place in (self.cells, self.locks, self.work)):
+            raise InputError(f"{folder} cannot be written to: choose another --output")
 
     def record(self, cell: Cell) -> ExperimentRecord | None:
         """Of a cell, if there is one that can be read."""
         return self._read(self.cells / cell.file)
 
-    def same(self, cell: Cell) -> ExperimentRecord | None:
-        """Of any plan that did the same."""
-        found = map(self._read, sorted(self.cells.glob(f"{cell.key}-*.json")))
-        return next((record for record in found if record is not None), None)
+    def same(self, cell: Cell, retry: bool) -> ExperimentRecord | None:
+        """Of any plan that did the same; one with results if there is one, with `retry` only such
+        a one."""
+        read = map(self._read, sorted(self.cells.glob(f"{cell.key}-*.json")))
+        found = sorted((x for x in read if x is not None), key=lambda x: x.refused is not None)
+        return next((x for x in found if not (retry and x.refused is not None)), None)
 
     def write(self, cell: Cell, record: ExperimentRecord) -> None:
-        """Keep a record."""
-        write_whole(self.cells / cell.file, json.dumps(record.to_json(), indent=1).encode())
+        """Keep a record. Raises as `output.write`."""
+        write(self.cells / cell.file, json.dumps(record.to_json(), indent=1).encode())
 
     def lock(self, cell: Cell) -> FileLock:
         """The lock of what is done. Its file stays: to remove it would let two processes hold one
@@ -79,11 +85,23 @@ class Runs:
 
     def _read(self, file: Path) -> ExperimentRecord | None:
         try:
-            return ExperimentRecord.from_json(json.loads(file.read_text(encoding="utf-8")))
-        except FileNotFoundError:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            _require_not_newer(values, file)
+            return ExperimentRecord.from_json(values)
+        except InputError:
+            raise
+        except (FileNotFoundError, RecursionError, ValueError):  # not there, cut short, outdated
             return None
-        except ValueError:  # cut short, or of another version: done again
-            return None
+
+
+def _require_not_newer(values: Any, file: Path) -> None:
+    """What a newer q2n has written is not written over."""
+    layout = values.get("layout") if isinstance(values, dict) else None
+    if isinstance(layout, int) and layout > LAYOUT:
+        raise InputError(
+            f"{file} is a record of a newer q2n (layout {layout}, this one reads {LAYOUT}): update "
+            "q2n, or choose another --output"
+        )
 
 
 def sweep(
@@ -128,7 +146,7 @@ def _take(
     try:
         if _is_done(cell, runs, retry):  # by whoever held the lock until now
             return "found"
-        same = None if retry else runs.same(cell)
+        same = runs.same(cell, retry)
         if same is None:
             begin()
             runs.write(cell, measurer.record(cell, command))

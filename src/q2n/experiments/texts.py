@@ -5,9 +5,11 @@ every cell of the same model that this process does.
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from q2n.config.reading import hint
 from q2n.data.windows import TokenWindows
 from q2n.errors import InputError
 from q2n.evaluation.compare import Comparer, measure
@@ -33,7 +35,7 @@ class Original:
             InputError: no such model or text, or a condition that nobody knows.
         """
         self.model, self._reporter = model, reporter
-        self._on = {name: _conditions(name, text) for name, text in texts.items()}
+        self._on = {name: conditions(name, text) for name, text in texts.items()}
         self._windows: dict[str, TokenWindows] = {}
         self._comparers: dict[str, Comparer] = {}
 
@@ -99,22 +101,40 @@ class Original:
         return checkpoint_folder(self.model, on)
 
 
-def _conditions(name: str, text: Mapping[str, Any]) -> Conditions:
+def conditions(name: str, text: Mapping[str, Any]) -> Conditions:
+    """What a plan says of a text.
+
+    Raises:
+        InputError: an option that nobody knows, or a value that it does not take.
+    """
+    known = [field.name for field in fields(Conditions)]
+    for key in text:
+        if key not in known:
+            raise InputError(
+                f"text {name}: unknown option {key}{hint(str(key), known)}; there are: "
+                f"{', '.join(known)}"
+            )
+    if "ppl" not in text:
+        raise InputError(f"text {name} does not say ppl: the name of a corpus, a file or a folder")
     try:
         return Conditions.of(**text)
-    except TypeError as cause:  # an unknown or a missing one
-        raise InputError(f"text {name}: {cause}") from cause
     except InputError as cause:
         raise InputError(f"text {name}: {cause}") from cause
 
 
 def _share_windows(one: TokenWindows, other: TokenWindows) -> bool:
-    """Whether the tokens at the middle of a window of one stand anywhere in a window of the other:
-    texts that are cut otherwise overlap too."""
+    """Whether the tokens at the middle of a window of either stand anywhere in a window of the
+    other: texts that are cut otherwise overlap too, and of a long window the middle may lie beyond
+    the end of the other text."""
     count = min(RUN, one.tokens.shape[1] // 2, other.tokens.shape[1] // 2)
-    runs = set(map(tuple, other.of_text.flatten().unfold(0, count, 1).tolist()))
-    middle = one.tokens.shape[1] // 2
-    return any(tuple(run) in runs for run in one.tokens[:, middle : middle + count].tolist())
+    return _holds_middle(one, other, count) or _holds_middle(other, one, count)
+
+
+def _holds_middle(text: TokenWindows, windows: TokenWindows, count: int) -> bool:
+    """Whether so many tokens from the middle of one of the windows stand in the text."""
+    runs = set(map(tuple, text.of_text.flatten().unfold(0, count, 1).tolist()))
+    middle = windows.tokens.shape[1] // 2
+    return any(tuple(run) in runs for run in windows.tokens[:, middle : middle + count].tolist())
 
 
 def _result(name: str, found: PerplexityResult, fidelity: Fidelity | None) -> TextResult:

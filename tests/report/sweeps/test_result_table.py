@@ -184,3 +184,27 @@ def test_a_plan_of_spectra_has_a_table_of_cuts_and_no_results() -> None:
     assert table is not None and column(table, "input of")[1] == "model.layers.14.q_proj"
     assert [x.value for x in column(table, "ratio")] == [40, 82]
     assert result_table("figure1", rows) is None and cut_table("steps", rows_of(TWO)) is None
+
+
+def test_an_original_with_the_labels_of_a_row_is_a_row_of_its_own() -> None:
+    original = record({"model": "SmolLM2"}, None)
+    cells = [record({"model": "SmolLM2", "seed": seed}, 0.7) for seed in (0, 1)]
+    rows = rows_of([original, *cells])
+    table = result_table("seeds", rows)
+    assert sorted(column(table, "model")) == ["SmolLM2", "SmolLM2, original"]
+    (row,) = [row for row in rows if not row.is_original]
+    perplexities = [x.texts[0].perplexity for x in cells]
+    assert row.on("WikiText-2").perplexity.value == pytest.approx(sum(perplexities) / 2)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 1, 3), (2, 0, 1, 3)])
+def test_seeds_that_were_done_otherwise_than_the_last_are_in_no_mean(order) -> None:
+    old = [cell("alone", seed, 0.9, settings={"bits": 3, "seed": seed}) for seed in (0, 1)]
+    new = [cell("alone", seed, 0.5, settings={"bits": 2, "seed": seed}) for seed in (1, 2)]
+    both = [*old, *new]
+    (row,) = rows_of([both[place] for place in order])
+    assert sorted(row.cells) == [1, 2]
+    others = [text_result("WikiText-2", 0.9, seed=0)]
+    old = [replace(cell("alone", 0, 0.9), texts=[replace(others[0], sha256="other")])]
+    (row,) = rows_of([*old, cell("alone", 1, 0.5)])
+    assert list(row.cells) == [1]

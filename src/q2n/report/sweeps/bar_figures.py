@@ -72,7 +72,8 @@ def groups_of(rows: Sequence[Row]) -> list[Group]:
     for row in rows:
         if row.reference_key is not None and row.done:
             others.setdefault(row.reference_key, []).append(row)
-    return [Group(row, others[row.key]) for row in rows if row.key in others and row.done]
+    referred = [row for row in rows if row.key in others and row.done and not row.is_original]
+    return [Group(row, others[row.key]) for row in referred]
 
 
 def bar_pictures(plan: str, rows: Sequence[Row], measure: Measure) -> Iterator[Picture]:

@@ -19,7 +19,7 @@ def constant_labels(rows: Sequence[Row]) -> Labels:
     by, without the last of them."""
     places = {axis: [row.labels[axis] for row in rows if axis in row.labels] for axis in axes(rows)}
     same = {axis: found[0] for axis, found in places.items() if len(set(found)) == 1}
-    if len(same) == len(places):
+    if same and len(same) == len(places):
         same.popitem()
     return same
 

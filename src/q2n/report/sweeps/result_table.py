@@ -52,12 +52,13 @@ def result_table(plan: str, rows: Sequence[Row]) -> Table | None:
 
 
 def _labels(shown: Sequence[str]) -> Iterator[Measure]:
-    """The original has its model alone: the first column that it does not fill says what it is."""
+    """The original has its model alone: the first column that it does not fill says what it is, or
+    the last one does."""
 
     def label(axis: str, row: Row) -> str:
-        missing = next((x for x in shown if x not in row.labels), None)
-        original = ORIGINAL if row.is_original and axis == missing else ""
-        return str(row.labels.get(axis, original))
+        missing = next((x for x in shown if x not in row.labels), shown[-1])
+        words = [str(row.labels[axis])] if axis in row.labels else []
+        return ", ".join(words + [ORIGINAL] * (row.is_original and axis == missing))
 
     for axis in shown:
         yield Column(axis, kind="label"), partial(label, axis)
@@ -78,7 +79,7 @@ def _seeds(row: Row) -> float | None:
 
 
 def _on_texts(rows: Sequence[Row], texts: Sequence[str]) -> Iterator[Measure]:
-    by_key = {row.key: row for row in rows}
+    by_key = {row.key: row for row in rows if not row.is_original}
 
     def divergence(text: str, row: Row) -> Estimate | None:
         return row.on(text).divergence

@@ -48,7 +48,8 @@ class Row:
 
     @property
     def key(self) -> Key:
-        """What names it among the rows of its plan."""
+        """What names it among the rows of its plan but its model's original, which may have the
+        same labels."""
         return frozenset(self.labels.items())
 
     @property
@@ -141,8 +142,9 @@ class OnText:
             return difference(self.windows, other.windows)
         return unpaired(ours, theirs)
 
-    def _measured_on(self) -> set[tuple[str, str, int]]:
-        return {(x.sha256, x.protocol, len(x.by_window)) for x in self.results.values()}
+    def _measured_on(self) -> set[tuple[str, str, int, int]]:
+        results = self.results.values()
+        return {(x.sha256, x.protocol, x.windows, len(x.by_window)) for x in results}
 
     def _plain(self, what: str) -> Estimate | None:
         known = [x for x in self.results.values() if getattr(x, what) is not None]
@@ -172,17 +174,32 @@ def _mean(tasks: Sequence[TaskScore], metric: str) -> Estimate | None:
 
 
 def rows_of(records: Iterable[ExperimentRecord]) -> list[Row]:
-    """The rows of one plan, in its order."""
-    records = list(records)
-    groups: dict[Key, dict[Label | None, ExperimentRecord]] = {}
+    """The rows of one plan, in its order. Of records of one place the last counts, and with it
+    those of other seeds that were done as it was."""
+    groups: dict[tuple[Key, bool], list[ExperimentRecord]] = {}
     for record in records:
-        key = frozenset((k, v) for k, v in record.labels.items() if k != SEED)
-        groups.setdefault(key, {})[record.labels.get(SEED)] = record
-    rows = [Row(_without_seed(next(iter(x.values())).labels), x) for x in groups.values()]
+        place = frozenset(_without_seed(record.labels).items()), record.settings is None
+        groups.setdefault(place, []).append(record)
+    rows = [_row(group) for group in groups.values()]
     axes = dict.fromkeys(
         x for row in sorted(rows, key=lambda r: -len(r.labels)) for x in row.labels
     )
     return sorted(rows, key=lambda row: [row.first.places.get(axis, -1) for axis in axes])
+
+
+def _row(records: Sequence[ExperimentRecord]) -> Row:
+    last = records[-1]
+    cells = {record.labels.get(SEED): record for record in records if _are_alike(record, last)}
+    return Row(_without_seed(last.labels), cells)
+
+
+def _are_alike(one: ExperimentRecord, other: ExperimentRecord) -> bool:
+    """Whether two cells may differ in their seed alone: in settings and windows they do not, as
+    those of a plan before and after a change."""
+    settings, others = ({**(x.settings or {}), SEED: None} for x in (one, other))
+    hashes, other_hashes = ({t.text: t.sha256 for t in x.texts} for x in (one, other))
+    common = hashes.keys() & other_hashes.keys()
+    return settings == others and all(hashes[x] == other_hashes[x] for x in common)
 
 
 def _without_seed(labels: Labels) -> dict[str, Label]:

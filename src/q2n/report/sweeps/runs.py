@@ -83,7 +83,7 @@ def _read(file: Path) -> Iterator[ExperimentRecord | Skipped]:
 def _lines(file: Path, text: str) -> Iterator[ExperimentRecord | Skipped]:
     """One record a line; lines without a layout, which other programs wrote, are said once."""
     others = 0
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # a string of JSON may hold other breaks
         if not line.strip():
             continue
         values = _parsed(line)
