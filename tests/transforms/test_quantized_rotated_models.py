@@ -269,7 +269,7 @@ def test_formats_of_weights_alone_refuse_before_any_work(
     def open_nothing(*_, **__):
         raise AssertionError("the model was opened")
 
-    monkeypatch.setattr("q2n.run.open_model", open_nothing)
+    monkeypatch.setattr("q2n.run.model_of", open_nothing)
     with pytest.raises(InputError, match=f"{format} cannot hold .* while the model runs.*native$"):
         q2n.quantize(place / "model", tmp_path / "out", method="rtn", **changes, format=format)
     assert list(tmp_path.iterdir()) == []
