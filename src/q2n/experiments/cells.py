@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from q2n.config.reading import read_settings
@@ -34,7 +35,7 @@ class Cell:
     spectra: Spectra | None
     search: Search | None
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Of everything that the results depend on, but the content of model and texts, which the
         record has hashes of."""
@@ -51,7 +52,7 @@ class Cell:
             }
         )
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Of the place in the plan and the key."""
         return _hash([self.plan, dict(self.labels), dict(self.compare), self.key])

@@ -2,9 +2,9 @@ r"""How long cells will take: roughly, before the first is done; from their like
 
 Before: a pass of T tokens through P weights takes 2 P T operations. A quantization by closed forms
 takes about 4 passes of the calibration text through the blocks (two runs of each, the Gram
-matrices, the sweeps), `good` 2.5 times and `best` 7 times as many (docs/RESULTS.md, What it costs).
-A text takes a pass, and another one of the original's states through the head. The rate is that of
-a matrix product, measured now. That is right within a factor of about three on a CPU.
+matrices, the sweeps), `good` 2.5 times and `best` 7 times as many (docs/FINDINGS.md, What it
+costs). A text takes a pass, and another one of the original's states through the head. The rate is
+that of a matrix product, measured now. That is right within a factor of about three on a CPU.
 
 After: the mean time of the records of the same model whose settings agree the most.
 """
@@ -98,7 +98,7 @@ def _rate() -> float:
     return 4 * 2 * 1024**3 / (time.perf_counter() - since)
 
 
-def total(cells: Sequence[Cell], records: Sequence[ExperimentRecord]) -> Mapping[str, Any]:
+def total(cells: Sequence[Cell], records: Sequence[ExperimentRecord]) -> dict[str, Any]:
     """Seconds of all cells together, and how many of them are not in it."""
     known = [estimate(cell, records) for cell in cells]
     return {

@@ -178,12 +178,11 @@ class Measurer:
         return self._originals[place]
 
 
-def _remove(folder: Path) -> bool:
-    """Remove a checkpoint, or what there is of one; whether there was anything."""
-    places = [place for place in (folder, partial_folder(folder)) if place.exists()]
-    for place in places:
-        shutil.rmtree(place)
-    return bool(places)
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint, or what there is of one."""
+    for place in (folder, partial_folder(folder)):
+        if place.exists():
+            shutil.rmtree(place)
 
 
 def _costs(done: Quantized) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from typing import Any, Literal
 from q2n.errors import InputError
 from q2n.report.experiment import Label
 
-Values = Mapping[str, Any]
 OF_THE_SWEEP = ("model", "output")
 """Options of `q2n quantize` that a cell has apart from its settings."""
 

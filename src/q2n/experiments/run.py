@@ -94,9 +94,9 @@ def run_sweep(
 def estimated(cells: Sequence[Cell], output: str | Path) -> tuple[list[Cell], dict[str, Any]]:
     """The cells that have no record yet, and how long they will take (`estimate.total`)."""
     if not Path(output).exists():  # and is not made for the question
-        return list(cells), dict(total(cells, []))
+        return list(cells), total(cells, [])
     runs = Runs(Path(output))
     found = [(cell, runs.record(cell)) for cell in cells]
     records = [record for _, record in found if record is not None]
     left = [cell for cell, record in found if record is None]
-    return left, dict(total(left, records))
+    return left, total(left, records)

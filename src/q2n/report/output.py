@@ -27,8 +27,7 @@ def require_free(file: Path, kind: str) -> None:
     Raises:
         InputError: another file lies there, or no file can be made there.
     """
-    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
-        raise InputError(f"{file} cannot be written: {file.parent} is no folder to write into")
+    require_place(file)
     if file.is_dir():
         raise InputError(f"{file} is a folder: give the name of a file")
     if file.exists() and not _is_ours(file, MARKS[kind]):
@@ -36,6 +35,16 @@ def require_free(file: Path, kind: str) -> None:
             f"{file} is there and is no {kind} file that q2n made: choose another name, or "
             "delete it"
         )
+
+
+def require_place(file: Path) -> None:
+    """Refuse a file in a folder that is not there or cannot be written into.
+
+    Raises:
+        InputError: it is such a one.
+    """
+    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+        raise InputError(f"{file} cannot be written: {file.parent} is no folder to write into")
 
 
 def _is_ours(file: Path, mark: str) -> bool:

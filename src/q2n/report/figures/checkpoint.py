@@ -1,6 +1,5 @@
 """The pictures of one checkpoint (`q2n inspect --plot`), written to a file."""
 
-import os
 from pathlib import Path
 
 from matplotlib.backend_bases import FigureCanvasBase
@@ -10,6 +9,7 @@ from q2n.evaluation.block_costs import BlockCosts
 from q2n.report.figures.layers import Panel, panels_of, panels_side_by_side
 from q2n.report.figures.style import Picture
 from q2n.report.kinds import kinds_of
+from q2n.report.output import require_place
 from q2n.report.record import RunRecord
 
 
@@ -24,8 +24,7 @@ def require_picture(file: Path) -> None:
         raise InputError(
             f"{file} is no name of a picture; they end in .{', .'.join(sorted(formats))}"
         )
-    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
-        raise InputError(f"{file} cannot be written: {file.parent} is no folder to write into")
+    require_place(file)
 
 
 def plot_layers(record: RunRecord, file: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from q2n.report.paired import Estimate
 from q2n.report.sweeps.naming import BITS, MODEL, name_of, varying_axes, width_of
-from q2n.report.sweeps.rows import Row
+from q2n.report.sweeps.rows import OnText, Row
 from q2n.report.table_model import Cell, Column, Quantity, Table, TableRow, filled
 
 NOTES = (
@@ -132,17 +132,20 @@ def _bits(found: Found) -> Cell:
 def _measures(text: str) -> Iterator[Measure]:
     """KL and lead, or the perplexity where there is no KL."""
 
+    def on(found: Found) -> OnText | None:
+        return found[text].row.on(text) if text in found else None
+
     def best(found: Found) -> Cell:
-        on = found[text].row.on(text) if text in found else None
-        return None if on is None else Quantity.of(on.divergence, decimals=3)
+        own = on(found)
+        return None if own is None else Quantity.of(own.divergence, decimals=3)
 
     def ahead(found: Found) -> Cell:
         lead = found[text].ahead if text in found else None
         return None if lead is None else Quantity(lead.value, lead.total_error, decimals=3)
 
     def perplexity(found: Found) -> Cell:
-        on = found[text].row.on(text) if text in found else None
-        return None if on is None or on.divergence else Quantity.of(on.perplexity)
+        own = on(found)
+        return None if own is None or own.divergence else Quantity.of(own.perplexity)
 
     yield Column("KL", text), best
     yield Column("lead", text), ahead

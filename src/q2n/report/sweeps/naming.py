@@ -2,16 +2,10 @@
 
 from collections.abc import Sequence
 
-from q2n.report.sweeps.rows import Labels, Row
+from q2n.report.sweeps.rows import Labels, Row, axes
 
 MODEL, BITS = "model", "bits"
 ORIGINAL = "original"
-
-
-def axes(rows: Sequence[Row]) -> list[str]:
-    """Names of the labels, in the plan's order."""
-    longest = sorted(rows, key=lambda row: -len(row.labels))
-    return list(dict.fromkeys(axis for row in longest for axis in row.labels))
 
 
 def constant_labels(rows: Sequence[Row]) -> Labels:

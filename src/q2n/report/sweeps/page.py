@@ -9,10 +9,10 @@ from markupsafe import Markup
 from q2n.report.pages.render import render
 from q2n.report.sweeps.gallery import KINDS, pictures
 from q2n.report.sweeps.leads import lead_table
-from q2n.report.sweeps.naming import axes, title_of
+from q2n.report.sweeps.naming import title_of
 from q2n.report.sweeps.provenance import provenance
 from q2n.report.sweeps.report import Report
-from q2n.report.sweeps.rows import Row
+from q2n.report.sweeps.rows import Row, axes
 from q2n.report.table_model import Table
 
 FIGURES = 80
@@ -69,7 +69,7 @@ def _plan_part(report: Report, plan: str, share: int) -> PlanPart:
         facts=_facts(rows),
         galleries=[Gallery(*KINDS[kind], drawn[kind]) for kind in KINDS if kind in drawn],
         left_out=next(found, None) is not None,
-        tables=report.tables_of(plan),
+        tables=report.tables_of[plan],
     )
 
 

@@ -45,16 +45,15 @@ class Report:
         cells = f"{len(self.runs.records)} cell{'s' * (len(self.runs.records) > 1)}"
         return f"{cells} of {plans}, measured {days}."
 
-    def tables_of(self, plan: str) -> list[Table]:
-        """Those of one plan that have something to show."""
-        rows = self.plans[plan]
-        makers = (result_table, time_table, search_table, cut_table)
-        return [table for make in makers if (table := make(plan, rows)) is not None]
-
     @cached_property
+    def tables_of(self) -> Mapping[str, Sequence[Table]]:
+        """Plan -> its tables that have something to show."""
+        return {plan: _tables(plan, rows) for plan, rows in self.plans.items()}
+
+    @property
     def result_tables(self) -> list[Table]:
         """Of all plans."""
-        return [table for plan in self.plans for table in self.tables_of(plan)]
+        return [table for tables in self.tables_of.values() for table in tables]
 
     @property
     def tables(self) -> list[Table]:
@@ -66,3 +65,8 @@ class Report:
         """The records as JSON lines."""
         records = (record.to_json() for record in self.runs.records)
         return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def _tables(plan: str, rows: Sequence[Row]) -> list[Table]:
+    makers = (result_table, time_table, search_table, cut_table)
+    return [table for make in makers if (table := make(plan, rows)) is not None]

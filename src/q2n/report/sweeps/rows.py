@@ -61,13 +61,16 @@ class Row:
 
     def mean(self, what: str) -> float | None:
         """Of a number that a record has or has not, over the cells that have it."""
-        values = [x for cell in self.done.values() if (x := getattr(cell, what)) is not None]
+        values = self._known(what)
         return fmean(values) if values else None
 
     def most(self, what: str) -> float | None:
         """The largest one."""
-        values = [x for cell in self.done.values() if (x := getattr(cell, what)) is not None]
+        values = self._known(what)
         return float(max(values)) if values else None
+
+    def _known(self, what: str) -> list[int | float]:
+        return [x for cell in self.done.values() if (x := getattr(cell, what)) is not None]
 
     def seconds(self, what: str) -> float | None:
         """Mean time of one thing."""
@@ -77,11 +80,20 @@ class Row:
     @property
     def texts(self) -> list[str]:
         """Names of the texts that it was measured on."""
-        return list(dict.fromkeys(x.text for cell in self.done.values() for x in cell.texts))
+        return list(self._on_texts)
 
     def on(self, text: str) -> "OnText":
         """Its results on one text."""
-        return OnText({s: x for s, c in self.done.items() for x in c.texts if x.text == text})
+        return self._on_texts.get(text, OnText({}))
+
+    @cached_property
+    def _on_texts(self) -> Mapping[str, "OnText"]:
+        """Kept, for it keeps its means: tables, leads and figures ask for the same ones."""
+        found: dict[str, dict[Label | None, TextResult]] = {}
+        for seed, cell in self.done.items():
+            for result in cell.texts:
+                found.setdefault(result.text, {})[seed] = result
+        return {text: OnText(results) for text, results in found.items()}
 
     @property
     def tasks(self) -> list[str]:
@@ -181,10 +193,14 @@ def rows_of(records: Iterable[ExperimentRecord]) -> list[Row]:
         place = frozenset(_without_seed(record.labels).items()), record.settings is None
         groups.setdefault(place, []).append(record)
     rows = [_row(group) for group in groups.values()]
-    axes = dict.fromkeys(
-        x for row in sorted(rows, key=lambda r: -len(r.labels)) for x in row.labels
-    )
-    return sorted(rows, key=lambda row: [row.first.places.get(axis, -1) for axis in axes])
+    ordered = axes(rows)
+    return sorted(rows, key=lambda row: [row.first.places.get(axis, -1) for axis in ordered])
+
+
+def axes(rows: Sequence[Row]) -> list[str]:
+    """Names of the labels, in the plan's order."""
+    longest = sorted(rows, key=lambda row: -len(row.labels))
+    return list(dict.fromkeys(axis for row in longest for axis in row.labels))
 
 
 def _row(records: Sequence[ExperimentRecord]) -> Row:
