@@ -272,7 +272,10 @@ def _notes(settings: Settings, opened: OpenedModel) -> list[str]:
 
 def _check_layers(opened: OpenedModel, plan: Plan, format: Format, runtime: str | None) -> None:
     """Refuse a layer that the options, the format or the runtime do not fit, before any work."""
-    for name, target in opened.blocks.targets().items():
+    targets = opened.blocks.targets()
+    if any(target.experts for target in targets.values()):
+        format.container.check_experts(opened.source, plan.storage)
+    for name, target in targets.items():
         plan.method.check(name, target.shape)
         format.codec.check(name, target.shape, plan.storage)
         format.codec.check_layout(name, transposed=target.transposed)

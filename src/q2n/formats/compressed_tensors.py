@@ -31,7 +31,8 @@ from q2n.formats.uniform import (
     require_tensors,
     stored_scale,
 )
-from q2n.layers.quantized import QuantizedLinear
+from q2n.layers.quantized import QuantizedLinear, StorageSpec
+from q2n.layers.uniform import UniformStorage
 from q2n.linalg.groups import by_column
 from q2n.option_types import shown
 
@@ -116,6 +117,20 @@ class CompressedTensorsEntry(UniformEntry):
     codec = CompressedTensors
     quant_method = "compressed-tensors"
     merges_parts = False  # transformers 5.23 takes all parts for packed and finds none
+    single_experts = "as files"
+
+    def check_experts(self, fused: Sequence[str], storage: StorageSpec) -> None:
+        if fused:
+            raise InputError(
+                f"the model keeps its experts fused ({fused[0]}), and readers of "
+                "compressed-tensors load packed experts one by one; use --format native or "
+                "dequantized, or --ignore '*experts*'"
+            )
+        if isinstance(storage, UniformStorage) and not storage.symmetric:
+            raise InputError(
+                "transformers and vLLM load packed experts in compressed-tensors with symmetric "
+                "grids only; add --symmetric, or use --format native or dequantized"
+            )
 
     def quantization_config(
         self,

@@ -93,6 +93,14 @@ class Container(ABC):
         """
         return []
 
+    def check_experts(self, source: ModelSource, storage: StorageSpec) -> None:  # noqa: B027 - optional
+        """Refuse, before any work is done, to quantize experts of a mixture that its readers would
+        not load; called only where there are some.
+
+        Raises:
+            InputError: with the reason, and what would do.
+        """
+
     def outside_types(self, source: ModelSource) -> str:
         """What becomes of what no method quantizes, in one sentence."""
         return "Embeddings, norms, biases and the output head are not quantized."

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NoReturn
+from typing import Any, ClassVar, Generic, Literal, NoReturn
 
 import torch
 
@@ -16,6 +16,7 @@ from q2n.errors import InputError
 from q2n.formats.codec import Description
 from q2n.formats.stored import StoredLayer
 from q2n.formats.table_grid import TableGrid
+from q2n.layers.quantized import StorageSpec
 from q2n.option_types import shown
 
 
@@ -33,6 +34,26 @@ class FolderEntry(ABC):
     merges_parts: ClassVar[bool] = True
     """Whether its readers merge tensors on loading as transformers does with a plain checkpoint:
     experts that are stored one by one."""
+
+    single_experts: ClassVar[Literal["as files", "as model", "no"]] = "no"
+    """What single experts are called in the files: as those of the original are, as the model calls
+    them (models/experts.py), or its readers know none."""
+
+    def check_experts(self, fused: Sequence[str], storage: StorageSpec) -> None:
+        """Refuse, before any work is done, to quantize experts that its readers would not load.
+
+        Args:
+            fused: tensors of the original's files that hold several experts.
+
+        Raises:
+            InputError: with the reason, and what would do.
+        """
+        if self.single_experts == "no":
+            raise InputError(
+                f"{self.quant_method} has no place for the experts of a mixture here; use --format "
+                "native, compressed-tensors, dequantized or gguf, or leave them in full precision "
+                "with --ignore '*experts*'"
+            )
 
     @abstractmethod
     def quantization_config(

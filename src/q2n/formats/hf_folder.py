@@ -18,6 +18,7 @@ from typing import Self
 from q2n.formats.codec import Codec, PackedCodec
 from q2n.formats.container import Container
 from q2n.formats.folder_config import as_json, written_config
+from q2n.formats.fusing import Fusing
 from q2n.formats.hf_entry import FolderEntry, PackedEntry
 from q2n.formats.outside_tables import round_table, tables_of
 from q2n.formats.quantized_model import QuantizedModel
@@ -67,6 +68,9 @@ class HFFolder(Container):
                 self.entry.check_table(name, shape, self.tables)
         return super().check(source, storage)
 
+    def check_experts(self, source: ModelSource, storage: StorageSpec) -> None:
+        self.entry.check_experts(list(source.fused), storage)
+
     def outside_types(self, source: ModelSource) -> str:
         if self.tables is None:
             return super().outside_types(source)
@@ -89,6 +93,7 @@ class HFFolder(Container):
         writer, stored = ShardWriter(folder, self.shard_bytes), {}
         in_parts = model.in_parts if self.entry.merges_parts else {}
         tables = {} if self.tables is None else tables_of(model.source)
+        fusing = Fusing(model.source.fused if self.entry.single_experts == "as files" else {})
         for name in model.source.names():
             if name in in_parts:
                 for key in in_parts[name]:
@@ -100,11 +105,12 @@ class HFFolder(Container):
             elif module in tables:
                 layer = self._rounded(name, model)
             else:
-                writer.add(model.file_names[name], model.other_tensor(name))
+                fusing.add(writer, name, self._file_name(model, name), model.other_tensor(name))
                 continue
-            file_module = model.file_module(module)
+            file_module = self._file_module(model, module)
             for part, value in codec.encode(module, layer, model.source.dtype).items():
-                writer.add(f"{file_module}.{part}", model.laid_out(module, part, value))
+                value = model.laid_out(module, part, value)
+                fusing.add(writer, f"{module}.{part}", f"{file_module}.{part}", value)
             stored[module] = StoredLayer.of(layer)
         for key in model.source.untaken:
             writer.add(key, model.source.stored(key))
@@ -119,12 +125,29 @@ class HFFolder(Container):
         dtype = self.entry.table_dtype(model.source.dtype)
         return round_table(model.other_tensor(name), self.tables, dtype, name)
 
+    def _file_name(self, model: QuantizedModel, name: str) -> str:
+        """What the files call a tensor."""
+        return name if self._as_model(model, name) else model.file_names[name]
+
+    def _file_module(self, model: QuantizedModel, module: str) -> str:
+        """Under which name the files hold the tensors of a linear."""
+        as_model = self._as_model(model, f"{module}.weight")
+        return module if as_model else model.file_module(module)
+
+    def _as_model(self, model: QuantizedModel, name: str) -> bool:
+        target = model.targets.get(name.rpartition(".")[0])
+        return (
+            self.entry.single_experts == "as model"
+            and target is not None
+            and target.experts is not None
+        )
+
     def _modules(self, model: QuantizedModel, stored: Collection[str]) -> dict[str, str]:
         """Linears and tables: name in the model -> name in the files. A head that is a rounded
         table has no name of its own."""
         names, own = dict.fromkeys([*model.targets, *stored]), set(model.source.names())
         return {
-            name: model.file_module(name)
+            name: self._file_module(model, name)
             for name in names
             if self.tables is None or f"{name}.weight" in own
         }

@@ -28,6 +28,7 @@ from q2n.models.targets import (
     targets_in,
 )
 from q2n.models.ties import aliases
+from q2n.models.uncovered import require_known_experts, uncovered_modules
 
 
 class BlockwiseModel:
@@ -60,7 +61,12 @@ class BlockwiseModel:
             )
         blocks = {self.block_name(index): block for index, block in enumerate(self._blocks)}
         self._small = small_targets(blocks)
-        layers.check(names, self._small)
+        loose = {
+            f"{self._list_name}.{name}": count
+            for name, count in uncovered_modules(self._blocks).items()
+        }
+        layers.check(names, self._small, also=loose)
+        require_known_experts(self._model, loose, layers.ignores)
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -98,8 +104,8 @@ class BlockwiseModel:
             re.sub(rf"^{prefix}\.\d+\.", f"{self._list_name}.*.", x) for x in left
         )
         return [
-            "Small layers stay in full precision (a side below 128, under 1 % of the block): "
-            f"{', '.join(kinds)}; --only quantizes them"
+            "Small layers stay in full precision (a side below 128, under 1 % of the block; what "
+            f"chooses among experts): {', '.join(kinds)}; --only quantizes them"
         ]
 
     def targets_of(self, index: int, block: nn.Module) -> tuple[dict[str, Target], list[str]]:

@@ -1,6 +1,6 @@
 """The turn of one block as a list of stages over one state, built once from the settings.
 
-    for each round of sites:     one site with true_sequential, else all at once
+    for each round of sites:     one site (of experts, one group) with true_sequential, else all
         measure                  passes run to the sites; their inputs become statistics
         (rewrite)                what changes weights by what was measured goes here
         quantize                 every target of the sites takes its new weight
@@ -19,6 +19,7 @@ import torch
 
 from q2n.logging import Reporter
 from q2n.method import Method
+from q2n.models.sites import Site, one_stage
 from q2n.pipeline.block_state import BlockStage, BlockState
 from q2n.pipeline.finish import Stopwatch, Store, advance
 from q2n.pipeline.measure import Measure
@@ -35,19 +36,23 @@ class EachRound:
 
     stages: Sequence[BlockStage]
     one_site: bool
-    """A round is one site; else all of them, measured before any of their targets is quantized."""
+    """A round is one site, or those of experts that are computed together; else all of them,
+    measured before any of their targets is quantized."""
 
     def __call__(self, state: BlockState) -> BlockState:
-        for together in self._rounds(len(state.sites)):
+        for together in self._rounds(state.sites):
             state = run_stages(self.stages, replace(state, round=together))
         return state
 
-    def _rounds(self, count: int) -> list[list[int]]:
+    def _rounds(self, sites: Sequence[Site]) -> list[list[int]]:
         """Positions of the sites of each round; no round where nothing is to be quantized."""
-        sites = list(range(count))
-        if self.one_site:
-            return [[site] for site in sites]
-        return [sites] if sites else []
+        rounds: list[list[int]] = []
+        for position, site in enumerate(sites):
+            if rounds and (not self.one_site or one_stage([sites[rounds[-1][0]], site])):
+                rounds[-1].append(position)
+            else:
+                rounds.append([position])
+        return rounds
 
 
 def run_stages(stages: Sequence[BlockStage], state: BlockState) -> BlockState:

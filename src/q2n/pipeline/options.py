@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from zlib import crc32
 
-from q2n.option_types import Count, CountOrZero, Seed, check_fields
+from q2n.option_types import Count, CountOrZero, NonNegative, Positive, Seed, check_fields
 from q2n.pipeline.activations import Place
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions:
-    """How the loop runs; `activations` does not touch the result."""
+    """How the loop runs; `activations` and `expert_memory` do not touch the result."""
 
     true_sequential: bool = True
     """Measure each site after the layers before it are quantized."""
@@ -19,6 +19,13 @@ class LoopOptions:
     """Where block inputs lie: device, cpu or disk."""
     cross_tokens: CountOrZero = 16
     """Tokens for each input channel that cross moments count, if there are more; 0: all."""
+    expert_shrinkage: NonNegative = 256.0
+    """Tokens for which the mean over all tokens counts in the statistics of an expert, beside those
+    that its router sends it; 0: the latter alone."""
+    all_experts: bool = False
+    """Take the statistics of every expert from all tokens alike, routed to it or not."""
+    expert_memory: Positive = 1.0
+    """GiB for the sums of experts that are measured together."""
     seed: Seed = 0
 
     def __post_init__(self) -> None:

@@ -56,9 +56,9 @@ class SequentialLoop:
         self.model, self.store, self.options = model, store, options
         self.reporter = reporter or Reporter()
         self.stopwatch = Stopwatch()
-        required = method.required_statistics
-        self.reads_text = bool(required) or refit is not None
-        self.two_streams = RequiredStatistics.CROSS in required or refit is not None
+        self.required = method.required_statistics
+        self.reads_text = bool(self.required) or refit is not None
+        self.two_streams = RequiredStatistics.CROSS in self.required or refit is not None
         self.method_name = method.name
         self.stages = block_stages(
             method,
@@ -105,7 +105,16 @@ class SequentialLoop:
         say: Callable[[str], None],
     ) -> None:
         """A block's turn; when it ends, nothing of the block stays in memory."""
-        run_stages(self.stages, enter_block(self.model, index, streams, probe, say))
+        state = enter_block(
+            self.model,
+            index,
+            streams,
+            probe,
+            say,
+            options=self.options,
+            required=self.required,
+        )
+        run_stages(self.stages, state)
 
     def _replay(
         self,
