@@ -54,7 +54,7 @@ class Watcher(Protocol):
     """Looks on while experts run."""
 
     def wanted(
-        self, experts: "OneByOne", routed: Sequence[Int[Tensor, " tokens"]], count: int
+        self, experts: "OneByOne", routed: Sequence[Int[Tensor, " _"]], count: int
     ) -> Sequence[Wanted] | None:
         """For each expert, given the tokens routed to each of `count`; None for none at all."""
 

@@ -28,7 +28,9 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
+from q2n.errors import InputError
 from q2n.models.expert_parts import ExpertPart, expert_parts, is_fused
+from q2n.patterns import listed
 
 
 @dataclass(eq=False)
@@ -102,6 +104,9 @@ def conversion_rules(model: PreTrainedModel) -> tuple[list[WeightRenaming], list
 def plan_loading(model: PreTrainedModel, keys: Iterable[str]) -> LoadingPlan:
     """The plan for a model (its weights may be on the meta device), as transformers builds it, and
     the names in the files. Experts go by the names of experts.py.
+
+    Raises:
+        InputError: the files hold more or fewer experts than the model.
     """
     renamings, converters = conversion_rules(model)
     rule_of = {pattern: rule for rule in converters for pattern in rule.source_patterns}
@@ -144,10 +149,16 @@ def _take_apart(plan: LoadingPlan, fused: str, parts: Mapping[str, ExpertPart]) 
         merge = plan.merges[fused]
         numbers = {key: torch.full((1, 1), place) for place, key in enumerate(merge.keys)}
         try:
-            made = merge.apply(numbers.__getitem__)
-            plan.key_of |= {n: merge.keys[int(part.cut(made[fused]))] for n, part in parts.items()}
+            made = merge.apply(numbers.__getitem__)[fused]
         except Exception:  # a damaged checkpoint: whoever merges real tensors names it
             return
+        experts = 1 + max(part.expert for part in parts.values())
+        if len(made) != experts:
+            raise InputError(
+                f"{fused!r} has {len(made)} experts in the files ({listed(merge.keys)}), and "
+                f"config.json asks for {experts}; the two belong to different models"
+            )
+        plan.key_of |= {name: merge.keys[int(part.cut(made))] for name, part in parts.items()}
         del plan.merges[fused]
 
 

@@ -106,7 +106,7 @@ class _Probe(Watcher):
     received: dict[str, _Received]
 
     def wanted(
-        self, experts: OneByOne, routed: Sequence[Int[Tensor, " tokens"]], count: int
+        self, experts: OneByOne, routed: Sequence[Int[Tensor, " _"]], count: int
     ) -> list[Wanted]:
         every = torch.arange(count, device=routed[0].device)
         return [Wanted(every, None)] * experts.num_experts

@@ -63,7 +63,7 @@ class ExpertInputs(Watcher):
     sampling: ExpertSampling
 
     def wanted(
-        self, experts: OneByOne, routed: Sequence[Int[Tensor, " tokens"]], count: int
+        self, experts: OneByOne, routed: Sequence[Int[Tensor, " _"]], count: int
     ) -> list[Wanted] | None:
         running = getcurrent()
         if not isinstance(running, RunningPass) or running.position >= max(self.positions.values()):

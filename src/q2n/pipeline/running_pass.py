@@ -17,7 +17,7 @@ class RunningPass(greenlet):
         """Of the last site at which it paused."""
         self.reached = 0
         """Tokens of the batch that reach that site by themselves."""
-        self.routed: dict[str, Sequence[Int[Tensor, " tokens"]]] = {}
+        self.routed: dict[str, Sequence[Int[Tensor, " _"]]] = {}
         """By name of a mixture's experts: the tokens of each."""
         self.leader: RunningPass | None = None
         """The pass that says which tokens reach an expert, if this one does not."""
