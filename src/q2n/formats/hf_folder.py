@@ -29,6 +29,7 @@ from q2n.formats.stored import StoredLayer
 from q2n.formats.table_grid import TableGrid
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.models.config_file import quantization_config
+from q2n.models.experts import routers
 from q2n.models.full_precision import FullPrecision, full_precision
 from q2n.models.model_source import ModelSource
 
@@ -143,9 +144,10 @@ class HFFolder(Container):
         )
 
     def _modules(self, model: QuantizedModel, stored: Collection[str]) -> dict[str, str]:
-        """Linears and tables: name in the model -> name in the files. A head that is a rounded
-        table has no name of its own."""
-        names, own = dict.fromkeys([*model.targets, *stored]), set(model.source.names())
+        """Linears, routers and tables: name in the model -> name in the files. A head that is a
+        rounded table has no name of its own."""
+        names = dict.fromkeys([*model.targets, *sorted(routers(model.skeleton)), *stored])
+        own = set(model.source.names())
         return {
             name: self._file_module(model, name)
             for name in names

@@ -236,12 +236,13 @@ def expert_count(root: nn.Module, target: str) -> int | None:
 
 
 def routers(root: nn.Module) -> set[str]:
-    """Names of linears that choose among experts: beside a mixture's experts, with an output for
-    each of them."""
+    """Names of modules that choose among experts: beside a mixture's experts, with a row of their
+    weight for each of them."""
     found = set[str]()
     for name, experts in experts_in(root):
         prefix = name.rpartition(".")[0]
         for other, module in root.get_submodule(prefix).named_children():
-            if getattr(module, "out_features", None) == experts.num_experts:
+            weight = getattr(module, "weight", None)
+            if isinstance(weight, Tensor) and weight.shape[:1] == (experts.num_experts,):
                 found.add(f"{prefix}.{other}".lstrip("."))
     return found
