@@ -14,8 +14,8 @@ EXPERTS = {
 }
 _SMALL = {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
 _LATENT = {
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
     "qk_rope_head_dim": 16,
     "qk_nope_head_dim": 16,
     "v_head_dim": 16,

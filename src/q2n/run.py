@@ -274,7 +274,7 @@ def _check_layers(opened: OpenedModel, plan: Plan, format: Format, runtime: str 
     """Refuse a layer that the options, the format or the runtime do not fit, before any work."""
     targets = opened.blocks.targets()
     if any(target.experts for target in targets.values()):
-        format.container.check_experts(opened.source, plan.storage)
+        format.container.check_experts(opened.source, plan.storage, opened.blocks.experts_left())
     for name, target in targets.items():
         plan.method.check(name, target.shape)
         format.codec.check(name, target.shape, plan.storage)

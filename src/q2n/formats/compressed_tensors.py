@@ -119,7 +119,15 @@ class CompressedTensorsEntry(UniformEntry):
     merges_parts = False  # transformers 5.23 takes all parts for packed and finds none
     single_experts = "as files"
 
-    def check_experts(self, fused: Sequence[str], storage: StorageSpec) -> None:
+    def check_experts(
+        self, fused: Sequence[str], storage: StorageSpec, left: Sequence[str]
+    ) -> None:
+        if left:
+            raise InputError(
+                "readers of compressed-tensors load the experts of a mixture packed or dense, all "
+                f"alike, and {left[0]} would stay as it is; use --format native or dequantized, or "
+                "leave all of them out with --ignore '*experts*'"
+            )
         if fused:
             raise InputError(
                 f"the model keeps its experts fused ({fused[0]}), and readers of "

@@ -8,7 +8,7 @@ import fnmatch
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Self
@@ -93,9 +93,14 @@ class Container(ABC):
         """
         return []
 
-    def check_experts(self, source: ModelSource, storage: StorageSpec) -> None:  # noqa: B027 - optional
+    def check_experts(  # noqa: B027 - optional
+        self, source: ModelSource, storage: StorageSpec, left: Sequence[str]
+    ) -> None:
         """Refuse, before any work is done, to quantize experts of a mixture that its readers would
         not load; called only where there are some.
+
+        Args:
+            left: linears of experts that stay as they are in mixtures of which others do not.
 
         Raises:
             InputError: with the reason, and what would do.

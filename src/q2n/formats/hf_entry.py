@@ -39,11 +39,14 @@ class FolderEntry(ABC):
     """What single experts are called in the files: as those of the original are, as the model calls
     them (models/experts.py), or its readers know none."""
 
-    def check_experts(self, fused: Sequence[str], storage: StorageSpec) -> None:
+    def check_experts(
+        self, fused: Sequence[str], storage: StorageSpec, left: Sequence[str]
+    ) -> None:
         """Refuse, before any work is done, to quantize experts that its readers would not load.
 
         Args:
             fused: tensors of the original's files that hold several experts.
+            left: linears of experts that stay as they are in mixtures of which others do not.
 
         Raises:
             InputError: with the reason, and what would do.

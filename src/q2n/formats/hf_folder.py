@@ -8,7 +8,7 @@ names modules as the model does. What a reader must know of the layers is the fo
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from math import prod
@@ -69,8 +69,8 @@ class HFFolder(Container):
                 self.entry.check_table(name, shape, self.tables)
         return super().check(source, storage)
 
-    def check_experts(self, source: ModelSource, storage: StorageSpec) -> None:
-        self.entry.check_experts(list(source.fused), storage)
+    def check_experts(self, source: ModelSource, storage: StorageSpec, left: Sequence[str]) -> None:
+        self.entry.check_experts(list(source.fused), storage, left)
 
     def outside_types(self, source: ModelSource) -> str:
         if self.tables is None:

@@ -93,6 +93,16 @@ class BlockwiseModel:
         its block). Nothing is loaded: ask them for shapes, not for weights."""
         return {k: target for k, target in self._all_targets().items() if self._keeps(k)}
 
+    def experts_left(self) -> list[str]:
+        """Full names of linears of experts that stay as they are beside quantized ones of the same
+        mixture."""
+        mixtures: dict[str, list[str]] = {}
+        for name, target in self._all_targets().items():
+            if target.experts:
+                mixtures.setdefault(name.rsplit(".", 2)[0], []).append(name)
+        split = [names for names in mixtures.values() if any(map(self._keeps, names))]
+        return [name for names in split for name in names if not self._keeps(name)]
+
     def notes(self) -> list[str]:
         """What a user must know of the layers that stay in full precision unasked."""
         names = [name for name in self._all_targets() if name in self._small]

@@ -147,7 +147,9 @@ def _take_apart(plan: LoadingPlan, fused: str, parts: Mapping[str, ExpertPart]) 
         plan.parts |= {name: (key, part) for name, part in parts.items()}
     elif fused in plan.merges:
         merge = plan.merges[fused]
-        numbers = {key: torch.full((1, 1), place) for place, key in enumerate(merge.keys)}
+        numbers = {
+            key: torch.full((1, 1), place, device="cpu") for place, key in enumerate(merge.keys)
+        }
         try:
             made = merge.apply(numbers.__getitem__)[fused]
         except Exception:  # a damaged checkpoint: whoever merges real tensors names it
