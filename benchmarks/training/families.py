@@ -23,6 +23,7 @@ _EXPERTS = {"num_experts_per_tok": 4, "moe_intermediate_size": 128, "hidden_size
 
 
 def llama(length: int) -> PreTrainedConfig:
+    """Without experts, twice as wide as the others."""
     return LlamaConfig(
         hidden_size=512,
         intermediate_size=1536,
