@@ -120,7 +120,7 @@ class DeepseekModel(_Initialized, LlamaModel):
         for number, block in enumerate(self.layers):
             assert isinstance(block, LlamaDecoderLayer)
             if config.has_experts(number):
-                block.mlp = DeepseekMoE(config)
+                block.mlp = DeepseekMoE(config)  # type: ignore[assignment]
         self.post_init()
 
 

@@ -8,6 +8,7 @@ vector of outputs beside each. Any other 3-D parameter holds no experts that are
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Shaped
 from torch import Tensor, nn
@@ -60,18 +61,18 @@ def is_fused(module: nn.Module) -> bool:
     return own == {f"{name}{tail}" for name in _fused(module) for tail in _tails(module)}
 
 
-def _fused(module: nn.Module) -> dict[str, tuple[str, ...]]:
+def _fused(module: Any) -> dict[str, tuple[str, ...]]:
     """Name of a fused parameter -> the projections in it."""
     first = ("gate_proj", "up_proj") if module.has_gate else ("up_proj",)
     return {"gate_up_proj" if module.has_gate else "up_proj": first, "down_proj": ("down_proj",)}
 
 
-def _tails(module: nn.Module) -> dict[str, str]:
+def _tails(module: Any) -> dict[str, str]:
     """What is added to the name of a parameter of weights or biases -> which of the two."""
     return {"": "weight", "_bias": "bias"} if module.has_bias else {"": "weight"}
 
 
-def expert_parts(module: nn.Module) -> dict[str, ExpertPart]:
+def expert_parts(module: Any) -> dict[str, ExpertPart]:
     """Name within a module that `is_fused`, e.g. "3.gate_proj.weight", -> part; expert by expert,
     a weight before its bias."""
     return {

@@ -19,7 +19,7 @@ sees the inputs of a whole stage before anything of it is computed (`Watcher`).
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -106,7 +106,7 @@ class OneByOne(nn.Module):
             group = visits[first : first + self.group_size]
             self._show(Stage(first, False), group, lambda v: hidden_states[v.tokens])
             hidden = {v.expert: self._before_down(v.expert, hidden_states[v.tokens]) for v in group}
-            self._show(Stage(first, True), group, lambda v, of=hidden: of[v.expert])
+            self._show(Stage(first, True), group, partial(_at_expert, hidden))
             for visit in group:
                 tokens = visit.tokens[visit.routed]
                 if len(tokens):
@@ -121,10 +121,10 @@ class OneByOne(nn.Module):
         if self.watcher is not None:
             wanted = self.watcher.wanted(self, [tokens for tokens, _ in found], len(top_k_index))
         if wanted is None:
-            return [_alone(expert, *places) for expert, places in enumerate(found)]
+            return [_alone(expert, tokens, slot) for expert, (tokens, slot) in enumerate(found)]
         return [
-            _beside(expert, *places, also)
-            for expert, (places, also) in enumerate(zip(found, wanted, strict=True))
+            _beside(expert, tokens, slot, also)
+            for expert, ((tokens, slot), also) in enumerate(zip(found, wanted, strict=True))
         ]
 
     def _show(
@@ -132,8 +132,8 @@ class OneByOne(nn.Module):
     ) -> None:
         """Let the watcher see the inputs of a stage, each gathered when it is asked for."""
         if self.watcher is not None and visits[0].wanted is not None:
-            inputs = {v.expert: partial(_seen, v, rows) for v in visits if len(v.wanted)}
-            self.watcher.ready(self, stage, inputs)
+            seen = [v for v in visits if v.wanted is not None and len(v.wanted)]
+            self.watcher.ready(self, stage, {v.expert: partial(_seen, v, rows) for v in seen})
 
     def _before_down(
         self, expert: int, rows: Float[Tensor, "rows hidden"]
@@ -151,6 +151,10 @@ class OneByOne(nn.Module):
     ) -> Float[Tensor, "rows hidden"]:
         down = self.get_submodule(f"{expert}.down_proj")(rows)
         return self.post_expert_norm(down) if self.has_post_expert_norm else down
+
+
+def _at_expert(rows: Mapping[int, Tensor], visit: _Visit) -> Tensor:
+    return rows[visit.expert]
 
 
 def _alone(expert: int, tokens: Int[Tensor, " own"], slot: Int[Tensor, " own"]) -> _Visit:
@@ -193,10 +197,10 @@ def _replace(module: nn.Module) -> None:
         matrix = part.cut(fused[part.parameter])
         linear = _linear(module, name.rpartition(".")[0], matrix)
         setattr(linear, name.rpartition(".")[2], nn.Parameter(matrix, requires_grad=False))
-    module.__class__ = _replacement(type(module))
-    assert isinstance(module, OneByOne)
-    module.group_size, module.watcher = module.num_experts, None
-    module._is_hf_initialized = True  # transformers would initialize the fused parameters
+    changed: Any = module
+    changed.__class__ = _replacement(type(module))  # type: ignore[arg-type] # it hashes
+    changed.group_size, changed.watcher = changed.num_experts, None
+    changed._is_hf_initialized = True  # transformers would initialize the fused parameters
 
 
 def _linear(module: nn.Module, name: str, matrix: Tensor) -> nn.Module:
