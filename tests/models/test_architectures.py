@@ -40,8 +40,9 @@ def test_blocks_compute_as_the_whole_model(architecture, tmp_path):
     expected = outputs_of_blocks(model, tokens)
     actual = [output.hidden for _, output in through_blocks(blocks, tokens)]
     assert len(actual) == len(expected) == 4
+    atol = 1e-5 if architecture == "glm_moe_dsa" else 0  # gate and up are two products here
     for one, other in zip(actual, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
+        torch.testing.assert_close(one, other, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("architecture", EVERY)

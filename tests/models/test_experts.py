@@ -81,7 +81,7 @@ def test_a_wide_router_is_found_by_its_place():
     model = one_by_one(tiny_mixture())
     block = model.model.layers[0]
     block.mlp.chooser = nn.Linear(64, 4)
-    assert routers(block) == {"mlp.chooser"}
+    assert routers(block) == {"mlp.gate", "mlp.chooser"}
     assert "blocks.0.mlp.chooser" in small_targets({"blocks.0": block})
 
 
