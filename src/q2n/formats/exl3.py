@@ -143,6 +143,7 @@ class EXL3Entry(PackedEntry[CodebookName]):
     """The tensors say it all; config.json names the format and the mean of the bits."""
 
     quant_method = "exl3"
+    multimodal = False
     config_copy = "quantization_config.json"
 
     def quantization_config(

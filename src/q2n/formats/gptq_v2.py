@@ -107,6 +107,7 @@ class GPTQEntry(UniformEntry):
 
     codec = GPTQv2
     quant_method = "gptq"
+    multimodal = False
     config_copy = "quantize_config.json"
 
     def quantization_config(

@@ -104,6 +104,7 @@ class MLXEntry(UniformEntry):
 
     codec = MLX
     quant_method = "mlx"
+    multimodal = False
     library = "mlx"
     outside_bits = WIDTHS
 
