@@ -71,8 +71,13 @@ class FolderEntry(ABC):
         """Bits of the numbers that a group of a table's columns shares."""
         return 8 * self.table_dtype(model_dtype).itemsize + (0 if grid.symmetric else grid.bits)
 
-    multimodal: ClassVar[bool] = True
-    """Whether its readers are known to load a text model beside towers for images or sound."""
+    def check_model(self, model: nn.Module) -> None:  # noqa: B027 - optional
+        """Refuse, before any work is done, a model that its readers do not load, or not without
+        harm. It has its plain modules, on the meta device.
+
+        Raises:
+            InputError: naming it and what would do.
+        """
 
     def fitted(
         self, quantization: dict[str, Any], model: nn.Module, layers: Collection[str]

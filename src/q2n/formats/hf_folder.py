@@ -15,7 +15,6 @@ from math import prod
 from pathlib import Path
 from typing import Self
 
-from q2n.errors import InputError
 from q2n.formats.codec import Codec, PackedCodec
 from q2n.formats.container import Container
 from q2n.formats.folder_config import as_json, written_config
@@ -28,7 +27,6 @@ from q2n.formats.shards import SHARD_BYTES, ShardWriter, tensor_bytes
 from q2n.formats.stored import StoredLayer
 from q2n.formats.table_grid import TableGrid
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
-from q2n.models.auto_classes import has_towers
 from q2n.models.config_file import quantization_config
 from q2n.models.full_precision import FullPrecision, full_precision
 from q2n.models.model_source import ModelSource
@@ -64,12 +62,7 @@ class HFFolder(Container):
         return replace(self, tables=TableGrid(bits))
 
     def check(self, source: ModelSource, storage: StorageSpec) -> list[str]:
-        if not self.entry.multimodal and has_towers(model := source.skeleton()):
-            raise InputError(
-                f"{type(model).__name__} has more than a text model, and the readers of this format "
-                "were not seen to leave the rest alone; formats that hold it: dequantized, native, "
-                "compressed-tensors"
-            )
+        self.entry.check_model(source.skeleton())
         if self.tables is not None:
             for name, shape in tables_of(source).items():
                 self.entry.check_table(name, shape, self.tables)

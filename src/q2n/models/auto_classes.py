@@ -27,6 +27,11 @@ def auto_class(config: PretrainedConfig) -> Any:
     return next((x for x in able if _class_name(x, config) in named), (*able, TEXT)[0])
 
 
+def loaded_as(example: str, config: PretrainedConfig) -> str:
+    """Lines that load a text model, for a model of this configuration."""
+    return example.replace(TEXT.__name__, auto_class(config).__name__)
+
+
 def has_towers(model: PreTrainedModel) -> bool:
     """Whether the text model is one part among others, for images or sound."""
     return model.config.get_text_config() is not model.config

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from q2n.errors import InputError
+from q2n.models.beside import beside_note
 from q2n.models.block_list import find_blocks, require_decoder
 from q2n.models.kept import kept_note, kept_targets, shared_targets
 from q2n.models.model_source import ModelSource
@@ -96,23 +97,23 @@ class BlockwiseModel:
 
     def notes(self) -> list[str]:
         """What a user must know of the layers that stay in full precision unasked."""
-        if self.layers.only:
-            return []
-        kept = kept_note(self._kept, self._list_name)
-        return [*([kept] if kept else []), *self._small_note()]
+        notes = [beside_note(self._model, self._list_name)]
+        if not self.layers.only:
+            notes += [kept_note(self._kept, self._list_name), self._small_note()]
+        return [note for note in notes if note is not None]
 
-    def _small_note(self) -> list[str]:
+    def _small_note(self) -> str | None:
         left = [name for name in self._all_targets() if name in self._small]
         if not left:
-            return []
+            return None
         prefix = re.escape(self._list_name)
         kinds = dict.fromkeys(
             re.sub(rf"^{prefix}\.\d+\.", f"{self._list_name}.*.", x) for x in left
         )
-        return [
+        return (
             "Small layers stay in full precision (a side below 128, under 1 % of the block): "
             f"{', '.join(kinds)}; --only quantizes them"
-        ]
+        )
 
     def targets_of(self, index: int, block: nn.Module) -> tuple[dict[str, Target], list[str]]:
         """Of a loaded block: the matrices to quantize, and the names of those that the filter
