@@ -19,8 +19,8 @@ def beside_note(model: PreTrainedModel, blocks: str) -> str | None:
     total = sum(parameter.numel() for parameter in model.parameters())
     held = sum(p.numel() for part in parts.values() for p in part.parameters())
     return (
-        f"Only the text model is quantized, by text alone: {listed([*parts])} are copied as they "
-        f"are ({held / total:.0%} of all weights)"
+        f"Only the text model is quantized, by text alone; copied as it is: {listed([*parts])} "
+        f"({held / total:.0%} of all weights)"
     )
 
 
