@@ -91,7 +91,7 @@ SEEING: dict[str, dict[str, Any]] = {
 
 
 def tiny_seeing(architecture: str) -> PreTrainedModel:
-    """A randomly initialized model in bfloat16, its linears large enough to matter."""
+    """A randomly initialized model, its linears large enough to matter."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(architecture, **SEEING[architecture])
     model = AutoModelForMultimodalLM.from_config(config).eval()
@@ -99,7 +99,7 @@ def tiny_seeing(architecture: str) -> PreTrainedModel:
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.normal_(0, parameter.shape[-1] ** -0.5)
-    return model.bfloat16()
+    return model
 
 
 def with_image(architecture: str) -> dict[str, torch.Tensor]:
@@ -111,7 +111,7 @@ def with_image(architecture: str) -> dict[str, torch.Tensor]:
     if qwen:
         patches = torch.randn(16, 3 * 2 * 14 * 14, generator=generator)
         grid = {"image_grid_thw": torch.tensor([[1, 4, 4]]), "mm_token_type_ids": here}
-        return {"input_ids": tokens, "pixel_values": patches.bfloat16(), **grid}
-    image = {"pixel_values": torch.randn(1, 3, 28, 28, generator=generator).bfloat16()}
+        return {"input_ids": tokens, "pixel_values": patches, **grid}
+    image = {"pixel_values": torch.randn(1, 3, 28, 28, generator=generator)}
     types = {"token_type_ids": here} if architecture == "gemma3" else {}
     return {"input_ids": tokens, **image, **types}
