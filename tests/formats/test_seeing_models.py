@@ -113,7 +113,10 @@ def test_the_user_is_told_what_is_copied(tmp_path: Path) -> None:
     [
         ({"format": "gptq_v2"}, "LlavaForConditionalGeneration is more than a text model.*gptq_v2"),
         ({"format": "mlx"}, "LlavaForConditionalGeneration is more than a text model.*mlx"),
-        ({"method": "quarot", "format": "native"}, "cannot be rotated: what it makes of images.*projector"),
+        (
+            {"method": "quarot", "format": "native"},
+            "cannot be rotated: what it makes of images.*projector",
+        ),
     ],
 )
 def test_what_would_harm_images_is_refused(settings, message: str, tmp_path: Path) -> None:
