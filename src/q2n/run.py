@@ -32,6 +32,7 @@ from q2n.evaluation.written import compare_written
 from q2n.formats.choice import choose_format
 from q2n.formats.format import Format
 from q2n.logging import Reporter
+from q2n.models.auto_classes import loaded_as
 from q2n.models.opened import OpenedModel
 from q2n.pipeline.facts import RunStart
 from q2n.pipeline.finished import check_finished
@@ -137,7 +138,7 @@ class Run:
             self.target,
             bytes_before=self.opened.original.size_bytes(),
             bytes_after=self.format.container.tensor_bytes(self.target),
-            loading_example=self.format.container.loading_example,
+            loading_example=self._loading_example,
         )
 
     def quantize_blocks(self) -> None:
@@ -232,6 +233,10 @@ class Run:
             (folder / name).write_text(text, encoding="utf-8")
         return done
 
+    def _loading_example(self, folder: Path) -> str:
+        lines = self.format.container.loading_example(folder)
+        return loaded_as(lines, self.opened.source.config)
+
     def _described(
         self, blocks: list[BlockRecord], size: int, comparison: Comparison | None
     ) -> tuple[Quantized, dict[str, str]]:
@@ -254,7 +259,7 @@ class Run:
             directory=self.target,
             bytes_before=opened.original.size_bytes(),
             bytes_after=size,
-            loading_example=format.container.loading_example,
+            loading_example=self._loading_example,
             comparison=comparison,
             kept=format.container.kept(opened.source, quantized),
             notes=self.notes,

@@ -4,6 +4,7 @@ import pytest
 import torch
 from through_blocks import through_blocks
 from tiny import ARCHITECTURES, CONVENTIONS, TRANSPOSED, tiny_model
+from tiny_recurrent import RECURRENT
 from transformers import PreTrainedModel
 
 from q2n.models.block_list import find_blocks
@@ -11,7 +12,7 @@ from q2n.models.blocks import BlockwiseModel
 from q2n.models.calls import Held, Returned, first_tensor, part
 from q2n.models.source import open_source
 
-EVERY = (*ARCHITECTURES, *TRANSPOSED, *CONVENTIONS)
+EVERY = (*ARCHITECTURES, *TRANSPOSED, *CONVENTIONS, *RECURRENT)
 
 
 def outputs_of_blocks(model: PreTrainedModel, tokens: torch.Tensor) -> list[torch.Tensor]:

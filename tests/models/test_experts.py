@@ -9,6 +9,7 @@ from torch import nn
 from q2n.errors import InputError
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.experts import experts_in, one_by_one, routers
+from q2n.models.kept import kept_targets
 from q2n.models.skeleton import share_skeleton
 from q2n.models.source import assemble, open_source
 from q2n.models.targets import LayerFilter, small_targets, targets_in
@@ -82,7 +83,7 @@ def test_a_wide_router_is_found_by_its_place():
     block = model.model.layers[0]
     block.mlp.chooser = nn.Linear(64, 4)
     assert routers(block) == {"mlp.gate", "mlp.chooser"}
-    assert "blocks.0.mlp.chooser" in small_targets({"blocks.0": block})
+    assert "they choose among" in kept_targets({"blocks.0": block})["blocks.0.mlp.chooser"]
 
 
 def test_experts_are_small_only_all_together():

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from q2n.experiments.cells import Cell
+from q2n.models.auto_classes import auto_class
 from q2n.models.packaged import packaged_checkpoint
 from q2n.report.experiment import ExperimentRecord
 
@@ -79,7 +80,8 @@ def _weights(model: str) -> tuple[int, int] | None:
         return None
     try:
         with torch.device("meta"):
-            built = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+            config = AutoConfig.from_pretrained(folder)
+            built = auto_class(config).from_config(config)
     except (OSError, ValueError):
         return None
     words = built.get_input_embeddings().weight

@@ -12,13 +12,15 @@ and zero points are what it stores. Layout as in compressed-tensors 0.18 and lat
 readers put 3-bit fields elsewhere.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from q2n.errors import InputError
 from q2n.formats.hf_entry import modules_of, others
@@ -34,6 +36,7 @@ from q2n.formats.uniform import (
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.layers.uniform import UniformStorage
 from q2n.linalg.groups import by_column
+from q2n.models.initialization import modules_that_set
 from q2n.option_types import shown
 
 LAYOUT_VERSION = "0.20.0"
@@ -42,7 +45,8 @@ LAYOUT_VERSION = "0.20.0"
 DENSE_ON_LOADING = {"dequantize": True}
 """An argument of transformers' `CompressedTensorsConfig`, which takes it from the file too. Without
 it transformers makes room for the zero points of another shape than they are stored in, and a plain
-`from_pretrained` of an asymmetric checkpoint fails. With it, or after the first call without it,
+`from_pretrained` of an asymmetric checkpoint fails; nor can it load a model whose initialization
+looks for the weights (models/initialization.py). With it, or after the first call without it,
 the model is dense in memory. vLLM does not read it."""
 
 
@@ -111,6 +115,26 @@ def _shape(name: str, parts: Mapping[str, Shaped[Tensor, "..."]]) -> tuple[int, 
     return sizes[0], sizes[1]
 
 
+def _towers(layers: Mapping[str, StoredLayer], modules: Mapping[str, str]) -> list[str]:
+    """Patterns of the outermost modules that hold linears and no quantized one, by their own last
+    names. Readers match `ignore` with names in the model, in the file, or with names of their own;
+    a vision tower that one of them takes for packed is never loaded, and no text shows it."""
+    around = {name[:dot] for name in layers for dot in _dots(name)}
+    own = {name[:dot] for name in others(layers, modules) for dot in _dots(name)} - around
+    outermost = [name for name in sorted(own) if name.rpartition(".")[0] in {*around, ""}]
+    lasts = dict.fromkeys(name.rpartition(".")[2] for name in outermost)
+    quantized = [*layers, *(modules[name] for name in layers)]
+    return [
+        f"re:.*{re.escape(last)}.*"
+        for last in lasts
+        if not last.isdigit() and not any(last in name for name in quantized)
+    ]
+
+
+def _dots(name: str) -> list[int]:
+    return [place for place, letter in enumerate(name) if letter == "."]
+
+
 class CompressedTensorsEntry(UniformEntry):
     """One group of layers with one scheme."""
 
@@ -170,9 +194,17 @@ class CompressedTensorsEntry(UniformEntry):
             "format": "pack-quantized",
             "quantization_status": "compressed",
             "config_groups": {"group_0": group},
-            "ignore": list(dict.fromkeys([*names, *modules_of(copied)])),
+            "ignore": list(dict.fromkeys([*names, *_towers(layers, modules), *modules_of(copied)])),
             **({} if scheme.symmetric else DENSE_ON_LOADING),
         }
+
+    def fitted(
+        self, quantization: dict[str, Any], model: nn.Module, layers: Collection[str]
+    ) -> dict[str, Any]:
+        """Compressed modules have no weight, and the initialization of some looks for it."""
+        assert isinstance(model, PreTrainedModel)
+        dense = DENSE_ON_LOADING if modules_that_set(model, layers) else {}
+        return {**quantization, **dense}
 
     def described_scheme(self, config: Mapping[str, Any]) -> Scheme:
         groups = list(config.get("config_groups", {}).values())

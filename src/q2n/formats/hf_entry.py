@@ -5,12 +5,13 @@ those that are not quantized, and is all that tells a reader which tensors are p
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, NoReturn
 
 import torch
+from torch import nn
 
 from q2n.errors import InputError
 from q2n.formats.codec import Description
@@ -93,6 +94,21 @@ class FolderEntry(ABC):
     def bits_of_group(self, grid: TableGrid, model_dtype: torch.dtype) -> int:
         """Bits of the numbers that a group of a table's columns shares."""
         return 8 * self.table_dtype(model_dtype).itemsize + (0 if grid.symmetric else grid.bits)
+
+    def check_model(self, model: nn.Module) -> None:  # noqa: B027 - optional
+        """Refuse, before any work is done, a model that its readers do not load, or not without
+        harm. It has its plain modules, on the meta device.
+
+        Raises:
+            InputError: naming it and what would do.
+        """
+
+    def fitted(
+        self, quantization: dict[str, Any], model: nn.Module, layers: Collection[str]
+    ) -> dict[str, Any]:
+        """The quantization config with what its readers must be told of a model like this. The
+        model has its plain modules, on the meta device; `layers` are quantized."""
+        return quantization
 
     def completed(self, config: dict[str, Any]) -> dict[str, Any]:
         """config.json with what its readers look for besides; the argument has all that

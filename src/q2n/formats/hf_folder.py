@@ -64,6 +64,7 @@ class HFFolder(Container):
         return replace(self, tables=TableGrid(bits))
 
     def check(self, source: ModelSource, storage: StorageSpec) -> list[str]:
+        self.entry.check_model(source.skeleton())
         if self.tables is not None:
             for name, shape in tables_of(source).items():
                 self.entry.check_table(name, shape, self.tables)
@@ -165,6 +166,7 @@ class HFFolder(Container):
         quantization = self.entry.quantization_config(stored, self._modules(model, stored), copied)
         config = written_config(source, model.skeleton)
         if quantization is not None:
+            quantization = self.entry.fitted(quantization, model.skeleton, stored)
             if source.runtime is not None:
                 quantization[RUNTIME] = {PARTS: source.runtime.to_json()}
             config["quantization_config"] = quantization

@@ -55,6 +55,7 @@ class NativeQuantizer(HfQuantizer):
         from transformers import PreTrainedModel
 
         from q2n.formats.packed_modules import pack_modules, require_modules, take_experts_apart
+        from q2n.models.initialization import modules_that_set
         from q2n.models.tensor_names import names_in_model
 
         layers, headers = self.quantization_config.layers, _headers(checkpoint_files or ())
@@ -64,7 +65,10 @@ class NativeQuantizer(HfQuantizer):
         require_modules(model, layers)
         if checkpoint_files is not None:
             _require_tensors(layers, {names[key]: header for key, header in headers.items()})
+        setting = modules_that_set(model, layers)
         pack_modules(model, layers)
+        for name in setting:  # they look for weights, and all that they hold is in the files
+            model.get_submodule(name)._is_hf_initialized = True  # type: ignore[assignment]
         placed = {*model.state_dict(), *self.quantization_config.entries.get(COPIED, [])}
         for key, name in names.items():
             if placed.isdisjoint((key, name)):

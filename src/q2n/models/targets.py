@@ -9,7 +9,7 @@ Experts of a mixture are linears here, one by one (experts.py).
 Small matrices stay in full precision: those with a side below 128, the usual group, that hold less
 than 1 % of their block's weights: the coefficients between Gemma 3n's streams and the like, where
 nothing is won and groups do not divide them. All experts of a mixture count
-together. What chooses among experts stays in full precision whatever its size.
+together.
 """
 
 from abc import ABC, abstractmethod
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from q2n.errors import InputError
-from q2n.models.experts import expert_count, routers
+from q2n.models.experts import expert_count
 from q2n.patterns import matches
 
 _EXAMPLES = 3
@@ -124,8 +124,7 @@ def targets_in(root: nn.Module) -> dict[str, Target]:
 
 
 def small_targets(blocks: Mapping[str, nn.Module]) -> set[str]:
-    """Full names of the targets that are narrow and hold next to nothing of their block, and of
-    routers.
+    """Full names of the targets that are narrow and hold next to nothing of their block.
 
     Args:
         blocks: by full name.
@@ -138,7 +137,6 @@ def small_targets(blocks: Mapping[str, nn.Module]) -> set[str]:
             for name, target in targets_in(block).items()
             if min(target.shape) < _NARROW and prod(target.shape) * (target.experts or 1) < most
         }
-        small |= {f"{prefix}.{name}" for name in routers(block)}
     return small
 
 
