@@ -105,10 +105,11 @@ class Run:
         least = (rest + weights * self.format.codec.least_bits(source.dtype)) / 8
         place = self.target.absolute().parent
         require_space(place, least, "the checkpoint needs at least")
-        if self.windows is not None and self.config.activations == "disk":
+        if self.windows is not None:
             width = source.config.get_text_config().hidden_size
             inputs = 1.0 * self.windows.tokens.numel() * width * source.dtype.itemsize
-            require_space(place, inputs, "block inputs on disk need at least")
+            on_disk = inputs - loop_options(self.config).bytes_in_memory
+            require_space(place, on_disk, "block inputs on disk need at least")
         try:
             for text in self._described([], 0, None)[1].values():
                 text.encode()

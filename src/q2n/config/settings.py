@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from q2n.block_types import OutsideName
 from q2n.data.protocols import ProtocolName
-from q2n.option_types import Count, CountOrZero, Patterns, Seed, WindowLength
+from q2n.option_types import Count, CountOrZero, NonNegative, Patterns, Seed, WindowLength
 
 NOT_IN_FINGERPRINT = (
     "model",
@@ -18,6 +18,7 @@ NOT_IN_FINGERPRINT = (
     "corpus",
     "data_dir",
     "activations",
+    "activations_limit",
     "ppl",
     "ppl_windows",
     "kl",
@@ -93,6 +94,8 @@ class RunSettings:
     (slower)."""
     activations: Literal["device", "cpu", "disk"] = "device"
     """Where block inputs lie: device (fastest), cpu, or disk."""
+    activations_limit: NonNegative | None = None
+    """GiB of block inputs that lie there, of all batches together; the others lie on disk."""
     runtime: str | None = None
     """Program that will run the result: picks format, group size and dtype where they are not set,
     and refuses what it cannot run; `q2n methods` lists what each can."""
