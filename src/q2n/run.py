@@ -38,6 +38,7 @@ from q2n.pipeline.finished import check_finished
 from q2n.pipeline.sequential import SequentialLoop
 from q2n.pipeline.store import RunStore
 from q2n.pipeline.whole_model import refit_stored, refitted
+from q2n.planning.least import require_room
 from q2n.report.card import About
 from q2n.report.checkpoint import Quantized, describe, described_before
 from q2n.report.reading import read_record
@@ -69,6 +70,9 @@ class Run:
         )
         self.opened = model_of(config, model, self.plan.changes)
         _check_layers(self.opened, self.plan, self.format, config.runtime)
+        if not self.is_complete:
+            required = self.plan.method.required_statistics
+            require_room(self.opened.blocks, statistics=bool(required), streams=self.plan.streams)
         source, texts = self.opened.source, texts_of(config, self.opened, tokenizer)
         self.notes: list[str] = [
             *self.opened.notes,
