@@ -34,7 +34,7 @@ def described(
     architecture="llama", *, on_device=False, ranks=1, model=None, **settings
 ) -> Described:
     config = tiny_model(architecture, layers=4).config if model is None else model.config
-    source = ConfigSource(config, architecture, "auto")
+    source = ConfigSource(config, architecture, settings.get("dtype", "auto"))
     read = read_settings({"model": architecture, "output": "x", **TEXT, **settings})
     return describe_run(read, source, on_device=on_device, ranks=ranks)
 
