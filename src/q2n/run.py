@@ -39,6 +39,7 @@ from q2n.pipeline.finished import check_finished
 from q2n.pipeline.sequential import SequentialLoop
 from q2n.pipeline.store import RunStore
 from q2n.pipeline.whole_model import refit_stored, refitted
+from q2n.planning.least import require_room
 from q2n.report.card import About
 from q2n.report.checkpoint import Quantized, describe, described_before
 from q2n.report.reading import read_record
@@ -70,6 +71,9 @@ class Run:
         )
         self.opened = model_of(config, model, self.plan.changes)
         _check_layers(self.opened, self.plan, self.format, config.runtime)
+        if not self.is_complete:
+            required = self.plan.method.required_statistics
+            require_room(self.opened.blocks, statistics=bool(required), streams=self.plan.streams)
         source, texts = self.opened.source, texts_of(config, self.opened, tokenizer)
         self.notes: list[str] = [
             *self.opened.notes,
@@ -106,10 +110,11 @@ class Run:
         least = (rest + weights * self.format.codec.least_bits(source.dtype)) / 8
         place = self.target.absolute().parent
         require_space(place, least, "the checkpoint needs at least")
-        if self.windows is not None and self.config.activations == "disk":
+        if self.windows is not None:
             width = source.config.get_text_config().hidden_size
             inputs = 1.0 * self.windows.tokens.numel() * width * source.dtype.itemsize
-            require_space(place, inputs, "block inputs on disk need at least")
+            on_disk = inputs - loop_options(self.config).bytes_in_memory
+            require_space(place, on_disk, "block inputs on disk need at least")
         try:
             for text in self._described([], 0, None)[1].values():
                 text.encode()

@@ -26,6 +26,7 @@ NOT_IN_FINGERPRINT = (
     "corpus",
     "data_dir",
     "activations",
+    "activations_limit",
     "expert_memory",
     "ppl",
     "ppl_windows",
@@ -109,6 +110,8 @@ class RunSettings:
     """GiB for the statistics of experts that are measured together."""
     activations: Literal["device", "cpu", "disk"] = "device"
     """Where block inputs lie: device (fastest), cpu, or disk."""
+    activations_limit: NonNegative | None = None
+    """GiB of block inputs that lie there, of all batches together; the others lie on disk."""
     runtime: str | None = None
     """Program that will run the result: picks format, group size and dtype where they are not set,
     and refuses what it cannot run; `q2n methods` lists what each can."""

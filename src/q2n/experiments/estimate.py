@@ -10,7 +10,6 @@ After: the mean time of the records of the same model whose settings agree the m
 """
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -22,6 +21,7 @@ from transformers import AutoConfig
 from q2n.experiments.cells import Cell
 from q2n.models.auto_classes import auto_class
 from q2n.models.packaged import packaged_checkpoint
+from q2n.planning.rates import product_rate
 from q2n.report.experiment import ExperimentRecord
 
 PASSES = {None: 4, "good": 10, "best": 28}
@@ -92,12 +92,7 @@ def _weights(model: str) -> tuple[int, int] | None:
 @cache
 def _rate() -> float:
     """Operations a second of a float32 product."""
-    a, b = torch.randn(2, 1024, 1024)
-    a @ b
-    since = time.perf_counter()
-    for _ in range(4):
-        a @ b
-    return 4 * 2 * 1024**3 / (time.perf_counter() - since)
+    return product_rate(torch.device("cpu"), torch.float32)
 
 
 def total(cells: Sequence[Cell], records: Sequence[ExperimentRecord]) -> dict[str, Any]:

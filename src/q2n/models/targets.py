@@ -8,8 +8,7 @@ Experts of a mixture are linears here, one by one (experts.py).
 
 Small matrices stay in full precision: those with a side below 128, the usual group, that hold less
 than 1 % of their block's weights: the coefficients between Gemma 3n's streams and the like, where
-nothing is won and groups do not divide them. All experts of a mixture count
-together.
+nothing is won and groups do not divide them. All experts of a mixture count together.
 """
 
 from abc import ABC, abstractmethod

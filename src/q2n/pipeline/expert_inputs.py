@@ -23,9 +23,8 @@ from torch import Tensor
 
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.models.experts import OneByOne, Stage, Wanted, Watcher
+from q2n.pipeline.options import GIB
 from q2n.pipeline.running_pass import RunningPass
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)
