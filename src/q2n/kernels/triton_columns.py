@@ -10,7 +10,8 @@ One warp has a program, so that the sum over columns stays within it. A wider bl
 goes in parts, as blocks do in the sweep.
 """
 
-from typing import no_type_check
+from collections.abc import Sequence
+from typing import Any, no_type_check
 
 import torch
 import triton
@@ -38,18 +39,19 @@ def round_columns(
         part = target[a:b]
         if a:
             part = torch.addmm(part, matrix[:a, a:b].T, error[:a])
-        tensors = (part, weight[a:b], matrix[a:b, a:b])
-        _launch(*(x.contiguous() for x in tensors), rule.columns(a, b), codes[a:b], error[a:b])
+        given = (part, weight[a:b], matrix[a:b, a:b])
+        _launch(given, rule.columns(a, b), (codes[a:b], error[a:b]))
     return codes, error
 
 
-def _launch(
-    target: Tensor, weight: Tensor, matrix: Tensor, rule: tuple, codes: Tensor, error: Tensor
-) -> None:
-    columns, rows = target.shape
+def _launch(given: Sequence[Tensor], rule: tuple[Any, ...], results: Sequence[Tensor]) -> None:
+    """Round one part of a block: `given` are target, weight and matrix, `results` take codes and
+    errors."""
+    columns, rows = given[0].shape
     kernel, arguments = _of_rule(rule)
     kernel[(triton.cdiv(rows, _ROWS),)](
-        *(target, weight, matrix, codes, error, columns, rows),
+        *(x.contiguous() for x in given),
+        *(*results, columns, rows),
         *(x.contiguous() if isinstance(x, Tensor) else x for x in arguments),
         COLUMNS=max(16, triton.next_power_of_2(columns)),
         ROWS=_ROWS,
@@ -58,7 +60,7 @@ def _launch(
     )
 
 
-def _of_rule(rule: tuple) -> tuple:
+def _of_rule(rule: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
     """The kernel for a type of rule, and its arguments."""
     match rule:
         case UniformRule():

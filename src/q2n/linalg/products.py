@@ -105,6 +105,7 @@ def probe() -> Probe:
 def _switch(device: str) -> Any:
     """torch's setting of the precision of float32 products; None for another device, and in a torch
     without it (before 2.9, or built without oneDNN)."""
+    switch: Any
     if device == "cuda":
         switch = torch.backends.cuda.matmul
     elif device == "cpu" and torch.backends.mkldnn.is_available():
