@@ -20,7 +20,7 @@ from q2n.linalg.factor import feedback
 ROUNDING_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-13}
 """Some tens of roundings of numbers near 1. On a CPU the errors are equal."""
 SUM_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-13}
-"""Relative; sums of 33 positive terms in another order, products by a reciprocal."""
+"""Relative; sums of 150 positive terms at most in another order, products by a reciprocal."""
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 
 
@@ -167,7 +167,7 @@ def test_scale_zero_search_finds_the_same_pairs(implementation, device, bits, ze
 
 
 @DTYPES
-@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 33), (7, 3, 16), (12, 1, 32)])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 33), (7, 3, 16), (12, 1, 32), (3, 2, 150)])
 @pytest.mark.parametrize("bits", [2, 3, 8])
 @implementations(dispatch.weighted_error)
 def test_weighted_errors_agree(implementation, device, bits, shape, dtype):
@@ -186,7 +186,7 @@ def test_weighted_errors_agree(implementation, device, bits, shape, dtype):
 
 
 @pytest.mark.parametrize("kind", ["q2_0", "q4_k", "iq4_nl", "q8_0"])
-@pytest.mark.parametrize("shape", [(1, 1), (5, 16), (3, 32), (2, 33)])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 16), (3, 32), (2, 33), (3, 150)])
 @implementations(dispatch.level_moments)
 def test_level_moments_agree(implementation, device, shape, kind):
     """One block is zero, and one step of another."""
