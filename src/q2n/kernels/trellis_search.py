@@ -137,7 +137,9 @@ def round_to_trellis_triton(
         return round_columns_reference(target, weight, matrix, rule)
     from q2n.kernels import triton_trellis  # needs triton
 
-    return triton_trellis.round_to_trellis(target, weight, matrix, rule)
+    return triton_trellis.round_to_trellis(
+        target, weight, matrix, rule.values, rule.bits, rule.overlap
+    )
 
 
 _2_BITS, _3_BITS, _4_BITS = (tuple(range(2**bits)) for bits in (2, 3, 4))

@@ -16,7 +16,6 @@ import triton.language as tl
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from q2n.kernels.trellis_search import TrellisRule
 from q2n.kernels.triton_math import EXACT
 from q2n.linalg import trellis_code
 
@@ -28,20 +27,22 @@ def round_to_trellis(
     target: Float[Tensor, "columns out"],
     weight: Float[Tensor, "columns out"],
     matrix: Float[Tensor, "columns columns"],
-    rule: TrellisRule,
+    values: Float[Tensor, " states"],
+    bits: int,
+    overlap: int,
 ) -> tuple[UInt8[Tensor, "columns out"], Float[Tensor, "columns out"]]:
-    """As `column_rounding.round_columns_reference` for this rule."""
+    """As `column_rounding.round_columns_reference` for a `TrellisRule` of these values and bits."""
     columns, rows = target.shape
     target = target.clone(memory_format=torch.contiguous_format)
     codes, error = torch.empty_like(target, dtype=torch.uint8), torch.empty_like(target)
     ends = trellis_code.borders(rows)
     segments, longest = len(ends) - 1, max(b - a for a, b in zip(ends, ends[1:], strict=False))
-    steps, shared = max(longest, 2 * rule.overlap), len(rule.values) >> rule.bits
+    steps, shared = max(longest, 2 * overlap), len(values) >> bits
     which = torch.empty(segments, steps, shared, dtype=torch.uint8, device=target.device)
     _kernel[(segments,)](
-        *(target, weight.contiguous(), matrix.contiguous(), rule.values.contiguous()),
-        *(which, codes, error, columns, rows, segments, steps, rule.overlap),
-        BASE=2**rule.bits,
+        *(target, weight.contiguous(), matrix.contiguous(), values.contiguous()),
+        *(which, codes, error, columns, rows, segments, steps, overlap),
+        BASE=2**bits,
         SHARED=shared,
         ROWS=triton.next_power_of_2(longest),
         LATER=_LATER,
