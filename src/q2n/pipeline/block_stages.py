@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from q2n.linalg.products import fast_products
 from q2n.logging import Reporter
 from q2n.method import Method
 from q2n.models.sites import Site, one_stage
@@ -55,6 +56,18 @@ class EachRound:
         return rounds
 
 
+@dataclass(frozen=True)
+class OverTokens:
+    """A stage that runs the block over the text: by the fastest float32 products of a CPU."""
+
+    stage: BlockStage
+    device: torch.device
+
+    def __call__(self, state: BlockState) -> BlockState:
+        with fast_products(self.device, torch.float32):
+            return self.stage(state)
+
+
 def run_stages(stages: Sequence[BlockStage], state: BlockState) -> BlockState:
     """One stage after another."""
     for stage in stages:
@@ -76,7 +89,7 @@ def block_stages(
     """The stages that these settings ask for, in order."""
     required = method.required_statistics
     each_round: list[BlockStage] = [
-        *([Measure(required, options, device)] if required else []),
+        *([OverTokens(Measure(required, options, device), device)] if required else []),
         # here: rewrites that read the statistics of the round
         Quantize(method, options, scale_dtype),
     ]
@@ -84,5 +97,5 @@ def block_stages(
         EachRound(each_round, options.true_sequential),
         *([RefitBlock(refit, options)] if refit is not None else []),
         Store(store, stopwatch, reporter),
-        advance,
+        OverTokens(advance, device),
     ]

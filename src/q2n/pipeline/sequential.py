@@ -20,6 +20,7 @@ from torch import Tensor
 
 from q2n.data.windows import TokenWindows
 from q2n.errors import InputError
+from q2n.linalg.products import fast_products
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.logging import Reporter
 from q2n.method import Method
@@ -135,8 +136,9 @@ class SequentialLoop:
         set_norm_weights(block, {key.removeprefix(prefix): x for key, x in norms.items()})
         probe.advance(index, block)
         originals = [self.model.load_block(index) for _ in streams[1:]]
-        for stream, each in zip(streams, [block, *originals], strict=False):
-            StreamThroughBlock(stream, PausingBlock(each, []), index).finish()
+        with fast_products(self.model.device, torch.float32):
+            for stream, each in zip(streams, [block, *originals], strict=False):
+                StreamThroughBlock(stream, PausingBlock(each, []), index).finish()
 
     @contextmanager
     def _streams(self, windows: TokenWindows | None) -> Iterator[Sequence[Stream]]:
