@@ -37,7 +37,7 @@ MIXTURES = {
     "deepseek_v2": _LATENT | _SMALL | _GROUPS | {"num_key_value_heads": 4},
     "deepseek_v3": _LATENT | _SMALL | _GROUPS | {"num_key_value_heads": 4},
     "glm4_moe": _SMALL | _GROUPS,
-    "qwen3_next": _SMALL | _LINEAR_ATTENTION,
+    "qwen3_next": _SMALL | _LINEAR_ATTENTION | {"mlp_only_layers": []},
     "qwen3_5_moe_text": _SMALL | _LINEAR_ATTENTION,
     "jamba": {
         "attn_layer_period": 2,

@@ -9,6 +9,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from q2n.models.experts import one_by_one
 from q2n.models.model_source import ModelSource
 from q2n.models.skeleton import build_skeleton, stored_tensors
 
@@ -26,7 +27,7 @@ class RandomSource(ModelSource):
         self._shapes = {name: x.shape for name, x in stored_tensors(self.skeleton())}
 
     def skeleton(self) -> PreTrainedModel:
-        return build_skeleton(self.config, self.dtype)
+        return one_by_one(build_skeleton(self.config, self.dtype))
 
     def names(self) -> list[str]:
         return list(self._shapes)

@@ -45,10 +45,10 @@ def test_bytes_are_those_of_the_model(architecture):
 
 
 def test_experts_read_a_share_of_tokens():
-    site = next(x for x in shapes("mixtral").blocks[0].sites if x.copies > 1)
-    [matrix] = site.matrices
-    assert (site.copies, site.share) == (8, 0.25)
-    assert (matrix.rows, matrix.columns) == (2 * 96, 64)
+    both, down = (x for x in shapes("mixtral").blocks[0].sites if x.copies > 1)
+    assert (both.copies, both.share) == (down.copies, down.share) == (8, 0.25)
+    assert [(x.rows, x.columns) for x in both.matrices] == [(96, 64)] * 2
+    assert [(x.rows, x.columns) for x in down.matrices] == [(64, 96)]
 
 
 def test_a_pass_holds_what_llama_keeps():

@@ -11,6 +11,7 @@ from q2n.errors import InputError
 from q2n.models.config_file import read_config
 from q2n.models.devices import DTYPES, dtype_of_run, parse_dtype
 from q2n.models.dtypes import loaded_dtypes
+from q2n.models.experts import one_by_one
 from q2n.models.model_source import ModelSource
 from q2n.models.packaged import packaged_checkpoint
 from q2n.models.skeleton import build_skeleton, stored_tensors
@@ -53,7 +54,7 @@ class ConfigSource(ModelSource):
         return cls(read_config(folder, trust_remote_code), model, dtype, trust_remote_code)
 
     def skeleton(self) -> PreTrainedModel:
-        return build_skeleton(self.config, self.dtype, self.trust_remote_code)
+        return one_by_one(build_skeleton(self.config, self.dtype, self.trust_remote_code))
 
     def names(self) -> list[str]:
         return list(self._own)
