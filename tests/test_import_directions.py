@@ -29,6 +29,7 @@ ROOMS = [
     {"evaluation"},
     {"report"},
     {"config"},
+    {"planning"},
     {"run"},
     {"api"},
     {"experiments"},

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from tiny_recurrent import RECURRENT
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
@@ -70,6 +71,7 @@ _SIZES |= {
         "topk_group": 1,
     },
 }
+_SIZES |= RECURRENT
 ARCHITECTURES = (
     "llama",
     "mistral",

@@ -41,6 +41,20 @@ class LayerProblem:
         return self.statistics
 
 
+@dataclass(frozen=True)
+class Work:
+    """About how much `quantize` computes, for forecasts: in products of the layer's size
+    (2 o m^2 operations of a layer of o rows and m columns)."""
+
+    layer: float
+    """Of each layer."""
+    site: float
+    """Of its input site, once, in products of 2 m^3 operations."""
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(self.layer + other.layer, self.site + other.site)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """A quantization method; its fields are its options.
@@ -67,6 +81,13 @@ class Method(ABC):
     @abstractmethod
     def required_statistics(self) -> RequiredStatistics:
         """Which input statistics `quantize` reads."""
+
+    @property
+    def work(self) -> Work:
+        """What `quantize` computes. With a Gram matrix: its factor takes 0.6 products, error
+        feedback about one at the rate of a product, and the output error another one
+        (docs/LOG.md, parts against the rate of a matrix product)."""
+        return Work(2.0, 0.6) if self.required_statistics else Work(0.0, 0.0)
 
     @property
     @abstractmethod
@@ -102,6 +123,15 @@ class Wrapper(Method):
     @property
     def storage(self) -> StorageSpec:
         return self.inner.storage
+
+    @property
+    def own_work(self) -> Work:
+        """What it computes besides the inner method: nothing unless a wrapper says otherwise."""
+        return Work(0.0, 0.0)
+
+    @property
+    def work(self) -> Work:
+        return self.inner.work + self.own_work
 
     def check(self, name: str, shape: tuple[int, int]) -> None:
         self.inner.check(name, shape)

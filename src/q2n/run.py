@@ -32,12 +32,14 @@ from q2n.evaluation.written import compare_written
 from q2n.formats.choice import choose_format
 from q2n.formats.format import Format
 from q2n.logging import Reporter
+from q2n.models.auto_classes import loaded_as
 from q2n.models.opened import OpenedModel
 from q2n.pipeline.facts import RunStart
 from q2n.pipeline.finished import check_finished
 from q2n.pipeline.sequential import SequentialLoop
 from q2n.pipeline.store import RunStore
 from q2n.pipeline.whole_model import refit_stored, refitted
+from q2n.planning.least import require_room
 from q2n.report.card import About
 from q2n.report.checkpoint import Quantized, describe, described_before
 from q2n.report.reading import read_record
@@ -69,6 +71,9 @@ class Run:
         )
         self.opened = model_of(config, model, self.plan.changes)
         _check_layers(self.opened, self.plan, self.format, config.runtime)
+        if not self.is_complete:
+            required = self.plan.method.required_statistics
+            require_room(self.opened.blocks, statistics=bool(required), streams=self.plan.streams)
         source, texts = self.opened.source, texts_of(config, self.opened, tokenizer)
         self.notes: list[str] = [
             *self.opened.notes,
@@ -105,10 +110,11 @@ class Run:
         least = (rest + weights * self.format.codec.least_bits(source.dtype)) / 8
         place = self.target.absolute().parent
         require_space(place, least, "the checkpoint needs at least")
-        if self.windows is not None and self.config.activations == "disk":
+        if self.windows is not None:
             width = source.config.get_text_config().hidden_size
             inputs = 1.0 * self.windows.tokens.numel() * width * source.dtype.itemsize
-            require_space(place, inputs, "block inputs on disk need at least")
+            on_disk = inputs - loop_options(self.config).bytes_in_memory
+            require_space(place, on_disk, "block inputs on disk need at least")
         try:
             for text in self._described([], 0, None)[1].values():
                 text.encode()
@@ -137,7 +143,7 @@ class Run:
             self.target,
             bytes_before=self.opened.original.size_bytes(),
             bytes_after=self.format.container.tensor_bytes(self.target),
-            loading_example=self.format.container.loading_example,
+            loading_example=self._loading_example,
         )
 
     def quantize_blocks(self) -> None:
@@ -232,6 +238,10 @@ class Run:
             (folder / name).write_text(text, encoding="utf-8")
         return done
 
+    def _loading_example(self, folder: Path) -> str:
+        lines = self.format.container.loading_example(folder)
+        return loaded_as(lines, self.opened.source.config)
+
     def _described(
         self, blocks: list[BlockRecord], size: int, comparison: Comparison | None
     ) -> tuple[Quantized, dict[str, str]]:
@@ -254,7 +264,7 @@ class Run:
             directory=self.target,
             bytes_before=opened.original.size_bytes(),
             bytes_after=size,
-            loading_example=format.container.loading_example,
+            loading_example=self._loading_example,
             comparison=comparison,
             kept=format.container.kept(opened.source, quantized),
             notes=self.notes,
@@ -272,7 +282,10 @@ def _notes(settings: Settings, opened: OpenedModel) -> list[str]:
 
 def _check_layers(opened: OpenedModel, plan: Plan, format: Format, runtime: str | None) -> None:
     """Refuse a layer that the options, the format or the runtime do not fit, before any work."""
-    for name, target in opened.blocks.targets().items():
+    targets = opened.blocks.targets()
+    if any(target.experts for target in targets.values()):
+        format.container.check_experts(opened.source, plan.storage, opened.blocks.experts_left())
+    for name, target in targets.items():
         plan.method.check(name, target.shape)
         format.codec.check(name, target.shape, plan.storage)
         format.codec.check_layout(name, transposed=target.transposed)

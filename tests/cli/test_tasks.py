@@ -21,7 +21,7 @@ def test_tasks_are_printed_for_a_person_and_for_a_program(model, tmp_path, capfd
     data = str(write_plain(tmp_path / "data"))
     command = ["eval", model, "--tasks", "piqa, winogrande", "--data-dir", data, "--limit", "2"]
     assert main(command) == 0
-    said = capfd.readouterr().out
+    said = " ".join(capfd.readouterr().out.split())  # a title is broken where the path ends
     assert "piqa" in said and "acc_norm" in said and "first 2 questions" in said and "mean" in said
     assert main([*command, "--json"]) == 0
     events = [json.loads(line) for line in capfd.readouterr().out.splitlines()]

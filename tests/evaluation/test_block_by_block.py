@@ -47,7 +47,8 @@ def assert_same(model, source, place="device", near=0.0):
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, *TRANSPOSED, *CONVENTIONS])
 def test_states_are_those_of_the_whole_model(architecture):
     model = tiny_model(architecture, layers=4)
-    parts = assert_same(model, open_source(model))
+    near = 1e-5 if architecture == "glm_moe_dsa" else 0.0  # its experts are taken apart
+    parts = assert_same(model, open_source(model), near=near)
     if architecture != "openai-gpt":
         assert isinstance(parts.head, Head)
 

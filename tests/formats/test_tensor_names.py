@@ -20,7 +20,7 @@ import q2n
 from q2n.formats.load import load_model
 from q2n.models.tensor_names import names_in_model, saved_names
 
-FORMATS = ["dequantized", "compressed-tensors", "native", "gptq_v2", "mlx"]
+FORMATS = ["dequantized", "compressed-tensors", "native"]
 TOKENS = torch.arange(24).reshape(2, 12)
 SETTINGS: dict[str, Any] = {"method": "rtn", "bits": 4, "group_size": 32, "symmetric": True}
 
@@ -65,7 +65,7 @@ def test_names_are_those_of_the_originals_files(tmp_path: Path, name: str, in_me
     assert kept and all(torch.equal(tensors[x], original[x]) for x in kept)
 
 
-@pytest.mark.parametrize("name", ["dequantized", "compressed-tensors", "native"])
+@pytest.mark.parametrize("name", FORMATS)
 def test_transformers_and_our_reader_agree(tmp_path: Path, name: str) -> None:
     seeing().save_pretrained(tmp_path / "model")
     q2n.quantize(tmp_path / "model", tmp_path / "out", format=name, **SETTINGS)
@@ -80,15 +80,9 @@ def test_transformers_and_our_reader_agree(tmp_path: Path, name: str) -> None:
 def test_readers_are_told_both_names_of_what_is_not_quantized(tmp_path: Path) -> None:
     seeing().save_pretrained(tmp_path / "model")
     linear = "vision_tower.encoder.layers.0.mlp.fc1"
-    told = {}
-    for name in ("compressed-tensors", "gptq_v2"):
-        q2n.quantize(tmp_path / "model", tmp_path / name, format=name, **SETTINGS)
-        told[name] = json.loads((tmp_path / name / "config.json").read_text())
-        told[name] = told[name]["quantization_config"]
-    assert {linear, f"model.{linear}", "lm_head"} <= set(told["compressed-tensors"]["ignore"])
-    patterns = [pattern.replace("\\", "") for pattern in told["gptq_v2"]["dynamic"]]
-    assert {f"-:^{linear}$", f"-:^model.{linear}$"} <= set(patterns)
-    assert told["gptq_v2"]["block_name_to_quantize"] == "model.language_model.layers"
+    q2n.quantize(tmp_path / "model", tmp_path / "out", format="compressed-tensors", **SETTINGS)
+    told = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert {linear, f"model.{linear}", "lm_head"} <= set(told["ignore"])
 
 
 @pytest.mark.parametrize("name", ["dequantized", "compressed-tensors", "native", "gptq_v2", "mlx"])
@@ -110,7 +104,8 @@ def test_saved_names_are_those_of_save_pretrained(tmp_path: Path) -> None:
     model = seeing()
     model.save_pretrained(tmp_path)
     tensors = dict(model.named_parameters())
-    saved = saved_names(model, tensors)
+    saved, fused = saved_names(model, tensors)
+    assert not fused
     assert set(saved.values()) == set(tensors_of(tmp_path)) and saved.keys() == tensors.keys()
     assert names_in_model(model, saved.values()) == {key: name for name, key in saved.items()}
 

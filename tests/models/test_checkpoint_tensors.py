@@ -169,22 +169,11 @@ def test_files_outside_the_folder_are_refused(tmp_path, name):
         open_source(folder)
 
 
-def test_experts_are_said_to_stay(tmp_path):
-    experts = {"num_local_experts": 4, "intermediate_size": 256}
-    folder = save_tiny(tmp_path / "model", "mixtral", layers=2, **experts)
-    for number, model in enumerate([folder, tiny_model("mixtral", layers=2, **experts)]):
-        done = q2n.quantize(model, tmp_path / str(number), method="rtn", bits=8)
-        note = "The experts are not quantized (MixtralExperts): they hold 9"
-        assert note in done.record["notes"][0]
-    done = q2n.quantize(save_tiny(tmp_path / "plain"), tmp_path / "2", method="rtn", bits=8)
-    assert done.record["notes"] == []
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["native", "compressed-tensors", "dequantized"])
 def test_a_mixture_comes_back_in_every_format(tmp_path, format):
     folder = save_tiny(tmp_path / "model", "mixtral", layers=2, num_local_experts=4)
-    q2n.quantize(folder, tmp_path / "out", method="rtn", bits=8, format=format)
+    q2n.quantize(folder, tmp_path / "out", method="rtn", bits=8, symmetric=True, format=format)
     packed = format == "compressed-tensors"
     dense = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if packed else {}
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", **dense).eval()
@@ -194,7 +183,3 @@ def test_a_mixture_comes_back_in_every_format(tmp_path, format):
         a, b, c = (model.eval()(tokens).logits for model in (ours, theirs, original))
     assert (a - b).norm() < ROUNDING * b.norm()
     assert (a - c).norm() < 0.05 * c.norm()
-    if not packed:
-        parts = {k for keys in open_source(folder).merges for k in keys}
-        stored, written = (load_file(x / "model.safetensors") for x in (folder, tmp_path / "out"))
-        assert all(torch.equal(stored[key], written[key]) for key in parts)

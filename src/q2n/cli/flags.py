@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from q2n.config.options import Flag
+from q2n.config.options import CHANGES, RUN, SWITCHES, Flag, flags, table
 from q2n.config.presets import ALIASES, WHEN_ALONE
 from q2n.errors import InputError
 
@@ -73,6 +73,15 @@ def add_options(parser: argparse.ArgumentParser, title: str, options: Iterable[F
             kind |= {"type": str, "nargs": "+"}
         help_text = option.help.replace("%", "%%")
         group.add_argument(*names, dest=option.name, default=None, help=help_text, **kind)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """One flag for each setting of a run."""
+    methods = [owner for owner in table().owners if owner in table().methods]
+    add_options(parser, "run", flags([RUN]))
+    add_options(parser, "method (each has its own defaults)", flags(methods))
+    add_options(parser, "around the method", flags(list(SWITCHES)))
+    add_options(parser, CHANGES, flags([CHANGES]))
 
 
 def add_output_flags(parser: argparse.ArgumentParser) -> None:

@@ -6,9 +6,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from q2n.cli.flags import add_options, add_output_flags, reporter
-from q2n.config.options import CHANGES, RUN, SWITCHES, table
-from q2n.config.options import flags as flags_of
+from q2n.cli.flags import add_output_flags, add_settings, reporter
+from q2n.config.options import table
 from q2n.config.output import output_folder
 from q2n.config.reading import read_settings
 from q2n.config.settings_file import read_settings_file
@@ -52,11 +51,7 @@ def add_quantize(commands: Any) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="Go on with an interrupted run.")
     add_output_flags(parser)
-    methods = [owner for owner in table().owners if owner in table().methods]
-    add_options(parser, "run", flags_of([RUN]))
-    add_options(parser, "method (each has its own defaults)", flags_of(methods))
-    add_options(parser, "around the method", flags_of(list(SWITCHES)))
-    add_options(parser, CHANGES, flags_of([CHANGES]))
+    add_settings(parser)
     parser.set_defaults(run=run)
 
 

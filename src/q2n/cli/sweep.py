@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from q2n.cli.flags import add_output_flags, reporter
+from q2n.cli.plan import duration
 from q2n.errors import InputError
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def _print_cells(cells: list[Cell], parsed: Namespace) -> None:
     screen = Screen(highlight=False)
     screen.print(_table(left))
     screen.print(
-        f"{len(left)} of {len(cells)} cells to do, about {_duration(time['seconds'])}{unknown}"
+        f"{len(left)} of {len(cells)} cells to do, about {duration(time['seconds'])}{unknown}"
     )
 
 
@@ -135,12 +136,6 @@ def _table(cells: list[Cell]) -> Table:
     for cell in cells:
         table.add_row(*(escape(str(cell.labels.get(axis, "original"))) for axis in axes))
     return table
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _print_recipes() -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from q2n.config.options import CHANGES
 from q2n.config.settings import Settings
 from q2n.layers.quantized import StorageSpec
+from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import Method, Wrapper
 from q2n.methods import METHODS
 from q2n.refit.block import BlockRefit
@@ -75,6 +76,13 @@ class Plan:
         """Whether calibration text is needed."""
         refits = self.block_refit is not None or self.model_refit is not None
         return bool(self.method.required_statistics) or refits
+
+    @property
+    def streams(self) -> int:
+        """Models that run side by side through each block: 2 where the full-precision one runs
+        beside the quantized prefix, 0 without calibration text."""
+        two = RequiredStatistics.CROSS in self.method.required_statistics
+        return (2 if two or self.block_refit is not None else 1) if self.reads_text else 0
 
 
 def build_plan(settings: Settings) -> Plan:

@@ -158,6 +158,7 @@ IDLE_WITHOUT: dict[str, tuple[str, Any, str]] = {
     "refit_steps": ("refit", "off", "--refit"),
     "incoherence_around": ("incoherence", "off", "--incoherence"),
     "ppl_windows": ("ppl", None, "--ppl"),
+    "activations_limit": ("activations", "disk", "--activations device or cpu"),
 }
 """Setting -> the one without which it does nothing, that one's value for off, and the flag that
 turns it on."""

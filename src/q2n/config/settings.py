@@ -9,7 +9,15 @@ from typing import Any, Literal
 
 from q2n.block_types import OutsideName
 from q2n.data.protocols import ProtocolName
-from q2n.option_types import Count, CountOrZero, Patterns, Seed, WindowLength
+from q2n.option_types import (
+    Count,
+    CountOrZero,
+    NonNegative,
+    Patterns,
+    Positive,
+    Seed,
+    WindowLength,
+)
 
 NOT_IN_FINGERPRINT = (
     "model",
@@ -18,6 +26,8 @@ NOT_IN_FINGERPRINT = (
     "corpus",
     "data_dir",
     "activations",
+    "activations_limit",
+    "expert_memory",
     "ppl",
     "ppl_windows",
     "kl",
@@ -91,8 +101,17 @@ class RunSettings:
     """Tokens per input channel used to compare the quantized model's inputs with the
     full-precision model's (correct, output_scales), evenly spaced in longer text; 0: all tokens
     (slower)."""
+    expert_shrinkage: NonNegative = 256.0
+    """Of a mixture's experts: how many tokens the mean over all tokens counts for in the statistics
+    of an expert, beside the tokens that its router sends it; 0: these alone."""
+    all_experts: bool = False
+    """Take the statistics of every expert from all tokens, routed to it or not."""
+    expert_memory: Positive = 1.0
+    """GiB for the statistics of experts that are measured together."""
     activations: Literal["device", "cpu", "disk"] = "device"
     """Where block inputs lie: device (fastest), cpu, or disk."""
+    activations_limit: NonNegative | None = None
+    """GiB of block inputs that lie there, of all batches together; the others lie on disk."""
     runtime: str | None = None
     """Program that will run the result: picks format, group size and dtype where they are not set,
     and refuses what it cannot run; `q2n methods` lists what each can."""

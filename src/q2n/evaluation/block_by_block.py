@@ -9,6 +9,7 @@ states are those of the whole model to the bit.
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ class BlockByBlock:
 
     Args:
         place: where the states of all windows lie between two blocks.
+        limit: GiB of them that lie there; the others lie on disk.
         progress: called before each block, with its number from 0.
 
     Raises:
@@ -39,16 +41,18 @@ class BlockByBlock:
         windows: TokenWindows,
         *,
         place: Place = "device",
+        limit: float | None = None,
         progress: Callable[[int], None] | None = None,
     ):
-        self.blocks, self.windows, self.place = blocks, windows, place
+        self.blocks, self.windows = blocks, windows
+        self._where: dict[str, Any] = {"activations": place, "activations_limit": limit}
         self.progress = progress
         require_fit(blocks.without_blocks, windows)
         self.head, self._body = head_and_body(blocks, windows)
 
     @torch.no_grad()
     def states(self, batch_size: int) -> Iterator[States]:
-        options = LoopOptions(batch_size=batch_size, activations=self.place)
+        options = LoopOptions(batch_size=batch_size, **self._where)
         with TemporaryDirectory(prefix="q2n-states-") as folder:
             tokens = self.windows.tokens
             [stream] = open_streams(self.blocks, tokens, ["states"], options, Path(folder))

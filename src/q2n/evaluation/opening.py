@@ -23,10 +23,12 @@ def whole(load: Callable[[], PreTrainedModel], disturb: Disturb = evaluating) ->
     return partial(_whole, load, disturb)
 
 
-def one_block_at_a_time(load: Callable[[], BlockwiseModel], place: Place = "cpu") -> OpenBody:
+def one_block_at_a_time(
+    load: Callable[[], BlockwiseModel], place: Place = "cpu", limit: float | None = None
+) -> OpenBody:
     """A block of the model, and the states of all windows: on the device, in main memory or on
-    disk."""
-    return partial(_one_block_at_a_time, load, place)
+    disk, where those above `limit` GiB lie too."""
+    return partial(_one_block_at_a_time, load, place, limit)
 
 
 @contextmanager
@@ -40,12 +42,17 @@ def _whole(
 
 @contextmanager
 def _one_block_at_a_time(
-    load: Callable[[], BlockwiseModel], place: Place, windows: TokenWindows, bar: Bar
+    load: Callable[[], BlockwiseModel],
+    place: Place,
+    limit: float | None,
+    windows: TokenWindows,
+    bar: Bar,
 ) -> Iterator[Body]:
     blocks = load()
     yield BlockByBlock(
         blocks,
         windows,
         place=place,
+        limit=limit,
         progress=lambda block: bar.detail(f"block {block + 1} of {len(blocks)}"),
     )

@@ -36,7 +36,7 @@ def compare_written(
 
     def body(source: ModelSource) -> OpenBody:
         blocks = BlockwiseModel(source, opened.blocks.device)
-        return one_block_at_a_time(lambda: blocks, options.activations)
+        return one_block_at_a_time(lambda: blocks, options.activations, options.activations_limit)
 
     checkpoint = open_checkpoint(
         folder, opened.source.dtype, trust_remote_code=opened.source.trust_remote_code

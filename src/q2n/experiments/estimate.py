@@ -10,17 +10,18 @@ After: the mean time of the records of the same model whose settings agree the m
 """
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from q2n.experiments.cells import Cell
+from q2n.models.auto_classes import auto_class
 from q2n.models.packaged import packaged_checkpoint
+from q2n.planning.rates import product_rate
 from q2n.report.experiment import ExperimentRecord
 
 PASSES = {None: 4, "good": 10, "best": 28}
@@ -79,7 +80,8 @@ def _weights(model: str) -> tuple[int, int] | None:
         return None
     try:
         with torch.device("meta"):
-            built = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+            config = AutoConfig.from_pretrained(folder)
+            built = auto_class(config).from_config(config)
     except (OSError, ValueError):
         return None
     words = built.get_input_embeddings().weight
@@ -90,12 +92,7 @@ def _weights(model: str) -> tuple[int, int] | None:
 @cache
 def _rate() -> float:
     """Operations a second of a float32 product."""
-    a, b = torch.randn(2, 1024, 1024)
-    a @ b
-    since = time.perf_counter()
-    for _ in range(4):
-        a @ b
-    return 4 * 2 * 1024**3 / (time.perf_counter() - since)
+    return product_rate(torch.device("cpu"), torch.float32)
 
 
 def total(cells: Sequence[Cell], records: Sequence[ExperimentRecord]) -> dict[str, Any]:

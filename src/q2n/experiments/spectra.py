@@ -98,7 +98,15 @@ def _pass_blocks(
         probe = Probe(next(model.record_inputs([windows.tokens[:1, :PROBE_LENGTH]])))
         streams = open_streams(model, windows.tokens, ["full"], options, Path(folder))
         for index in range(last + 1):
-            state = enter_block(model, index, streams, probe, bar.detail)
+            state = enter_block(
+                model,
+                index,
+                streams,
+                probe,
+                bar.detail,
+                options=options,
+                required=measure.required,
+            )
             run_stages(stages, replace(state, is_last=index == last))
             bar.advance()
         streams[0].close()

@@ -12,13 +12,15 @@ and zero points are what it stores. Layout as in compressed-tensors 0.18 and lat
 readers put 3-bit fields elsewhere.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from q2n.errors import InputError
 from q2n.formats.hf_entry import modules_of, others
@@ -31,8 +33,10 @@ from q2n.formats.uniform import (
     require_tensors,
     stored_scale,
 )
-from q2n.layers.quantized import QuantizedLinear
+from q2n.layers.quantized import QuantizedLinear, StorageSpec
+from q2n.layers.uniform import UniformStorage
 from q2n.linalg.groups import by_column
+from q2n.models.initialization import modules_that_set
 from q2n.option_types import shown
 
 LAYOUT_VERSION = "0.20.0"
@@ -41,7 +45,8 @@ LAYOUT_VERSION = "0.20.0"
 DENSE_ON_LOADING = {"dequantize": True}
 """An argument of transformers' `CompressedTensorsConfig`, which takes it from the file too. Without
 it transformers makes room for the zero points of another shape than they are stored in, and a plain
-`from_pretrained` of an asymmetric checkpoint fails. With it, or after the first call without it,
+`from_pretrained` of an asymmetric checkpoint fails; nor can it load a model whose initialization
+looks for the weights (models/initialization.py). With it, or after the first call without it,
 the model is dense in memory. vLLM does not read it."""
 
 
@@ -110,12 +115,54 @@ def _shape(name: str, parts: Mapping[str, Shaped[Tensor, "..."]]) -> tuple[int, 
     return sizes[0], sizes[1]
 
 
+def _towers(layers: Mapping[str, StoredLayer], modules: Mapping[str, str]) -> list[str]:
+    """Patterns of the outermost modules that hold linears and no quantized one, by their own last
+    names. Readers match `ignore` with names in the model, in the file, or with names of their own;
+    a vision tower that one of them takes for packed is never loaded, and no text shows it."""
+    around = {name[:dot] for name in layers for dot in _dots(name)}
+    own = {name[:dot] for name in others(layers, modules) for dot in _dots(name)} - around
+    outermost = [name for name in sorted(own) if name.rpartition(".")[0] in {*around, ""}]
+    lasts = dict.fromkeys(name.rpartition(".")[2] for name in outermost)
+    quantized = [*layers, *(modules[name] for name in layers)]
+    return [
+        f"re:.*{re.escape(last)}.*"
+        for last in lasts
+        if not last.isdigit() and not any(last in name for name in quantized)
+    ]
+
+
+def _dots(name: str) -> list[int]:
+    return [place for place, letter in enumerate(name) if letter == "."]
+
+
 class CompressedTensorsEntry(UniformEntry):
     """One group of layers with one scheme."""
 
     codec = CompressedTensors
     quant_method = "compressed-tensors"
     merges_parts = False  # transformers 5.23 takes all parts for packed and finds none
+    single_experts = "as files"
+
+    def check_experts(
+        self, fused: Sequence[str], storage: StorageSpec, left: Sequence[str]
+    ) -> None:
+        if left:
+            raise InputError(
+                "readers of compressed-tensors load the experts of a mixture packed or dense, all "
+                f"alike, and {left[0]} would stay as it is; use --format native or dequantized, or "
+                "leave all of them out with --ignore '*experts*'"
+            )
+        if fused:
+            raise InputError(
+                f"the model keeps its experts fused ({fused[0]}), and readers of "
+                "compressed-tensors load packed experts one by one; use --format native or "
+                "dequantized, or --ignore '*experts*'"
+            )
+        if isinstance(storage, UniformStorage) and not storage.symmetric:
+            raise InputError(
+                "transformers and vLLM load packed experts in compressed-tensors with symmetric "
+                "grids only; add --symmetric, or use --format native or dequantized"
+            )
 
     def quantization_config(
         self,
@@ -147,9 +194,17 @@ class CompressedTensorsEntry(UniformEntry):
             "format": "pack-quantized",
             "quantization_status": "compressed",
             "config_groups": {"group_0": group},
-            "ignore": list(dict.fromkeys([*names, *modules_of(copied)])),
+            "ignore": list(dict.fromkeys([*names, *_towers(layers, modules), *modules_of(copied)])),
             **({} if scheme.symmetric else DENSE_ON_LOADING),
         }
+
+    def fitted(
+        self, quantization: dict[str, Any], model: nn.Module, layers: Collection[str]
+    ) -> dict[str, Any]:
+        """Compressed modules have no weight, and the initialization of some looks for it."""
+        assert isinstance(model, PreTrainedModel)
+        dense = DENSE_ON_LOADING if modules_that_set(model, layers) else {}
+        return {**quantization, **dense}
 
     def described_scheme(self, config: Mapping[str, Any]) -> Scheme:
         groups = list(config.get("config_groups", {}).values())

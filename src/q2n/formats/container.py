@@ -8,7 +8,7 @@ import fnmatch
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Self
@@ -92,6 +92,19 @@ class Container(ABC):
             InputError: naming what has no place, and what would do.
         """
         return []
+
+    def check_experts(  # noqa: B027 - optional
+        self, source: ModelSource, storage: StorageSpec, left: Sequence[str]
+    ) -> None:
+        """Refuse, before any work is done, to quantize experts of a mixture that its readers would
+        not load; called only where there are some.
+
+        Args:
+            left: linears of experts that stay as they are in mixtures of which others do not.
+
+        Raises:
+            InputError: with the reason, and what would do.
+        """
 
     def outside_types(self, source: ModelSource) -> str:
         """What becomes of what no method quantizes, in one sentence."""

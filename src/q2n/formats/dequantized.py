@@ -39,6 +39,8 @@ class Dequantized(Codec):
 class PlainEntry(FolderEntry):
     """No entry: config.json is that of any model."""
 
+    single_experts = "as files"
+
     def quantization_config(
         self,
         layers: Mapping[str, StoredLayer],

@@ -21,12 +21,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int16, Shaped, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
+from transformers import PreTrainedModel
 
 from q2n.errors import InputError
 from q2n.formats.codec import PackedCodec
 from q2n.formats.hf_entry import PackedEntry, PackedLayer
+from q2n.formats.model_checks import require_text_alone
 from q2n.formats.packing import pack, unpack
 from q2n.formats.stored import StoredLayer
 from q2n.layers.exl3 import EXL3Linear
@@ -144,6 +146,10 @@ class EXL3Entry(PackedEntry[CodebookName]):
 
     quant_method = "exl3"
     config_copy = "quantization_config.json"
+
+    def check_model(self, model: nn.Module) -> None:
+        assert isinstance(model, PreTrainedModel)
+        require_text_alone("exl3", model)
 
     def quantization_config(
         self,

@@ -23,10 +23,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from q2n.errors import InputError
 from q2n.formats.hf_entry import modules_of, others
+from q2n.formats.model_checks import require_plain_initialization, require_text_alone
 from q2n.formats.packing import WORD, pack, unpack, word_count
 from q2n.formats.stored import StoredLayer
 from q2n.formats.uniform import Scheme, UniformCodec, UniformEntry, require_tensors, stored_scale
@@ -108,6 +110,11 @@ class GPTQEntry(UniformEntry):
     codec = GPTQv2
     quant_method = "gptq"
     config_copy = "quantize_config.json"
+
+    def check_model(self, model: nn.Module) -> None:
+        assert isinstance(model, PreTrainedModel)
+        require_text_alone(self.codec.name, model)
+        require_plain_initialization(self.codec.name, model)
 
     def quantization_config(
         self,

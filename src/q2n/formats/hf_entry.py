@@ -5,17 +5,19 @@ those that are not quantized, and is all that tells a reader which tensors are p
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NoReturn
+from typing import Any, ClassVar, Generic, Literal, NoReturn
 
 import torch
+from torch import nn
 
 from q2n.errors import InputError
 from q2n.formats.codec import Description
 from q2n.formats.stored import StoredLayer
 from q2n.formats.table_grid import TableGrid
+from q2n.layers.quantized import StorageSpec
 from q2n.option_types import shown
 
 
@@ -33,6 +35,29 @@ class FolderEntry(ABC):
     merges_parts: ClassVar[bool] = True
     """Whether its readers merge tensors on loading as transformers does with a plain checkpoint:
     experts that are stored one by one."""
+
+    single_experts: ClassVar[Literal["as files", "as model", "no"]] = "no"
+    """What single experts are called in the files: as those of the original are, as the model calls
+    them (models/experts.py), or its readers know none."""
+
+    def check_experts(
+        self, fused: Sequence[str], storage: StorageSpec, left: Sequence[str]
+    ) -> None:
+        """Refuse, before any work is done, to quantize experts that its readers would not load.
+
+        Args:
+            fused: tensors of the original's files that hold several experts.
+            left: linears of experts that stay as they are in mixtures of which others do not.
+
+        Raises:
+            InputError: with the reason, and what would do.
+        """
+        if self.single_experts == "no":
+            raise InputError(
+                f"{self.quant_method} has no place for the experts of a mixture here; use --format "
+                "native, compressed-tensors, dequantized or gguf, or leave them in full precision "
+                "with --ignore '*experts*'"
+            )
 
     @abstractmethod
     def quantization_config(
@@ -69,6 +94,21 @@ class FolderEntry(ABC):
     def bits_of_group(self, grid: TableGrid, model_dtype: torch.dtype) -> int:
         """Bits of the numbers that a group of a table's columns shares."""
         return 8 * self.table_dtype(model_dtype).itemsize + (0 if grid.symmetric else grid.bits)
+
+    def check_model(self, model: nn.Module) -> None:  # noqa: B027 - optional
+        """Refuse, before any work is done, a model that its readers do not load, or not without
+        harm. It has its plain modules, on the meta device.
+
+        Raises:
+            InputError: naming it and what would do.
+        """
+
+    def fitted(
+        self, quantization: dict[str, Any], model: nn.Module, layers: Collection[str]
+    ) -> dict[str, Any]:
+        """The quantization config with what its readers must be told of a model like this. The
+        model has its plain modules, on the meta device; `layers` are quantized."""
+        return quantization
 
     def completed(self, config: dict[str, Any]) -> dict[str, Any]:
         """config.json with what its readers look for besides; the argument has all that

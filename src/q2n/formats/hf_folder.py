@@ -8,7 +8,7 @@ names modules as the model does. What a reader must know of the layers is the fo
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from math import prod
@@ -18,6 +18,7 @@ from typing import Self
 from q2n.formats.codec import Codec, PackedCodec
 from q2n.formats.container import Container
 from q2n.formats.folder_config import as_json, written_config
+from q2n.formats.fusing import Fusing
 from q2n.formats.hf_entry import FolderEntry, PackedEntry
 from q2n.formats.outside_tables import round_table, tables_of
 from q2n.formats.quantized_model import QuantizedModel
@@ -28,6 +29,7 @@ from q2n.formats.stored import StoredLayer
 from q2n.formats.table_grid import TableGrid
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.models.config_file import quantization_config
+from q2n.models.experts import routers
 from q2n.models.full_precision import FullPrecision, full_precision
 from q2n.models.model_source import ModelSource
 
@@ -62,10 +64,14 @@ class HFFolder(Container):
         return replace(self, tables=TableGrid(bits))
 
     def check(self, source: ModelSource, storage: StorageSpec) -> list[str]:
+        self.entry.check_model(source.skeleton())
         if self.tables is not None:
             for name, shape in tables_of(source).items():
                 self.entry.check_table(name, shape, self.tables)
         return super().check(source, storage)
+
+    def check_experts(self, source: ModelSource, storage: StorageSpec, left: Sequence[str]) -> None:
+        self.entry.check_experts(list(source.fused), storage, left)
 
     def outside_types(self, source: ModelSource) -> str:
         if self.tables is None:
@@ -89,6 +95,7 @@ class HFFolder(Container):
         writer, stored = ShardWriter(folder, self.shard_bytes), {}
         in_parts = model.in_parts if self.entry.merges_parts else {}
         tables = {} if self.tables is None else tables_of(model.source)
+        fusing = Fusing(model.source.fused if self.entry.single_experts == "as files" else {})
         for name in model.source.names():
             if name in in_parts:
                 for key in in_parts[name]:
@@ -100,11 +107,12 @@ class HFFolder(Container):
             elif module in tables:
                 layer = self._rounded(name, model)
             else:
-                writer.add(model.file_names[name], model.other_tensor(name))
+                fusing.add(writer, name, self._file_name(model, name), model.other_tensor(name))
                 continue
-            file_module = model.file_module(module)
+            file_module = self._file_module(model, module)
             for part, value in codec.encode(module, layer, model.source.dtype).items():
-                writer.add(f"{file_module}.{part}", model.laid_out(module, part, value))
+                value = model.laid_out(module, part, value)
+                fusing.add(writer, f"{module}.{part}", f"{file_module}.{part}", value)
             stored[module] = StoredLayer.of(layer)
         for key in model.source.untaken:
             writer.add(key, model.source.stored(key))
@@ -119,12 +127,30 @@ class HFFolder(Container):
         dtype = self.entry.table_dtype(model.source.dtype)
         return round_table(model.other_tensor(name), self.tables, dtype, name)
 
+    def _file_name(self, model: QuantizedModel, name: str) -> str:
+        """What the files call a tensor."""
+        return name if self._as_model(model, name) else model.file_names[name]
+
+    def _file_module(self, model: QuantizedModel, module: str) -> str:
+        """Under which name the files hold the tensors of a linear."""
+        as_model = self._as_model(model, f"{module}.weight")
+        return module if as_model else model.file_module(module)
+
+    def _as_model(self, model: QuantizedModel, name: str) -> bool:
+        target = model.targets.get(name.rpartition(".")[0])
+        return (
+            self.entry.single_experts == "as model"
+            and target is not None
+            and target.experts is not None
+        )
+
     def _modules(self, model: QuantizedModel, stored: Collection[str]) -> dict[str, str]:
-        """Linears and tables: name in the model -> name in the files. A head that is a rounded
-        table has no name of its own."""
-        names, own = dict.fromkeys([*model.targets, *stored]), set(model.source.names())
+        """Linears, routers and tables: name in the model -> name in the files. A head that is a
+        rounded table has no name of its own."""
+        names = dict.fromkeys([*model.targets, *sorted(routers(model.skeleton)), *stored])
+        own = set(model.source.names())
         return {
-            name: model.file_module(name)
+            name: self._file_module(model, name)
             for name in names
             if self.tables is None or f"{name}.weight" in own
         }
@@ -140,6 +166,7 @@ class HFFolder(Container):
         quantization = self.entry.quantization_config(stored, self._modules(model, stored), copied)
         config = written_config(source, model.skeleton)
         if quantization is not None:
+            quantization = self.entry.fitted(quantization, model.skeleton, stored)
             if source.runtime is not None:
                 quantization[RUNTIME] = {PARTS: source.runtime.to_json()}
             config["quantization_config"] = quantization

@@ -24,10 +24,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from q2n.errors import InputError
 from q2n.formats.mlx_config import with_older_names
+from q2n.formats.model_checks import require_text_alone
 from q2n.formats.packing import WORD, pack, unpack
 from q2n.formats.stored import StoredLayer
 from q2n.formats.table_grid import WIDTHS, TableGrid
@@ -106,6 +108,10 @@ class MLXEntry(UniformEntry):
     quant_method = "mlx"
     library = "mlx"
     outside_bits = WIDTHS
+
+    def check_model(self, model: nn.Module) -> None:
+        assert isinstance(model, PreTrainedModel)
+        require_text_alone(self.codec.name, model)
 
     def check_table(self, name: str, shape: tuple[int, int], grid: TableGrid) -> None:
         if grid.group_size(shape[1]) not in GROUP_SIZES:

@@ -32,6 +32,7 @@ class NativeEntry(PackedEntry[StoredLayer]):
 
     quant_method = "q2n"
     outside_bits = WIDTHS
+    single_experts = "as model"
 
     def quantization_config(
         self,

@@ -10,7 +10,7 @@ This module is imported while transformers itself is (registration.py): what nee
 transformers, or much time, is imported where it is used.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -46,26 +46,47 @@ class NativeQuantizer(HfQuantizer):
 
     requires_calibration = True
     quantization_config: NativeConfig
+    _apart: Collection[str] = ()
+    """Fused parameters in whose place experts are one by one."""
 
     def _process_model_before_weight_loading(
         self, model: nn.Module, checkpoint_files: Iterable[str] | None = None, **kwargs: Any
     ) -> None:
         from transformers import PreTrainedModel
 
-        from q2n.formats.packed_modules import pack_modules, require_modules
+        from q2n.formats.packed_modules import pack_modules, require_modules, take_experts_apart
+        from q2n.models.initialization import modules_that_set
         from q2n.models.tensor_names import names_in_model
 
         layers, headers = self.quantization_config.layers, _headers(checkpoint_files or ())
         assert isinstance(model, PreTrainedModel)
         names = names_in_model(model, headers)  # while the model has its plain modules
+        self._apart = take_experts_apart(model, layers)
         require_modules(model, layers)
         if checkpoint_files is not None:
             _require_tensors(layers, {names[key]: header for key, header in headers.items()})
+        setting = modules_that_set(model, layers)
         pack_modules(model, layers)
+        for name in setting:  # they look for weights, and all that they hold is in the files
+            model.get_submodule(name)._is_hf_initialized = True  # type: ignore[assignment]
         placed = {*model.state_dict(), *self.quantization_config.entries.get(COPIED, [])}
         for key, name in names.items():
             if placed.isdisjoint((key, name)):
                 refuse_undescribed(key)
+
+    def update_weight_conversions(
+        self, weight_conversions: list[Any], model: nn.Module
+    ) -> list[Any]:
+        """Without those that would merge experts that are packed one by one."""
+        return [
+            rule
+            for rule in super().update_weight_conversions(weight_conversions, model)
+            if not any(
+                fused.endswith(target.removeprefix("."))
+                for target in getattr(rule, "operations", ()) and rule.target_patterns
+                for fused in self._apart
+            )
+        ]
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         from q2n.formats.packed_embedding import PackedEmbedding

@@ -22,6 +22,7 @@ from q2n.errors import InputError
 from q2n.formats.codec import PackedCodec
 from q2n.formats.hf_entry import PackedEntry, refuse_undescribed
 from q2n.models.checkpoint_files import StoredTensors
+from q2n.models.loading_plan import fused_parts
 from q2n.models.one_pass import FLOATS
 from q2n.models.tensor_names import names_in_model
 
@@ -30,8 +31,8 @@ _NAMES = {dtype: name for name, dtype in FLOATS.items()}
 
 
 class PackedFiles(StoredTensors):
-    """Tensors by their names in the files; the dense weight of a quantized linear by the name that
-    the model gives it.
+    """Tensors by their names in the files; the dense weight of a quantized linear, and those of
+    experts, by the name that the model gives it.
 
     Args:
         model: its weights may be on the meta device.
@@ -68,28 +69,37 @@ class PackedFiles(StoredTensors):
             if module in layers and key not in packed and part != "bias":
                 refuse_undescribed(key)
         self.folder = files.folder
+        single = {name for parts in fused_parts(model).values() for name in parts}
+        self._plain = {
+            names[key] if names[key] in single else key: key
+            for key in files.file_of
+            if key not in packed
+        }
+        """Name here -> name in the files of what is not packed. Experts beside packed ones have
+        the model's names too: rules that merge all experts of a mixture would find a part."""
         self.file_of = {name: self._file(name) for name in self._layers} | {
-            key: file for key, file in files.file_of.items() if key not in packed
+            name: files.file_of[key] for name, key in self._plain.items()
         }
 
     def shape(self, key: str) -> tuple[int, ...]:
         if key not in self._layers:
-            return self._files.shape(key)
+            return self._files.shape(self._plain[key])
         return self._shapes[key] if key in self._shapes else tuple(self.tensor(key).shape)
 
     def dtype(self, key: str) -> str:
-        return _NAMES[self._dtype] if key in self._layers else self._files.dtype(key)
+        packed = key in self._layers
+        return _NAMES[self._dtype] if packed else self._files.dtype(self._plain[key])
 
     def size_bytes(self, key: str) -> int:
         if key not in self._layers:
-            return self._files.size_bytes(key)
+            return self._files.size_bytes(self._plain[key])
         return prod(self.shape(key)) * self._dtype.itemsize
 
     def digest_and_extremes(self, file: Path) -> tuple[bytes, dict[str, Float64[Tensor, " 2"]]]:
         return self._files.digest_and_extremes(file)
 
     def tensor(self, key: str) -> Shaped[Tensor, "..."]:
-        return self._dense(key) if key in self._layers else self._files.tensor(key)
+        return self._dense(key) if key in self._layers else self._files.tensor(self._plain[key])
 
     def _dense(self, name: str) -> Float[Tensor, "out in"]:
         module, described = name.removesuffix(".weight"), self._layers[name].description

@@ -15,9 +15,24 @@ from q2n.errors import InputError
 from q2n.formats.packed_embedding import can_pack, pack_embedding
 from q2n.formats.packed_linear import PackedLinear
 from q2n.formats.stored import StoredLayer
+from q2n.models.experts import one_by_one
+from q2n.models.loading_plan import fused_parts
 
 Layers = Mapping[str, StoredLayer]
 """By the name of the module."""
+
+
+def take_experts_apart(model: PreTrainedModel, layers: Layers) -> set[str]:
+    """Experts one by one (models/experts.py) in the mixtures of which a layer is described. Returns
+    the names of the fused parameters that are gone."""
+    gone = set[str]()
+    for fused, parts in fused_parts(model).items():
+        if any(name.removesuffix(".weight") in layers for name in parts):
+            gone.add(fused)
+    for mixture in {fused.rpartition(".")[0] for fused in gone}:
+        gone |= {f"{mixture}.{name}" for name, _ in model.get_submodule(mixture).named_parameters()}
+        one_by_one(model.get_submodule(mixture))
+    return gone
 
 
 def require_modules(model: PreTrainedModel, layers: Layers) -> None:

@@ -23,6 +23,7 @@ from numba.extending import overload
 from torch import Tensor
 
 from q2n.kernels.compiled import compiled
+from q2n.kernels.optional import has_triton
 from q2n.kernels.rounding_rules import BlockRule, CodebookRule, Rule, SplitRule, UniformRule
 
 _TILE = 64
@@ -66,6 +67,20 @@ def round_columns_numba(
         error.numpy(),
     )
     return codes, error
+
+
+def round_columns_triton(
+    target: Float[Tensor, "columns out"],
+    weight: Float[Tensor, "columns out"],
+    matrix: Float[Tensor, "columns columns"],
+    rule: UniformRule | BlockRule | CodebookRule | SplitRule,
+) -> tuple[UInt8[Tensor, "columns out"], Float[Tensor, "columns out"]]:
+    """The same on a GPU: in Triton where it is installed."""
+    if not has_triton():
+        return round_columns_reference(target, weight, matrix, rule)
+    from q2n.kernels import triton_columns  # needs triton
+
+    return triton_columns.round_columns(target, weight, matrix, rule)
 
 
 def _with_arrays(rule: Any) -> Any:

@@ -5,13 +5,14 @@ Letters: `W` original weight, `Q` rounded weight, `E = W - Q` error, `M` feedbac
 earlier blocks contribute to block [a, b) is one matrix product, `W_ab + E_{<a} M_{<a, ab}`; within
 the block, the operation of column_rounding.py goes on column by column.
 
-Everything here is transposed: a column of the layer is a row in memory.
+Everything here is transposed: a column of the layer is a row in memory. Between two blocks nothing
+is read back from the device, so that on a GPU the blocks queue up.
 
 The parameters of a group are either known beforehand (static groups), or fitted by `group_fit` when
 the sweep reaches the group's first column, to the values that GPTQ's working copy has then.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,11 +65,12 @@ def sweep(
     `offset` is added to the values before they are rounded; the error still refers to `weight`."""
     error = torch.empty_like(weight)
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
-    borders = _borders(len(weight), block_size, group_fit)
+    ends = {} if group_fit is None else _ends(group_fit)
+    borders = _borders(len(weight), block_size, list(ends))
     for a, b in zip(borders, borders[1:], strict=False):
-        if group_fit is not None and (a == 0 or group_fit.group[a] != group_fit.group[a - 1]):
-            end = int((group_fit.group == group_fit.group[a]).sum()) + a
-            group_fit.write(int(group_fit.group[a]), pending(weight, error, matrix, a, end))
+        if group_fit is not None and a in ends:
+            group, end = ends[a]
+            group_fit.write(group, pending(weight, error, matrix, a, end))
         target = torch.addmm(weight[a:b], matrix[:a, a:b].T, error[:a])
         if offset is not None:
             target += offset[a:b]
@@ -78,11 +80,18 @@ def sweep(
     return Sweep(codes, error)
 
 
-def _borders(m: int, block_size: int, group_fit: GroupFit | None) -> list[int]:
-    """Where blocks start, and the end: every `block_size` columns, counted from the start of each
-    group that is fitted during the sweep."""
-    if group_fit is None:
-        return [*range(0, m, block_size), m]
-    starts = [0, *(torch.nonzero(group_fit.group.diff()).flatten() + 1).tolist(), m]
+def _ends(group_fit: GroupFit) -> dict[int, tuple[int, int]]:
+    """By the first column of each group: its index, and the column after its last. Read from the
+    device once, so that the sweep never waits for it."""
+    groups = group_fit.group.tolist()
+    starts = [a for a in range(len(groups)) if a == 0 or groups[a] != groups[a - 1]]
+    spans = zip(starts, [*starts[1:], len(groups)], strict=True)
+    return {a: (groups[a], end) for a, end in spans}
+
+
+def _borders(m: int, block_size: int, starts: Sequence[int]) -> list[int]:
+    """Where blocks start, and the end: every `block_size` columns, counted from each of `starts`
+    (those of the groups that are fitted during the sweep)."""
+    starts = [*(starts or [0]), m]
     spans = zip(starts, starts[1:], strict=False)
     return [*(i for a, b in spans for i in range(a, b, block_size)), m]

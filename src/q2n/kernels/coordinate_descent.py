@@ -14,6 +14,8 @@ The nearest level is one of the codes 0 .. 2^b - 1, so no step raises the loss, 
 at a fixed point. (With a trellis a step may raise it, because the states at the borders of segments
 are searched anew. QuIP's released code clamps after the pass, which can raise the loss, and
 continues with an outdated residual.)
+
+What it costs is the sweep's, and a GPU has kernels for that; here are matrix products alone.
 """
 
 from collections.abc import Callable

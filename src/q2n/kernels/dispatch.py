@@ -3,18 +3,21 @@
 Every operation has a reference in plain torch, which runs on any device and defines the result.
 Faster implementations are listed by the type of device that they serve:
 
-    operation           reference                     cpu
-    round_columns       round_columns_reference       round_columns_numba, or for trellis codes
-                                                      round_to_trellis_numba
-    scale_zero_search   scale_zero_search_reference   scale_zero_search_numba
-    weighted_error      weighted_error_reference      weighted_error_numba
-    unpack              unpack_reference              unpack_numba
-    level_moments       level_moments_reference       level_moments_numba
-    packed_product      product_reference             product_numba; on "cuda" product_triton
-    packed_rows         rows_reference                rows_numba
-    kronecker_product   kronecker_reference           kronecker_numba
-    nearest_exl3_codes  nearest_codes_reference       nearest_codes_numba; on "cuda"
-                                                      nearest_codes_triton
+    operation           cpu                      cuda
+    round_columns       round_columns_numba      round_columns_triton
+      of trellis codes  round_to_trellis_numba   round_to_trellis_triton
+    scale_zero_search   scale_zero_search_numba  scale_zero_search_triton
+    weighted_error      weighted_error_numba     weighted_error_triton
+    level_moments       level_moments_numba      level_moments_triton
+    nearest_exl3_codes  nearest_codes_numba      nearest_codes_triton
+    packed_product      product_numba            product_triton
+    packed_rows         rows_numba
+    unpack              unpack_numba
+    kronecker_product   kronecker_numba
+
+The last three are a few passes over memory, or matrix products, in plain torch: on a GPU a kernel
+of our own would gain little where they are used. Coordinate descent is a column sweep again
+(coordinate_descent.py) and has no loop of its own.
 
 Devices without an entry get the reference. So do all of them with `Q2N_KERNELS=reference` in the
 environment, to tell whether a kernel is at fault.
@@ -33,14 +36,22 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from q2n.errors import InputError
-from q2n.kernels.column_rounding import round_columns_numba, round_columns_reference
+from q2n.kernels.column_rounding import (
+    round_columns_numba,
+    round_columns_reference,
+    round_columns_triton,
+)
 from q2n.kernels.exl3_search import (
     nearest_codes_numba,
     nearest_codes_reference,
     nearest_codes_triton,
 )
 from q2n.kernels.kronecker_product import kronecker_numba, kronecker_reference
-from q2n.kernels.level_moments import level_moments_numba, level_moments_reference
+from q2n.kernels.level_moments import (
+    level_moments_numba,
+    level_moments_reference,
+    level_moments_triton,
+)
 from q2n.kernels.packed_rows import (
     product_numba,
     product_reference,
@@ -49,10 +60,22 @@ from q2n.kernels.packed_rows import (
 )
 from q2n.kernels.packed_triton import product_triton
 from q2n.kernels.rounding_rules import BlockRule, CodebookRule, Rule, SplitRule, UniformRule
-from q2n.kernels.scale_zero_search import scale_zero_search_numba, scale_zero_search_reference
-from q2n.kernels.trellis_search import TrellisRule, round_to_trellis_numba
+from q2n.kernels.scale_zero_search import (
+    scale_zero_search_numba,
+    scale_zero_search_reference,
+    scale_zero_search_triton,
+)
+from q2n.kernels.trellis_search import (
+    TrellisRule,
+    round_to_trellis_numba,
+    round_to_trellis_triton,
+)
 from q2n.kernels.unpack import unpack_numba, unpack_reference
-from q2n.kernels.weighted_error import weighted_error_numba, weighted_error_reference
+from q2n.kernels.weighted_error import (
+    weighted_error_numba,
+    weighted_error_reference,
+    weighted_error_triton,
+)
 
 _VARIABLE = "Q2N_KERNELS"
 
@@ -95,9 +118,15 @@ def _only_references() -> bool:
 
 Rounding = Operation[..., tuple[Tensor, Tensor]]
 
-scale_zero_search = Operation(scale_zero_search_reference, {"cpu": scale_zero_search_numba})
-weighted_error = Operation(weighted_error_reference, {"cpu": weighted_error_numba})
-level_moments = Operation(level_moments_reference, {"cpu": level_moments_numba})
+scale_zero_search = Operation(
+    scale_zero_search_reference, {"cpu": scale_zero_search_numba, "cuda": scale_zero_search_triton}
+)
+weighted_error = Operation(
+    weighted_error_reference, {"cpu": weighted_error_numba, "cuda": weighted_error_triton}
+)
+level_moments = Operation(
+    level_moments_reference, {"cpu": level_moments_numba, "cuda": level_moments_triton}
+)
 unpack = Operation(unpack_reference, {"cpu": unpack_numba})
 packed_product = Operation(product_reference, {"cpu": product_numba, "cuda": product_triton})
 packed_rows = Operation(rows_reference, {"cpu": rows_numba})
@@ -106,8 +135,12 @@ nearest_exl3_codes = Operation(
     nearest_codes_reference, {"cpu": nearest_codes_numba, "cuda": nearest_codes_triton}
 )
 
-_by_weight: Rounding = Operation(round_columns_reference, {"cpu": round_columns_numba})
-_by_sequence: Rounding = Operation(round_columns_reference, {"cpu": round_to_trellis_numba})
+_by_weight: Rounding = Operation(
+    round_columns_reference, {"cpu": round_columns_numba, "cuda": round_columns_triton}
+)
+_by_sequence: Rounding = Operation(
+    round_columns_reference, {"cpu": round_to_trellis_numba, "cuda": round_to_trellis_triton}
+)
 _by_reference: Rounding = Operation(round_columns_reference, {})
 
 ROUNDING: Mapping[type[Rule], Rounding] = {

@@ -25,6 +25,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from q2n.kernels.compiled import compiled
+from q2n.kernels.optional import has_triton
 from q2n.kernels.rounding_rules import midpoints
 
 
@@ -65,6 +66,21 @@ def level_moments_numba(
         moments.numpy(),
     )
     return moments
+
+
+def level_moments_triton(
+    values: Float[Tensor, "blocks size"],
+    omega: Float[Tensor, "blocks size"],
+    step: Float[Tensor, "blocks tried"],
+    minimum: Float[Tensor, "blocks tried"],
+    levels: Float[Tensor, " levels"],
+) -> Float64[Tensor, "blocks tried 3"]:
+    """The same on a GPU: in Triton where it is installed."""
+    if not has_triton():
+        return level_moments_reference(values, omega, step, minimum, levels)
+    from q2n.kernels import triton_searches  # needs triton
+
+    return triton_searches.level_moments(values, omega, step, minimum, levels)
 
 
 # The sums may be taken in any order, and multiplications joined with additions.

@@ -21,6 +21,7 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from q2n.kernels.compiled import compiled
+from q2n.kernels.optional import has_triton
 
 _POWER = 2.4
 _SPAN = 64
@@ -63,6 +64,20 @@ def scale_zero_search_numba(
     tensors = (values.contiguous(), scales.contiguous(), zeros)
     _kernel(*(tensor.numpy() for tensor in tensors), top, best.numpy(), zero.numpy())
     return best, zero
+
+
+def scale_zero_search_triton(
+    values: Float[Tensor, "rows size"],
+    scales: Float[Tensor, "rows steps"],
+    zeros: Int[Tensor, " zeros"],
+    top: int,
+) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
+    """The same in float32 on a GPU: in Triton where it is installed."""
+    if not has_triton():
+        return scale_zero_search_reference(values, scales, zeros, top)
+    from q2n.kernels import triton_searches  # needs triton
+
+    return triton_searches.scale_zero_search(values, scales, zeros, top)
 
 
 # Sums may be taken in any order, which lets them run in vector registers.

@@ -28,7 +28,9 @@ import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
+from q2n.kernels.column_rounding import round_columns_reference
 from q2n.kernels.compiled import compiled
+from q2n.kernels.optional import has_triton
 from q2n.linalg import trellis_code
 
 _OVERLAP = 8
@@ -122,6 +124,22 @@ def round_to_trellis_numba(
         error.numpy(),
     )
     return codes, error
+
+
+def round_to_trellis_triton(
+    target: Float[Tensor, "columns out"],
+    weight: Float[Tensor, "columns out"],
+    matrix: Float[Tensor, "columns columns"],
+    rule: TrellisRule,
+) -> tuple[UInt8[Tensor, "columns out"], Float[Tensor, "columns out"]]:
+    """The same on a GPU: in Triton where it is installed."""
+    if not has_triton():
+        return round_columns_reference(target, weight, matrix, rule)
+    from q2n.kernels import triton_trellis  # needs triton
+
+    return triton_trellis.round_to_trellis(
+        target, weight, matrix, rule.values, rule.bits, rule.overlap
+    )
 
 
 _2_BITS, _3_BITS, _4_BITS = (tuple(range(2**bits)) for bits in (2, 3, 4))

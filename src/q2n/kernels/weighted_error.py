@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from q2n.kernels.compiled import compiled
+from q2n.kernels.optional import has_triton
 
 
 def weighted_error_reference(
@@ -46,6 +47,21 @@ def weighted_error_numba(
     tensors = (values, omega, scale, zero)
     _kernel(*(tensor.contiguous().numpy() for tensor in tensors), top, error.numpy())
     return error
+
+
+def weighted_error_triton(
+    values: Float[Tensor, "rows groups size"],
+    omega: Float[Tensor, "groups size"],
+    scale: Float[Tensor, "rows groups"],
+    zero: Float[Tensor, "rows groups"],
+    top: int,
+) -> Float[Tensor, "rows groups"]:
+    """The same on a GPU: in Triton where it is installed."""
+    if not has_triton():
+        return weighted_error_reference(values, omega, scale, zero, top)
+    from q2n.kernels import triton_searches  # needs triton
+
+    return triton_searches.weighted_error(values, omega, scale, zero, top)
 
 
 # The sum over a group may be taken in any order, and multiplications joined with additions.

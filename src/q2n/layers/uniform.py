@@ -26,6 +26,8 @@ class UniformStorage(StorageSpec):
     bits: int
     group_size: int
     """-1: all columns of a row are one group."""
+    symmetric: bool = False
+    """Whether zero points are the middle of the codes by definition."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from q2n.errors import InputError, NumericalError
 from q2n.linalg.folds import Folds
+from q2n.linalg.products import fast_products
 from q2n.linalg.triangle import add_gram, mirror_upper
 
 T = TypeVar("T")
@@ -105,7 +106,8 @@ class InputStatistics:
             self._folds.update(x, x_full)
         else:
             if self._gram is not None:
-                add_gram(self._gram, rows)
+                with fast_products(self.device, x.dtype):
+                    add_gram(self._gram, rows)
                 self._mirrored = False
             if self._residual is not None:
                 self._add_residual(values, x_full)

@@ -71,7 +71,7 @@ class UniformMethod(Method):
     def storage(self) -> StorageSpec:
         if self.grid != "uniform" and self.grid != "signed":  # a membership test narrows no type
             return BlockStorage(block_type=self.grid)
-        return UniformStorage(bits=self.bits, group_size=self.group_size)
+        return UniformStorage(bits=self.bits, group_size=self.group_size, symmetric=self.symmetric)
 
     def grid_with(self, granularity: Granularity, steps: int) -> UniformGrid:
         """The grid with another granularity; `steps` scales are tried if clip is scale_zero."""

@@ -4,7 +4,7 @@ block_list.py finds the blocks, recording.py what each of them is called with.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from copy import deepcopy
 from functools import cached_property, partial
 from itertools import chain
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from q2n.errors import InputError
+from q2n.models.beside import beside_note
 from q2n.models.block_list import find_blocks, require_decoder
+from q2n.models.kept import kept_note, kept_targets, shared_targets
 from q2n.models.model_source import ModelSource
 from q2n.models.recording import BatchInputs, Recorder
 from q2n.models.targets import (
@@ -28,6 +30,7 @@ from q2n.models.targets import (
     targets_in,
 )
 from q2n.models.ties import aliases
+from q2n.models.uncovered import require_known_experts, uncovered_modules
 
 
 class BlockwiseModel:
@@ -59,8 +62,19 @@ class BlockwiseModel:
                 "quantized; this architecture is not supported"
             )
         blocks = {self.block_name(index): block for index, block in enumerate(self._blocks)}
-        self._small = small_targets(blocks)
-        layers.check(names, self._small)
+        self._kept, self._shared = kept_targets(blocks), {*shared_targets(blocks)}
+        self._small = small_targets(blocks) - self._kept.keys()
+        loose = {
+            f"{self._list_name}.{name}": count
+            for name, count in uncovered_modules(self._blocks).items()
+        }
+        layers.check(names, self._left_out, also=loose)
+        require_known_experts(self._model, loose, layers.ignores)
+        if not any(map(self._keeps, names)):
+            raise InputError(
+                f"{type(self._model).__name__}: several of its blocks share every layer that the "
+                "settings select, and only layers of one block are quantized; choose other layers"
+            )
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -87,20 +101,35 @@ class BlockwiseModel:
         its block). Nothing is loaded: ask them for shapes, not for weights."""
         return {k: target for k, target in self._all_targets().items() if self._keeps(k)}
 
+    def experts_left(self) -> list[str]:
+        """Full names of linears of experts that stay as they are beside quantized ones of the same
+        mixture."""
+        mixtures: dict[str, list[str]] = {}
+        for name, target in self._all_targets().items():
+            if target.experts:
+                mixtures.setdefault(name.rsplit(".", 2)[0], []).append(name)
+        split = [names for names in mixtures.values() if any(map(self._keeps, names))]
+        return [name for names in split for name in names if not self._keeps(name)]
+
     def notes(self) -> list[str]:
         """What a user must know of the layers that stay in full precision unasked."""
-        names = [name for name in self._all_targets() if name in self._small]
-        left = [name for name in names if not self._keeps(name)]
-        if not left or self.layers.only:
-            return []
+        notes = [beside_note(self._model, self._list_name)]
+        if not self.layers.only:
+            notes += [kept_note(self._kept, self._list_name), self._small_note()]
+        return [note for note in notes if note is not None]
+
+    def _small_note(self) -> str | None:
+        left = [name for name in self._all_targets() if name in self._small]
+        if not left:
+            return None
         prefix = re.escape(self._list_name)
         kinds = dict.fromkeys(
             re.sub(rf"^{prefix}\.\d+\.", f"{self._list_name}.*.", x) for x in left
         )
-        return [
+        return (
             "Small layers stay in full precision (a side below 128, under 1 % of the block): "
             f"{', '.join(kinds)}; --only quantizes them"
-        ]
+        )
 
     def targets_of(self, index: int, block: nn.Module) -> tuple[dict[str, Target], list[str]]:
         """Of a loaded block: the matrices to quantize, and the names of those that the filter
@@ -110,7 +139,12 @@ class BlockwiseModel:
         return {k: target for k, target in everything.items() if k not in ignored}, ignored
 
     def _keeps(self, name: str) -> bool:
-        return self.layers.keeps(name, self._small)
+        return name not in self._shared and self.layers.keeps(name, self._left_out)
+
+    @property
+    def _left_out(self) -> Collection[str]:
+        """Layers that stay in full precision unless `only` names them."""
+        return self._small | self._kept.keys()
 
     def _all_targets(self) -> dict[str, Target]:
         return {
@@ -211,11 +245,17 @@ class BlockwiseModel:
             module.named_parameters(recurse=recurse), module.named_buffers(recurse=recurse)
         )
         names = {name: f"{prefix}.{name}" if prefix else name for name, _ in named}
+        if recurse:  # a block may share tensors with another one
+            names = {name: self._stored_name(full) for name, full in names.items()}
         return {
             name: self.source.in_model_dtype(full).to(self.device)
             for name, full in names.items()
             if full in self._stored
         }
+
+    def _stored_name(self, name: str) -> str:
+        """The name under which the source has a tensor: its own, or that of one tied to it."""
+        return next(filter(self._stored.__contains__, [name, *self._tied.get(name, ())]), name)
 
 
 class _Pool:

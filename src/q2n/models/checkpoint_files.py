@@ -8,6 +8,8 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 
@@ -105,6 +107,10 @@ class StoredTensors(ABC):
             InputError: it cannot be read.
         """
 
+    def entry(self, key: str, index: int) -> Shaped[Tensor, "..."]:
+        """`tensor(key)[index]`, by itself where it can be read so. Raises as `tensor`."""
+        return self.tensor(key)[index].clone()
+
 
 class TensorFiles(StoredTensors):
     """As the files hold them; `named` is the file that config.json names, if it does.
@@ -138,8 +144,17 @@ class TensorFiles(StoredTensors):
     def tensor(self, key: str) -> Shaped[Tensor, "..."]:
         """safetensors hands out views of one mapping: without the copy, whoever changes a tensor
         changes what everybody else has read or will read."""
-        try:
+        with self._readable(key):
             return self._handle(key).get_tensor(key).clone()
+
+    def entry(self, key: str, index: int) -> Shaped[Tensor, "..."]:
+        with self._readable(key):
+            return self._handle(key).get_slice(key)[index].clone()
+
+    @contextmanager
+    def _readable(self, key: str) -> Iterator[None]:
+        try:
+            yield
         except SafetensorError as cause:
             raise InputError(
                 f"{self.file_of[key]}: tensor {key!r} cannot be read ({cause}); "

@@ -15,6 +15,8 @@ from transformers import PreTrainedModel
 
 from q2n.errors import InputError
 from q2n.models.checkpoint_files import StoredTensors
+from q2n.models.expert_parts import ExpertPart
+from q2n.models.experts import one_by_one
 from q2n.models.loading_plan import Merge, merged_shapes, plan_loading
 from q2n.models.skeleton import stored_tensors
 from q2n.models.ties import aliases
@@ -25,7 +27,8 @@ FLOATING = ("F64", "F32", "F16", "BF16")
 
 
 class CheckpointTensors:
-    """The tensors of `model`, whose weights may be on the meta device, in `files`.
+    """The tensors of `model`, whose weights may be on the meta device, in `files`. The model is as
+    transformers builds it; its experts are taken apart.
 
     Raises:
         InputError: the files are those of another model, or cannot be read as one.
@@ -34,10 +37,12 @@ class CheckpointTensors:
     def __init__(self, files: StoredTensors, model: PreTrainedModel):
         self.files, self.model = files, model
         self._plan = plan_loading(model, files.file_of)
+        one_by_one(model)
         self._aliases = aliases(model)
         self._made: tuple[Merge, dict[str, Tensor]] | None = None
         self._require_no_more_layers()
         self._shapes = {name: files.shape(key) for name, key in self._plan.key_of.items()}
+        self._shapes |= {name: self._part_shape(name) for name in self._plan.parts}
         self._merge_of = dict(self._checked_merges())
         for name, tensor in stored_tensors(model):
             self._check(name, tensor)
@@ -56,11 +61,22 @@ class CheckpointTensors:
             made.setdefault(merge, []).append(name)
         return {merge.keys: tuple(names) for merge, names in made.items()}
 
+    @property
+    def fused(self) -> dict[str, dict[str, ExpertPart]]:
+        """Names in the files of tensors that hold matrices of several experts -> the model's of
+        these matrices, and where each lies."""
+        fused: dict[str, dict[str, ExpertPart]] = {}
+        for name, (key, part) in self._plan.parts.items():
+            fused.setdefault(key, {})[name] = part
+        return fused
+
     def keys(self, name: str) -> tuple[str, ...]:
         """Names in the files of what makes a tensor; none if they do not hold it."""
         own = self._stored_name(name)
         if own in self._merge_of:
             return self._merge_of[own].keys
+        if own in self._plan.parts:
+            return (self._plan.parts[own][0],)
         return (self._plan.key_of[own],) if own is not None else ()
 
     def tensor(self, name: str) -> Shaped[Tensor, "..."]:
@@ -71,6 +87,9 @@ class CheckpointTensors:
         """
         own = self._stored_name(name)
         assert own is not None, name
+        if own in self._plan.parts:
+            key, part = self._plan.parts[own]
+            return part.within(self.files.entry(key, part.expert)).contiguous()
         merge = self._merge_of.get(own)
         return self.files.tensor(self._plan.key_of[own]) if merge is None else self._pop(merge, own)
 
@@ -86,7 +105,11 @@ class CheckpointTensors:
         ]
 
     def _has(self, name: str) -> bool:
-        return name in self._plan.key_of or name in self._merge_of
+        return any(name in x for x in (self._plan.key_of, self._merge_of, self._plan.parts))
+
+    def _part_shape(self, name: str) -> tuple[int, ...]:
+        key, part = self._plan.parts[name]
+        return tuple(part.cut(torch.empty(self.files.shape(key), device="meta")).shape)
 
     def _stored_name(self, name: str) -> str | None:
         """The first name of a tensor that the files hold: its own, or of one tied to it."""

@@ -17,6 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig
 
 from q2n.errors import InputError, reason_of
+from q2n.models import deepseek  # noqa: F401 - registers a model type
 from q2n.models.checkpoint_files import tensor_files
 from q2n.option_types import shown
 

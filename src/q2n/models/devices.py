@@ -1,5 +1,8 @@
 """Devices and dtypes by their names."""
 
+import math
+import os
+
 import torch
 
 from q2n.errors import InputError, reason_of
@@ -49,3 +52,23 @@ def parse_device(name: str | torch.device) -> torch.device:
             f"device {shown(str(name))} cannot be used: {reason}; use cpu, cuda, cuda:1, .."
         ) from cause
     return one.device
+
+
+def free_bytes(device: torch.device) -> float:
+    """Memory of a device that nobody holds; of the host all of it, for what others hold of it may
+    be given back."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    return total_bytes(device)
+
+
+def total_bytes(device: torch.device) -> float:
+    """Memory of a device; of the host for the CPU. Infinite where the system does not say."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[1])
+    if device.type != "cpu":
+        return math.inf
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (ValueError, OSError, AttributeError):
+        return math.inf

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from q2n.errors import InputError
+from q2n.models.auto_classes import has_towers
 from q2n.models.block_list import find_blocks
 from q2n.models.targets import targets_in
 from q2n.transforms.decoder import DecoderSizes
@@ -67,6 +68,12 @@ def find_layout(model: PreTrainedModel) -> DecoderLayout:
     Raises:
         InputError: it is not a decoder of this kind; the message says what differs.
     """
+    if has_towers(model):
+        raise InputError(
+            f"{type(model).__name__} cannot be rotated: what it makes of images or sound enters "
+            "its hidden states through a projector, which would have to be rotated too; leave out "
+            "the rotation"
+        )
     list_name, blocks = find_blocks(model)
     named = {id(module): name for name, module in model.named_modules()}
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()

@@ -5,6 +5,10 @@ some on loading: the experts of a Mixtral lie in its files one by one and in its
 parameter. The plan is made as `from_pretrained` makes it, with transformers' own rules
 (`get_model_conversion_mapping`), from names and shapes alone; a tensor is read, and merged, when it
 is asked for.
+
+Experts are wanted one by one (experts.py). Which file tensor becomes which expert is seen by
+merging numbered tensors of one entry; where a file holds experts fused, each is a part of its
+tensor.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +18,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Shaped
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -23,6 +27,10 @@ from transformers.core_model_loading import (
     dot_natural_key,
     rename_source_key,
 )
+
+from q2n.errors import InputError
+from q2n.models.expert_parts import ExpertPart, expert_parts, is_fused
+from q2n.patterns import listed
 
 
 @dataclass(eq=False)
@@ -67,6 +75,9 @@ class LoadingPlan:
     """The model's name -> the file's, where the tensor is taken as it is."""
     merges: dict[str, Merge] = field(default_factory=dict)
     """The model's name of the first tensor -> what is merged."""
+    parts: dict[str, tuple[str, ExpertPart]] = field(default_factory=dict)
+    """The model's name of an expert's matrix -> the file's of the fused tensor that holds it, and
+    where."""
     untaken: dict[str, str] = field(default_factory=dict)
     """Name in the files of what no module takes -> what the model would call it."""
 
@@ -91,22 +102,66 @@ def conversion_rules(model: PreTrainedModel) -> tuple[list[WeightRenaming], list
 
 
 def plan_loading(model: PreTrainedModel, keys: Iterable[str]) -> LoadingPlan:
-    """The plan for a model (its weights may be on the meta device) and the names in the files."""
+    """The plan for a model (its weights may be on the meta device), as transformers builds it, and
+    the names in the files. Experts go by the names of experts.py.
+
+    Raises:
+        InputError: the files hold more or fewer experts than the model.
+    """
     renamings, converters = conversion_rules(model)
     rule_of = {pattern: rule for rule in converters for pattern in rule.source_patterns}
     state, prefix, plan = model.state_dict(), model.base_model_prefix, LoadingPlan()
+    fused = fused_parts(model)
+    single = {name for parts in fused.values() for name in parts}
     for key in sorted(keys, key=dot_natural_key):
         name, pattern = rename_source_key(key, renamings, converters, prefix, state)
         if name not in state and key in state:
             name, pattern = rename_source_key(key, [], [], prefix, state)
-        if name not in state or name in (plan.merges if pattern is None else plan.key_of):
+        if pattern is None and name in single:
+            plan.key_of.setdefault(name, key)
+        elif name not in state or name in (plan.merges if pattern is None else plan.key_of):
             plan.untaken[key] = name
         elif pattern is not None:
             merge = plan.merges.setdefault(name, Merge(rule_of[pattern], name, model))
             merge.keys_of.setdefault(pattern, []).append(key)
         elif plan.key_of.setdefault(name, key) != key:  # transformers takes the first
             plan.untaken[key] = name
+    for name, parts in fused.items():
+        _take_apart(plan, name, parts)
     return plan
+
+
+def fused_parts(model: nn.Module) -> dict[str, dict[str, ExpertPart]]:
+    """Name of a fused parameter -> the full names of the matrices in it, and where each lies."""
+    fused: dict[str, dict[str, ExpertPart]] = {}
+    for prefix, module in model.named_modules():
+        for name, part in (expert_parts(module) if is_fused(module) else {}).items():
+            fused.setdefault(f"{prefix}.{part.parameter}", {})[f"{prefix}.{name}"] = part
+    return fused
+
+
+def _take_apart(plan: LoadingPlan, fused: str, parts: Mapping[str, ExpertPart]) -> None:
+    """Replace what makes a fused parameter by what makes each matrix in it."""
+    if fused in plan.key_of:
+        key = plan.key_of.pop(fused)
+        plan.parts |= {name: (key, part) for name, part in parts.items()}
+    elif fused in plan.merges:
+        merge = plan.merges[fused]
+        numbers = {
+            key: torch.full((1, 1), place, device="cpu") for place, key in enumerate(merge.keys)
+        }
+        try:
+            made = merge.apply(numbers.__getitem__)[fused]
+        except Exception:  # a damaged checkpoint: whoever merges real tensors names it
+            return
+        experts = 1 + max(part.expert for part in parts.values())
+        if len(made) != experts:
+            raise InputError(
+                f"{fused!r} has {len(made)} experts in the files ({listed(merge.keys)}), and "
+                f"config.json asks for {experts}; the two belong to different models"
+            )
+        plan.key_of |= {name: merge.keys[int(part.cut(made))] for name, part in parts.items()}
+        del plan.merges[fused]
 
 
 def merged_shapes(

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from q2n.errors import NumericalError
+from q2n.models.expert_parts import ExpertPart
 from q2n.models.ties import aliases
 from q2n.transforms.runtime import RuntimeParts
 
@@ -37,8 +38,9 @@ class ModelSource(ABC):
 
     @abstractmethod
     def skeleton(self) -> PreTrainedModel:
-        """The model's modules, the caller's to change, in evaluation mode. Weights may lie on
-        the meta device or be a user's own tensors: replace them, never write into them."""
+        """The model's modules, the caller's to change, in evaluation mode, experts one by one
+        (experts.py). Weights may lie on the meta device or be a user's own tensors: replace them,
+        never write into them."""
 
     @abstractmethod
     def names(self) -> list[str]:
@@ -65,7 +67,13 @@ class ModelSource(ABC):
     @property
     def merges(self) -> Mapping[tuple[str, ...], tuple[str, ...]]:
         """Names in the checkpoint of tensors that the model holds in another form -> names of
-        what they become: the experts of a block, one by one, and their 3-D parameter."""
+        what they become."""
+        return {}
+
+    @property
+    def fused(self) -> Mapping[str, Mapping[str, ExpertPart]]:
+        """Names in the checkpoint of tensors that hold matrices of several experts -> the names of
+        these matrices, and where each lies."""
         return {}
 
     @property

@@ -1,6 +1,7 @@
 """A model in memory as a source."""
 
 import hashlib
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from q2n.errors import InputError
 from q2n.models.auxiliary_files import generation_file
 from q2n.models.devices import dtype_of_run
 from q2n.models.dtypes import planned_dtypes
+from q2n.models.expert_parts import ExpertPart
+from q2n.models.experts import one_by_one
 from q2n.models.model_source import ModelSource, config_bytes, require_finite
 from q2n.models.skeleton import share_skeleton, stored_tensors
 from q2n.models.tensor_names import saved_names
@@ -30,7 +33,7 @@ class ObjectSource(ModelSource):
         self._auxiliary = generation_file(model.generation_config)
         self.dtype = dtype_of_run(dtype, model.dtype)
         self.label = model.config.name_or_path or type(model).__name__
-        self._tensors = dict(stored_tensors(model))
+        self._tensors = dict(stored_tensors(one_by_one(share_skeleton(model))))
         for name, tensor in self._tensors.items():
             if tensor.is_meta:
                 raise InputError(
@@ -39,7 +42,7 @@ class ObjectSource(ModelSource):
                 )
 
         self._tied = self._settle_ties()
-        self._saved = saved_names(model, self._tensors)
+        self._saved, self._fused = saved_names(model, dict(stored_tensors(model)))
         self._dtypes = planned_dtypes(model, self.dtype)
         if dtype == "auto":
             self._dtypes |= {
@@ -49,7 +52,7 @@ class ObjectSource(ModelSource):
             }
 
     def skeleton(self) -> PreTrainedModel:
-        model = share_skeleton(self.model)
+        model = one_by_one(share_skeleton(self.model))
         if self._tied is not None:
             set_tied(model.config, self._tied)
         return model
@@ -62,6 +65,10 @@ class ObjectSource(ModelSource):
 
     def source_key(self, name: str) -> str:
         return self._saved.get(name, name)
+
+    @property
+    def fused(self) -> Mapping[str, Mapping[str, ExpertPart]]:
+        return self._fused
 
     def dtype_of(self, name: str) -> torch.dtype:
         return self._dtypes.get(name, self.dtype)

@@ -16,6 +16,7 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from q2n.models.expert_parts import ExpertPart
 from q2n.models.layout import (
     ATTENTION,
     DOWN,
@@ -127,6 +128,10 @@ class RuntimeSource(ModelSource):
         return self.inner.merges
 
     @property
+    def fused(self) -> Mapping[str, Mapping[str, ExpertPart]]:
+        return self.inner.fused
+
+    @property
     def untaken(self) -> list[str]:
         return self.inner.untaken
 
@@ -191,6 +196,10 @@ class RotatedSource(RuntimeSource):
     @property
     def merges(self) -> Mapping[tuple[str, ...], tuple[str, ...]]:
         return {}  # what the files hold is not rotated
+
+    @property
+    def fused(self) -> Mapping[str, Mapping[str, ExpertPart]]:
+        return {}  # the same
 
     @property
     def untaken(self) -> list[str]:

@@ -15,10 +15,11 @@ from accelerate import init_empty_weights
 from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from q2n.errors import InputError, reason_of
+from q2n.models.auto_classes import auto_class
 from q2n.models.config_file import BAD_CONFIG
 
 
@@ -38,7 +39,7 @@ def build_skeleton(
     try:
         config._attn_implementation = None
         with init_empty_weights(include_buffers=False), _EmptyOnMeta():
-            model = AutoModelForCausalLM.from_config(
+            model = auto_class(config).from_config(
                 config, dtype=dtype, trust_remote_code=trust_remote_code
             )
         model.tie_weights()

@@ -22,6 +22,8 @@ from q2n.models.checkpoint_tensors import CheckpointTensors
 from q2n.models.config_file import config_values, read_config
 from q2n.models.devices import DTYPES, dtype_of_run, parse_dtype
 from q2n.models.dtypes import loaded_dtypes
+from q2n.models.expert_parts import ExpertPart, single_keys
+from q2n.models.experts import one_by_one
 from q2n.models.model_source import ModelSource, assemble, config_bytes, require_finite
 from q2n.models.object_source import ObjectSource
 from q2n.models.one_pass import FLOATS
@@ -70,16 +72,16 @@ class CheckpointSource(ModelSource):
         self._untied = self._tensors.differing_ties(self.dtype)
         if self._untied:
             self.config = set_tied(deepcopy(self.config), False)
-            model = self._modules()
+            model = one_by_one(self._modules())
         self._own = dict(stored_tensors(model))
         self._dtypes = loaded_dtypes(model, self.dtype)
         self._key_of = self._source_keys()
 
     def skeleton(self) -> PreTrainedModel:
-        return self._modules()
+        return one_by_one(self._modules())
 
     def _modules(self) -> PreTrainedModel:
-        """The skeleton without what runs beside the weights."""
+        """The skeleton as transformers builds it, without what runs beside the weights."""
         try:
             return build_skeleton(self.config, self.dtype, self.trust_remote_code)
         except InputError as cause:
@@ -100,6 +102,10 @@ class CheckpointSource(ModelSource):
     @property
     def merges(self) -> Mapping[tuple[str, ...], tuple[str, ...]]:
         return self._tensors.merges
+
+    @property
+    def fused(self) -> Mapping[str, Mapping[str, ExpertPart]]:
+        return self._tensors.fused
 
     @property
     def untaken(self) -> list[str]:
@@ -149,11 +155,15 @@ class CheckpointSource(ModelSource):
     def _source_keys(self) -> dict[str, str]:
         """The model's names -> the files', where one tensor is one tensor. Of two tensors that the
         files hold as one, the first has its name."""
-        merged = {name for names in self.merges.values() for name in names}
+        together = {name for names in self.merges.values() for name in names}
+        together |= {name for names in self.fused.values() for name in names}
         names = {
-            self._tensors.keys(name)[0]: name for name in reversed(self._own) if name not in merged
+            self._tensors.keys(name)[0]: name
+            for name in reversed(self._own)
+            if name not in together
         }
-        return {name: key for key, name in names.items()}
+        keys = {name: key for key, name in names.items()}
+        return keys | single_keys(self.fused)
 
     def _read_config(self) -> PretrainedConfig:
         """The configuration, without what a plain model does not have."""

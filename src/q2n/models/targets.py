@@ -4,12 +4,11 @@ A method sees `W` of shape [out, in]: rows are outputs, columns are inputs. Mode
 `nn.Linear` does, [out, in], or as GPT-2's `Conv1D` does, [in, out]. A target hides that: everything
 else in the package reads and sets [out, in] and hooks `module`, which is called with the input.
 
-A parameter may hold several targets (the experts of a fused 3-D parameter): `weight`, `set` and
-`stored` then speak of their own part of it.
+Experts of a mixture are linears here, one by one (experts.py).
 
 Small matrices stay in full precision: those with a side below 128, the usual group, that hold less
-than 1 % of their block's weights. They are routers of experts, the coefficients between Gemma 3n's
-streams and the like: nothing is won by quantizing them, and groups do not divide them.
+than 1 % of their block's weights: the coefficients between Gemma 3n's streams and the like, where
+nothing is won and groups do not divide them. All experts of a mixture count together.
 """
 
 from abc import ABC, abstractmethod
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from q2n.errors import InputError
+from q2n.models.experts import expert_count
 from q2n.patterns import matches
 
 _EXAMPLES = 3
@@ -38,6 +38,8 @@ class Target(ABC):
     """Dotted, within the block or model in which the target was looked up."""
     module: nn.Module
     """What is called with the target's input: hooks go in front of it."""
+    experts: int | None = None
+    """Of a linear of an expert: how many experts its mixture has."""
 
     @property
     def parameter(self) -> str:
@@ -113,7 +115,7 @@ TARGETS: dict[type[nn.Module], type[Target]] = {nn.Linear: LinearTarget, Conv1D:
 def targets_in(root: nn.Module) -> dict[str, Target]:
     """Every matrix in a block or model that could be quantized, by name, in module order."""
     return {
-        name: kind(name, module)
+        name: kind(name, module, expert_count(root, name))
         for name, module in root.named_modules()
         for of, kind in TARGETS.items()
         if isinstance(module, of)
@@ -132,7 +134,7 @@ def small_targets(blocks: Mapping[str, nn.Module]) -> set[str]:
         small |= {
             f"{prefix}.{name}"
             for name, target in targets_in(block).items()
-            if min(target.shape) < _NARROW and prod(target.shape) < most
+            if min(target.shape) < _NARROW and prod(target.shape) * (target.experts or 1) < most
         }
     return small
 
@@ -168,18 +170,28 @@ class LayerFilter:
             asked = any(matches(pattern, name) for pattern in self.only)
         else:
             asked = name not in small
-        return asked and not any(matches(pattern, name) for pattern in self.ignore)
+        return asked and not self.ignores(name)
 
-    def check(self, names: Iterable[str], small: Collection[str] = ()) -> None:
+    def ignores(self, name: str) -> bool:
+        """Whether `ignore` names the layer or module of this full name."""
+        return any(matches(pattern, name) for pattern in self.ignore)
+
+    def check(
+        self, names: Iterable[str], small: Collection[str] = (), also: Iterable[str] = ()
+    ) -> None:
         """Refuse patterns that do not fit the model whose layers have these full names.
+
+        Args:
+            also: names of modules that are no layers, which `ignore` may name.
 
         Raises:
             InputError: a pattern matches no layer, or no layer is left.
         """
         names = list(names)
+        known = {"ignore": [*names, *also], "only": names}
         for option, patterns in (("ignore", self.ignore), ("only", self.only)):
             for pattern in patterns:
-                if not any(matches(pattern, name) for name in names):
+                if not any(matches(pattern, name) for name in known[option]):
                     raise InputError(
                         f"{option} {pattern!r} matches no layer of the decoder blocks; their names "
                         f"are {_examples(names)}"

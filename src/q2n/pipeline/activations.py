@@ -1,9 +1,12 @@
 """Block inputs of all batches: on the device, in main memory, or on disk.
 
 They are the bulk of what a run holds (windows x length x hidden size, in the model's
-dtype). `device` is the fastest; `cpu` and `disk` keep one batch on the device at a time.
+dtype). `device` is the fastest; `cpu` and `disk` keep one batch on the device at a time. With a
+limit, the first batches stay in memory, as many as fit, and the others go to disk. Where they lie
+changes no number.
 """
 
+import math
 import re
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -37,8 +40,11 @@ class Activations(ABC):
     """Where they are handed out."""
     storage: torch.device
     """Where they are kept; the CPU if on disk."""
-    keeps_passes: bool
-    """Whether paused passes may stay alive between stages (their batches are on the device)."""
+
+    @property
+    @abstractmethod
+    def keeps_passes(self) -> bool:
+        """Whether paused passes may stay alive between stages (their batches are on the device)."""
 
     @abstractmethod
     def get(self, batch: int) -> Float[Tensor, "*batch hidden"]:
@@ -58,8 +64,11 @@ class InMemory(Activations):
 
     def __init__(self, storage: torch.device, device: torch.device):
         self.storage, self.device = storage, device
-        self.keeps_passes = storage == device
         self._batches: dict[int, Tensor] = {}
+
+    @property
+    def keeps_passes(self) -> bool:
+        return self.storage == self.device
 
     def get(self, batch: int) -> Float[Tensor, "*batch hidden"]:
         return self._batches[batch].to(self.device)
@@ -74,7 +83,6 @@ class InMemory(Activations):
 class OnDisk(Activations):
     """Hidden states in one safetensors file per batch."""
 
-    keeps_passes = False
     storage = torch.device("cpu")
 
     def __init__(self, folder: Path, device: torch.device):
@@ -83,6 +91,10 @@ class OnDisk(Activations):
             fresh_folder(folder, _BATCH_FILE.fullmatch)  # after a kill the old ones lie there
         except OSError as cause:
             raise self._refusal(cause) from cause
+
+    @property
+    def keeps_passes(self) -> bool:
+        return False
 
     def get(self, batch: int) -> Float[Tensor, "*batch hidden"]:
         return load_file(self._file(batch))["hidden"].to(self.device)
@@ -109,11 +121,51 @@ class OnDisk(Activations):
         return self.folder / f"batch-{batch:05d}.safetensors"
 
 
+class Limited(Activations):
+    """The first batches in memory, up to `limit` bytes, and the others on disk.
+
+    A batch stays where it was put first: its size does not change from block to block. Paused
+    passes hold several times what a block input does, so they stay alive only while nothing has
+    gone to disk.
+    """
+
+    def __init__(self, memory: InMemory, disk: OnDisk, limit: float):
+        self.device, self.storage = memory.device, memory.storage
+        self._memory, self._disk, self._room = memory, disk, limit
+        self._place: dict[int, Activations] = {}
+
+    @property
+    def keeps_passes(self) -> bool:
+        return self._memory.keeps_passes and self._disk not in self._place.values()
+
+    def get(self, batch: int) -> Float[Tensor, "*batch hidden"]:
+        return self._place[batch].get(batch)
+
+    def put(self, batch: int, hidden: Float[Tensor, "*batch hidden"]) -> None:
+        if batch not in self._place:
+            fits = hidden.nbytes <= self._room
+            self._place[batch] = self._memory if fits else self._disk
+            self._room -= hidden.nbytes if fits else 0
+        self._place[batch].put(batch, hidden)
+
+    def close(self) -> None:
+        self._memory.close()
+        self._disk.close()
+
+
 Place = Literal["device", "cpu", "disk"]
 
 
-def activations(place: Place, device: torch.device, folder: Path) -> Activations:
-    """Storage for block inputs at this place; `folder` is used by disk."""
+def activations(
+    place: Place, device: torch.device, folder: Path, limit: float = math.inf
+) -> Activations:
+    """Storage for block inputs at this place.
+
+    Args:
+        folder: for those on disk.
+        limit: bytes that may lie in memory.
+    """
     if place == "disk":
         return OnDisk(folder, device)
-    return InMemory(device if place == "device" else torch.device("cpu"), device)
+    memory = InMemory(device if place == "device" else torch.device("cpu"), device)
+    return memory if limit == math.inf else Limited(memory, OnDisk(folder, device), limit)

@@ -1,6 +1,6 @@
 """The turn of one block as a list of stages over one state, built once from the settings.
 
-    for each round of sites:     one site with true_sequential, else all at once
+    for each round of sites:     one site (of experts, one group) with true_sequential, else all
         measure                  passes run to the sites; their inputs become statistics
         (rewrite)                what changes weights by what was measured goes here
         quantize                 every target of the sites takes its new weight
@@ -17,8 +17,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from q2n.linalg.products import fast_products
 from q2n.logging import Reporter
 from q2n.method import Method
+from q2n.models.sites import Site, one_stage
 from q2n.pipeline.block_state import BlockStage, BlockState
 from q2n.pipeline.finish import Stopwatch, Store, advance
 from q2n.pipeline.measure import Measure
@@ -35,19 +37,35 @@ class EachRound:
 
     stages: Sequence[BlockStage]
     one_site: bool
-    """A round is one site; else all of them, measured before any of their targets is quantized."""
+    """A round is one site, or those of experts that are computed together; else all of them,
+    measured before any of their targets is quantized."""
 
     def __call__(self, state: BlockState) -> BlockState:
-        for together in self._rounds(len(state.sites)):
+        for together in self._rounds(state.sites):
             state = run_stages(self.stages, replace(state, round=together))
         return state
 
-    def _rounds(self, count: int) -> list[list[int]]:
+    def _rounds(self, sites: Sequence[Site]) -> list[list[int]]:
         """Positions of the sites of each round; no round where nothing is to be quantized."""
-        sites = list(range(count))
-        if self.one_site:
-            return [[site] for site in sites]
-        return [sites] if sites else []
+        rounds: list[list[int]] = []
+        for position, site in enumerate(sites):
+            if rounds and (not self.one_site or one_stage([sites[rounds[-1][0]], site])):
+                rounds[-1].append(position)
+            else:
+                rounds.append([position])
+        return rounds
+
+
+@dataclass(frozen=True)
+class OverTokens:
+    """A stage that runs the block over the text: by the fastest float32 products of a CPU."""
+
+    stage: BlockStage
+    device: torch.device
+
+    def __call__(self, state: BlockState) -> BlockState:
+        with fast_products(self.device, torch.float32):
+            return self.stage(state)
 
 
 def run_stages(stages: Sequence[BlockStage], state: BlockState) -> BlockState:
@@ -71,7 +89,7 @@ def block_stages(
     """The stages that these settings ask for, in order."""
     required = method.required_statistics
     each_round: list[BlockStage] = [
-        *([Measure(required, options, device)] if required else []),
+        *([OverTokens(Measure(required, options, device), device)] if required else []),
         # here: rewrites that read the statistics of the round
         Quantize(method, options, scale_dtype),
     ]
@@ -79,5 +97,5 @@ def block_stages(
         EachRound(each_round, options.true_sequential),
         *([RefitBlock(refit, options)] if refit is not None else []),
         Store(store, stopwatch, reporter),
-        advance,
+        OverTokens(advance, device),
     ]

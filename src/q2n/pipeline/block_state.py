@@ -2,16 +2,20 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from q2n.layers.quantized import QuantizedLinear
-from q2n.linalg.statistics import InputStatistics
+from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 from q2n.models.blocks import BlockwiseModel
+from q2n.models.experts import experts_in
 from q2n.models.sites import Site, find_sites
 from q2n.models.targets import Target
+from q2n.pipeline.expert_inputs import ExpertSampling, group_size
 from q2n.pipeline.facts import BlockFacts
+from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.passes import PausingBlock
 from q2n.pipeline.streams import Probe, Stream, StreamThroughBlock
 
@@ -42,6 +46,8 @@ class BlockState:
     """Positions of the sites that are measured and quantized now."""
     statistics: Mapping[int, InputStatistics] = field(default_factory=dict)
     """Of these sites' inputs, by position; empty for a method that needs none."""
+    reached: Mapping[int, int] = field(default_factory=dict)
+    """Tokens of the text that reached each site measured so far; of an expert, those routed."""
     layers: Mapping[str, QuantizedLinear] = field(default_factory=dict)
     """What is quantized so far."""
     norm_weights: Mapping[str, Float[Tensor, " _"]] = field(default_factory=dict)
@@ -63,17 +69,25 @@ def enter_block(
     streams: Sequence[Stream],
     probe: Probe,
     say: Callable[[str], None],
+    *,
+    options: LoopOptions,
+    required: RequiredStatistics,
 ) -> BlockState:
     """A block at the start of its turn: loaded, once more for each further stream, and its sites
     looked up while its weights are the original ones."""
     name, block = model.block_name(index), model.load_block(index)
     originals = [model.load_block(index) for _ in streams[1:]]
+    for _, experts in chain.from_iterable(map(experts_in, (block, *originals))):
+        experts.group_size = group_size(experts, required, options.expert_memory)
+    sampling = ExpertSampling(
+        options.expert_shrinkage, options.all_experts, streams[0].tokens if streams else 1
+    )
     targets, ignored = model.targets_of(index, block)
     sites = find_sites(block, targets, probe.at(index))
     probe.advance(index, block)
     called = {target for site in sites for target in site.targets}
     passes = [
-        StreamThroughBlock(stream, PausingBlock(each, sites), index)
+        StreamThroughBlock(stream, PausingBlock(each, sites, sampling), index)
         for stream, each in zip(streams, [block, *originals], strict=False)
     ]
     facts = BlockFacts(

@@ -7,6 +7,7 @@ import torch
 
 from q2n.errors import InputError
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.models.sites import one_stage
 from q2n.pipeline.block_state import BlockState
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.passes import BlockPass
@@ -29,16 +30,20 @@ class Measure:
         """
         statistics = {site: self._empty(state, site) for site in state.round}
         state.say(f"{state.name}: inputs of {state.sites[state.round[0]].targets[0]}")
+        reached = dict.fromkeys(state.round, 0)
         for batch in range(len(state.passes[0].stream)):
             running = [stream.take(batch) for stream in state.passes]
+            for other in running[1:]:
+                other.follow(running[0])
             for site in state.round:
                 inputs, *full = [one.input_at(site) for one in running]
                 if inputs is not None:  # an idle expert gets none
                     statistics[site].update(inputs, *full)
+                    reached[site] += running[0].reached
             _lay_aside(state, batch, running)
         for site, sums in statistics.items():
             _require_usable(sums, state.full_name(state.sites[site].targets[0]))
-        return replace(state, statistics=statistics)
+        return replace(state, statistics=statistics, reached={**state.reached, **reached})
 
     def _empty(self, state: BlockState, site: int) -> InputStatistics:
         width = state.sites[site].width
@@ -49,7 +54,7 @@ class Measure:
 def _lay_aside(state: BlockState, batch: int, running: Sequence[BlockPass]) -> None:
     """Leave the passes of a batch paused where the next round can go on from them."""
     for stream, one in zip(state.passes, running, strict=True):
-        if len(state.round) == 1:
+        if one_stage([state.sites[site] for site in state.round]):
             stream.keep(batch, one)
         else:  # it has used weights that are about to change
             one.close()
@@ -59,6 +64,7 @@ def _require_usable(statistics: InputStatistics, name: str) -> None:
     if statistics.tokens == 0:
         raise InputError(
             f"{name}: no token of the calibration text reached it, so there is nothing to quantize "
-            "it by; give more text, or leave it in full precision with --ignore"
+            "it by; give more text, for an expert an --expert-shrinkage above 0 or --all-experts, "
+            "or leave it in full precision with --ignore"
         )
     statistics.require_finite(name)

@@ -13,45 +13,57 @@ inside the block; where that is too much, a pass is dropped and another one star
 from collections.abc import Sequence
 from functools import partial
 
-from greenlet import getcurrent, greenlet
+from greenlet import getcurrent
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from q2n.models.calls import BlockInput, BlockOutput
+from q2n.models.experts import experts_in
 from q2n.models.sites import Site
 from q2n.models.targets import targets_in
+from q2n.pipeline.expert_inputs import ExpertInputs, ExpertSampling
+from q2n.pipeline.running_pass import RunningPass
+
+_ROUTED_ALONE = ExpertSampling(shrinkage=0.0, all_experts=False, tokens=1)
 
 
 class PausingBlock:
     """A block whose targets report to the running pass before they compute."""
 
-    def __init__(self, block: nn.Module, sites: Sequence[Site]):
+    def __init__(
+        self, block: nn.Module, sites: Sequence[Site], sampling: ExpertSampling = _ROUTED_ALONE
+    ):
         self.block, targets = block, targets_in(block)
+        positions: dict[str, dict[tuple[int, bool], int]] = {}
         for position, site in enumerate(sites):
+            if site.stage is not None and site.expert is not None:
+                name, stage = site.stage
+                positions.setdefault(name, {})[site.expert, stage.down] = position
+                continue
             for name in site.targets:
                 targets[name].module.register_forward_pre_hook(partial(_announce, position))
+        for name, experts in experts_in(block):
+            if name in positions:
+                experts.watcher = ExpertInputs(name, positions[name], sampling)
 
 
 def _announce(position: int, _: nn.Module, args: tuple[Tensor, ...]) -> None:
     """Pause the pass that this target runs in, if it has not yet paused at this site."""
     running = getcurrent()
-    if isinstance(running, _Run) and position > running.position:
-        running.position = position
-        running.parent.switch(args[0])
-
-
-class _Run(greenlet):
-    """A greenlet that knows the last site it paused at."""
-
-    position = -1
+    if isinstance(running, RunningPass) and position > running.position:
+        running.pause(position, args[0], args[0][..., 0].numel())
 
 
 class BlockPass:
     """One batch on its way through one block."""
 
     def __init__(self, block: PausingBlock, inputs: BlockInput):
-        self._run = _Run(partial(inputs.run, block.block))
+        self._run = RunningPass(partial(inputs.run, block.block))
         self._latest: Tensor | BlockOutput | None = None
+
+    def follow(self, leader: "BlockPass") -> None:
+        """Let another pass of the same batch say which tokens reach an expert."""
+        self._run.leader = leader._run
 
     def input_at(self, site: int) -> Float[Tensor, "*batch in"] | None:
         """The input of a site, or None if this batch does not visit it (an idle expert)."""
@@ -60,6 +72,11 @@ class BlockPass:
         paused = self._latest if self._run.position == site and not self._run.dead else None
         assert not isinstance(paused, BlockOutput)
         return paused
+
+    @property
+    def reached(self) -> int:
+        """Tokens that reach the site at which the pass is paused: of an expert, the routed ones."""
+        return self._run.reached
 
     def finish(self) -> BlockOutput:
         """Run to the end: what the block makes of its input."""

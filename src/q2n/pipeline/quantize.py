@@ -32,7 +32,9 @@ class Quantize:
             NumericalError: a layer's statistics cannot be used.
         """
         layers = {
-            name: self._quantize(state, name, state.statistics.get(site))
+            name: self._quantize(state, name, state.statistics.get(site)).with_record(
+                **_routed(state, site)
+            )
             for site in state.round
             for name in state.sites[site].targets
         }
@@ -58,6 +60,13 @@ class Quantize:
         layer = layer.with_record(seconds=seconds, **_on_text(layer, weight, statistics))
         target.set(layer.dequantize())  # `weight` may be the very tensor that this overwrites
         return layer
+
+
+def _routed(state: BlockState, site: int) -> dict[str, int]:
+    """Of an expert: the tokens of the text that its router sent it."""
+    if state.sites[site].expert is None or site not in state.reached:
+        return {}
+    return {"routed_tokens": state.reached[site]}
 
 
 def _on_text(

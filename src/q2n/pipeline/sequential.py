@@ -20,6 +20,7 @@ from torch import Tensor
 
 from q2n.data.windows import TokenWindows
 from q2n.errors import InputError
+from q2n.linalg.products import fast_products
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.logging import Reporter
 from q2n.method import Method
@@ -56,9 +57,9 @@ class SequentialLoop:
         self.model, self.store, self.options = model, store, options
         self.reporter = reporter or Reporter()
         self.stopwatch = Stopwatch()
-        required = method.required_statistics
-        self.reads_text = bool(required) or refit is not None
-        self.two_streams = RequiredStatistics.CROSS in required or refit is not None
+        self.required = method.required_statistics
+        self.reads_text = bool(self.required) or refit is not None
+        self.two_streams = RequiredStatistics.CROSS in self.required or refit is not None
         self.method_name = method.name
         self.stages = block_stages(
             method,
@@ -105,7 +106,16 @@ class SequentialLoop:
         say: Callable[[str], None],
     ) -> None:
         """A block's turn; when it ends, nothing of the block stays in memory."""
-        run_stages(self.stages, enter_block(self.model, index, streams, probe, say))
+        state = enter_block(
+            self.model,
+            index,
+            streams,
+            probe,
+            say,
+            options=self.options,
+            required=self.required,
+        )
+        run_stages(self.stages, state)
 
     def _replay(
         self,
@@ -126,8 +136,9 @@ class SequentialLoop:
         set_norm_weights(block, {key.removeprefix(prefix): x for key, x in norms.items()})
         probe.advance(index, block)
         originals = [self.model.load_block(index) for _ in streams[1:]]
-        for stream, each in zip(streams, [block, *originals], strict=False):
-            StreamThroughBlock(stream, PausingBlock(each, []), index).finish()
+        with fast_products(self.model.device, torch.float32):
+            for stream, each in zip(streams, [block, *originals], strict=False):
+                StreamThroughBlock(stream, PausingBlock(each, []), index).finish()
 
     @contextmanager
     def _streams(self, windows: TokenWindows | None) -> Iterator[Sequence[Stream]]:

@@ -76,8 +76,9 @@ def open_streams(
     Args:
         folder: parent of the streams' folders when activations are on disk.
     """
+    place, limit = options.activations, options.bytes_in_memory / len(names)
     streams = [
-        Stream(activations(options.activations, model.device, folder / name), tokens.numel())
+        Stream(activations(place, model.device, folder / name, limit), tokens.numel())
         for name in names
     ]
     for inputs in model.record_inputs(tokens.split(options.batch_size)):

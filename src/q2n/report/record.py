@@ -12,6 +12,10 @@ RECORD_FILE = "q2n.json"
 TIMINGS_FILE = "q2n_timings.json"
 
 
+RARE = 0.1
+"""Of an even share of the tokens: what an expert below it saw is worth a note."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerRecord:
     """What one quantized linear came to."""
@@ -48,6 +52,11 @@ class LayerRecord:
     def dead_columns(self) -> int:
         """Columns whose input was always 0 on the calibration text; 0 without any."""
         return self.notes.get("dead_columns", 0)
+
+    @property
+    def routed_tokens(self) -> int | None:
+        """Of an expert: the calibration tokens that its router sent it; None for other layers."""
+        return self.notes.get("routed_tokens")
 
     @property
     def output_error(self) -> float | None:
@@ -168,7 +177,12 @@ class RunRecord:
 def notes_of(blocks: Iterable[BlockRecord]) -> list[str]:
     """What a user must know of quantized blocks, in sentences."""
     blocks = list(blocks)
-    return [*_never_called(blocks), *_without_input(blocks), *_fell_back(blocks)]
+    return [
+        *_never_called(blocks),
+        *_rare_experts(blocks),
+        *_without_input(blocks),
+        *_fell_back(blocks),
+    ]
 
 
 def _never_called(blocks: Sequence[BlockRecord]) -> list[str]:
@@ -178,6 +192,31 @@ def _never_called(blocks: Sequence[BlockRecord]) -> list[str]:
     return [
         f"{len(names)} linears stay in full precision, for no calibration token reached "
         f"them: {_first_few(names)}"
+    ]
+
+
+def _rare_experts(blocks: Sequence[BlockRecord]) -> list[str]:
+    """Experts that fewer tokens reached than a tenth of the mean over their mixture."""
+    mixtures: dict[str, dict[str, int]] = {}
+    for block in blocks:
+        for name, layer in block.layers.items():
+            if layer.routed_tokens is not None:
+                expert = name.rpartition(".")[0]
+                mixture = mixtures.setdefault(expert.rpartition(".")[0], {})
+                mixture[expert] = max(layer.routed_tokens, mixture.get(expert, 0))
+    rare = {
+        expert: tokens
+        for mixture in mixtures.values()
+        for expert, tokens in mixture.items()
+        if tokens < RARE * sum(mixture.values()) / len(mixture)
+    }
+    if not rare:
+        return []
+    least = _first_few([f"{name} {rare[name]}" for name in sorted(rare, key=rare.__getitem__)])
+    return [
+        f"{len(rare)} experts saw less than a tenth of an even share of the calibration tokens, "
+        "and their statistics lean on those of all tokens (expert_shrinkage), fewest first: "
+        f"{least}"
     ]
 
 

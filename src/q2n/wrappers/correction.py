@@ -13,7 +13,7 @@ from q2n.layers.quantized import QuantizedLinear
 from q2n.linalg.correction import corrector
 from q2n.linalg.held_out import correction_ridge
 from q2n.linalg.statistics import RequiredStatistics
-from q2n.method import LayerProblem, Wrapper
+from q2n.method import LayerProblem, Work, Wrapper
 from q2n.option_types import NonNegative
 
 
@@ -43,6 +43,10 @@ class InputErrorCorrection(Wrapper):
             | RequiredStatistics.CROSS
             | folds
         )
+
+    @property
+    def own_work(self) -> Work:
+        return Work(1.0, 1.0)
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         statistics = problem.measured

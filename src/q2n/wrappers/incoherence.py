@@ -26,7 +26,7 @@ from q2n.layers.rotated import LARGEST_FACTOR, RESCALE_DTYPE, RotatedLinear, bas
 from q2n.linalg.basis import balancing
 from q2n.linalg.random_orthogonal import Mode, factors
 from q2n.linalg.statistics import RequiredStatistics
-from q2n.method import LayerProblem, Wrapper
+from q2n.method import LayerProblem, Work, Wrapper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,10 @@ class Incoherence(Wrapper):
                     "--ignore, or use --incoherence off"
                 )
         super().check(name, shape)
+
+    @property
+    def own_work(self) -> Work:
+        return Work(0.5, 0.5)
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         statistics = problem.measured

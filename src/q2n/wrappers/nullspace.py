@@ -27,7 +27,7 @@ from q2n.linalg import spectrum as rules
 from q2n.linalg.output_error import OutputError
 from q2n.linalg.spectrum import Decomposition, Index, Spectrum
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
-from q2n.method import Compensating, LayerProblem, Wrapper
+from q2n.method import Compensating, LayerProblem, Work, Wrapper
 from q2n.option_types import Count, NonNegative, Patterns, Positive
 from q2n.patterns import matches
 
@@ -83,6 +83,10 @@ class NullSpace(Wrapper):
             else RequiredStatistics.NONE
         )
         return self.inner.required_statistics | RequiredStatistics.GRAM | positions
+
+    @property
+    def own_work(self) -> Work:
+        return Work(2.0, 5.0)
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         if any(matches(pattern, problem.name) for pattern in self.skip_layers):

@@ -25,7 +25,7 @@ from q2n.linalg.alpha import summary
 from q2n.linalg.held_out import alpha_ridge
 from q2n.linalg.output_alpha import per_group
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
-from q2n.method import LayerProblem, Wrapper
+from q2n.method import LayerProblem, Work, Wrapper
 from q2n.option_types import NonNegative, Positive
 
 THRESHOLDS = (0.01, 0.03, 0.1, 0.3)
@@ -68,6 +68,10 @@ class OutputScales(Wrapper):
         )
         folds = RequiredStatistics.FOLDS if self.scales_held_out else RequiredStatistics.NONE
         return self.inner.required_statistics | RequiredStatistics.GRAM | cross | folds
+
+    @property
+    def own_work(self) -> Work:
+        return Work(3.0, 0.0)
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         layer = self.inner.quantize(problem)

@@ -1,0 +1,115 @@
+"""Matrix products over the tokens of a text, by the fastest product that is exact.
+
+On a GPU the factors are rounded to TF32 (10 bits and the leading one) where they are numbers of
+bfloat16 or float16, which are numbers of TF32: products and sums stay those of float32, at several
+times the rate. Others are multiplied in float32.
+
+On a CPU, two libraries in torch multiply matrices of float32: BLAS, by default, and oneDNN, once it
+is told that bfloat16 products with float32 sums will do. What oneDNN then does is the processor's
+affair. Where there are matrix units for bfloat16 (AMX) it rounds the factors to bfloat16 and uses
+them. Elsewhere it multiplies in float32, in code of its own: with AVX-512 on an AMD processor, for
+which BLAS (MKL) has no AVX-512, twice as fast. Without AVX-512 nothing changes.
+
+`probe` measures both once per process. From it follows where the fast product is taken:
+
+    factors not rounded (relative error below 1e-5)    everywhere
+    factors rounded to bfloat16                        where they are bfloat16 numbers already:
+                                                       products and sums stay those of float32
+
+and nowhere unless it is `LEAST_GAIN` times as fast. Where it is about that, two processes may
+choose differently, and their results differ in the last bits. What is solved, rather than summed
+over tokens, keeps to BLAS: factors, feedback, the eigenvectors.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+LEAST_GAIN = 1.25
+"""How many times as fast as BLAS the other product must be."""
+_EXACT = 1e-5
+"""Relative error that float32 stays below and factors rounded to bfloat16 (2^-9 each) exceed."""
+_TOKENS, _WIDTH, _ROUNDS = 256, 512, 10
+_FINE = 1e-5
+"""Seconds; a product takes a millisecond."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What oneDNN's product is on this processor, next to that of BLAS."""
+
+    gain: float
+    """Time of BLAS over its time."""
+    error: float
+    """Of its result, relative to the norm of the exact one."""
+
+    def serves(self, factors: torch.dtype) -> bool:
+        """Whether to take it where both factors hold numbers of this dtype."""
+        exact = self.error < _EXACT or factors == torch.bfloat16
+        return self.gain >= LEAST_GAIN and exact
+
+
+@contextmanager
+def fast_products(device: torch.device, factors: torch.dtype) -> Iterator[None]:
+    """While open, float32 products on the device are the fastest that are exact for `factors`, the
+    dtype whose numbers both factors hold. The setting is the process's: threads share it."""
+    switch, precision = _switch(device.type), _precision(device.type, factors)
+    if switch is None or precision is None:
+        yield
+        return
+    before, switch.fp32_precision = switch.fp32_precision, precision
+    try:
+        yield
+    finally:
+        switch.fp32_precision = before
+
+
+def _precision(device: str, factors: torch.dtype) -> str | None:
+    """What to tell the switch; None: nothing."""
+    if device == "cuda" and factors in (torch.bfloat16, torch.float16):
+        return "tf32"
+    return "bf16" if device == "cpu" and probe().serves(factors) else None
+
+
+@cache
+def probe() -> Probe:
+    """Measured once per process, in some 50 ms: the least times of products taken in turn, of this
+    thread alone where the system counts them finely enough, so that other processes do not."""
+    switch = _switch("cpu")
+    if switch is None:
+        return Probe(1.0, 0.0)
+    fine = time.get_clock_info("thread_time").resolution < _FINE
+    clock = time.thread_time if fine else time.perf_counter
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(_TOKENS, _WIDTH, generator=generator)
+    before, least = switch.fp32_precision, {"ieee": float("inf"), "bf16": float("inf")}
+    try:
+        for _ in range(_ROUNDS):
+            for name in least:
+                switch.fp32_precision = name
+                start = clock()
+                product = x.T @ x
+                least[name] = min(least[name], clock() - start)
+    finally:
+        switch.fp32_precision = before
+    exact = x.double().T @ x.double()
+    error = float((product - exact).norm() / exact.norm())
+    return Probe(least["ieee"] / least["bf16"], error)
+
+
+def _switch(device: str) -> Any:
+    """torch's setting of the precision of float32 products; None for another device, and in a torch
+    without it (before 2.9, or built without oneDNN)."""
+    switch: Any
+    if device == "cuda":
+        switch = torch.backends.cuda.matmul
+    elif device == "cpu" and torch.backends.mkldnn.is_available():
+        switch = getattr(torch.backends.mkldnn, "matmul", None)
+    else:
+        return None
+    return switch if hasattr(switch, "fp32_precision") else None

@@ -1,0 +1,96 @@
+"""Which tokens an expert's statistics are taken from.
+
+A token reaches few of a mixture's experts. With T tokens of calibration text, n of them routed to
+an expert, the Gram matrix of its inputs is that of the routed tokens, shrunk toward that of all:
+
+    G = sum over routed tokens of x x^T  +  n0 * mean over all tokens of x x^T
+
+The mean weighs n0 / (n + n0) of the total, so that an expert that hardly any token reached is
+quantized by what it would see of the whole text, never by zeros. It is estimated from every s-th
+token, beginning at another one for each expert, where s = experts / experts of a token: as many
+tokens as an even share, and so at most as much work again in front of `down_proj`.
+
+In the full-precision stream the same tokens count: those that the quantized prefix routes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from greenlet import getcurrent
+from jaxtyping import Int
+from torch import Tensor
+
+from q2n.linalg.statistics import RequiredStatistics
+from q2n.models.experts import OneByOne, Stage, Wanted, Watcher
+from q2n.pipeline.options import GIB
+from q2n.pipeline.running_pass import RunningPass
+
+
+@dataclass(frozen=True)
+class ExpertSampling:
+    """How tokens are chosen."""
+
+    shrinkage: float
+    """n0, in tokens."""
+    all_experts: bool
+    """Whether each expert's statistics are those of all tokens alike, routed or not."""
+    tokens: int
+    """Of the whole text."""
+
+    def of(self, expert: int, routed: Int[Tensor, " own"], count: int, stride: int) -> Wanted:
+        """The tokens of a batch of `count` that one expert's statistics are taken from."""
+        if self.all_experts:
+            return Wanted(torch.arange(count, device=routed.device), None)
+        if self.shrinkage == 0:
+            return Wanted(routed, None)
+        sample = torch.arange(expert % stride, count, stride, device=routed.device)
+        weight = self.shrinkage * stride / self.tokens
+        factor = torch.ones(len(routed) + len(sample), device=routed.device)
+        factor[len(routed) :] = weight**0.5
+        tokens, order = torch.sort(torch.cat((routed, sample)), stable=True)
+        return Wanted(tokens, factor[order])
+
+
+@dataclass(frozen=True)
+class ExpertInputs(Watcher):
+    """Has the running pass pause at the sites of one mixture's experts."""
+
+    name: str
+    positions: Mapping[tuple[int, bool], int]
+    """(expert, whether `down_proj` reads it) -> position of the site."""
+    sampling: ExpertSampling
+
+    def wanted(
+        self, experts: OneByOne, routed: Sequence[Int[Tensor, " _"]], count: int
+    ) -> list[Wanted] | None:
+        running = getcurrent()
+        if not isinstance(running, RunningPass) or running.position >= max(self.positions.values()):
+            return None
+        running.routed[self.name] = routed
+        if running.leader is not None:
+            routed = running.leader.routed[self.name]
+        total = sum(map(len, routed))
+        stride = max(1, experts.num_experts * count // max(total, 1))
+        return [self.sampling.of(e, tokens, count, stride) for e, tokens in enumerate(routed)]
+
+    def ready(
+        self, experts: OneByOne, stage: Stage, inputs: Mapping[int, Callable[[], Tensor]]
+    ) -> None:
+        running = getcurrent()
+        assert isinstance(running, RunningPass)
+        for expert, get in inputs.items():
+            position = self.positions.get((expert, stage.down), -1)
+            if position > running.position:
+                running.pause(position, get(), len(running.routed[self.name][expert]))
+
+
+def group_size(experts: OneByOne, required: RequiredStatistics, memory: float) -> int:
+    """How many experts' sums fit into `memory` GiB, at least one."""
+    widths = experts.get_submodule("0.up_proj"), experts.get_submodule("0.down_proj")
+    width = max(module.get_parameter("weight").shape[1] for module in widths)
+    kinds = (RequiredStatistics.GRAM, RequiredStatistics.CROSS)
+    sums = sum(kind in required for kind in kinds)
+    folds = 2 if RequiredStatistics.FOLDS in required else 1
+    size = 4 * width**2 * max(sums, 1) * folds
+    return min(max(int(memory * GIB // size), 1), experts.num_experts)

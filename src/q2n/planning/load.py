@@ -1,0 +1,45 @@
+"""What a run does to a model: all that a forecast reads of the settings."""
+
+from dataclasses import dataclass
+
+from q2n.linalg.statistics import RequiredStatistics
+from q2n.method import Work
+from q2n.pipeline.options import LoopOptions
+from q2n.planning.shapes import Number
+from q2n.planning.stored import LayerSizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """One run."""
+
+    windows: int
+    """Of calibration text; 0 for a method that reads none."""
+    length: int
+    """Tokens of each."""
+    evaluated: int
+    """Windows on which the result is measured beside the original; 0: it is not."""
+    divergence: bool
+    """Whether the KL divergence is measured too."""
+    options: LoopOptions
+    required: RequiredStatistics
+    work: Work
+    streams: int
+    """2 where the full-precision model runs beside the quantized prefix; 0 without text."""
+    block_refit: int
+    """Gradient steps a block; 0: none."""
+    model_refit: int
+    """Gradient steps of the whole model; 0: none."""
+    sizes: LayerSizes
+    kept_bytes: Number
+    """What the checkpoint holds besides the quantized layers."""
+    on_device: bool
+    """Whether the device has a memory of its own."""
+    ranks: int = 1
+    """Devices. Each holds its share of the windows; Gram matrices are added up; the matrices of a
+    site, or its experts, are divided among them."""
+
+    @property
+    def tokens(self) -> int:
+        """Of the calibration text."""
+        return self.windows * self.length

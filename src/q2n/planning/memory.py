@@ -1,0 +1,235 @@
+"""How much memory each stage of a run holds at most, and how much disk.
+
+    always     libraries; embeddings and what else stands outside of the blocks
+    load       one tensor beside its copy while it is read and checked; or the next block beside
+               what stands from the one before
+    measure    the block, once for each stream; block inputs; what paused passes hold; one batch in
+               full; the Gram matrices of one round of sites
+    solve      the same, for the allocator keeps what the batch took; the matrices that a method
+               works with
+    refit      latent codes and what a backward pass keeps of one window; or the whole model
+    write      one file of the checkpoint, twice
+    evaluate   the head; one block; the states of all windows; logits of a few tokens
+
+What lies on a device with a memory of its own, and what on the host: blocks, statistics, passes and
+work on the device, block inputs where `--activations` says.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from q2n.evaluation.scoring import CHUNK
+from q2n.formats.shards import SHARD_BYTES
+from q2n.linalg.statistics import RequiredStatistics
+from q2n.planning.load import Load
+from q2n.planning.shapes import BlockShape, ModelShapes, Number, SiteShape
+
+FLOAT = 4
+"""Bytes of a number in float32, in which statistics and methods compute."""
+EXPERT_BYTES = 2**30
+"""Statistics of experts in memory at once: of as many as fit, at least one."""
+SQUARES = 6
+"""Matrices [m, m] that a method works with: Gram matrix, factor, eigenvectors, work space."""
+LAYERS = 6
+"""Copies [o, m] of a layer: its weight, in visiting order, as rounded, their difference, codes."""
+LOGITS = 6
+"""Tensors of a chunk of logits: both models', their logarithms and products, in float32."""
+LATENT = 16
+"""Bytes a weight of a refit: codes, latent codes, their gradient and its two moments."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes on the host and on each device; with a CPU all of them are on the host."""
+
+    host: Number = 0.0
+    device: Number = 0.0
+
+    def __add__(self, other: "Held") -> "Held":
+        return Held(self.host + other.host, self.device + other.device)
+
+
+def most(*held: Held) -> Held:
+    """The most of each."""
+    return Held(max(x.host for x in held), max(x.device for x in held))
+
+
+class MemoryOfStages:
+    """The memory of the stages of one run on one model."""
+
+    def __init__(self, shapes: ModelShapes, load: Load, libraries: Number):
+        self.shapes, self.run = shapes, load
+        self.block = max(shapes.blocks, key=lambda block: block.bytes)
+        self.always = Held(host=libraries) + self._device(shapes.outside_bytes)
+
+    def load(self) -> Held:
+        """While embeddings or a block are read: a tensor, its copy, and what says whether it is
+        finite."""
+        largest = max(self.shapes.outside_bytes, self.shapes.head_bytes)
+        first = self.always + Held(host=1.5 * largest)
+        return most(first, *(self._standing(block, block.sites[-1:]) for block in self._kinds()))
+
+    def measure(self) -> Held:
+        """While passes run to the sites."""
+        if not self.run.windows:
+            return self.always + self._blocks()
+        found = []
+        for block in self._kinds():
+            inside = block.most.at(self._batch, self.run.length)
+            for sites in [*self.rounds(block), []]:  # the last pass goes to the end
+                read = FLOAT * self._batch * sum(site.width for site in sites)
+                found.append(self._standing(block, sites) + self._device(inside + read))
+        return most(*found)
+
+    def solve(self) -> Held:
+        """While the matrices of a round are quantized."""
+        return most(
+            *(
+                self._standing(block, sites)
+                + self._device(self._workspace(site) + block.most.at(self._batch, self.run.length))
+                for block in self._kinds()
+                for sites in self.rounds(block)
+                for site in sites
+            ),
+            self.always,
+        )
+
+    def refit(self) -> Held:
+        """While gradient steps are taken; nothing where there are none."""
+        found = []
+        if self.run.block_refit:
+            backward = 3 * self.block.most.at(self.run.length, self.run.length)
+            latent = LATENT * self.block.quantized
+            found.append(self._standing(self.block, []) + self._device(backward + latent))
+        if self.run.model_refit:
+            shapes, length = self.shapes, self.run.length
+            latent = LATENT * sum(block.quantized for block in shapes.blocks)
+            states = len(shapes.blocks) * length * shapes.hidden * shapes.itemsize
+            logits = 4 * length * shapes.words * FLOAT
+            inside = self.block.most.at(length, length)
+            total = 2 * shapes.bytes + latent + 3 * states + logits + 3 * inside
+            found.append(self.always + self._device(total))
+        return most(*found) if found else Held()
+
+    def write(self) -> Held:
+        """While the checkpoint is written: the tensors of a file, and their copy as bytes."""
+        block = max(self.finished(block) for block in self.shapes.blocks)
+        file = min(self.checkpoint(), SHARD_BYTES)
+        largest = max(self.shapes.outside_bytes, self.shapes.head_bytes)
+        return self.always + Held(host=block + file + max(file, 0.5 * largest))
+
+    def evaluate(self) -> Held:
+        """While the result is measured beside the original."""
+        if not self.run.evaluated:
+            return Held()
+        shapes = self.shapes
+        head = shapes.head_bytes or shapes.outside_bytes
+        others = shapes.outside_bytes + (2 if self.run.divergence else 1) * shapes.head_bytes
+        batch = self.run.options.batch_size * self.run.length
+        states = self._inputs(self.run.evaluated * self.run.length, streams=1)
+        weight = 2 * FLOAT * max(m.rows * m.columns for x in self.block.sites for m in x.matrices)
+        inside = self.block.bytes + max(self.block.most.at(batch, self.run.length), weight)
+        logits = LOGITS * FLOAT * min(CHUNK, batch * shapes.words)
+        return self.always + states + self._device(others + max(inside, 0.5 * head, logits))
+
+    def disk(self) -> Number:
+        """Bytes: finished blocks beside the checkpoint, or beside block inputs before it."""
+        finished = sum(map(self.finished, self.shapes.blocks))
+        if self.run.model_refit:
+            finished *= 2
+        inputs = self.run.streams * self._input_bytes(self.run.tokens)
+        spilled = max(0.0, inputs - self.run.options.bytes_in_memory)
+        return finished + max(spilled, self.checkpoint())
+
+    @property
+    def keeps_passes(self) -> bool:
+        """Whether paused passes stay alive between rounds: all block inputs are on the device."""
+        inputs = self.run.streams * self._input_bytes(self.run.tokens)
+        return (
+            self.run.options.activations == "device" and inputs <= self.run.options.bytes_in_memory
+        )
+
+    def finished(self, block: BlockShape) -> Number:
+        """Bytes of a finished block in the working folder."""
+        return _layers(block, self.run.sizes.finished.of)
+
+    def checkpoint(self) -> Number:
+        """Bytes of all tensors of the checkpoint."""
+        written = sum(_layers(block, self.run.sizes.written.of) for block in self.shapes.blocks)
+        return self.run.kept_bytes + written
+
+    def rounds(self, block: BlockShape) -> list[Sequence[SiteShape]]:
+        """The sites of a block that are measured together."""
+        if self.run.options.true_sequential:
+            return [[site] for site in block.sites]
+        return [block.sites] if block.sites else []
+
+    def statistics(self, site: SiteShape) -> Number:
+        """Bytes of the sums of one site."""
+        required = self.run.required
+        sums = (RequiredStatistics.GRAM in required) + (RequiredStatistics.CROSS in required)
+        folds = 2 if RequiredStatistics.FOLDS in required else 1
+        one = sums * folds * FLOAT * site.width**2
+        return min(site.copies * one, max(one, EXPERT_BYTES))
+
+    @property
+    def _batch(self) -> Number:
+        """Tokens of a batch."""
+        if not self.run.windows:
+            return 0.0
+        return self._share(min(self.run.options.batch_size, self.run.windows) * self.run.length)
+
+    def _kinds(self) -> list[BlockShape]:
+        """Blocks that differ."""
+        return list(dict.fromkeys(self.shapes.blocks))
+
+    def _blocks(self) -> Held:
+        return self._device(max(1, self.run.streams) * self.block.bytes)
+
+    def _standing(self, block: BlockShape, sites: Sequence[SiteShape]) -> Held:
+        """Blocks, block inputs, paused passes and the statistics of a round."""
+        paused = 0.0
+        if self.keeps_passes and self.run.options.true_sequential:
+            tokens = self._share(self.run.tokens)
+            where = sites or block.sites[-1:]
+            held = max((site.held.at(tokens, self.run.length) for site in where), default=0.0)
+            paused = self.run.streams * held
+        sums = sum(map(self.statistics, sites))
+        return (
+            self.always
+            + self._blocks()
+            + self._inputs(self.run.tokens, self.run.streams)
+            + self._device(paused + sums)
+        )
+
+    def _workspace(self, site: SiteShape) -> Number:
+        """What a method works with on the largest matrix of a site."""
+        rows = max(matrix.rows for matrix in site.matrices)
+        squares = SQUARES if self.run.required else 0
+        return FLOAT * (squares * site.width**2 + LAYERS * rows * site.width)
+
+    def _inputs(self, tokens: int, streams: int) -> Held:
+        """Block inputs in memory."""
+        held = min(streams * self._input_bytes(tokens), self.run.options.bytes_in_memory)
+        if self.run.options.activations == "device":
+            return self._device(held)
+        return Held(host=held)
+
+    def _input_bytes(self, tokens: Number) -> Number:
+        return self._share(tokens) * self.shapes.hidden * self.shapes.itemsize
+
+    def _share(self, tokens: Number) -> Number:
+        """Tokens of one device: whole windows."""
+        return ceil(tokens / self.run.length / self.run.ranks) * self.run.length
+
+    def _device(self, held: Number) -> Held:
+        return Held(device=held) if self.run.on_device else Held(host=held)
+
+
+def _layers(block: BlockShape, size: Callable[[int, int], Number]) -> Number:
+    return sum(
+        matrix.copies * size(matrix.rows, matrix.columns)
+        for site in block.sites
+        for matrix in site.matrices
+    )

@@ -1,0 +1,133 @@
+"""How long each stage takes: operations and bytes over rates.
+
+    load       the checkpoint once for its checksum, each block once more for every stream
+    measure    2 operations for each weight that a token meets, attention over half of all pairs of
+               tokens; 0.56 of a Gram matrix's 2 T m^2; cross moments of a part of the tokens.
+               Where passes do not stay paused, the front of the block again for every round
+    solve      what the method says of itself (`Method.work`)
+    refit      3 passes a gradient step: forward, backward twice
+    write      finished blocks to the disk and back, the checkpoint to the disk
+    evaluate   the text through both models and their heads, which are read from the disk
+
+Each stage has parts, which add up; the longest is what it is bound by. What overlaps in fact (the
+next block read ahead by the system) makes a run faster than that.
+"""
+
+from collections.abc import Mapping
+from math import ceil
+
+from q2n.linalg.statistics import RequiredStatistics
+from q2n.planning.load import Load
+from q2n.planning.memory import FLOAT, MemoryOfStages
+from q2n.planning.rates import Rates
+from q2n.planning.shapes import BlockShape, ModelShapes, Number, SiteShape
+
+TRIANGLE = 0.56
+"""Of a Gram matrix's operations: its upper triangle in panels (docs/LOG.md)."""
+
+Parts = Mapping[str, Number]
+"""Seconds by what takes them: computing, memory, disk, link, exchange."""
+
+
+class SecondsOfStages:
+    """The time of the stages of one run on one model."""
+
+    def __init__(self, shapes: ModelShapes, load: Load, rates: Rates, memory: MemoryOfStages):
+        self.shapes, self.run, self.rates, self.memory = shapes, load, rates, memory
+
+    def load(self) -> Parts:
+        """Weights from the disk to the device."""
+        inside = sum(block.bytes for block in self.shapes.blocks)
+        copies = max(1, self.run.streams) * inside + self.shapes.outside_bytes
+        return {"disk": (self.shapes.bytes + copies) / self.rates.disk, **self._moved(copies)}
+
+    def measure(self) -> Parts:
+        """Passes and statistics."""
+        passes = sum(self.run.streams * self._passes(block) for block in self.shapes.blocks)
+        sums = sum(self._statistics(x) for block in self.shapes.blocks for x in block.sites)
+        batches = self.run.windows / self.run.options.batch_size
+        inside = sum(block.bytes for block in self.shapes.blocks)
+        read = self.run.streams * batches * inside / self.rates.memory
+        computing = passes / self.rates.product + sums / self.rates.float32
+        return {
+            "computing": computing / self.run.ranks,
+            "memory": max(0.0, read - computing) / self.run.ranks,
+            "exchange": self._exchanged(),
+        }
+
+    def solve(self) -> Parts:
+        """Every layer, divided among the devices as far as there are layers."""
+        work = self.run.work
+        operations = 0.0
+        for site in (site for block in self.shapes.blocks for site in block.sites):
+            each = max(matrix.rows * matrix.columns for matrix in site.matrices)
+            layers = ceil(site.copies * len(site.matrices) / self.run.ranks)
+            factors = ceil(site.copies / self.run.ranks)
+            operations += 2 * site.width * (layers * work.layer * each)
+            operations += 2 * site.width**3 * factors * work.site
+        return {"computing": operations / self.rates.float32}
+
+    def refit(self) -> Parts:
+        """Gradient steps of a window each."""
+        forward = sum(self._pass(block, self.run.length) for block in self.shapes.blocks)
+        head = 2 * self.shapes.words * self.shapes.hidden * self.run.length
+        steps = self.run.block_refit * forward + self.run.model_refit * (forward + head)
+        return {"computing": 3 * steps / self.rates.product}
+
+    def write(self) -> Parts:
+        """Finished blocks and the checkpoint."""
+        finished = sum(map(self.memory.finished, self.shapes.blocks))
+        return {"disk": (2 * finished + self.memory.checkpoint()) / self.rates.disk}
+
+    def evaluate(self) -> Parts:
+        """Both models over the text."""
+        if not self.run.evaluated:
+            return {}
+        tokens = self.run.evaluated * self.run.length
+        passes = sum(self._pass(block, tokens) for block in self.shapes.blocks)
+        heads = (3 if self.run.divergence else 2) * 2 * self.shapes.words * self.shapes.hidden
+        read = self.shapes.bytes + self.memory.checkpoint()
+        return {
+            "computing": (2 * passes + heads * tokens) / self.rates.product / self.run.ranks,
+            "disk": read / self.rates.disk,
+            **self._moved(2 * self.shapes.bytes),
+        }
+
+    def _moved(self, count: Number) -> Parts:
+        return {"link": count / self.rates.link} if self.run.on_device else {}
+
+    def _passes(self, block: BlockShape) -> Number:
+        """Operations of all passes of a stream through a block."""
+        whole = self._pass(block, self.run.tokens)
+        rounds = self.memory.rounds(block)
+        if self.memory.keeps_passes or not self.run.options.true_sequential:
+            return whole if self.run.options.true_sequential else 2 * whole
+        fronts, front = 0.0, 0.0
+        for sites in rounds:
+            fronts += front
+            front += sum(x.copies * x.share * m.rows * m.columns for x in sites for m in x.matrices)
+        return whole + 2 * self.run.tokens * fronts
+
+    def _pass(self, block: BlockShape, tokens: Number) -> Number:
+        return tokens * (2 * block.active + block.per_pair * self.run.length / 2)
+
+    def _statistics(self, site: SiteShape) -> Number:
+        """Operations of the sums of one site and its copies."""
+        required, width = self.run.required, site.width
+        if not required:
+            return 0.0
+        tokens = self.run.tokens * site.share
+        counted = 0.0
+        if RequiredStatistics.CROSS in required:
+            counted = tokens / self.run.options.cross_stride(self.run.tokens, width)
+        return site.copies * 2 * width**2 * (TRIANGLE * tokens + counted)
+
+    def _exchanged(self) -> Number:
+        """Gram matrices are added up over the devices, in a ring."""
+        ranks = self.run.ranks
+        sums = (RequiredStatistics.GRAM in self.run.required) + (
+            RequiredStatistics.CROSS in self.run.required
+        )
+        sites = (site for block in self.shapes.blocks for site in block.sites)
+        size = sum(sums * FLOAT * site.copies * site.width**2 for site in sites)
+        return 2 * (ranks - 1) / ranks * size / self.rates.between

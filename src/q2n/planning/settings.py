@@ -1,0 +1,133 @@
+"""From the settings of a run to what a forecast reads of them; only config.json is opened."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from q2n.config.opening import loop_options
+from q2n.config.owners import Plan, build_plan
+from q2n.config.settings import RunSettings, Settings
+from q2n.formats.choice import choose_format
+from q2n.formats.format import Format
+from q2n.models.blocks import BlockwiseModel
+from q2n.models.config_source import ConfigSource
+from q2n.models.devices import parse_device
+from q2n.models.model_source import ModelSource
+from q2n.models.rotated_source import changed_source
+from q2n.models.targets import LayerFilter
+from q2n.planning.forecast import Forecast, forecast
+from q2n.planning.load import Load
+from q2n.planning.rates import Rates, measured_rates
+from q2n.planning.shapes import ModelShapes, shapes_of
+from q2n.planning.stored import layer_sizes
+
+
+@dataclass(frozen=True)
+class Described:
+    """A run as its settings and its model's configuration describe it."""
+
+    shapes: ModelShapes
+    load: Load
+    source: ModelSource
+
+    def forecast(self, rates: Rates) -> Forecast:
+        """What it needs on a machine with these rates."""
+        return forecast(self.shapes, self.load, rates)
+
+
+def planned(settings: Settings, rates: Path | None = None, ranks: int = 1) -> Forecast:
+    """What a run with these settings needs.
+
+    Args:
+        rates: JSON file of stated rates; those that it lacks, and without a file all, are measured.
+        ranks: devices among which the run is divided.
+
+    Raises:
+        InputError: no such model, settings that do not fit it, or no such rates.
+    """
+    device = parse_device(settings.run.device)
+    run = describe_run(settings, on_device=device.type != "cpu", ranks=ranks)
+
+    def measured() -> Rates:
+        return measured_rates(device, run.source.dtype)
+
+    return run.forecast(measured() if rates is None else Rates.from_file(rates, measured))
+
+
+def describe_run(
+    settings: Settings, source: ModelSource | None = None, *, on_device: bool, ranks: int = 1
+) -> Described:
+    """A run of these settings.
+
+    Args:
+        source: the model, in the place of the one that the settings name.
+        on_device: whether it runs on a device with a memory of its own.
+
+    Raises:
+        InputError: as `planned`.
+    """
+    config, plan = settings.run, build_plan(settings)
+    format = choose_format(
+        config.format,
+        config.method,
+        plan.storage,
+        outside=config.gguf_outside,
+        outside_bits=config.outside_bits,
+    )
+    layers = LayerFilter(config.ignore, config.only)
+    if source is None:
+        source = ConfigSource.open(config.model, config.dtype, config.trust_remote_code)
+    changed = changed_source(source, plan.changes, config.seed, layers)
+    shapes = shapes_of(BlockwiseModel(changed, "cpu", layers))
+    load = _load(config, plan, format, changed, shapes, on_device, ranks)
+    return Described(shapes, load, changed)
+
+
+def _load(
+    config: RunSettings,
+    plan: Plan,
+    format: Format,
+    source: ModelSource,
+    shapes: ModelShapes,
+    on_device: bool,
+    ranks: int,
+) -> Load:
+    return Load(
+        windows=config.windows if plan.reads_text else 0,
+        length=config.length,
+        evaluated=config.ppl_windows if config.ppl else 0,
+        divergence=config.kl,
+        options=loop_options(config),
+        required=plan.method.required_statistics,
+        work=plan.method.work,
+        streams=plan.streams,
+        block_refit=plan.block_refit.steps if plan.block_refit is not None else 0,
+        model_refit=plan.model_refit.steps if plan.model_refit is not None else 0,
+        sizes=layer_sizes(plan.method, format.codec, source.dtype),
+        kept_bytes=_kept_bytes(format, source, shapes),
+        on_device=on_device,
+        ranks=ranks,
+    )
+
+
+def _kept_bytes(format: Format, source: ModelSource, shapes: ModelShapes) -> float:
+    """What the checkpoint holds besides quantized layers. The container counts experts that are
+    stored as one parameter among it."""
+    names = [
+        f"{name}.{matrix.name}"
+        for name, block in zip(_block_names(source), shapes.blocks, strict=True)
+        for site in block.sites
+        for matrix in site.matrices
+    ]
+    experts = sum(
+        matrix.weights
+        for block in shapes.blocks
+        for site in block.sites
+        for matrix in site.matrices
+        if matrix.copies > 1
+    )
+    return format.container.kept(source, names).bits / 8 - experts * source.dtype.itemsize
+
+
+def _block_names(source: ModelSource) -> list[str]:
+    blocks = BlockwiseModel(source)
+    return [blocks.block_name(index) for index in range(len(blocks))]

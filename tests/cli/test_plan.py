@@ -1,0 +1,69 @@
+"""`q2n plan` from the command line."""
+
+import json
+
+import pytest
+from tiny import tiny_model
+
+from q2n.cli.main import main
+
+RATES = {
+    "product": 1e12,
+    "float32": 1e11,
+    "memory": 1e11,
+    "link": 1e10,
+    "between": 1e10,
+    "disk": 1e9,
+    "device_bytes": 1e10,
+    "host_bytes": 2e8,
+    "libraries_bytes": 1e8,
+}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a configuration and no weights, and rates beside it."""
+    monkeypatch.chdir(tmp_path)
+    config = tiny_model(layers=2).config
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained("model")
+    (tmp_path / "rates.json").write_text(json.dumps(RATES))
+    return tmp_path
+
+
+def test_a_plan_is_printed_and_json(place, capsys):
+    how = ["plan", "model", "--windows", "4000", "--length", "64", "--rates", "rates.json"]
+    assert main([*how, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [stage["name"] for stage in found["stages"]][:3] == ["load", "measure", "solve"]
+    assert found["host_bytes"] > 4000 * 64 * 64 * 4
+    assert main(how) == 0
+    shown = capsys.readouterr().out
+    assert "measure" in shown and "bound by" in shown and "--activations disk" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["no model"]),
+        (["model", "--ranks", "0"], ["--ranks", "at least 1"]),
+        (["nowhere"], ["'nowhere'", "config.json"]),
+        (["model", "--rates", "none.json"], ["none.json"]),
+        (["model", "--rates", "bad.json"], ["bad.json", "'speed'", "product"]),
+        (["model", "--rates", "zero.json"], ["disk is 0"]),
+    ],
+)
+def test_a_plan_without_its_inputs_is_refused(place, capsys, arguments, words):
+    (place / "bad.json").write_text('{"speed": 1}')
+    (place / "zero.json").write_text('{"disk": 0}')
+    assert main(["plan", *arguments]) == 2
+    message = capsys.readouterr().err
+    assert all(word in message for word in words), message
+
+
+def test_rates_that_are_missing_are_measured(place, capsys):
+    (place / "some.json").write_text('{"disk": 123}')
+    how = ["plan", "model", "--windows", "4", "--length", "64", "--rates", "some.json", "--json"]
+    assert main(how) == 0
+    write = json.loads(capsys.readouterr().out)["stages"][4]
+    assert write["bound_by"] == "disk" and write["seconds"] > 100

@@ -1,0 +1,147 @@
+"""A forecast beside what a run takes, and the numbers that must hold in any."""
+
+from dataclasses import replace
+from functools import cache
+from math import prod
+
+import pytest
+from tiny import save_tiny, tiny_model, tiny_text
+
+import q2n
+from q2n.config.reading import read_settings
+from q2n.models.config_source import ConfigSource
+from q2n.pipeline.options import LoopOptions
+from q2n.pipeline.store import RunStore
+from q2n.planning.rates import Rates
+from q2n.planning.settings import Described, describe_run
+
+RATES = Rates(
+    product=1e12,
+    float32=1e11,
+    memory=1e11,
+    link=1e10,
+    between=1e10,
+    disk=1e9,
+    device_bytes=1e10,
+    host_bytes=1e10,
+    libraries_bytes=1e8,
+)
+TEXT = {"windows": 4, "length": 32}
+
+
+@cache
+def described(
+    architecture="llama", *, on_device=False, ranks=1, model=None, **settings
+) -> Described:
+    config = tiny_model(architecture, layers=4).config if model is None else model.config
+    source = ConfigSource(config, architecture, settings.get("dtype", "auto"))
+    read = read_settings({"model": architecture, "output": "x", **TEXT, **settings})
+    return describe_run(read, source, on_device=on_device, ranks=ranks)
+
+
+METHODS = [
+    {"method": "rtn", "bits": 4},
+    {"method": "gptq", "bits": 3, "group_size": 32, "nullspace": True},
+    {"method": "leanquant", "bits": 3, "format": "native"},
+    {"method": "quip", "bits": 2, "format": "native"},
+    {"method": "gptq", "bits": 4, "dtype": "bfloat16", "refit": "model", "refit_steps": 1},
+]
+
+
+@pytest.mark.parametrize("settings", METHODS, ids=lambda x: x["method"])
+def test_disk_is_that_of_a_run(tmp_path, monkeypatch, settings):
+    """All tensors of the checkpoint, and of the finished blocks beside it."""
+    save_tiny(tmp_path / "model", layers=4)
+    (tmp_path / "text.txt").write_text(tiny_text())
+    finished = []
+    monkeypatch.setattr(RunStore, "remove", lambda store: finished.extend(_tensors(store)) or [])
+    done = q2n.quantize(
+        tmp_path / "model", tmp_path / "out", corpus=str(tmp_path / "text.txt"), **TEXT, **settings
+    )
+    found = described(**settings).forecast(RATES)
+    assert found.checkpoint_bytes == pytest.approx(done.bytes_after, rel=0.02)
+    assert found.disk_bytes - found.checkpoint_bytes == pytest.approx(sum(finished), rel=0.1)
+
+
+def _tensors(store: RunStore) -> list[int]:
+    """Bytes of the tensors of all finished blocks, and of the refitted ones."""
+    from safetensors.torch import load_file
+
+    files = store.folder.glob("*.safetensors")
+    return [
+        x.nbytes for file in files for name, x in load_file(file).items() if "norm_w" not in name
+    ]
+
+
+def test_seconds_fall_with_rates():
+    run = described(bits=3)
+    slow = run.forecast(RATES)
+    fast = run.forecast(replace(RATES, product=2 * RATES.product, float32=2 * RATES.float32))
+    assert fast.stage("solve").seconds == slow.stage("solve").seconds / 2
+    assert fast.stage("write").seconds == slow.stage("write").seconds
+    assert slow.stage("write").bound_by == "disk"
+
+
+def test_windows_cost_memory_unless_on_disk():
+    few, many = (described(windows=n).forecast(RATES).host_bytes for n in (4, 4000))
+    assert many > few + 3000 * 32 * 64 * 4
+    on_disk = [described(windows=n, activations="disk").forecast(RATES) for n in (4, 4000)]
+    assert on_disk[0].stage("measure").host_bytes == on_disk[1].stage("measure").host_bytes
+    assert on_disk[1].disk_bytes > 4000 * 32 * 64 * 4
+
+
+def test_a_limit_of_inputs_is_kept():
+    shapes = described(windows=4000)
+    limit = 1e6 / 2**30
+    limited = described(windows=4000, activations="cpu", activations_limit=limit)
+    whole = described(windows=4000, activations="cpu").forecast(RATES)
+    saved = whole.stage("measure").host_bytes - limited.forecast(RATES).stage("measure").host_bytes
+    assert saved == 4000 * 32 * 64 * 4 - 1_000_000
+    assert shapes.load.options == LoopOptions(seed=0)
+
+
+def test_ranks_share_windows_and_layers():
+    one, four = (described(on_device=True, ranks=n, windows=64).forecast(RATES) for n in (1, 4))
+    assert four.stage("measure").device_bytes < one.stage("measure").device_bytes
+    assert four.stage("solve").seconds < one.stage("solve").seconds
+    assert four.stage("load").seconds == one.stage("load").seconds
+
+
+def test_experts_hold_a_group_of_grams():
+    """All of them where they fit; else a gibibyte."""
+    run = described("mixtral", bits=4)
+    from q2n.planning.memory import MemoryOfStages
+
+    memory = MemoryOfStages(run.shapes, run.load, 0.0)
+    site = next(x for x in run.shapes.blocks[0].sites if x.copies > 1)
+    assert memory.statistics(site) == 8 * 4 * 64**2
+    assert memory.statistics(replace(site, width=8192, copies=256)) == 2**30
+    assert memory.statistics(replace(site, width=32768, copies=256)) == 4 * 32768**2
+
+
+def test_what_does_not_fit_is_named():
+    run = described(windows=4000)
+    assert run.forecast(RATES).notes == ()
+    [note] = run.forecast(replace(RATES, host_bytes=1.2e8)).notes
+    assert "0.1 GB" in note and "--activations disk" in note
+
+
+def test_a_pass_multiplies_every_weight_twice():
+    """Measured: 2 operations a weight and token, half of all pairs in attention."""
+    run = described(method="gptq", bits=4)
+    found = run.forecast(replace(RATES, float32=1e30, memory=1e30, product=1.0))
+    linears = 4 * sum(map(prod, [(64, 64), (32, 64), (32, 64), (64, 64), *[(96, 64)] * 3]))
+    norms = 4 * 2 * 64
+    tokens = 4 * 32
+    pairs = 4 * 2 * 4 * (16 + 16) * 32 / 2
+    assert found.stage("measure").seconds == pytest.approx(
+        tokens * (2 * (linears + norms) + pairs), rel=1e-6
+    )
+
+
+def test_nothing_of_a_weight_is_read(tmp_path):
+    model = tiny_model(layers=4)
+    model.config.architectures = ["LlamaForCausalLM"]
+    model.config.save_pretrained(tmp_path)
+    read = read_settings({"model": str(tmp_path), "output": "x", **TEXT})
+    assert describe_run(read, on_device=False).forecast(RATES).checkpoint_bytes > 0
