@@ -52,7 +52,8 @@ MIXTURES: Mapping[str, dict] = {
     "qwen2_moe": {"shared_expert_intermediate_size": 64},
     "qwen3_moe": {"head_dim": 32, "norm_topk_prob": True},
     "olmoe": {},
-    "deepseek_v2": {"layers": 3, "q_lora_rank": 32, "kv_lora_rank": 32, "v_head_dim": 32},
+    "deepseek": {"layers": 3},
+    "deepseek_v2": {"layers": 3, "v_head_dim": 32},
 }
 """The same of those with experts."""
 

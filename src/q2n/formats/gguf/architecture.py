@@ -101,7 +101,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "phi3": Architecture(
         name="phi3", ropes=("default", "longrope"), partial_rope=True, square=True
     ),
-    "mixtral": replace(_LLAMA, biases=_ATTENTION, mixture=Mixture(normalized=True)),
+    "mixtral": replace(_LLAMA, biases=(), mixture=Mixture(normalized=True)),
     "qwen2_moe": Architecture(
         name="qwen2moe",
         biases=_QKV,

@@ -63,9 +63,7 @@ class GGUFFile(Container):
         young = notes_of_age([storage.block_type, self.outside])
         return [*FileLayout(source, self.outside).notes, *young]
 
-    def check_experts(
-        self, source: ModelSource, storage: StorageSpec, left: Sequence[str]
-    ) -> None:
+    def check_experts(self, source: ModelSource, storage: StorageSpec, left: Sequence[str]) -> None:
         weights = {f"{name}.weight" for name in left}
         FileLayout(source, self.outside).require_whole_stacks(weights)
 
