@@ -90,7 +90,7 @@ def mixture_problem(mixture: Mixture | None, config: Any) -> str | None:
     if mixture.first_dense and not config.n_shared_experts:
         return "it has no shared experts"
     if (period := getattr(config, "moe_layer_freq", 1)) != 1:
-        return f"moe_layer_freq is {period}, and there every layer but the first has experts"
+        return f"moe_layer_freq is {period}, and there all layers but the first ones have experts"
     return _groups(config)
 
 
