@@ -3,6 +3,7 @@
 import torch
 from tiny import tiny_model
 
+from q2n.models import deepseek  # noqa: F401 - registers a model type
 from q2n.models.loading_plan import fused_parts
 
 EXPERTS = {
@@ -34,6 +35,7 @@ MIXTURES = {
     "qwen3_moe": _SMALL,
     "olmoe": {"num_key_value_heads": 4},
     "phimoe": {},
+    "deepseek": _SMALL | {"num_key_value_heads": 4, "n_shared_experts": 2},
     "deepseek_v2": _LATENT | _SMALL | _GROUPS | {"num_key_value_heads": 4},
     "deepseek_v3": _LATENT | _SMALL | _GROUPS | {"num_key_value_heads": 4},
     "glm4_moe": _SMALL | _GROUPS,

@@ -1,10 +1,12 @@
 """Tiny checkpoints with tokenizers that llama.cpp has."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from mixtures import tiny_mixture
 from tiny import tiny_model, tiny_text
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
@@ -17,6 +19,7 @@ from q2n.formats import FORMATS
 from q2n.formats.format import Format
 from q2n.grids.fitted import block_grid
 from q2n.layers.blocks import BlockLinear, BlockStorage
+from q2n.models.experts import one_by_one
 
 VOCABULARY = 384
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
@@ -44,6 +47,15 @@ CONFIGS: Mapping[str, dict] = {
     "phi3": {},
 }
 """What each tiny model has of its own."""
+MIXTURES: Mapping[str, dict] = {
+    "mixtral": {},
+    "qwen2_moe": {"shared_expert_intermediate_size": 64},
+    "qwen3_moe": {"head_dim": 32, "norm_topk_prob": True},
+    "olmoe": {},
+    "deepseek": {"layers": 3},
+    "deepseek_v2": {"layers": 3, "v_head_dim": 32},
+}
+"""The same of those with experts."""
 
 
 def byte_level(parts: list | None = None, **model) -> Tokenizer:
@@ -117,8 +129,9 @@ def save(
     **options,
 ) -> PreTrainedModel:
     """A tiny model with a tokenizer, saved to a folder; norms and biases are not all alike."""
-    options = {"layers": 2, **CONFIGS[architecture], **options}
-    model = tiny_model(architecture, vocab_size=VOCABULARY, **options)
+    options = {"layers": 2, **{**CONFIGS, **MIXTURES}[architecture], **options}
+    make = tiny_mixture if architecture in MIXTURES else tiny_model
+    model = make(architecture, vocab_size=VOCABULARY, **options)
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
@@ -142,11 +155,11 @@ def gguf_format(outside: str = "f32") -> Format:
 
 
 def in_blocks(model: PreTrainedModel, name: BlockTypeName) -> dict[str, BlockLinear]:
-    """Every linear of the decoder rounded to blocks of a type."""
+    """Every linear of the decoder rounded to blocks of a type, of every expert too."""
     return {
         path: rounded(module.weight.detach().float(), name)
-        for path, module in model.model.named_modules(prefix="model")
-        if isinstance(module, nn.Linear)
+        for path, module in one_by_one(deepcopy(model)).model.named_modules(prefix="model")
+        if isinstance(module, nn.Linear) and module.out_features > 1
     }
 
 

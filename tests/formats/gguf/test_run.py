@@ -30,8 +30,13 @@ def quantize(place: Path, **settings):
 
 
 @needs_llama_cpp
-def test_llama_cpp_predicts_what_our_weights_predict(tmp_path: Path) -> None:
-    save(tmp_path / "model", "qwen3")
+@pytest.mark.parametrize(
+    ("architecture", "options"), [("qwen3", {}), ("qwen3_moe", {"num_experts_per_tok": 4})]
+)
+def test_llama_cpp_predicts_what_our_weights_predict(
+    tmp_path: Path, architecture: str, options: dict
+) -> None:
+    save(tmp_path / "model", architecture, **options)
     quantize(tmp_path, grid="q4_0", output_scales=True)
     text = fast(byte_level())(tiny_text(4)).input_ids[:64]
     with torch.no_grad():

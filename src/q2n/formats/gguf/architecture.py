@@ -8,13 +8,14 @@ and of its loader (src/models/*.cpp), which says which tensors have a place and 
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
 from transformers import PretrainedConfig
 
 from q2n.errors import InputError
+from q2n.formats.gguf.mixtures import Mixture, stack_of
 from q2n.option_types import shown
 
 _QKV = ("q_proj", "k_proj", "v_proj")
@@ -45,6 +46,14 @@ class Architecture:
     """Whether all heads together must be as wide as the hidden states."""
     own_head: bool = True
     """Whether the head may be another tensor than the embeddings."""
+    tied_head: bool = True
+    """Whether it may be the embeddings."""
+    shared_keys: bool = True
+    """Whether several heads may have keys and values in common."""
+    mixture: Mixture | None = None
+    """What its layers have in place of feed-forward ones; None: no experts."""
+    latent: bool = False
+    """Whether keys and values of all heads are made of one short vector (latent.py)."""
     caps_attention: bool = False
     """Whether attention and head are capped, both."""
     window_pattern: int | None = None
@@ -67,6 +76,7 @@ _LLAMA = Architecture(
     biases=(*_ATTENTION, *_MLP),
     ropes=(*_STATIC, "llama3"),
 )
+_DEEPSEEK = Mixture(normalized=False, width="moe_intermediate_size", first_dense=True)
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
@@ -90,6 +100,36 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "phi3": Architecture(
         name="phi3", ropes=("default", "longrope"), partial_rope=True, square=True
+    ),
+    "mixtral": replace(_LLAMA, biases=(), mixture=Mixture(normalized=True)),
+    "qwen2_moe": Architecture(
+        name="qwen2moe",
+        biases=_QKV,
+        square=True,
+        tied_head=False,
+        mixture=Mixture(
+            normalized=False,
+            width="moe_intermediate_size",
+            shared_width="shared_expert_intermediate_size",
+        ),
+    ),
+    "qwen3_moe": Architecture(
+        name="qwen3moe",
+        biases=_QKV,
+        mixture=Mixture(normalized=True, width="moe_intermediate_size"),
+    ),
+    "olmoe": Architecture(
+        name="olmoe",
+        square=True,
+        tied_head=False,
+        shared_keys=False,
+        mixture=Mixture(normalized=False),
+    ),
+    "deepseek": Architecture(
+        name="deepseek", interleaved=("q_proj", "k_proj"), square=True, mixture=_DEEPSEEK
+    ),
+    "deepseek_v2": Architecture(
+        name="deepseek2", ropes=("default", "yarn"), latent=True, mixture=_DEEPSEEK
     ),
 }
 """By `model_type` of config.json."""
@@ -117,7 +157,7 @@ def architecture_of(config: PretrainedConfig) -> Architecture:
 
 
 def gguf_names(architecture: Architecture, blocks: int, names: Iterable[str]) -> dict[str, str]:
-    """The model's name of a tensor -> its name in the file.
+    """The model's name of a tensor -> its name in the file; experts of a stack have one.
 
     Raises:
         InputError: the file has no place for one.
@@ -125,7 +165,7 @@ def gguf_names(architecture: Architecture, blocks: int, names: Iterable[str]) ->
     known = get_tensor_name_map(architecture.key, blocks)
     found: dict[str, str] = {}
     for name in names:
-        place = known.get_name(name, (".weight", ".bias"))
+        place = known.get_name(stack_of(name) or name, (".weight", ".bias"))
         if place is None or not _has_place(architecture, name):
             raise InputError(
                 f"tensor {name!r} has no place in a {architecture.name} model of llama.cpp; use "

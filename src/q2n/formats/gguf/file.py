@@ -4,15 +4,17 @@ config.json and the tokenizer's files lie beside it: they say what q2n and peopl
 the model, and with them the folder is read as any other (source.py).
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
+import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
 from q2n.block_types import BY_BITS
+from q2n.errors import InputError
 from q2n.formats.codec import Codec
 from q2n.formats.container import Container
 from q2n.formats.folder_config import as_json, written_config
@@ -28,6 +30,7 @@ from q2n.layers.blocks import BlockLinear, BlockStorage
 from q2n.layers.quantized import StorageSpec
 from q2n.models.full_precision import FullPrecision
 from q2n.models.model_source import ModelSource
+from q2n.patterns import listed
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,10 @@ class GGUFFile(Container):
         young = notes_of_age([storage.block_type, self.outside])
         return [*FileLayout(source, self.outside).notes, *young]
 
+    def check_experts(self, source: ModelSource, storage: StorageSpec, left: Sequence[str]) -> None:
+        weights = {f"{name}.weight" for name in left}
+        FileLayout(source, self.outside).require_whole_stacks(weights)
+
     def outside_types(self, source: ModelSource) -> str:
         return FileLayout(source, self.outside).types_outside
 
@@ -69,13 +76,14 @@ class GGUFFile(Container):
 
     def write_into(self, folder: Path, model: QuantizedModel, codec: Codec) -> int:
         layout = FileLayout(model.source, self.outside)
+        layout.require_whole_stacks(layout.names.keys() - model.replaced)
         with TensorStream(
             folder / GGUF_FILE, layout.architecture.name, layout.describe, layout.shapes
         ) as stream:
             for name, factors in layout.factors.items():
                 stream.add(name, F32, encode(factors, F32, name))
-            for name, key in layout.names.items():
-                stream.add(key, *_stored(name, layout, model, codec))
+            for key, names in layout.members.items():
+                stream.add(key, *_together(names, layout, model, codec))
             stream.finish()
         (folder / "config.json").write_text(as_json(written_config(model.source, model.skeleton)))
         model.source.save_auxiliary(folder)
@@ -91,6 +99,23 @@ class GGUFFile(Container):
 
     def tensor_bytes(self, directory: Path) -> int:
         return sum(x.size_bytes for x in read_header(directory / GGUF_FILE).tensors.values())
+
+
+def _together(
+    names: Sequence[str], layout: FileLayout, model: QuantizedModel, codec: Codec
+) -> tuple[TensorType, UInt8[Tensor, "..."]]:
+    """What the file holds as one tensor.
+
+    Raises:
+        InputError: its parts are of several types.
+    """
+    kinds, rows = zip(*(_stored(name, layout, model, codec) for name in names), strict=True)
+    if len(set(kinds)) > 1:
+        raise InputError(
+            f"a GGUF file holds {listed(names)} in one type, and they are in "
+            f"{', '.join(sorted({kind.name for kind in kinds}))}; use another --format"
+        )
+    return kinds[0], rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 def _stored(

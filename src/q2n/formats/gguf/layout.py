@@ -1,7 +1,8 @@
 """What the GGUF file of a model holds, known before any tensor is read.
 
 A tensor of the model becomes one of the file: rows of a type, interleaved within heads where
-llama.cpp wants them so. Rows move as they are, so that blocks and scales move with them.
+llama.cpp wants them so; those of experts become stacks (mixtures.py). Rows move as they are, so
+that blocks and scales move with them.
 """
 
 from collections.abc import Collection, Mapping
@@ -16,6 +17,7 @@ from torch import Tensor
 from q2n.errors import InputError
 from q2n.formats.gguf.architecture import architecture_of, gguf_names, heads_of, is_norm
 from q2n.formats.gguf.metadata import add_architecture, add_general
+from q2n.formats.gguf.mixtures import held_together, require_whole_stacks, stack_of
 from q2n.formats.gguf.outside import EMBEDDINGS, Outside
 from q2n.formats.gguf.rope import rope_tensors
 from q2n.formats.gguf.supported import require_supported, window_notes
@@ -45,6 +47,8 @@ class FileLayout:
             )
         self.names = gguf_names(self.architecture, source.config.num_hidden_layers, source.names())
         """Every tensor: name in the model -> name in the file."""
+        self.members = held_together(self.names)
+        """Name in the file -> names in the model, several of a stack."""
         self.outside = Outside.of(outside, source.dtype)
         self.factors = rope_tensors(source.config)
         """Tensors of the file that are none of the model's."""
@@ -54,7 +58,7 @@ class FileLayout:
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of all tensors, by their names in the file, in its order."""
-        own = {key: self._shapes[name] for name, key in self.names.items()}
+        own = {key: self._shape(names) for key, names in self.members.items()}
         return {name: tuple(x.shape) for name, x in self.factors.items()} | own
 
     @cached_property
@@ -82,7 +86,16 @@ class FileLayout:
     @property
     def types_outside(self) -> str:
         """The types of all that is not quantized, in one sentence."""
-        return self.outside.said(self._embeddings)
+        return self.outside.said(self._embeddings, routers=self.architecture.mixture is not None)
+
+    def require_whole_stacks(self, left: Collection[str]) -> None:
+        """Refuse a stack of experts of which some weights are quantized and others, those of the
+        names in `left`, stay as they are.
+
+        Raises:
+            InputError: naming one of each.
+        """
+        require_whole_stacks(self.members, left)
 
     def describe(self, writer: GGUFWriter, weights: Mapping[TensorType, int]) -> None:
         """Write the entries of a file that holds so many weights of each type."""
@@ -119,6 +132,11 @@ class FileLayout:
         """Rows of one of the model's tensors, as numbers or as bytes, in the order of the file."""
         heads = heads_of(self.architecture, self.config, name)
         return rows if heads is None else interleaved(rows, heads)
+
+    def _shape(self, names: list[str]) -> tuple[int, ...]:
+        """Of the tensor that holds these of the model."""
+        shape = self._shapes[names[0]]
+        return shape if stack_of(names[0]) is None else (len(names), *shape)
 
     @property
     def _embeddings(self) -> dict[str, tuple[int, ...]]:

@@ -11,6 +11,8 @@ from typing import Any
 from gguf import GGML_QUANT_VERSION, GGUFType, GGUFWriter
 
 from q2n.formats.gguf.architecture import Architecture, head_size
+from q2n.formats.gguf.latent import add_latent
+from q2n.formats.gguf.mixtures import add_mixture
 from q2n.formats.gguf.rope import LOCAL, add_rope
 from q2n.formats.gguf.tensor_types import TensorType
 
@@ -53,9 +55,14 @@ def add_architecture(writer: GGUFWriter, architecture: Architecture, config: Any
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(head_size(config))
-    writer.add_value_length(head_size(config))
+    if architecture.latent:
+        add_latent(writer, config)
+    else:
+        writer.add_key_length(head_size(config))
+        writer.add_value_length(head_size(config))
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if architecture.mixture is not None:
+        add_mixture(writer, architecture.mixture, config)
     add_rope(writer, config)
     _add_caps(writer, config)
     _add_window(writer, architecture, config)

@@ -2,6 +2,7 @@
 
 embeddings, head    the type that is asked for (--gguf-outside), if whole blocks fill their rows
 norms, biases       F32: llama.cpp takes nothing else
+routers             F32, as its converter writes them: they choose experts
 other linears       the type that is asked for if it is a floating-point one, else F16, or BF16
                     in a model of bfloat16
 """
@@ -15,6 +16,8 @@ from q2n.formats.gguf.tensor_types import BF16, F16, F32, FLOATS, TENSOR_TYPES, 
 
 EMBEDDINGS = ("token_embd.weight", "output.weight")
 """Names in the file."""
+_ROUTERS = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")
+"""How the names of those in the file end."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +38,17 @@ class Outside:
 
     def kind(self, name: str, shape: tuple[int, ...]) -> TensorType:
         """The type of a tensor that is called so in the file."""
-        if len(shape) == 1:
+        if len(shape) == 1 or name.endswith(_ROUTERS):
             return F32
         return fitting(self.wanted, shape[-1], self.plain) if name in EMBEDDINGS else self.plain
 
-    def said(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
-        """In one sentence, for a file that holds these embeddings."""
+    def said(self, shapes: Mapping[str, tuple[int, ...]], *, routers: bool) -> str:
+        """In one sentence, for a file that holds these embeddings, and routers or none."""
         kinds = {self.kind(name, shape).name for name, shape in shapes.items()}
+        exact = "norms, biases and what chooses among experts" if routers else "norms and biases"
         return (
             f"Embeddings and output head are in {', '.join(sorted(kinds))}, other linears that are "
-            f"not quantized in {self.plain.name}, norms and biases in F32."
+            f"not quantized in {self.plain.name}, {exact} in F32."
         )
 
     def notes(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

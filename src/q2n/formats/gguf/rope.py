@@ -42,6 +42,9 @@ _ENTRIES: Mapping[str, set[str]] = {
     },
 }
 """What each kind may say."""
+_SCALES = ("mscale", "mscale_all_dim")
+"""What yarn may say besides where attention is latent: by the second of the two llama.cpp scales
+attention, and knows the two alike only."""
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
 
@@ -53,10 +56,19 @@ def rope_problem(architecture: Architecture, config: Any) -> str | None:
         return f"rope_type is {shown(kind)}, and it knows {', '.join(architecture.ropes)}"
     if ropes.get(LOCAL, {}).get("rope_type", "default") != "default":
         return "the position embedding of layers with a window is scaled"
+    scaled = architecture.latent and kind == "yarn"
     for entries in ropes.values():
-        if problem := _unknown(architecture, entries, _ENTRIES[kind]):
+        taken = _ENTRIES[kind] | set(_SCALES if scaled else ())
+        if problem := _unknown(architecture, entries, taken) or (scaled and _unlike(entries)):
             return problem
     return None
+
+
+def _unlike(entries: Mapping[str, Any]) -> str | None:
+    first, second = (entries.get(name) for name in _SCALES)
+    if first and first == second:
+        return None
+    return f"rope_parameters has mscale {first} and mscale_all_dim {second}, and there they are one"
 
 
 def _unknown(architecture: Architecture, entries: Mapping[str, Any], taken: set[str]) -> str | None:
@@ -88,6 +100,8 @@ def add_rope(writer: GGUFWriter, config: Any) -> None:
     if kind == "yarn":
         writer.add_rope_scaling_yarn_beta_fast(entries.get("beta_fast") or 32.0)
         writer.add_rope_scaling_yarn_beta_slow(entries.get("beta_slow") or 1.0)
+        if scale := entries.get(_SCALES[1]):
+            writer.add_rope_scaling_yarn_log_mul(0.1 * scale)  # that is how the loader wants it
     if kind == "longrope":
         writer.add_rope_scaling_attn_factors(ROPE_INIT_FUNCTIONS[kind](config, "cpu")[1])
 

@@ -13,9 +13,10 @@ from transformers import PretrainedConfig
 
 from q2n.errors import InputError
 from q2n.formats.gguf.architecture import Architecture, head_size
+from q2n.formats.gguf.latent import latent_problem
+from q2n.formats.gguf.mixtures import mixture_problem
 from q2n.formats.gguf.rope import rope_problem
 from q2n.option_types import shown
-from q2n.patterns import listed
 
 
 def require_supported(architecture: Architecture, config: PretrainedConfig) -> None:
@@ -91,9 +92,30 @@ def _direction(architecture: Architecture, config: Any) -> str | None:
     return "it attends to later tokens (use_bidirectional_attention)" if both else None
 
 
+def _clipped(architecture: Architecture, config: Any) -> str | None:
+    most = getattr(config, "clip_qkv", None)
+    return None if most is None else f"clip_qkv is {most}, and there nothing is clipped"
+
+
+def _head(architecture: Architecture, config: Any) -> str | None:
+    if architecture.tied_head or not config.tie_word_embeddings:
+        return None
+    return "its head is the embeddings (tie_word_embeddings), and there it is a tensor of its own"
+
+
+def _shared_keys(architecture: Architecture, config: Any) -> str | None:
+    heads, keys = config.num_attention_heads, config.num_key_value_heads
+    if architecture.shared_keys or heads == keys:
+        return None
+    return f"num_key_value_heads is {keys}, and there it is num_attention_heads ({heads})"
+
+
+def _latent(architecture: Architecture, config: Any) -> str | None:
+    return latent_problem(config) if architecture.latent else None
+
+
 def _experts(architecture: Architecture, config: Any) -> str | None:
-    names = [x for x in ("num_experts", "num_local_experts") if getattr(config, x, None)]
-    return f"mixtures of experts are not written yet ({listed(names)})" if names else None
+    return mixture_problem(architecture.mixture, config)
 
 
 Check = Callable[[Architecture, Any], str | None]
@@ -104,6 +126,10 @@ _CHECKS: tuple[Check, ...] = (
     _scale,
     _caps,
     _direction,
+    _clipped,
+    _head,
+    _shared_keys,
+    _latent,
     _experts,
     rope_problem,
 )

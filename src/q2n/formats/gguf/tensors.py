@@ -1,8 +1,8 @@
 """The tensors of a GGUF file as dense weights: under the file's names, and under the model's.
 
-Types become float32, rows that are interleaved within a head go back to their places, and what was
-added to the weights of norms is taken off. Nothing here is told what was written: types and shapes
-are the file's, names and order follow from config.json.
+Types become float32, rows that are interleaved within a head go back to their places, what was
+added to the weights of norms is taken off, and experts are read one by one. Nothing here is told
+what was written: types and shapes are the file's, names and order follow from config.json.
 """
 
 import hashlib
@@ -17,9 +17,11 @@ from transformers import PreTrainedModel
 from q2n.errors import InputError
 from q2n.formats.gguf.architecture import Architecture, gguf_names, heads_of, is_norm
 from q2n.formats.gguf.header import read_header
+from q2n.formats.gguf.mixtures import held_together, stack_of
 from q2n.formats.gguf.rope import rope_tensors
-from q2n.formats.gguf.tensor_types import decode
+from q2n.formats.gguf.tensor_types import TensorType, decode
 from q2n.models.checkpoint_files import StoredTensors
+from q2n.models.loading_plan import fused_parts
 from q2n.option_types import shown
 
 GGUF_FILE = "model.gguf"
@@ -60,17 +62,27 @@ class GGUFTensors(StoredTensors):
 
     def tensor(self, key: str) -> Float[Tensor, "..."]:
         place = self._places[key]
+        return self._read(place.start, place.kind, place.shape)
+
+    def entry(self, key: str, index: int) -> Float[Tensor, "..."]:
+        place = self._places[key]
+        shape = place.shape[1:]
+        return self._read(place.start + index * place.kind.size_bytes(shape), place.kind, shape)
+
+    def _read(self, start: int, kind: TensorType, shape: tuple[int, ...]) -> Float[Tensor, "..."]:
+        size = kind.size_bytes(shape)
         try:
-            data = np.fromfile(self.file, np.uint8, place.size_bytes, offset=place.start)
+            data = np.fromfile(self.file, np.uint8, size, offset=start)
         except OSError as cause:
             raise InputError(f"{self.file} cannot be read ({cause}); fetch it again") from cause
-        if data.nbytes != place.size_bytes:
+        if data.nbytes != size:
             raise InputError(f"{self.file} has become shorter; fetch it again")
-        return decode(torch.from_numpy(data), place.kind, place.shape)
+        return decode(torch.from_numpy(data), kind, shape)
 
 
 class ModelTensors(StoredTensors):
-    """Under the names of the modules of `model`, whose weights may be on the meta device.
+    """Under the names of the modules of `model`, experts one by one (models/experts.py). The model
+    is as transformers builds it; its weights may be on the meta device.
 
     Raises:
         InputError: the file is that of another model.
@@ -84,10 +96,7 @@ class ModelTensors(StoredTensors):
             )
         self._files, self._architecture, self._config = files, architecture, model.config
         self.folder = files.folder
-        names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-        if not architecture.own_head:
-            names.remove("lm_head.weight")
-        known = gguf_names(architecture, model.config.num_hidden_layers, names)
+        known = gguf_names(architecture, model.config.num_hidden_layers, self._names(model))
         unknown = files.file_of.keys() - known.values() - rope_tensors(model.config).keys()
         if unknown:
             raise InputError(
@@ -95,21 +104,47 @@ class ModelTensors(StoredTensors):
                 "config.json; the two belong to different models"
             )
         self._key_of = {name: key for name, key in known.items() if key in files.file_of}
+        self._expert_of: dict[str, int] = {}
+        for key, names in held_together(self._key_of).items():
+            if stack_of(names[0]) is not None:
+                self._require_experts(key, len(names))
+                self._expert_of |= {name: place for place, name in enumerate(names)}
         self.file_of = dict.fromkeys(self._key_of, files.file)
 
+    def _names(self, model: PreTrainedModel) -> list[str]:
+        """Of all parameters that the file may hold."""
+        fused, names = fused_parts(model), list[str]()
+        for name, _ in model.named_parameters(remove_duplicate=False):
+            names += fused.get(name, [name])
+        if not self._architecture.own_head:
+            names.remove("lm_head.weight")
+        return names
+
+    def _require_experts(self, key: str, count: int) -> None:
+        shape = self._files.shape(key)
+        if len(shape) != 3 or shape[0] != count:
+            raise InputError(
+                f"{self._files.file}: tensor {shown(key)} of shape {shape} does not hold the "
+                f"{count} experts of config.json; the two belong to different models"
+            )
+
     def shape(self, key: str) -> tuple[int, ...]:
-        return self._files.shape(self._key_of[key])
+        shape = self._files.shape(self._key_of[key])
+        return shape[1:] if key in self._expert_of else shape
 
     def dtype(self, key: str) -> str:
         return self._files.dtype(self._key_of[key])
 
     def size_bytes(self, key: str) -> int:
-        return self._files.size_bytes(self._key_of[key])
+        size = self._files.size_bytes(self._key_of[key])
+        return size // self._files.shape(self._key_of[key])[0] if key in self._expert_of else size
 
     def digest_and_extremes(self, file: Path) -> tuple[bytes, dict[str, Float64[Tensor, " 2"]]]:
         return self._files.digest_and_extremes(file)
 
     def tensor(self, key: str) -> Float[Tensor, "..."]:
+        if key in self._expert_of:
+            return self._files.entry(self._key_of[key], self._expert_of[key])
         weight = self._files.tensor(self._key_of[key])
         heads = heads_of(self._architecture, self._config, key)
         if heads is not None:
