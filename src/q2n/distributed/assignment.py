@@ -5,14 +5,18 @@ and what is derived from them (factors, spectra: m^3 for a width of m), whoever 
 it once. Each target costs rows * m^2 beside that.
 
     1. whole sites, the dearest first, each to the rank with the least to do
-    2. as long as that lowers the greater of the two loads: the rank with the most to do gives the
-       one with the least a target, or a whole site
+    2. as long as that lowers the greater of the two loads by a tenth (a site of two ranks has its
+       sums sent to both, and what is derived from them computed twice): the rank with the most to
+       do gives the one with the least a target, or a whole site
 
 Every rank computes the same from the same numbers, so nobody has to be told.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+GAIN = 0.1
+"""Least share of a load that makes it worth giving something away."""
 
 Owners = list[list[int]]
 """The rank of each target, by site."""
@@ -56,7 +60,7 @@ def _better(
 ) -> tuple[Owners, list[float]] | None:
     """Owners and loads after the best move from the busiest rank to the idlest."""
     busy, idle = loads.index(max(loads)), loads.index(min(loads))
-    best, found = loads[busy] * (1 - 1e-9), None  # a gain within rounding is none
+    best, found = loads[busy] * (1 - GAIN), None
     for position, targets in _moves(owners, busy):
         site, before = sites[position], owners[position]
         after = [idle if x in targets else owner for x, owner in enumerate(before)]
