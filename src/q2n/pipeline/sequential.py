@@ -23,6 +23,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from q2n.data.windows import TokenWindows
+from q2n.disk.folders import remove_known
 from q2n.distributed.ranks import ALONE, Ranks
 from q2n.distributed.shares import share
 from q2n.errors import InputError
@@ -169,6 +170,8 @@ class SequentialLoop:
         finally:
             for stream in streams:
                 stream.close()
+            if not self.ranks.is_first:  # on another machine nobody else empties the folder
+                remove_known(self.store.folder, lambda path: False)
 
     def _opened(self, windows: TokenWindows, names: Sequence[str]) -> list[Stream]:
         """Streams of this rank's windows."""
