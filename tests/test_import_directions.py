@@ -16,6 +16,7 @@ ROOMS = [
     {"linalg"},
     {"data"},
     {"layers"},
+    {"distributed"},
     {"kernels"},
     {"grids"},
     {"method"},
@@ -36,6 +37,7 @@ ROOMS = [
     {"registration"},
     {"__init__"},  # the front of the package: what `import q2n` gives
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 TOKENIZES = "data"  # with the tokenizer of the model

@@ -3,6 +3,7 @@
 The command line calls these and adds nothing but printing.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from q2n.config.output import output_folder
 from q2n.config.reading import read_settings
 from q2n.disk.folders import partial_folder
 from q2n.disk.lock import run_lock
+from q2n.distributed.ranks import ALONE, Ranks
 from q2n.errors import InputError
 from q2n.evaluation.block_costs import BlockCosts
 from q2n.evaluation.evaluate import Conditions, compare, compare_all, evaluate
@@ -39,6 +41,7 @@ __all__ = [
     "inspect",
     "inspect_fidelity",
     "quantize",
+    "quantize_among_ranks",
     "save_kl_base",
 ]
 
@@ -52,7 +55,7 @@ def quantize(
     reporter: Reporter | None = None,
     **settings: Any,
 ) -> Quantized:
-    """Quantize a causal LM and write a checkpoint.
+    """Quantize a causal LM and write a checkpoint, in this process alone.
 
     Args:
         model: checkpoint folder, hub name, packaged model, or a transformers model object
@@ -71,17 +74,54 @@ def quantize(
         ResumeError: the interrupted run had other settings, text, model or version, or what it
             left is damaged.
     """
-    reporter = reporter or Reporter()
+    done = quantize_among_ranks(
+        ALONE,
+        model,
+        output,
+        tokenizer=tokenizer,
+        resume=resume,
+        reporter=reporter,
+        **settings,
+    )
+    assert done is not None
+    return done
+
+
+def quantize_among_ranks(
+    ranks: Ranks,
+    model: str | Path | PreTrainedModel,
+    output: str | Path,
+    *,
+    tokenizer: Any = None,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+    **settings: Any,
+) -> Quantized | None:
+    """`quantize`, by several processes together, each of which calls this (docs/ranks.md). None on
+    all but the first, which alone prints and writes.
+
+    Args:
+        ranks: this process among them, from `q2n.distributed.launch.launched()`.
+
+    Raises:
+        InputError: as `quantize`; more ranks than calibration windows, a setting that takes one
+            rank, or a rank has other files, settings or versions than the first.
+        NumericalError: as `quantize`.
+        ResumeError: as `quantize`.
+        RankError: another rank has ended.
+    """
+    reporter = reporter if reporter is not None and ranks.is_first else Reporter()
     _require_names(model, output)
     label = model if isinstance(model, str | Path) else model.config.name_or_path
     named = {"model": str(label or type(model).__name__), "output": str(output)}
     read = read_settings({**settings, **named})
-    with run_lock(output_folder(read.run, resume=resume)):
-        run = Run(read, model, tokenizer, reporter, resume=resume)
+    first = ranks.is_first
+    with run_lock(output_folder(read.run, resume=resume)) if first else nullcontext():
+        run = Run(read, model, tokenizer, reporter, resume=resume, ranks=ranks)
         if run.is_complete:
-            return run.complete_before()
+            return run.complete_before() if first else None
         run.quantize_blocks()
-        return run.write()
+        return run.write() if first else None
 
 
 def _require_names(model: Any, output: Any) -> None:

@@ -27,6 +27,10 @@ class ResumeError(InputError):
     """A partial run belongs to another model, text, configuration or version."""
 
 
+class RankError(Q2NError):
+    """Another process of the same run has ended: this one cannot go on."""
+
+
 _BEGINNING, _END = 240, 120
 """Characters of a reason that are kept."""
 

@@ -1,7 +1,7 @@
 """One quantization: from settings to a checkpoint, its record and its card.
 
 Run(...)           everything that can be refused is looked at: options against every shape,
-                   the texts, the output
+                   the texts, the output, other ranks against the first
 quantize_blocks    the blocks are quantized and stored one by one
 write              the checkpoint is written, measured and described in a folder that gets its
                    name when all of it is there
@@ -26,6 +26,8 @@ from q2n.data.texts import Texts
 from q2n.data.windows import TokenWindows
 from q2n.disk.folders import partial_folder
 from q2n.disk.space import require_space
+from q2n.distributed.agreement import require_agreement, tell
+from q2n.distributed.ranks import ALONE, Ranks
 from q2n.errors import InputError, ResumeError
 from q2n.evaluation.compare import Comparison
 from q2n.evaluation.written import compare_written
@@ -51,15 +53,25 @@ class Run:
     """One call of `quantize`."""
 
     def __init__(
-        self, settings: Settings, model: Any, tokenizer: Any, reporter: Reporter, *, resume: bool
+        self,
+        settings: Settings,
+        model: Any,
+        tokenizer: Any,
+        reporter: Reporter,
+        *,
+        resume: bool,
+        ranks: Ranks = ALONE,
     ):
         self.config = config = settings.run
-        self.reporter, self.resume = reporter, resume
-        self.target = output_folder(config, resume=resume)
-        self.is_complete = self.target.exists()
+        self.reporter, self.resume, self.ranks = reporter, resume, ranks
+        ranks.refuse(settings.flat())
+        self.target = (
+            output_folder(config, resume=resume) if ranks.is_first else Path(config.output)
+        )
+        self.is_complete = tell(ranks, self.target.exists())
         """Whether an earlier run has written the checkpoint."""
         self.store = RunStore(partial_folder(self.target))
-        if not self.is_complete:
+        if ranks.is_first and not self.is_complete:
             self.store.require(resume=resume)
         self.plan = build_plan(settings)
         self.format = choose_format(
@@ -69,7 +81,7 @@ class Run:
             outside=config.gguf_outside,
             outside_bits=config.outside_bits,
         )
-        self.opened = model_of(config, model, self.plan.changes)
+        self.opened = model_of(config, model, self.plan.changes, ranks)
         _check_layers(self.opened, self.plan, self.format, config.runtime)
         if not self.is_complete:
             required = self.plan.method.required_statistics
@@ -83,7 +95,9 @@ class Run:
         """What a user must know of the result, known before the first block: in sentences
         without a full stop, for the screen, the record and the card."""
         self.windows = calibration_of(config, self.opened, texts) if self.plan.reads_text else None
-        self.measured_on = self._evaluation(texts) if config.ppl else None
+        if self.windows is not None:
+            ranks.require_share(len(self.windows))
+        self.measured_on = self._evaluation(texts) if config.ppl and ranks.is_first else None
         for text in (self.windows, self.measured_on):
             self.notes += text.notes if text is not None else ()
         text = self.windows
@@ -98,8 +112,9 @@ class Run:
             **settings.fingerprint(),
             "device": self.opened.blocks.device.type,
         }
-        if not self.is_complete:
+        if ranks.is_first and not self.is_complete:
             self._require_writable()
+        require_agreement(ranks, {**self.fingerprint, "expert_memory": config.expert_memory})
 
     def _require_writable(self) -> None:
         """Refuse now what the end would refuse: a disk that is certainly too small, a card that
@@ -147,7 +162,8 @@ class Run:
         )
 
     def quantize_blocks(self) -> None:
-        """Every block, or those that an interrupted run left; then the refit of the model."""
+        """Every block, or those that an interrupted run left; then the refit of the model. Of
+        several ranks the first one stores them."""
         config = self.config
         for note in self.notes:
             self.reporter.note(note)
@@ -159,12 +175,16 @@ class Run:
             scale_dtype=self.format.codec.scale_dtype(self.opened.source.dtype),
             refit=self.plan.block_refit,
             reporter=self.reporter,
+            ranks=self.ranks,
         )
+        if not self.ranks.is_first:
+            loop.run(self.windows, tell(self.ranks, None))
+            return
         try:
             finished = self.store.start(self.fingerprint, self.labels, resume=self.resume)
             for stored in (self.store, refitted(self.store)):
                 check_finished(stored, self.opened.blocks)
-            loop.run(self.windows, finished)
+            loop.run(self.windows, tell(self.ranks, finished))
             if self.plan.model_refit is not None:
                 assert self.windows is not None
                 refit_stored(

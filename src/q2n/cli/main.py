@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from q2n.errors import Q2NError
+from q2n.errors import Q2NError, RankError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,6 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
         _silence()
         return 141
     except (KeyboardInterrupt, Exception) as failure:
+        if isinstance(failure, RankError):  # the reason why torchrun has stopped this rank
+            return _fail(str(failure), failure.exit_code)
         if received or isinstance(failure, KeyboardInterrupt):  # imports turn it into others
             return _stopped(received)
         if isinstance(failure, Q2NError):

@@ -15,7 +15,7 @@ from q2n.config.settings_file import read_settings_file
 if TYPE_CHECKING:
     from q2n.api import Quantized
     from q2n.evaluation.compare import Comparison
-    from q2n.logging import Screen
+    from q2n.logging import Reporter, Screen
 
 BITS = (
     "bits_per_weight",
@@ -56,7 +56,8 @@ def add_quantize(commands: Any) -> None:
 
 
 def run(parsed: Namespace) -> None:
-    """Quantize, then say what it cost and how to load the result."""
+    """Quantize, in one process or in those that torchrun has started; the first one says what came
+    of it."""
     settings = _settings(parsed)
     read = read_settings(settings)  # refuses what it can before torch is loaded
     if parsed.print_config:
@@ -64,16 +65,25 @@ def run(parsed: Namespace) -> None:
         return
     output_folder(read.run, resume=parsed.resume)
 
-    from q2n.api import quantize
+    from q2n.api import quantize_among_ranks
+    from q2n.distributed.launch import launched
 
     reporting = reporter(parsed)
-    done = quantize(
-        settings.pop("model"),
-        settings.pop("output"),
-        resume=parsed.resume,
-        reporter=reporting,
-        **settings,
-    )
+    with launched() as ranks:
+        done = quantize_among_ranks(
+            ranks,
+            settings.pop("model"),
+            settings.pop("output"),
+            resume=parsed.resume,
+            reporter=reporting,
+            **settings,
+        )
+    if done is not None:
+        _say_done(done, reporting)
+
+
+def _say_done(done: Quantized, reporting: Reporter) -> None:
+    """What it cost and how to load the result: for a program, or for people."""
     facts = {
         "output": str(done.directory),
         "bytes_before": done.bytes_before,

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from q2n.config.settings import RunSettings
 from q2n.data.texts import Texts
 from q2n.data.windows import TokenWindows
+from q2n.distributed.ranks import ALONE, Ranks
 from q2n.models.opened import OpenedModel, open_model
 from q2n.models.targets import LayerFilter
 from q2n.pipeline.options import LoopOptions
@@ -16,15 +17,18 @@ from q2n.transforms.model_changes import ModelChanges
 
 
 def model_of(
-    run: RunSettings, model: str | Path | PreTrainedModel, changes: ModelChanges
+    run: RunSettings,
+    model: str | Path | PreTrainedModel,
+    changes: ModelChanges,
+    ranks: Ranks = ALONE,
 ) -> OpenedModel:
-    """The model, or the model object that stands for it; no weight is loaded yet. Raises as
-    `open_model`."""
+    """The model, or the model object that stands for it, on the device of this rank; no weight is
+    loaded yet. Raises as `open_model` and `Ranks.device`."""
     return open_model(
         model,
         changes,
         LayerFilter(run.ignore, run.only),
-        device=run.device,
+        device=ranks.device(run.device),
         dtype=run.dtype,
         revision=run.revision,
         trust_remote_code=run.trust_remote_code,

@@ -40,6 +40,8 @@ class Folds(Generic[S]):
 
     first: S
     second: S
+    from_second: bool = False
+    """Whether the first window goes to the second fold: an odd one of the text, counted from 0."""
 
     @property
     def both(self) -> list[S]:
@@ -54,7 +56,8 @@ class Folds(Generic[S]):
         self, x: Float[Tensor, "*batch in"], x_full: Float[Tensor, "*batch in"] | None
     ) -> None:
         """Deal out the tokens of `x`, of shape [windows, length, in] or [tokens, in]."""
-        fewer, more = sorted(self.both, key=lambda fold: fold.tokens)
+        in_turn = self.both[::-1] if self.from_second else self.both
+        fewer, more = sorted(in_turn, key=lambda fold: fold.tokens)
         for fold, part in zip((fewer, more), _parts(x), strict=True):
             if len(x[part]):
                 fold.update(x[part], None if x_full is None else x_full[part])

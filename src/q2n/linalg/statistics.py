@@ -31,7 +31,7 @@ from torch import Tensor
 from q2n.errors import InputError, NumericalError
 from q2n.linalg.folds import Folds
 from q2n.linalg.products import fast_products
-from q2n.linalg.triangle import add_gram, mirror_upper
+from q2n.linalg.triangle import add_gram, mirror_upper, upper_panels
 
 T = TypeVar("T")
 
@@ -63,12 +63,14 @@ class InputStatistics:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         cross_stride: int = 1,
+        first_window: int = 0,
     ) -> None:
         """
         Args:
             cross_stride: in the residual moment of a sequence, the first token and every so many
                 of those after it count; the latter are scaled up to stand for all of them. Tokens
                 that do not come as sequences all count.
+            first_window: number of the first one in the text, of which these may be a part.
         """
         self.width = width
         self.required = required
@@ -85,7 +87,9 @@ class InputStatistics:
         self._folds: Folds[InputStatistics] | None = None
         if RequiredStatistics.FOLDS in required:
             moments = required & ~(RequiredStatistics.FOLDS | RequiredStatistics.POSITIONS)
-            self._folds = Folds(self._empty(moments), self._empty(moments))
+            self._folds = Folds(
+                self._empty(moments), self._empty(moments), from_second=first_window % 2 == 1
+            )
 
     def update(
         self, x: Float[Tensor, "*batch in"], x_full: Float[Tensor, "*batch in"] | None = None
@@ -135,6 +139,30 @@ class InputStatistics:
         if self._folds is not None and other._folds is not None:
             total._folds = self._folds + other._folds
         return total
+
+    def counts(self) -> list[int]:
+        """Tokens and sequences, of the folds too: sums, and exact ones."""
+        within = self._folds.both if self._folds is not None else []
+        return [self.tokens, self.sequences, *(count for fold in within for count in fold.counts())]
+
+    def sums(self) -> list[Float[Tensor, "..."]]:
+        """Views of all other sums, to which those of other tokens may be added; of G its upper
+        triangle. `set_counts` must follow."""
+        views = [] if self._gram is None else upper_panels(self._gram)
+        views += [] if self._residual is None else [self._residual]
+        views += [] if self._positions is None else [self._positions]
+        within = self._folds.both if self._folds is not None else []
+        return views + [view for fold in within for view in fold.sums()]
+
+    def set_counts(self, counts: list[int]) -> None:
+        """Take over what `counts` gave, or sums of such: the other sums are of these tokens."""
+        self.tokens, self.sequences, *within = counts
+        self._derived.clear()
+        self._mirrored = False
+        if self._folds is not None:
+            middle = len(within) // 2
+            self._folds.first.set_counts(within[:middle])
+            self._folds.second.set_counts(within[middle:])
 
     @property
     def gram(self) -> Float[Tensor, "in in"]:

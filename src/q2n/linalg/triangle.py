@@ -29,3 +29,8 @@ def mirror_upper(matrix: Float[Tensor, "in in"]) -> None:
         corner = matrix[i:j, i:j]
         corner.copy_(corner.triu() + corner.triu(1).T)
         matrix[j:, i:j] = matrix[i:j, j:].T
+
+
+def upper_panels(matrix: Float[Tensor, "in in"]) -> list[Float[Tensor, "rows columns"]]:
+    """Views of the upper triangle, panel by panel."""
+    return [matrix[i:j, i:] for i, j in panels(len(matrix))]

@@ -10,6 +10,8 @@
 
 A stage that changes what ran before the site (a norm's weight) must drop the paused passes: they
 have used the old one. What it changes in norms goes into `norm_weights`, which are stored.
+
+With several ranks the stages of a round are those of among_ranks.py, and the first rank stores.
 """
 
 from collections.abc import Sequence
@@ -17,10 +19,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from q2n.distributed.ranks import Ranks
 from q2n.linalg.products import fast_products
 from q2n.logging import Reporter
 from q2n.method import Method
 from q2n.models.sites import Site, one_stage
+from q2n.pipeline.among_ranks import Assign, MeasureAmongRanks, QuantizeAmongRanks
 from q2n.pipeline.block_state import BlockStage, BlockState
 from q2n.pipeline.finish import Stopwatch, Store, advance
 from q2n.pipeline.measure import Measure
@@ -85,17 +89,26 @@ def block_stages(
     store: RunStore,
     stopwatch: Stopwatch,
     reporter: Reporter,
+    ranks: Ranks,
 ) -> list[BlockStage]:
-    """The stages that these settings ask for, in order."""
+    """The stages that these settings ask for, in order; the first rank stores."""
     required = method.required_statistics
+    measure = Measure(required, options, device)
+    quantize = Quantize(method, options, scale_dtype)
     each_round: list[BlockStage] = [
-        *([OverTokens(Measure(required, options, device), device)] if required else []),
+        *([OverTokens(measure, device)] if required else []),
         # here: rewrites that read the statistics of the round
-        Quantize(method, options, scale_dtype),
+        quantize,
     ]
+    if ranks.are_several:
+        each_round = [
+            Assign(ranks),
+            *([OverTokens(MeasureAmongRanks(measure, ranks), device)] if required else []),
+            QuantizeAmongRanks(quantize, ranks, device),
+        ]
     return [
         EachRound(each_round, options.true_sequential),
         *([RefitBlock(refit, options)] if refit is not None else []),
-        Store(store, stopwatch, reporter),
+        *([Store(store, stopwatch, reporter)] if ranks.is_first else []),
         OverTokens(advance, device),
     ]

@@ -48,6 +48,8 @@ class BlockState:
     """Of these sites' inputs, by position; empty for a method that needs none."""
     reached: Mapping[int, int] = field(default_factory=dict)
     """Tokens of the text that reached each site measured so far; of an expert, those routed."""
+    owners: Mapping[str, int] = field(default_factory=dict)
+    """The rank that quantizes each target of the round, where there are several ranks."""
     layers: Mapping[str, QuantizedLinear] = field(default_factory=dict)
     """What is quantized so far."""
     norm_weights: Mapping[str, Float[Tensor, " _"]] = field(default_factory=dict)

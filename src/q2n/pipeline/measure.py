@@ -28,6 +28,10 @@ class Measure:
             InputError: no token reached a site.
             NumericalError: NaN or Inf in an input.
         """
+        return usable(self.sums(state))
+
+    def sums(self, state: BlockState) -> BlockState:
+        """Measure one round on the windows of these streams, which may be a part of the text."""
         statistics = {site: self._empty(state, site) for site in state.round}
         state.say(f"{state.name}: inputs of {state.sites[state.round[0]].targets[0]}")
         reached = dict.fromkeys(state.round, 0)
@@ -41,14 +45,30 @@ class Measure:
                     statistics[site].update(inputs, *full)
                     reached[site] += running[0].reached
             _lay_aside(state, batch, running)
-        for site, sums in statistics.items():
-            _require_usable(sums, state.full_name(state.sites[site].targets[0]))
         return replace(state, statistics=statistics, reached={**state.reached, **reached})
 
     def _empty(self, state: BlockState, site: int) -> InputStatistics:
         width = state.sites[site].width
-        stride = self.options.cross_stride(state.passes[0].stream.tokens, width)
-        return InputStatistics(width, self.required, self.device, cross_stride=stride)
+        stream = state.passes[0].stream
+        return InputStatistics(
+            width,
+            self.required,
+            self.device,
+            cross_stride=self.options.cross_stride(stream.tokens, width),
+            first_window=stream.first_window,
+        )
+
+
+def usable(state: BlockState) -> BlockState:
+    """The state, whose statistics are complete.
+
+    Raises:
+        InputError: no token reached a site.
+        NumericalError: NaN or Inf in an input.
+    """
+    for site, statistics in state.statistics.items():
+        _require_usable(statistics, state.full_name(state.sites[site].targets[0]))
+    return state
 
 
 def _lay_aside(state: BlockState, batch: int, running: Sequence[BlockPass]) -> None:

@@ -1,6 +1,7 @@
 """The stage that quantizes: every target of one round of sites takes its new weight."""
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,8 +25,11 @@ class Quantize:
     options: LoopOptions
     scale_dtype: torch.dtype
 
-    def __call__(self, state: BlockState) -> BlockState:
+    def __call__(self, state: BlockState, own: Collection[str] | None = None) -> BlockState:
         """Quantize one round.
+
+        Args:
+            own: the only targets to quantize.
 
         Raises:
             InputError: the method's options do not fit a layer.
@@ -37,6 +41,7 @@ class Quantize:
             )
             for site in state.round
             for name in state.sites[site].targets
+            if own is None or name in own
         }
         return replace(state, layers={**state.layers, **layers}, statistics={})
 

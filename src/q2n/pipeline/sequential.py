@@ -9,24 +9,32 @@
 The inputs come from the quantized prefix. Where a method asks for cross moments, or the block is
 refitted, a second stream carries what the full-precision model has at the same place. A finished
 block of an interrupted run is not quantized again.
+
+Each of several ranks runs its share of the windows through all blocks, and the block's turn has
+stages in which they meet (among_ranks.py). The first rank alone reads and writes the store.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from q2n.data.windows import TokenWindows
+from q2n.disk.folders import remove_known
+from q2n.distributed.ranks import ALONE, Ranks
+from q2n.distributed.shares import share
 from q2n.errors import InputError
 from q2n.linalg.products import fast_products
 from q2n.linalg.statistics import RequiredStatistics
-from q2n.logging import Reporter
+from q2n.logging import Bar, Reporter
 from q2n.method import Method
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.targets import targets_in
 from q2n.pipeline.activations import FOLDER
+from q2n.pipeline.among_ranks import read_by_first
 from q2n.pipeline.block_stages import block_stages, run_stages
 from q2n.pipeline.block_state import enter_block, set_norm_weights
 from q2n.pipeline.finish import Stopwatch
@@ -53,7 +61,9 @@ class SequentialLoop:
         scale_dtype: torch.dtype = torch.float32,
         refit: BlockRefit | None = None,
         reporter: Reporter | None = None,
+        ranks: Ranks = ALONE,
     ):
+        self.ranks = ranks
         self.model, self.store, self.options = model, store, options
         self.reporter = reporter or Reporter()
         self.stopwatch = Stopwatch()
@@ -70,6 +80,7 @@ class SequentialLoop:
             store=store,
             stopwatch=self.stopwatch,
             reporter=self.reporter,
+            ranks=ranks,
         )
 
     def run(self, windows: TokenWindows | None, finished: int = 0) -> None:
@@ -82,6 +93,7 @@ class SequentialLoop:
         Raises:
             InputError: options that do not fit the model, or a layer that no token reached.
             NumericalError: NaN, Inf or an indefinite Hessian, with the layer's name.
+            RankError: another rank has ended.
         """
         if windows is None and self.reads_text:
             raise InputError(f"method {self.method_name} needs calibration text: give --corpus")
@@ -92,11 +104,17 @@ class SequentialLoop:
             probe = Probe(next(self.model.record_inputs([_probe_tokens(windows)])))
             with self._streams(windows) as streams:
                 for index in range(len(self.model)):
+                    say = partial(self._say, bar)
                     if index < finished:
-                        self._replay(index, streams, probe, bar.detail)
+                        self._replay(index, streams, probe, say)
                     else:
-                        self._quantize(index, streams, probe, bar.detail)
+                        self._quantize(index, streams, probe, say)
                         bar.advance()
+
+    def _say(self, bar: Bar, text: str) -> None:
+        """Tell people what is being done, and the other ranks."""
+        bar.detail(text)
+        self.ranks.at(text)
 
     def _quantize(
         self,
@@ -130,9 +148,10 @@ class SequentialLoop:
         name, block = self.model.block_name(index), self.model.load_block(index)
         say(f"{name}: finished before, running through it")
         targets, prefix = targets_in(block), f"{name}."
-        for layer_name, layer in self.store.read_block(index).items():
+        layers = read_by_first(self.ranks, partial(self.store.read_block, index))
+        for layer_name, layer in layers.items():
             targets[layer_name.removeprefix(prefix)].set(layer.dequantize())
-        norms = self.store.read_norm_weights(index)
+        norms = self.store.read_norm_weights(index) if self.ranks.is_first else {}
         set_norm_weights(block, {key.removeprefix(prefix): x for key, x in norms.items()})
         probe.advance(index, block)
         originals = [self.model.load_block(index) for _ in streams[1:]]
@@ -145,17 +164,23 @@ class SequentialLoop:
         """The quantized prefix's block inputs, and the full-precision ones if asked for; none
         without text."""
         names = ["quantized", "full"] if self.two_streams else ["quantized"]
-        folder = self.store.folder / FOLDER
-        streams = (
-            []
-            if windows is None or not self.reads_text
-            else open_streams(self.model, windows.tokens, names, self.options, folder)
-        )
+        streams = [] if windows is None or not self.reads_text else self._opened(windows, names)
         try:
             yield streams
         finally:
             for stream in streams:
                 stream.close()
+            if not self.ranks.is_first:  # on another machine nobody else empties the folder
+                remove_known(self.store.folder, lambda path: False)
+
+    def _opened(self, windows: TokenWindows, names: Sequence[str]) -> list[Stream]:
+        """Streams of this rank's windows."""
+        folder = self.store.folder / FOLDER
+        own = None
+        if self.ranks.are_several:
+            folder /= f"rank-{self.ranks.rank}"
+            own = share(len(windows), self.options.batch_size, self.ranks.rank, self.ranks.size)
+        return open_streams(self.model, windows.tokens, names, self.options, folder, own)
 
 
 def _probe_tokens(windows: TokenWindows | None) -> Int[Tensor, "1 length"]:

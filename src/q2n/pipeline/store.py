@@ -27,10 +27,10 @@ from q2n.disk.folders import (
     require_ours,
 )
 from q2n.errors import InputError, ResumeError
-from q2n.layers import REPRESENTATIONS
 from q2n.layers.quantized import QuantizedLinear
 from q2n.pipeline.block_files import BLOCK, REFIT, BlockFiles, is_run_file
 from q2n.pipeline.facts import BlockFacts, RunStart
+from q2n.pipeline.layer_bytes import described, rebuilt, stored_tensors
 
 _NORM = "norm_weight"
 
@@ -139,24 +139,14 @@ class RunStore:
             InputError: the folder cannot be written.
         """
         norm_weights = norm_weights or {}
-        tensors = {
-            f"{name}:{part}": tensor.contiguous().cpu()
-            for name, layer in layers.items()
-            for part, tensor in layer.tensors().items()
-        }
+        tensors = stored_tensors(layers)
         tensors |= {f"{name}:{_NORM}": weight.cpu() for name, weight in norm_weights.items()}
         data = save(tensors)
-        described = {
-            name: {
-                "kind": layer.kind,
-                "metadata": layer.metadata(),
-                "bits_per_weight": layer.bits_per_weight,
-                "shape": list(layer.shape),
-                "record": dict(layer.record),
-            }
-            for name, layer in layers.items()
+        values = {
+            **facts.to_json(),
+            "layers": described(layers),
+            "norm_weights": list(norm_weights),
         }
-        values = {**facts.to_json(), "layers": described, "norm_weights": list(norm_weights)}
         self._files.write(index, values, data)
 
     def read_block(self, index: int) -> dict[str, QuantizedLinear]:
@@ -166,10 +156,7 @@ class RunStore:
             ResumeError: a file is not the one that was written.
         """
         values = self._files.read(index)
-        tensors = load(self._files.tensors(index, values))
-        return {
-            name: _rebuilt(name, described, tensors) for name, described in values["layers"].items()
-        }
+        return rebuilt(values["layers"], load(self._files.tensors(index, values)))
 
     def read_norm_weights(self, index: int) -> dict[str, Float[Tensor, " _"]]:
         """The norm weights of a finished block that are no longer the original ones, by full
@@ -222,17 +209,3 @@ class StoredLayers(Mapping[str, QuantizedLinear]):
 
     def __len__(self) -> int:
         return len(self._block_of)
-
-
-def _rebuilt(
-    name: str, described: Mapping[str, Any], tensors: Mapping[str, Tensor]
-) -> QuantizedLinear:
-    """One layer from what is stored of it."""
-    parts = {
-        key.removeprefix(f"{name}:"): tensor
-        for key, tensor in tensors.items()
-        if key.startswith(f"{name}:")
-    }
-    kind = REPRESENTATIONS[described["kind"]]
-    layer = kind.from_tensors(parts, described["metadata"])
-    return layer.with_record(**described["record"])

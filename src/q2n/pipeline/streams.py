@@ -28,7 +28,7 @@ class Stream:
 
     hidden: Activations
     tokens: int
-    """Of all batches."""
+    """Of the whole text."""
     calls: list[list[BlockCall]] = field(default_factory=list)
     """By batch and block; streams share them."""
     windows: list[int] = field(default_factory=list)
@@ -36,6 +36,8 @@ class Stream:
     carried: list[Carried] = field(default_factory=list)
     """By batch, where the hidden states are stored; on disk there is no place for it, and it stays
     in main memory."""
+    first_window: int = 0
+    """Number in the text of the first of these windows: a rank has a part of them."""
 
     def __len__(self) -> int:
         return len(self.calls)
@@ -70,18 +72,25 @@ def open_streams(
     names: Sequence[str],
     options: LoopOptions,
     folder: Path,
+    share: range | None = None,
 ) -> list[Stream]:
     """Streams that stand at the input of the first block, where all of them carry the same.
 
     Args:
+        share: neighbouring windows that these streams carry; None: all.
         folder: parent of the streams' folders when activations are on disk.
     """
     place, limit = options.activations, options.bytes_in_memory / len(names)
     streams = [
-        Stream(activations(place, model.device, folder / name, limit), tokens.numel())
+        Stream(
+            activations(place, model.device, folder / name, limit),
+            tokens.numel(),
+            first_window=share.start if share else 0,
+        )
         for name in names
     ]
-    for inputs in model.record_inputs(tokens.split(options.batch_size)):
+    own = tokens if share is None else tokens[share.start : share.stop]
+    for inputs in model.record_inputs(own.split(options.batch_size)):
         for stream in streams:
             stream.open(inputs)
     return streams

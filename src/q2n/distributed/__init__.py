@@ -1,0 +1,1 @@
+"""Several ranks: who they are, what they say to each other, and who does what."""

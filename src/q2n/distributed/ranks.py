@@ -1,0 +1,107 @@
+"""One of the processes that work on a run together, and what they say to each other.
+
+Every rank calls the same collectives in the same order. Nothing is ever pickled: tensors travel as
+tensors, everything else as bytes that the sender wrote (JSON, safetensors).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Shaped
+from torch import Tensor
+
+from q2n.errors import InputError
+
+
+class Ranks(ABC):
+    """This process among those of the run."""
+
+    rank: int
+    size: int
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it writes, prints and owns the output."""
+        return self.rank == 0
+
+    @property
+    def are_several(self) -> bool:
+        """Whether there is anybody to talk to."""
+        return self.size > 1
+
+    @abstractmethod
+    def at(self, place: str) -> None:
+        """Say what is being done now, so that it can be named should this rank end."""
+
+    @abstractmethod
+    def add_everywhere(self, tensor: Shaped[Tensor, "..."]) -> None:
+        """In place: the sum over all ranks, the same bits on each."""
+
+    @abstractmethod
+    def add_at(self, tensor: Shaped[Tensor, "..."], owner: int) -> None:
+        """In place: the sum over all ranks, on the owner alone; the others' values are lost."""
+
+    @abstractmethod
+    def gather(self, data: bytes) -> list[bytes]:
+        """What each rank gives, by rank, on all of them."""
+
+    @abstractmethod
+    def device(self, asked: str) -> str:
+        """The device of this rank where the settings ask for one.
+
+        Raises:
+            InputError: there are fewer GPUs here than ranks, or one GPU was asked for by number.
+        """
+
+    def require_share(self, windows: int) -> None:
+        """Refuse a rank that would have no calibration window.
+
+        Raises:
+            InputError: there are more ranks than windows.
+        """
+        if self.size > windows:
+            raise InputError(
+                f"{self.size} ranks and {windows} calibration windows: each rank takes at least "
+                "one; start fewer ranks, or give more --windows"
+            )
+
+    def refuse(self, settings: Mapping[str, Any]) -> None:
+        """Refuse settings that several ranks cannot follow together.
+
+        Raises:
+            InputError: naming the setting.
+        """
+        if self.are_several and settings.get("refit", "off") != "off":
+            raise InputError(
+                f"--refit {settings['refit']} takes one rank, for its steps follow each other, a "
+                f"window each, and there are {self.size}; leave it off (--quality best turns it "
+                "on), or start one rank"
+            )
+
+
+@dataclass(frozen=True)
+class Alone(Ranks):
+    """The only process of its run."""
+
+    rank: int = 0
+    size: int = 1
+
+    def at(self, place: str) -> None:
+        pass
+
+    def add_everywhere(self, tensor: Shaped[Tensor, "..."]) -> None:
+        pass
+
+    def add_at(self, tensor: Shaped[Tensor, "..."], owner: int) -> None:
+        pass
+
+    def gather(self, data: bytes) -> list[bytes]:
+        return [data]
+
+    def device(self, asked: str) -> str:
+        return asked
+
+
+ALONE = Alone()

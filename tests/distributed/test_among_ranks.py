@@ -1,0 +1,98 @@
+"""Several ranks, as threads, against one."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from distributed.rank_cases import (
+    CASES,
+    OPENING,
+    TIES,
+    differing_share,
+    run_case,
+    save_models,
+)
+from distributed.rank_threads import on_threads
+
+from q2n import run
+from q2n.api import quantize_among_ranks
+from q2n.distributed.agreement import require_agreement
+from q2n.errors import InputError
+from q2n.pipeline.store import RunStore
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("ranks")
+    save_models(place)
+    return place
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [*((name, 2) for name in CASES), ("held out", 3), ("gptq", 5), ("experts", 3)]
+)
+def test_several_ranks_come_to_what_one_does(place, tmp_path, name, size):
+    one, several = place / f"one {name}", tmp_path / "several"
+    if not one.exists():
+        run_case(place, name, one)
+    on_threads(size, lambda ranks: run_case(place, name, several, ranks))
+    assert differing_share(one, several) <= TIES
+    expected, found = RunStore(one).layers(), RunStore(several).layers()
+    for key, layer in expected.items():
+        if torch.equal(layer.tensors()["codes"], found[key].tensors()["codes"]):
+            torch.testing.assert_close(
+                layer.dequantize(), found[key].dequantize(), rtol=1e-3, atol=1e-3
+            )
+        for fact in ("routed_tokens", "dead_columns"):
+            assert layer.record.get(fact) == found[key].record.get(fact)
+
+
+def test_any_number_of_ranks_goes_on(place, tmp_path):
+    one = place / "one gptq"
+    if not one.exists():
+        run_case(place, "gptq", one)
+    for size in (2, 3):
+        several = tmp_path / str(size)
+        shutil.copytree(one, several)
+        for file in several.glob("block-00001.*"):
+            file.unlink()
+        on_threads(size, lambda ranks, to=several: run_case(place, "gptq", to, ranks))
+        assert differing_share(one, several) <= TIES
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"windows": 1}, "2 ranks and 1 calibration windows"),
+        ({"refit": "block"}, "--refit block takes one rank"),
+    ],
+)
+def test_what_ranks_cannot_do_is_refused(place, tmp_path, monkeypatch, settings, says):
+    def one_at_a_time(*arguments, open_model=run.model_of):
+        with OPENING:
+            return open_model(*arguments)
+
+    monkeypatch.setattr(run, "model_of", one_at_a_time)
+    common = {"corpus": str(place / "text.txt"), "length": 48, "batch_size": 2, "group_size": 32}
+
+    def refused(ranks) -> str:
+        with pytest.raises(InputError) as caught:
+            quantize_among_ranks(ranks, place / "llama", tmp_path / "out", **{**common, **settings})
+        return str(caught.value)
+
+    assert all(says in text for text in on_threads(2, refused))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rank_with_other_settings_is_named():
+    def refused(ranks) -> str:
+        with pytest.raises(InputError) as caught:
+            require_agreement(ranks, {"bits": 3, "seed": ranks.rank // 2})
+        return str(caught.value)
+
+    texts = on_threads(3, refused)
+    assert len(set(texts)) == 1 and "rank 2" in texts[0]
+    assert "seed is 0 on rank 0, 1 on rank 2" in texts[0] and "bits" not in texts[0]
+    on_threads(3, lambda ranks: require_agreement(ranks, json.loads('{"bits": 3}')))
