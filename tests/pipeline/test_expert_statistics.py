@@ -84,22 +84,30 @@ def test_all_tokens_reach_every_expert_if_asked(tmp_path):
             torch.testing.assert_close(gram, square(x), rtol=2e-5, atol=1e-4)
 
 
-def test_full_precision_inputs_follow_the_quantized_routes(tmp_path):
+@pytest.mark.parametrize("shrinkage", [0.0, 40.0])
+def test_full_precision_inputs_follow_the_quantized_routes(tmp_path, shrinkage):
     """Coarse attention sends tokens elsewhere; both streams count the same ones."""
     model = tiny_mixture(layers=1)
-    seen, _, after = quantized(tmp_path, bits=2, model=model, expert_shrinkage=0.0)
+    seen, _, after = quantized(tmp_path, bits=2, model=model, expert_shrinkage=shrinkage)
     routes = inputs_of_experts(after, EXPERTS, BATCHES)
     before = inputs_of_experts(model, EXPERTS, BATCHES)
     assert any(not torch.equal(a, b) for (_, a), (_, b) in zip(routes, before, strict=True))
     followed = [(full, choice) for (full, _), (_, choice) in zip(before, routes, strict=True)]
+    tokens = sum(len(rows) for rows, _ in routes)
     for expert in range(4):
-        own, full = routed_rows(routes, expert), routed_rows(followed, expert)
+        pairs = [[routed_rows(x, expert) for x in (followed, routes)]]
+        pairs.append([sampled_rows(x, expert, 4)[0] for x in (followed, routes)])
+        weights = (1.0, shrinkage * sampled_rows(routes, expert, 4)[1] / tokens)
         for projection in ("gate_proj", "down_proj"):
             if projection == "down_proj":
-                own = hidden_of(after.get_submodule(EXPERTS), expert, own)
-                full = hidden_of(model.get_submodule(EXPERTS), expert, full)
+                both = (model.get_submodule(EXPERTS), after.get_submodule(EXPERTS))
+                pairs = [
+                    [hidden_of(experts, expert, x) for experts, x in zip(both, pair, strict=True)]
+                    for pair in pairs
+                ]
+            expected = sum(w * full.T @ own for w, (full, own) in zip(weights, pairs, strict=True))
             cross = seen[f"{EXPERTS}.{expert}.{projection}"].cross
-            torch.testing.assert_close(cross, full.T @ own, rtol=2e-5, atol=1e-4)
+            torch.testing.assert_close(cross, expected, rtol=2e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("options", [{"expert_memory": 1e-9}, {"activations": "disk"}])
