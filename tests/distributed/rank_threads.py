@@ -52,10 +52,12 @@ def on_threads(size: int, work: Callable[[Ranks], Any]) -> list:
             barrier.abort()
             raise
 
-    # accelerate changes how any module registers parameters, in all threads at once, and two that
-    # undo this in turn leave it changed; q2n's own mode beside it belongs to one thread
+    # Two things are the process's, and two threads that undo them in turn leave them changed: how
+    # accelerate has modules register parameters (q2n's own mode beside it belongs to one thread),
+    # and which float32 products are taken.
     alone = patch("q2n.models.skeleton.init_empty_weights", lambda **_: nullcontext())
-    with alone, ThreadPoolExecutor(size) as pool:
+    products = patch("q2n.linalg.products._precision", lambda *_: None)
+    with alone, products, ThreadPoolExecutor(size) as pool:
         futures = [pool.submit(one, rank) for rank in range(size)]
     failures = [failure for future in futures if (failure := future.exception()) is not None]
     for failure in sorted(failures, key=lambda x: isinstance(x, BrokenBarrierError)):
