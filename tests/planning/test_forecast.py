@@ -48,17 +48,21 @@ METHODS = [
 ]
 
 
-@pytest.mark.parametrize("settings", METHODS, ids=lambda x: x["method"])
-def test_disk_is_that_of_a_run(tmp_path, monkeypatch, settings):
+MIXTURE = {"method": "rtn", "bits": 4, "group_size": 32, "symmetric": True}
+DISK = [*(("llama", settings) for settings in METHODS), ("mixtral", MIXTURE)]
+
+
+@pytest.mark.parametrize(("architecture", "settings"), DISK)
+def test_disk_is_that_of_a_run(tmp_path, monkeypatch, architecture, settings):
     """All tensors of the checkpoint, and of the finished blocks beside it."""
-    save_tiny(tmp_path / "model", layers=4)
+    save_tiny(tmp_path / "model", architecture, layers=4)
     (tmp_path / "text.txt").write_text(tiny_text())
     finished = []
     monkeypatch.setattr(RunStore, "remove", lambda store: finished.extend(_tensors(store)) or [])
     done = q2n.quantize(
         tmp_path / "model", tmp_path / "out", corpus=str(tmp_path / "text.txt"), **TEXT, **settings
     )
-    found = described(**settings).forecast(RATES)
+    found = described(architecture, **settings).forecast(RATES)
     assert found.checkpoint_bytes == pytest.approx(done.bytes_after, rel=0.02)
     assert found.disk_bytes - found.checkpoint_bytes == pytest.approx(sum(finished), rel=0.1)
 

@@ -53,6 +53,13 @@ class RequiredStatistics(enum.Flag):
     """The moments of two halves of the windows by themselves (folds.py)."""
 
 
+def bytes_of_sums(required: RequiredStatistics, width: int) -> int:
+    """Of the float32 matrices [m, m] that are summed up over the tokens of a site of this width."""
+    matrices = sum(x in required for x in (RequiredStatistics.GRAM, RequiredStatistics.CROSS))
+    folds = 2 if RequiredStatistics.FOLDS in required else 1
+    return 4 * matrices * folds * width**2
+
+
 class InputStatistics:
     """Running sums over the tokens that reach one input site of width m."""
 

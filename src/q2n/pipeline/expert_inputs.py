@@ -21,7 +21,7 @@ from greenlet import getcurrent
 from jaxtyping import Int
 from torch import Tensor
 
-from q2n.linalg.statistics import RequiredStatistics
+from q2n.linalg.statistics import RequiredStatistics, bytes_of_sums
 from q2n.models.experts import OneByOne, Stage, Wanted, Watcher
 from q2n.pipeline.options import GIB
 from q2n.pipeline.running_pass import RunningPass
@@ -89,8 +89,5 @@ def group_size(experts: OneByOne, required: RequiredStatistics, memory: float) -
     """How many experts' sums fit into `memory` GiB, at least one."""
     widths = experts.get_submodule("0.up_proj"), experts.get_submodule("0.down_proj")
     width = max(module.get_parameter("weight").shape[1] for module in widths)
-    kinds = (RequiredStatistics.GRAM, RequiredStatistics.CROSS)
-    sums = sum(kind in required for kind in kinds)
-    folds = 2 if RequiredStatistics.FOLDS in required else 1
-    size = 4 * width**2 * max(sums, 1) * folds
+    size = max(bytes_of_sums(required, width), 1)
     return min(max(int(memory * GIB // size), 1), experts.num_experts)

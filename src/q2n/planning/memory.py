@@ -21,14 +21,13 @@ from math import ceil
 
 from q2n.evaluation.scoring import CHUNK
 from q2n.formats.shards import SHARD_BYTES
-from q2n.linalg.statistics import RequiredStatistics
+from q2n.linalg.statistics import bytes_of_sums
+from q2n.pipeline.options import GIB
 from q2n.planning.load import Load
 from q2n.planning.shapes import BlockShape, ModelShapes, Number, SiteShape
 
 FLOAT = 4
 """Bytes of a number in float32, in which statistics and methods compute."""
-EXPERT_BYTES = 2**30
-"""Statistics of experts in memory at once: of as many as fit, at least one."""
 SQUARES = 6
 """Matrices [m, m] that a method works with: Gram matrix, factor, eigenvectors, work space."""
 LAYERS = 6
@@ -166,12 +165,9 @@ class MemoryOfStages:
         return [block.sites] if block.sites else []
 
     def statistics(self, site: SiteShape) -> Number:
-        """Bytes of the sums of one site."""
-        required = self.run.required
-        sums = (RequiredStatistics.GRAM in required) + (RequiredStatistics.CROSS in required)
-        folds = 2 if RequiredStatistics.FOLDS in required else 1
-        one = sums * folds * FLOAT * site.width**2
-        return min(site.copies * one, max(one, EXPERT_BYTES))
+        """Bytes of the sums of one site; of experts, of as many as are measured together."""
+        one = bytes_of_sums(self.run.required, site.width)
+        return min(site.copies * one, max(one, self.run.options.expert_memory * GIB))
 
     @property
     def _batch(self) -> Number:

@@ -77,17 +77,16 @@ def describe_run(
     if source is None:
         source = ConfigSource.open(config.model, config.dtype, config.trust_remote_code)
     changed = changed_source(source, plan.changes, config.seed, layers)
-    shapes = shapes_of(BlockwiseModel(changed, "cpu", layers))
-    load = _load(config, plan, format, changed, shapes, on_device, ranks)
-    return Described(shapes, load, changed)
+    blocks = BlockwiseModel(changed, "cpu", layers)
+    load = _load(config, plan, format, blocks, on_device, ranks)
+    return Described(shapes_of(blocks), load, changed)
 
 
 def _load(
     config: RunSettings,
     plan: Plan,
     format: Format,
-    source: ModelSource,
-    shapes: ModelShapes,
+    blocks: BlockwiseModel,
     on_device: bool,
     ranks: int,
 ) -> Load:
@@ -102,32 +101,8 @@ def _load(
         streams=plan.streams,
         block_refit=plan.block_refit.steps if plan.block_refit is not None else 0,
         model_refit=plan.model_refit.steps if plan.model_refit is not None else 0,
-        sizes=layer_sizes(plan.method, format.codec, source.dtype),
-        kept_bytes=_kept_bytes(format, source, shapes),
+        sizes=layer_sizes(plan.method, format.codec, blocks.source.dtype),
+        kept_bytes=format.container.kept(blocks.source, blocks.targets()).bits / 8,
         on_device=on_device,
         ranks=ranks,
     )
-
-
-def _kept_bytes(format: Format, source: ModelSource, shapes: ModelShapes) -> float:
-    """What the checkpoint holds besides quantized layers. The container counts experts that are
-    stored as one parameter among it."""
-    names = [
-        f"{name}.{matrix.name}"
-        for name, block in zip(_block_names(source), shapes.blocks, strict=True)
-        for site in block.sites
-        for matrix in site.matrices
-    ]
-    experts = sum(
-        matrix.weights
-        for block in shapes.blocks
-        for site in block.sites
-        for matrix in site.matrices
-        if matrix.copies > 1
-    )
-    return format.container.kept(source, names).bits / 8 - experts * source.dtype.itemsize
-
-
-def _block_names(source: ModelSource) -> list[str]:
-    blocks = BlockwiseModel(source)
-    return [blocks.block_name(index) for index in range(len(blocks))]
