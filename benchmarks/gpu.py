@@ -34,8 +34,10 @@ from q2n.config.reading import read_settings
 from q2n.data.windows import TokenWindows
 from q2n.linalg.statistics import InputStatistics
 from q2n.models.blocks import BlockwiseModel
-from q2n.pipeline.block_stages import EachRound, OverTokens
+from q2n.pipeline.block_stages import EachRound
 from q2n.pipeline.block_state import BlockState
+from q2n.pipeline.finish import advance
+from q2n.pipeline.measure import Measure
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.quantize import Quantize
 from q2n.pipeline.sequential import SequentialLoop
@@ -226,8 +228,8 @@ def timed_stage(
             return rounds(state)
 
         return each_round
-    kind = {OverTokens: "forward", Quantize: "solve"}
-    return clock.timed(kind.get(type(stage), "store"), stage)
+    kind = {Measure: "forward", Quantize: "solve"}
+    return clock.timed("forward" if stage is advance else kind.get(type(stage), "store"), stage)
 
 
 def show(

@@ -19,7 +19,7 @@ from q2n.models.sites import Site
 from q2n.models.source import open_source
 from q2n.models.targets import targets_in
 from q2n.pipeline.activations import InMemory
-from q2n.pipeline.block_stages import EachRound, OverTokens
+from q2n.pipeline.block_stages import EachRound
 from q2n.pipeline.block_state import BlockState
 from q2n.pipeline.facts import BlockFacts
 from q2n.pipeline.finish import Store, advance
@@ -52,9 +52,8 @@ def loop_in(folder, method, *, refit=None, **options) -> SequentialLoop:
 )
 def test_the_settings_choose_the_stages(tmp_path, method, refit, in_round, after):
     first, *rest, last = loop_in(tmp_path, method, refit=refit).stages
-    assert isinstance(first, EachRound) and last.stage is advance
-    stages = [stage.stage if isinstance(stage, OverTokens) else stage for stage in first.stages]
-    assert [type(stage) for stage in stages] == in_round
+    assert isinstance(first, EachRound) and last is advance
+    assert [type(stage) for stage in first.stages] == in_round
     assert [type(stage) for stage in rest] == after
 
 

@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from q2n.distributed.ranks import Ranks
-from q2n.linalg.products import fast_products
 from q2n.logging import Reporter
 from q2n.method import Method
 from q2n.models.sites import Site, one_stage
@@ -60,18 +59,6 @@ class EachRound:
         return rounds
 
 
-@dataclass(frozen=True)
-class OverTokens:
-    """A stage that runs the block over the text: by the fastest float32 products of a CPU."""
-
-    stage: BlockStage
-    device: torch.device
-
-    def __call__(self, state: BlockState) -> BlockState:
-        with fast_products(self.device, torch.float32):
-            return self.stage(state)
-
-
 def run_stages(stages: Sequence[BlockStage], state: BlockState) -> BlockState:
     """One stage after another."""
     for stage in stages:
@@ -96,19 +83,19 @@ def block_stages(
     measure = Measure(required, options, device)
     quantize = Quantize(method, options, scale_dtype)
     each_round: list[BlockStage] = [
-        *([OverTokens(measure, device)] if required else []),
+        *([measure] if required else []),
         # here: rewrites that read the statistics of the round
         quantize,
     ]
     if ranks.are_several:
         each_round = [
             Assign(ranks),
-            *([OverTokens(MeasureAmongRanks(measure, ranks), device)] if required else []),
+            *([MeasureAmongRanks(measure, ranks)] if required else []),
             QuantizeAmongRanks(quantize, ranks, device),
         ]
     return [
         EachRound(each_round, options.true_sequential),
         *([RefitBlock(refit, options)] if refit is not None else []),
         *([Store(store, stopwatch, reporter)] if ranks.is_first else []),
-        OverTokens(advance, device),
+        advance,
     ]

@@ -41,7 +41,16 @@ def rebuilt(
     descriptions: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensor]
 ) -> dict[str, QuantizedLinear]:
     """The layers of `described` and `stored_tensors`; other tensors may be among these."""
-    return {name: _rebuilt(name, values, tensors) for name, values in descriptions.items()}
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, part = key.partition(":")
+        parts.setdefault(name, {})[part] = tensor
+    return {
+        name: REPRESENTATIONS[values["kind"]]
+        .from_tensors(parts.get(name, {}), values["metadata"])
+        .with_record(**values["record"])
+        for name, values in descriptions.items()
+    }
 
 
 def to_bytes(layers: Mapping[str, QuantizedLinear]) -> bytes:
@@ -54,16 +63,3 @@ def from_bytes(data: bytes) -> dict[str, QuantizedLinear]:
     """Inverse of `to_bytes`."""
     end = _LENGTH + int.from_bytes(data[:_LENGTH], "little")
     return rebuilt(json.loads(data[_LENGTH:end]), load(data[end:]))
-
-
-def _rebuilt(
-    name: str, values: Mapping[str, Any], tensors: Mapping[str, Tensor]
-) -> QuantizedLinear:
-    """One layer."""
-    parts = {
-        key.removeprefix(f"{name}:"): tensor
-        for key, tensor in tensors.items()
-        if key.startswith(f"{name}:")
-    }
-    kind = REPRESENTATIONS[values["kind"]]
-    return kind.from_tensors(parts, values["metadata"]).with_record(**values["record"])

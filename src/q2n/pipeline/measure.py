@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from q2n.errors import InputError
+from q2n.linalg.products import fast_products
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 from q2n.models.sites import one_stage
 from q2n.pipeline.block_state import BlockState
@@ -35,16 +36,17 @@ class Measure:
         statistics = {site: self._empty(state, site) for site in state.round}
         state.say(f"{state.name}: inputs of {state.sites[state.round[0]].targets[0]}")
         reached = dict.fromkeys(state.round, 0)
-        for batch in range(len(state.passes[0].stream)):
-            running = [stream.take(batch) for stream in state.passes]
-            for other in running[1:]:
-                other.follow(running[0])
-            for site in state.round:
-                inputs, *full = [one.input_at(site) for one in running]
-                if inputs is not None:  # an idle expert gets none
-                    statistics[site].update(inputs, *full)
-                    reached[site] += running[0].reached
-            _lay_aside(state, batch, running)
+        with fast_products(self.device, torch.float32):
+            for batch in range(len(state.passes[0].stream)):
+                running = [stream.take(batch) for stream in state.passes]
+                for other in running[1:]:
+                    other.follow(running[0])
+                for site in state.round:
+                    inputs, *full = [one.input_at(site) for one in running]
+                    if inputs is not None:  # an idle expert gets none
+                        statistics[site].update(inputs, *full)
+                        reached[site] += running[0].reached
+                _lay_aside(state, batch, running)
         return replace(state, statistics=statistics, reached={**state.reached, **reached})
 
     def _empty(self, state: BlockState, site: int) -> InputStatistics:

@@ -3,9 +3,6 @@ quantized, toward the output of the full-precision block."""
 
 from dataclasses import dataclass, replace
 
-import torch
-
-from q2n.linalg.products import fast_products
 from q2n.pipeline.block_state import BlockState, set_norm_weights
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.streams import BlockWindows
@@ -31,8 +28,7 @@ class RefitBlock:
         state.say(f"{state.name}: refit")
         quantized, full = state.passes
         quantized.drop()
-        with fast_products(full.stream.hidden.device, torch.float32):  # as in every pass
-            full.finish()
+        full.finish()
         windows = BlockWindows(quantized.stream, full.stream, state.index)
         tuned = self.refit(
             state.block,

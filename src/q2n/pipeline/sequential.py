@@ -27,7 +27,6 @@ from q2n.disk.folders import remove_known
 from q2n.distributed.ranks import ALONE, Ranks
 from q2n.distributed.shares import share
 from q2n.errors import InputError
-from q2n.linalg.products import fast_products
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.logging import Bar, Reporter
 from q2n.method import Method
@@ -155,9 +154,8 @@ class SequentialLoop:
         set_norm_weights(block, {key.removeprefix(prefix): x for key, x in norms.items()})
         probe.advance(index, block)
         originals = [self.model.load_block(index) for _ in streams[1:]]
-        with fast_products(self.model.device, torch.float32):
-            for stream, each in zip(streams, [block, *originals], strict=False):
-                StreamThroughBlock(stream, PausingBlock(each, []), index).finish()
+        for stream, each in zip(streams, [block, *originals], strict=False):
+            StreamThroughBlock(stream, PausingBlock(each, []), index).finish()
 
     @contextmanager
     def _streams(self, windows: TokenWindows | None) -> Iterator[Sequence[Stream]]:

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from q2n.linalg.products import fast_products
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.calls import BlockCall, BlockInput, BlockOutput, Carried, map_tensors, part
 from q2n.models.recording import BatchInputs
@@ -161,8 +163,9 @@ class StreamThroughBlock:
 
     def finish(self) -> None:
         """Run every batch to the end; the outputs are the next block's inputs."""
-        for batch in range(len(self.stream)):
-            self.stream.put(batch, self.take(batch).finish())
+        with fast_products(self.stream.hidden.device, torch.float32):
+            for batch in range(len(self.stream)):
+                self.stream.put(batch, self.take(batch).finish())
 
     def drop(self) -> None:
         """Give up the paused passes: nobody needs what comes after."""
