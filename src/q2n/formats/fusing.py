@@ -10,7 +10,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from q2n.formats.shards import ShardWriter
-from q2n.models.expert_parts import ExpertPart
+from q2n.models.expert_parts import ExpertPart, expert_total
 
 
 class Fusing:
@@ -21,34 +21,31 @@ class Fusing:
     """
 
     def __init__(self, fused: Mapping[str, Mapping[str, ExpertPart]]):
-        self._place = {
-            name: (key, part) for key, parts in fused.items() for name, part in parts.items()
-        }
-        self._missing = {key: set(parts) for key, parts in fused.items()}
+        self._fused = fused
+        self._key_of = {name: key for key, parts in fused.items() for name in parts}
         self._waiting: dict[str, dict[str, Tensor]] = {key: {} for key in fused}
 
     def add(
         self, writer: ShardWriter, name: str, file_name: str, tensor: Shaped[Tensor, "..."]
     ) -> None:
         """Write a tensor of this name in the model, or what it completes."""
-        if name not in self._place:
+        if name not in self._key_of:
             writer.add(file_name, tensor)
             return
-        key, _ = self._place[name]
+        key = self._key_of[name]
         self._waiting[key][name] = tensor
-        self._missing[key].discard(name)
-        if not self._missing[key]:
-            writer.add(key, self._whole(self._waiting.pop(key)))
+        if len(self._waiting[key]) == len(self._fused[key]):
+            writer.add(key, _whole(self._fused[key], self._waiting.pop(key)))
 
-    def _whole(self, tensors: Mapping[str, Tensor]) -> Shaped[Tensor, "..."]:
-        parts = {name: self._place[name][1] for name in tensors}
-        part, like = next((parts[name], tensors[name]) for name in tensors)
-        experts = 1 + max(part.expert for part in parts.values())
-        rows, *columns = like.shape
-        sizes = [part.of * rows, *columns]
-        if part.transposed:
-            sizes.reverse()
-        whole = torch.empty(experts, *sizes, dtype=like.dtype)
-        for name, tensor in tensors.items():
-            parts[name].cut(whole).copy_(tensor)
-        return whole
+
+def _whole(parts: Mapping[str, ExpertPart], tensors: Mapping[str, Tensor]) -> Shaped[Tensor, "..."]:
+    """The fused tensor of all its parts."""
+    part, like = next((parts[name], tensors[name]) for name in tensors)
+    rows, *columns = like.shape
+    sizes = [part.of * rows, *columns]
+    if part.transposed:
+        sizes.reverse()
+    whole = torch.empty(expert_total(parts.values()), *sizes, dtype=like.dtype)
+    for name, tensor in tensors.items():
+        parts[name].cut(whole).copy_(tensor)
+    return whole

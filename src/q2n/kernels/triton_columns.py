@@ -104,22 +104,9 @@ def _column(tile, j, COLUMNS: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _finish(
-    tile,
-    code,
-    value,
-    weight,
-    matrix,
-    codes,
-    error,
-    j,
-    columns,
-    rows,
-    row,
-    inside,
-    COLUMNS: tl.constexpr,
-):
+def _finish(tile, code, value, j, block, COLUMNS: tl.constexpr):
     """Store column j, and feed its error into the later columns."""
+    weight, matrix, codes, error, columns, rows, row, inside = block
     e = tl.load(weight + j * rows + row, mask=inside, other=0) - value
     tl.store(codes + j * rows + row, code.to(tl.int32).to(tl.uint8), mask=inside)
     tl.store(error + j * rows + row, e, mask=inside)
@@ -147,27 +134,14 @@ def _uniform(
 ):
     row, inside = _rows_of_program(rows, ROWS)
     tile = _tile(target, columns, rows, row, inside, COLUMNS)
+    block = (weight, matrix, codes, error, columns, rows, row, inside)
     for j in range(columns):
         x = _column(tile, j, COLUMNS)
         place = tl.load(group + j) * rows + row
         step = tl.load(scale + place, mask=inside, other=1)
         shift = tl.load(zero + place, mask=inside, other=0).to(x.dtype)
         level = nearest_integer(divided(x, step), -shift, top - shift)
-        tile = _finish(
-            tile,
-            level + shift,
-            step * level,
-            weight,
-            matrix,
-            codes,
-            error,
-            j,
-            columns,
-            rows,
-            row,
-            inside,
-            COLUMNS,
-        )
+        tile = _finish(tile, level + shift, step * level, j, block, COLUMNS)
 
 
 @triton.jit
@@ -193,6 +167,7 @@ def _block(
 ):
     row, inside = _rows_of_program(rows, ROWS)
     tile = _tile(target, columns, rows, row, inside, COLUMNS)
+    block = (weight, matrix, codes, error, columns, rows, row, inside)
     first = tl.load(levels)
     for j in range(columns):
         place = tl.load(group + j) * rows + row
@@ -207,21 +182,7 @@ def _block(
             for gap in range(count - 1):
                 code += (position > tl.load(midpoints + gap)).to(tl.int32)
         value = least + tl.load(step + place, mask=inside, other=0) * tl.load(levels + code)
-        tile = _finish(
-            tile,
-            code,
-            value,
-            weight,
-            matrix,
-            codes,
-            error,
-            j,
-            columns,
-            rows,
-            row,
-            inside,
-            COLUMNS,
-        )
+        tile = _finish(tile, code, value, j, block, COLUMNS)
 
 
 @triton.jit
@@ -241,6 +202,7 @@ def _codebook(
 ):
     row, inside = _rows_of_program(rows, ROWS)
     tile = _tile(target, columns, rows, row, inside, COLUMNS)
+    block = (weight, matrix, codes, error, columns, rows, row, inside)
     for j in range(columns):
         x = _column(tile, j, COLUMNS)
         code = tl.zeros((ROWS,), tl.int32)
@@ -250,21 +212,7 @@ def _codebook(
             code += (x + x > lower + upper).to(tl.int32)
             lower = upper
         value = tl.load(entries + code * rows + row, mask=inside, other=0)
-        tile = _finish(
-            tile,
-            code,
-            value,
-            weight,
-            matrix,
-            codes,
-            error,
-            j,
-            columns,
-            rows,
-            row,
-            inside,
-            COLUMNS,
-        )
+        tile = _finish(tile, code, value, j, block, COLUMNS)
 
 
 @triton.jit
@@ -290,6 +238,7 @@ def _split(
 ):
     row, inside = _rows_of_program(rows, ROWS)
     tile = _tile(target, columns, rows, row, inside, COLUMNS)
+    block = (weight, matrix, codes, error, columns, rows, row, inside)
     base_above = tl.load(high_base + row, mask=inside, other=0)
     step_above = tl.load(high_step + row, mask=inside, other=1)
     for j in range(columns):
@@ -300,18 +249,4 @@ def _split(
         step = tl.where(is_low, tl.load(low_step + place, mask=inside, other=1), step_above)
         top = tl.where(is_low, low_top, high_top).to(x.dtype)
         code = nearest_integer(divided(x - base, step), 0, top)
-        tile = _finish(
-            tile,
-            code,
-            base + step * code,
-            weight,
-            matrix,
-            codes,
-            error,
-            j,
-            columns,
-            rows,
-            row,
-            inside,
-            COLUMNS,
-        )
+        tile = _finish(tile, code, base + step * code, j, block, COLUMNS)

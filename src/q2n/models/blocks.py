@@ -54,7 +54,7 @@ class BlockwiseModel:
         self._recorder = Recorder(self._model, self._blocks, partial(self.load_block, 0))
         self._stored, self._tied = set(source.names()), aliases(self._model)
         self._outside_is_loaded = False
-        names = list(self._all_targets())
+        names = list(self._all_targets)
         if not names:
             raise InputError(
                 f"{type(self._model).__name__}: its decoder blocks hold no linear layer (their "
@@ -99,13 +99,13 @@ class BlockwiseModel:
     def targets(self) -> dict[str, Target]:
         """The matrices to quantize in all blocks, by full name (a target's own name is the one in
         its block). Nothing is loaded: ask them for shapes, not for weights."""
-        return {k: target for k, target in self._all_targets().items() if self._keeps(k)}
+        return {k: target for k, target in self._all_targets.items() if self._keeps(k)}
 
     def experts_left(self) -> list[str]:
         """Full names of linears of experts that stay as they are beside quantized ones of the same
         mixture."""
         mixtures: dict[str, list[str]] = {}
-        for name, target in self._all_targets().items():
+        for name, target in self._all_targets.items():
             if target.experts:
                 mixtures.setdefault(name.rsplit(".", 2)[0], []).append(name)
         split = [names for names in mixtures.values() if any(map(self._keeps, names))]
@@ -119,7 +119,7 @@ class BlockwiseModel:
         return [note for note in notes if note is not None]
 
     def _small_note(self) -> str | None:
-        left = [name for name in self._all_targets() if name in self._small]
+        left = [name for name in self._all_targets if name in self._small]
         if not left:
             return None
         prefix = re.escape(self._list_name)
@@ -146,6 +146,7 @@ class BlockwiseModel:
         """Layers that stay in full precision unless `only` names them."""
         return self._small | self._kept.keys()
 
+    @cached_property
     def _all_targets(self) -> dict[str, Target]:
         return {
             f"{self.block_name(index)}.{name}": target

@@ -7,6 +7,7 @@ has. What no module takes is listed.
 
 import re
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from jaxtyping import Shaped
@@ -61,7 +62,7 @@ class CheckpointTensors:
             made.setdefault(merge, []).append(name)
         return {merge.keys: tuple(names) for merge, names in made.items()}
 
-    @property
+    @cached_property
     def fused(self) -> dict[str, dict[str, ExpertPart]]:
         """Names in the files of tensors that hold matrices of several experts -> the model's of
         these matrices, and where each lies."""

@@ -6,7 +6,7 @@ up rows, else one of each in turn; `has_gate` `gate_up_proj`, else `up_proj` alo
 vector of outputs beside each. Any other 3-D parameter holds no experts that are known here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,11 @@ def expert_parts(module: Any) -> dict[str, ExpertPart]:
         for place, projection in enumerate(projections)
         for tail, kind in _tails(module).items()
     }
+
+
+def expert_total(parts: Iterable[ExpertPart]) -> int:
+    """How many experts the whole of a fused parameter has."""
+    return 1 + max(part.expert for part in parts)
 
 
 def single_keys(fused: Mapping[str, Mapping[str, ExpertPart]]) -> dict[str, str]:

@@ -232,13 +232,6 @@ def readers(experts: OneByOne, name: str, expert: int, stage: Stage) -> list[str
     return [f"{name}.{expert}.{projection}" for projection in projections]
 
 
-def expert_count(root: nn.Module, target: str) -> int | None:
-    """How many experts a target's mixture has, if it is a linear of one."""
-    name = target.rsplit(".", 2)[0]
-    module = root.get_submodule(name) if target.count(".") > 1 else None
-    return module.num_experts if isinstance(module, OneByOne) else None
-
-
 def routers(root: nn.Module) -> set[str]:
     """Names of modules that choose among experts: beside a mixture's experts, with a row of their
     weight for each of them."""

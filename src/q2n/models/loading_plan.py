@@ -29,7 +29,7 @@ from transformers.core_model_loading import (
 )
 
 from q2n.errors import InputError
-from q2n.models.expert_parts import ExpertPart, expert_parts, is_fused
+from q2n.models.expert_parts import ExpertPart, expert_parts, expert_total, is_fused
 from q2n.patterns import listed
 
 
@@ -154,7 +154,7 @@ def _take_apart(plan: LoadingPlan, fused: str, parts: Mapping[str, ExpertPart]) 
             made = merge.apply(numbers.__getitem__)[fused]
         except Exception:  # a damaged checkpoint: whoever merges real tensors names it
             return
-        experts = 1 + max(part.expert for part in parts.values())
+        experts = expert_total(parts.values())
         if len(made) != experts:
             raise InputError(
                 f"{fused!r} has {len(made)} experts in the files ({listed(merge.keys)}), and "

@@ -20,7 +20,6 @@ from q2n.models.experts import (
     Stage,
     Wanted,
     Watcher,
-    expert_count,
     experts_in,
     readers,
 )
@@ -59,7 +58,7 @@ def find_sites(
     hooks = [
         target.module.register_forward_pre_hook(partial(_keep_first, received, name))
         for name, target in targets.items()
-        if expert_count(block, name) is None
+        if target.experts is None
     ]
     for name, module in experts.items():
         module.watcher = _Probe(name, targets, received)

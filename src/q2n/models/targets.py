@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from q2n.errors import InputError
-from q2n.models.experts import expert_count
+from q2n.models.experts import experts_in
 from q2n.patterns import matches
 
 _EXAMPLES = 3
@@ -114,8 +114,9 @@ TARGETS: dict[type[nn.Module], type[Target]] = {nn.Linear: LinearTarget, Conv1D:
 
 def targets_in(root: nn.Module) -> dict[str, Target]:
     """Every matrix in a block or model that could be quantized, by name, in module order."""
+    experts = {name: module.num_experts for name, module in experts_in(root)}
     return {
-        name: kind(name, module, expert_count(root, name))
+        name: kind(name, module, experts.get(name.rsplit(".", 2)[0]))
         for name, module in root.named_modules()
         for of, kind in TARGETS.items()
         if isinstance(module, of)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import rename_source_key, revert_weight_conversion
 
-from q2n.models.expert_parts import ExpertPart, single_keys
+from q2n.models.expert_parts import ExpertPart, expert_total, single_keys
 from q2n.models.loading_plan import conversion_rules, fused_parts, plan_loading
 
 
@@ -92,7 +92,7 @@ def _numbered(
     """A fused parameter with one entry for each matrix in it: its number."""
     first = next(iter(parts.values()))
     sizes = (1, first.of) if first.transposed else (first.of, 1)
-    experts = 1 + max(part.expert for part in parts.values())
+    experts = expert_total(parts.values())
     marker = torch.zeros(experts, *(sizes if dimensions == 3 else (first.of,)), dtype=torch.int64)
     for name, part in parts.items():
         part.cut(marker).fill_(number[name])
