@@ -31,6 +31,7 @@ ROOMS = [
     {"report"},
     {"config"},
     {"planning"},
+    {"preprocess"},
     {"run"},
     {"api"},
     {"experiments"},

@@ -4,6 +4,7 @@ The command line calls these and adds nothing but printing.
 """
 
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ from q2n.logging import Reporter
 from q2n.option_types import shown
 from q2n.pipeline.block_files import RUN_FILE
 from q2n.pipeline.store import RunStore
+from q2n.preprocess.restorative_lora import RestorativeLora
+from q2n.preprocess.run import Conditions as TrainingConditions
+from q2n.preprocess.run import Preprocessed
+from q2n.preprocess.run import preprocess as run_preprocess
 from q2n.report.checkpoint import Quantized
 from q2n.report.costs import LENGTH, WINDOWS, costs_of
 from q2n.report.reading import read_record
@@ -40,6 +45,7 @@ __all__ = [
     "evaluate_tasks",
     "inspect",
     "inspect_fidelity",
+    "preprocess",
     "quantize",
     "quantize_among_ranks",
     "save_kl_base",
@@ -122,6 +128,46 @@ def quantize_among_ranks(
             return run.complete_before() if first else None
         run.quantize_blocks()
         return run.write() if first else None
+
+
+def preprocess(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+    **options: Any,
+) -> Preprocessed:
+    """Train a low-rank repair of a quantized model's dense weights, merge it, and write a model in
+    full precision for a second quantization (PTQ1.61's restorative LoRA).
+
+    Args:
+        checkpoint: folder of a checkpoint that q2n reads.
+        output: folder to write. It must not exist.
+        resume: go on with an interrupted call of the same options.
+        **options: fields of `RestorativeLora` (steps, rank, ...) and of
+            `preprocess.run.Conditions` (corpus, length, ...).
+
+    Raises:
+        InputError: peft is not installed, an option is unknown, or something cannot be used.
+        NumericalError: the loss is not finite.
+        ResumeError: what an interrupted call left is damaged, or was told something else.
+    """
+    own = {
+        key: options.pop(key) for key in [x.name for x in fields(RestorativeLora)] if key in options
+    }
+    known = [x.name for x in fields(TrainingConditions)]
+    for key in options:
+        if key not in known:
+            raise InputError(f"preprocess has no option {key!r}; it has {', '.join(known)}")
+    return run_preprocess(
+        checkpoint,
+        output,
+        RestorativeLora(**own),
+        TrainingConditions(**options),
+        resume=resume,
+        reporter=reporter or Reporter(),
+    )
 
 
 def _require_names(model: Any, output: Any) -> None:

@@ -100,9 +100,21 @@ def rtn(values, scale, zero, bits):
     return scale * (np.clip(np.rint(values / scale) + zero, 0, 2**bits - 1) - zero)
 
 
-def gptq(weight, gram, *, bits, group_size, symmetric, act_order, static_groups, damping):
+def gptq(
+    weight,
+    gram,
+    *,
+    bits,
+    group_size,
+    symmetric,
+    act_order,
+    static_groups,
+    damping,
+    parameters=None,
+):
     """GPTQ from its definition: explicit inverse, Cholesky factor, and an update of all later
-    columns after each column. A column without input gets the mean of the others on the diagonal
+    columns after each column. `parameters`: scale and zero of each group, None: min-max. A column
+    without input gets the mean of the others on the diagonal
     and keeps its weight. Returns the dequantized weight, for each visited column the
     working copy before that column was rounded, and the order of the columns."""
     work = weight.copy()
@@ -111,7 +123,7 @@ def gptq(weight, gram, *, bits, group_size, symmetric, act_order, static_groups,
     energy = np.diag(gram)
     gram = gram + np.diag(np.where(energy == 0, energy[energy > 0].mean(), 0.0))
     order = np.argsort(-np.diag(gram), kind="stable") if act_order else np.arange(m)
-    parameters = {
+    parameters = parameters or {
         g: minmax(weight[:, g * size : (g + 1) * size], bits, symmetric)
         for g in range(-(-m // size))
     }

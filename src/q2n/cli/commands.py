@@ -9,6 +9,7 @@ from q2n.cli.flags import Parser
 from q2n.cli.inspect import add_inspect
 from q2n.cli.methods import add_methods
 from q2n.cli.plan import add_plan
+from q2n.cli.preprocess import add_preprocess
 from q2n.cli.quantize import add_quantize
 from q2n.cli.report import add_report
 from q2n.cli.sweep import add_sweep
@@ -16,6 +17,7 @@ from q2n.version import __version__
 
 COMMANDS: tuple[Callable[[Any], None], ...] = (
     add_quantize,
+    add_preprocess,
     add_plan,
     add_eval,
     add_inspect,

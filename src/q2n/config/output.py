@@ -20,8 +20,18 @@ def output_folder(run: RunSettings, *, resume: bool = False) -> Path:
     for needed in ("model", "output"):
         if not getattr(run, needed):
             raise InputError(f"no {needed} set; usage: q2n quantize MODEL --output DIR [options]")
-    folder = _named(run.output)
-    if os.path.lexists(folder) and not (resume and (folder / RECORD_FILE).is_file()):
+    return new_folder(run.output, run.model, finished=RECORD_FILE if resume else None)
+
+
+def new_folder(output: str, model: str, *, finished: str | None = None) -> Path:
+    """The folder of that name, which is not there yet, or has a file `finished`; not within the
+    folder `model`.
+
+    Raises:
+        InputError: as `output_folder`.
+    """
+    folder = _named(output)
+    if os.path.lexists(folder) and not (finished and (folder / finished).is_file()):
         raise InputError(
             f"output {folder} exists; choose another folder or delete it{_left(folder)}"
         )
@@ -30,8 +40,8 @@ def output_folder(run: RunSettings, *, resume: bool = False) -> Path:
             if not place.is_dir():
                 raise InputError(f"output {folder} cannot be made: {place} is not a folder")
             break
-    model = Path(os.path.abspath(run.model))
-    if model.is_dir() and Path(os.path.abspath(folder)).is_relative_to(model):
+    within = Path(os.path.abspath(model))
+    if within.is_dir() and Path(os.path.abspath(folder)).is_relative_to(within):
         raise InputError(f"output {folder} lies in the model's folder; choose one outside of it")
     return folder
 

@@ -40,7 +40,7 @@ PRESET_SUMMARIES = {
 _CLOSED_FORMS: dict[str, Any] = {"correct": True, "output_scales": "full_precision"}
 _GOOD: dict[str, dict[str, Any]] = {
     "rtn": {**_CLOSED_FORMS, "clip": "scale_zero"},
-    "gptq": {**_CLOSED_FORMS, "clip": "scale_zero"},
+    "gptq": {**_CLOSED_FORMS, "clip": "scale_zero", "range_trials": True},
     "ldlq": {**_CLOSED_FORMS, "grid": "trellis"},
     "quip": {
         **_CLOSED_FORMS,

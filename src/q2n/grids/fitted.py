@@ -13,7 +13,7 @@ from torch import Tensor
 from q2n.block_types import BlockType
 from q2n.grids import gaussian_range
 from q2n.grids.blocks import fit_blocks
-from q2n.grids.uniform import UniformGrid
+from q2n.grids.uniform import UniformGrid, rounded_scale
 from q2n.kernels.rounding_rules import BlockRule, CodebookRule, Rule, UniformRule, midpoints
 from q2n.kernels.trellis_search import TrellisRule
 from q2n.layers.blocks import BlockLinear
@@ -41,6 +41,8 @@ class FittedGrid(Generic[Layer]):
     """Makes the layer that has these codes."""
     shift: Float[Tensor, "1"] | float = 0.0
     """What the coordinates of the rule add to the layer's."""
+    times: "Callable[[float], FittedGrid[Layer]] | None" = None
+    """The same grid with all its points times a factor, where scales are free to be."""
 
     def nearest(self) -> Layer:
         """The layer of the nearest codes."""
@@ -91,7 +93,17 @@ def uniform_grid(
     grid: UniformGrid, weight: Float[Tensor, "out in"], dtype: torch.dtype, name: str
 ) -> FittedGrid[UniformLinear]:
     """A uniform grid with a scale of `dtype` per row or group. Raises as `UniformGrid.fit`."""
-    scale, zero = grid.fit(weight, dtype, name)
+    return _of_parameters(grid, weight, *grid.fit(weight, dtype, name), dtype, name)
+
+
+def _of_parameters(
+    grid: UniformGrid,
+    weight: Float[Tensor, "out in"],
+    scale: Float[Tensor, "out groups"],
+    zero: UInt8[Tensor, "out groups"],
+    dtype: torch.dtype,
+    name: str,
+) -> FittedGrid[UniformLinear]:
     size = grid.granularity.group_size(weight.shape[1], name)
     group = group_of_column(weight.shape[1], size, weight.device)
     rule = uniform_rule(scale, zero, group, grid.bits, weight.dtype)
@@ -106,7 +118,11 @@ def uniform_grid(
             symmetric=grid.symmetric,
         )
 
-    return FittedGrid(weight, rule, stored)
+    def times(factor: float) -> FittedGrid[UniformLinear]:
+        scaled = rounded_scale(scale.float() * factor, dtype, name)
+        return _of_parameters(grid, weight, scaled, zero, dtype, name)
+
+    return FittedGrid(weight, rule, stored, times=times)
 
 
 def block_grid(
@@ -116,7 +132,12 @@ def block_grid(
     name: str,
 ) -> FittedGrid[BlockLinear]:
     """A grid of ggml's blocks. Raises as `fit_blocks`."""
-    frame = fit_blocks(kind, weight, energy, name)
+    return _of_frame(kind, weight, fit_blocks(kind, weight, energy, name))
+
+
+def _of_frame(
+    kind: BlockType, weight: Float[Tensor, "out in"], frame: BlockLinear
+) -> FittedGrid[BlockLinear]:
     step, minimum = frame.steps().T.to(weight).contiguous(), frame.minima()
     levels = torch.tensor(kind.levels).to(weight)
     rule = BlockRule(
@@ -127,7 +148,13 @@ def block_grid(
         levels,
         midpoints(levels),
     )
-    return FittedGrid(weight, rule, lambda codes: replace(frame, codes=codes.contiguous()))
+
+    def times(factor: float) -> FittedGrid[BlockLinear]:
+        return _of_frame(kind, weight, frame.scale_rows(weight.new_full((len(weight),), factor)))
+
+    return FittedGrid(
+        weight, rule, lambda codes: replace(frame, codes=codes.contiguous()), times=times
+    )
 
 
 def _uniform(

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from q2n.errors import InputError
@@ -118,6 +118,22 @@ class QuantizedLinear(ABC):
             InputError: this representation does not come apart there.
         """
         raise InputError(f"{self.kind} layers cannot be divided, neither by rows nor by columns")
+
+    def with_rows(self, rows: Bool[Tensor, " out"], other: Self) -> Self:
+        """This layer, with some rows of another one of the same shape and metadata.
+
+        Raises:
+            InputError: rows of this representation share more than metadata.
+        """
+        taken: dict[str, Tensor] = {}
+        for name, value in _values(self):
+            if not isinstance(value, Tensor):
+                continue
+            if len(value) != self.shape[0]:
+                raise InputError(f"rows of {self.kind} layers are stored together")
+            there = rows.view(-1, *[1] * (value.ndim - 1))
+            taken[name] = torch.where(there, getattr(other, name), value)
+        return replace(self, **taken)
 
     def trainable(self, *, rounding: bool) -> Trainable:
         """The layer for gradient steps on its scales and, with `rounding`, on its codes where they

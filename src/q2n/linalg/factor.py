@@ -60,6 +60,11 @@ class Feedback:
         """What a layer's record says of it."""
         return {"damping": self.damping}
 
+    def cost(self, error: Float[Tensor, "in out"]) -> Float[Tensor, " out"]:
+        """What an error (transposed, in visiting order) does to each output, `e H e^T` of each
+        row e of E: `H = R R^T` and `R = (M + I) diag(R)`, so it is the squared length of e R."""
+        return (error + self.matrix.T @ error).mul_(self.diagonal.unsqueeze(1)).square_().sum(0)
+
     @property
     def importance(self) -> Float[Tensor, " in"]:
         """`diagonal` in the layer's own order, for whatever weighs columns against each other. A

@@ -15,20 +15,23 @@ Dead columns (input always 0) take part in no feedback: their original weights a
 released code sets them to 0.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
+from q2n.block_types import BLOCK_TYPES
 from q2n.errors import InputError
-from q2n.kernels.column_sweep import GroupFit, sweep
+from q2n.grids.fitted import FittedGrid
+from q2n.kernels.column_sweep import GroupFit, Sweep, sweep
 from q2n.kernels.coordinate_descent import descend
 from q2n.kernels.rounding_rules import Rule, UniformRule
 from q2n.layers.quantized import QuantizedLinear
-from q2n.linalg.factor import compensated, damped
+from q2n.linalg.factor import Feedback, compensated, damped
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import LayerProblem, shared_feedback
+from q2n.methods.range_trials import best_rows, ranges_around
 from q2n.methods.uniform import UniformMethod
 from q2n.option_types import Count, CountOrZero, NonNegative
 
@@ -45,6 +48,9 @@ class GPTQ(UniformMethod):
     """Fit all groups before the sweep; False only without act_order."""
     damping: NonNegative = 0.01
     """Added to the Gram matrix's diagonal, as a share of its mean."""
+    range_trials: bool = False
+    """Round with several ranges: that of clip, narrower and wider ones, minmax; each row keeps the
+    one that changes its output least."""
     descent_passes: CountOrZero = 0
     """Passes of coordinate descent on the loss after the sweep, at most."""
     block_size: Count = 128
@@ -58,6 +64,8 @@ class GPTQ(UniformMethod):
                 "act_order visits the columns of a group at different times: "
                 "use --static-groups or --act-order false"
             )
+        if self.range_trials and not self.static_groups and self.group_size != -1:
+            raise InputError("range_trials fits all groups before the sweep: use --static-groups")
 
     @property
     def required_statistics(self) -> RequiredStatistics:
@@ -67,8 +75,31 @@ class GPTQ(UniformMethod):
         back = shared_feedback(problem, self.damping, descending=self.act_order)
         weight = problem.weight
         grid = self.fit(problem, weight, problem.measured.gram.diagonal())
+        if self.range_trials:
+            layer = best_rows(
+                ranges_around(grid, *self._minmax(problem, weight)),
+                lambda tried: self._rounded(problem, tried, back),
+                back,
+            )
+        else:
+            rounded = self._rounded(problem, grid, back)
+            layer = grid.stored(rounded.layer_codes(back.order, weight.shape[1]))
+        return layer.with_record(**back.record)
+
+    def _minmax(
+        self, problem: LayerProblem, weight: Float[Tensor, "out in"]
+    ) -> list[FittedGrid[QuantizedLinear]]:
+        """The widest range, where `clip` is not this one and there is one."""
+        if self.grid in BLOCK_TYPES or self.clip == "minmax":
+            return []
+        return [replace(self, clip="minmax").fit(problem, weight)]
+
+    def _rounded(
+        self, problem: LayerProblem, grid: FittedGrid[QuantizedLinear], back: Feedback
+    ) -> Sweep:
+        """The weight of a grid after the sweep and, if asked for, the descent."""
         rule = grid.rule.in_order(back.order)
-        ordered, size = weight.T[back.order], self.block_size
+        ordered, size = grid.weight.T[back.order], self.block_size
         rounded = sweep(
             ordered,
             back.matrix,
@@ -76,15 +107,14 @@ class GPTQ(UniformMethod):
             block_size=size,
             group_fit=self._group_fit(problem, rule),
         )
-        if self.descent_passes:
-            rounded = descend(
-                rounded,
-                damped(problem.measured.gram, back),
-                self.descent_passes,
-                lambda matrix, offset: sweep(ordered, matrix, rule, block_size=size, offset=offset),
-            )
-        layer = grid.stored(rounded.layer_codes(back.order, weight.shape[1]))
-        return layer.with_record(**back.record)
+        if not self.descent_passes:
+            return rounded
+        return descend(
+            rounded,
+            damped(problem.measured.gram, back),
+            self.descent_passes,
+            lambda matrix, offset: sweep(ordered, matrix, rule, block_size=size, offset=offset),
+        )
 
     def compensated(
         self, problem: LayerProblem, quantized: Float[Tensor, "out in"]

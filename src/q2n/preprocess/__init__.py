@@ -1,0 +1,1 @@
+"""What changes a model's full-precision weights before it is quantized."""
