@@ -28,13 +28,19 @@ def place(tmp_path_factory) -> Path:
     return place
 
 
+def alone(place: Path, name: str) -> Path:
+    """Where one rank has run a case, with the same products as ranks that are threads."""
+    folder = place / f"one {name}"
+    if not folder.exists():
+        on_threads(1, lambda ranks: run_case(place, name, folder, ranks))
+    return folder
+
+
 @pytest.mark.parametrize(
     ("name", "size"), [*((name, 2) for name in CASES), ("held out", 3), ("gptq", 5), ("experts", 3)]
 )
 def test_several_ranks_come_to_what_one_does(place, tmp_path, name, size):
-    one, several = place / f"one {name}", tmp_path / "several"
-    if not one.exists():
-        run_case(place, name, one)
+    one, several = alone(place, name), tmp_path / "several"
     on_threads(size, lambda ranks: run_case(place, name, several, ranks))
     assert len(blocks_of(one)) == 2 and blocks_of(several) == blocks_of(one)
     expected, found = RunStore(one).layers(), RunStore(several).layers()
@@ -46,17 +52,13 @@ def test_several_ranks_come_to_what_one_does(place, tmp_path, name, size):
 @pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize("name", ["gptq", "held out"])
 def test_batch_sizes_come_to_the_same_codes(place, tmp_path, name, batch_size):
-    one = place / f"one {name}"
-    if not one.exists():
-        run_case(place, name, one)
-    run_case(place, name, tmp_path / "other", batch_size=batch_size)
-    assert blocks_of(tmp_path / "other") == blocks_of(one)
+    other = tmp_path / "other"
+    on_threads(1, lambda ranks: run_case(place, name, other, ranks, batch_size))
+    assert blocks_of(other) == blocks_of(alone(place, name))
 
 
 def test_any_number_of_ranks_goes_on(place, tmp_path):
-    one = place / "one gptq"
-    if not one.exists():
-        run_case(place, "gptq", one)
+    one = alone(place, "gptq")
     for size in (2, 3):
         several = tmp_path / str(size)
         shutil.copytree(one, several)
