@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,21 @@ def place(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("ranks")
     save_models(place)
     return place
+
+
+@pytest.fixture
+def quantize(place, monkeypatch):
+    """Whole runs on a tiny model."""
+
+    def one_at_a_time(*arguments, open_model=run.model_of):
+        with OPENING:
+            return open_model(*arguments)
+
+    monkeypatch.setattr(run, "model_of", one_at_a_time)
+    common = {"corpus": str(place / "text.txt"), "length": 48, "batch_size": 2, "group_size": 32}
+    return lambda ranks, output, **settings: quantize_among_ranks(
+        ranks, place / "llama", output, **{**common, **settings}
+    )
 
 
 def alone(place: Path, name: str) -> Path:
@@ -75,21 +91,24 @@ def test_any_number_of_ranks_goes_on(place, tmp_path):
         ({"refit": "block"}, "--refit block takes one rank"),
     ],
 )
-def test_what_ranks_cannot_do_is_refused(place, tmp_path, monkeypatch, settings, says):
-    def one_at_a_time(*arguments, open_model=run.model_of):
-        with OPENING:
-            return open_model(*arguments)
-
-    monkeypatch.setattr(run, "model_of", one_at_a_time)
-    common = {"corpus": str(place / "text.txt"), "length": 48, "batch_size": 2, "group_size": 32}
-
+def test_what_ranks_cannot_do_is_refused(place, tmp_path, quantize, settings, says):
     def refused(ranks) -> str:
         with pytest.raises(InputError) as caught:
-            quantize_among_ranks(ranks, place / "llama", tmp_path / "out", **{**common, **settings})
+            quantize(ranks, tmp_path / "out", **settings)
         return str(caught.value)
 
     assert all(says in text for text in on_threads(2, refused))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_rank_refits_the_model(quantize, tmp_path):
+    written, refit = [], {"refit": "model", "refit_steps": 2}
+    for size, settings in ((1, {}), (1, refit), (2, refit)):
+        out = tmp_path / str(len(written))
+        work = partial(quantize, output=out, windows=4, **settings)
+        on_threads(size, work)
+        written.append((out / "model.safetensors").read_bytes())
+    assert written[0] != written[1] == written[2]
 
 
 def test_a_rank_with_other_settings_is_named():

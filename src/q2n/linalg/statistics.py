@@ -10,11 +10,12 @@ of the model gives there, x_full those of the full-precision model at the same t
 None is divided by the number of tokens. Every statistic is a plain sum, so the statistics of two
 parts of the calibration text add up (`a + b`).
 
-It does not matter how windows were batched, or divided among several ranks, and what comes out has
-the same bits: the product of each window is computed by itself, in float32, and products are added
-up in float64, where sums of thousands of such numbers are not rounded. (The bits of a sum may
-differ by its order only where it lies within float64's rounding of the middle between two numbers
-of float32: one sum in 2^28.) Tokens that come without windows are one product.
+It does not matter how windows were batched, or divided among several ranks: the bits are the same.
+The product of each window is computed by itself, in float32, and products are added up in float64.
+A float32 number has 24 of the 53 bits there, so that a sum of 128 windows is not rounded at all
+while its terms lie within a factor of 2^22; where they do not, its order may change the last bit
+of float64, which float32 sees once in 2^28 times. Tokens that come without windows (those of an
+expert) are one product a batch.
 
 R is stored instead of D, for a part of the tokens is enough to estimate it (residual.py).
 
