@@ -97,7 +97,7 @@ class Method(ABC):
         """What `quantize` computes. With a Gram matrix: its factor takes 0.6 products, error
         feedback about one at the rate of a product, and the output error another one
         (docs/LOG.md, parts against the rate of a matrix product); going through the columns."""
-        return Work(layer=2.0, site=0.6, weight=1500) if self.required_statistics else Work()
+        return Work(layer=2.0, site=0.6, weight=1500.0) if self.required_statistics else Work()
 
     @property
     @abstractmethod

@@ -74,7 +74,7 @@ class LeanQuant(Method):
     @property
     def work(self) -> Work:
         """With k-means of each row."""
-        return super().work + Work(weight=4500 * self.bits)
+        return super().work + Work(weight=4500.0 * self.bits)
 
     @property
     def storage(self) -> StorageSpec:

@@ -112,7 +112,7 @@ class OWQ(UniformMethod):
     def work(self) -> Work:
         """A factor for each layer, whose columns have an order of their own; a second, coarse
         search."""
-        return replace(super().work, site=0.0, alone=0.6) + Work(weight=6000)
+        return replace(super().work, site=0.0, alone=0.6) + Work(weight=6000.0)
 
     def check(self, name: str, shape: tuple[int, int]) -> None:
         super().check(name, shape)

@@ -85,7 +85,7 @@ class PBLLM(Method):
     @property
     def work(self) -> Work:
         """With the choice of salient weights."""
-        return super().work + Work(weight=4000)
+        return super().work + Work(weight=4000.0)
 
     @property
     def storage(self) -> StorageSpec:

@@ -76,9 +76,9 @@ class UniformMethod(Method):
     @property
     def work(self) -> Work:
         """With the search for each group's scale."""
-        searched = {"minmax": 0, "mse": 30000, "scale_zero": 10000}
+        searched = {"minmax": 0.0, "mse": 30000.0, "scale_zero": 10000.0}
         if self.group_size == -1:  # more steps (grids/scale_zero_search.py)
-            searched["scale_zero"] = 15000
+            searched["scale_zero"] = 15000.0
         return super().work + Work(weight=searched[self.clip])
 
     def grid_with(self, granularity: Granularity, steps: int) -> UniformGrid:
