@@ -43,16 +43,26 @@ class LayerProblem:
 
 @dataclass(frozen=True)
 class Work:
-    """About how much `quantize` computes, for forecasts: in products of the layer's size
-    (2 o m^2 operations of a layer of o rows and m columns)."""
+    """About how much `quantize` computes on a layer of o rows and m columns, for forecasts: in
+    operations of matrix products in float32, or what takes as long."""
 
-    layer: float
-    """Of each layer."""
-    site: float
+    layer: float = 0.0
+    """Of each layer, in products of 2 o m^2 operations."""
+    site: float = 0.0
     """Of its input site, once, in products of 2 m^3 operations."""
+    alone: float = 0.0
+    """Of each layer as well, in products of 2 m^3 operations: a factor that is its own."""
+    weight: float = 0.0
+    """Of each weight, in operations: going through columns, searches. By processor time of layers
+    of 256 to 512 rows and columns beside that of a product (docs/LOG.md)."""
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(self.layer + other.layer, self.site + other.site)
+        return Work(
+            self.layer + other.layer,
+            self.site + other.site,
+            self.alone + other.alone,
+            self.weight + other.weight,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +96,8 @@ class Method(ABC):
     def work(self) -> Work:
         """What `quantize` computes. With a Gram matrix: its factor takes 0.6 products, error
         feedback about one at the rate of a product, and the output error another one
-        (docs/LOG.md, parts against the rate of a matrix product)."""
-        return Work(2.0, 0.6) if self.required_statistics else Work(0.0, 0.0)
+        (docs/LOG.md, parts against the rate of a matrix product); going through the columns."""
+        return Work(layer=2.0, site=0.6, weight=1500.0) if self.required_statistics else Work()
 
     @property
     @abstractmethod
@@ -127,7 +137,7 @@ class Wrapper(Method):
     @property
     def own_work(self) -> Work:
         """What it computes besides the inner method: nothing unless a wrapper says otherwise."""
-        return Work(0.0, 0.0)
+        return Work()
 
     @property
     def work(self) -> Work:

@@ -1,10 +1,12 @@
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from q2n.errors import InputError, NumericalError
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.statistics import InputStatistics, RequiredStatistics, bytes_of_sums
 
 # Sums of t products in float32, compared with float64: a few eps * sqrt(t) of the largest
 # term; eps = 1.2e-7 and t < 200 give 2e-6, and 1e-5 leaves room for the order of summation.
@@ -33,12 +35,46 @@ def test_gram_does_not_depend_on_batching_or_merging(first, second, width, seed)
         assert torch.equal(statistics.gram, statistics.gram.T)
 
 
-def test_reading_the_gram_between_updates_changes_nothing():
+@pytest.mark.parametrize("stride", [1, 3])
+def test_batches_and_their_order_change_no_bit(stride):
+    """The middle of a window is 1e3 times as large as the others: float32 sums would differ."""
+    required = ~RequiredStatistics.NONE
+    x = torch.randn(12, 9, 13, generator=torch.Generator().manual_seed(0))
+    x[5] *= 1e3
+    found = []
+    for parts in (x.split(1), x.split(4), x.split(6), x.split(2)[::-1]):
+        statistics = InputStatistics(13, required, cross_stride=stride)
+        for part in parts:
+            statistics.update(part, 1.1 * part)
+        found.append(statistics)
+    for other in found[1:]:
+        for name in ("gram", "residual", "position_gram"):
+            assert torch.equal(getattr(other, name), getattr(found[0], name))
+
+
+def test_what_was_read_takes_no_more_tokens():
     x = torch.randn(40, 13)
-    statistics = gathered([x[:20]])
-    _ = statistics.gram  # mirrors the triangle
-    statistics.update(x[20:])
-    assert torch.equal(statistics.gram, gathered([x[:20], x[20:]]).gram)
+    statistics, other = gathered([x]), gathered([x])
+    assert torch.equal(statistics.gram, statistics.gram)
+    with pytest.raises(AssertionError, match="no more tokens"):
+        statistics.update(x)
+    with pytest.raises(AssertionError, match="no more tokens"):
+        other + statistics
+
+
+def test_a_read_moment_frees_its_sum():
+    statistics = InputStatistics(13, RequiredStatistics.GRAM | RequiredStatistics.CROSS)
+    statistics.update(torch.randn(40, 13), torch.randn(40, 13))
+    held = [weakref.ref(total) for total in statistics.sums()]
+    _ = statistics.gram, statistics.residual
+    assert [total() for total in held] == [None, None]
+
+
+def test_bytes_are_those_of_all_sums():
+    moments = RequiredStatistics.GRAM | RequiredStatistics.CROSS
+    for required in (RequiredStatistics.GRAM, moments, moments | RequiredStatistics.FOLDS):
+        sums = InputStatistics(50, required).sums()
+        assert bytes_of_sums(required, 50) == sum(total.nbytes for total in sums)
 
 
 def test_half_precision_inputs_are_summed_in_float32():
@@ -54,10 +90,10 @@ def test_cross_moment_has_full_precision_inputs_in_rows():
     statistics = InputStatistics(5, RequiredStatistics.GRAM | RequiredStatistics.CROSS)
     statistics.update(x, full)
     expected = torch.einsum("bti,btj->ij", full, x)
+    with pytest.raises(InputError, match="x_full"):
+        InputStatistics(5, statistics.required).update(x)
     torch.testing.assert_close(statistics.cross, expected, rtol=0, atol=1e-5 * 40)
     torch.testing.assert_close(statistics.residual, statistics.cross - statistics.gram)
-    with pytest.raises(InputError, match="x_full"):
-        statistics.update(x)
 
 
 @pytest.mark.parametrize("stride", [2, 3, 8])
@@ -95,9 +131,9 @@ def test_stride_changes_neither_constant_sequences_nor_loose_tokens():
         statistics.update(x[:, :1], full[:, :1])
         statistics.update(loose, loose_full)
         found.append(statistics)
-    torch.testing.assert_close(found[0].residual, found[1].residual)
     with pytest.raises(InputError, match="stride 1 .* stride 3"):
         found[0] + found[1]
+    torch.testing.assert_close(found[0].residual, found[1].residual)
 
 
 def test_position_gram_is_gram_of_the_sequence_mean():
@@ -131,15 +167,12 @@ def test_what_was_not_gathered_is_refused_by_name():
         )
 
 
-def test_derived_results_are_computed_once_until_tokens_arrive():
+def test_derived_results_are_computed_once():
     statistics = gathered([torch.randn(20, 13)])
     calls = []
     for _ in range(3):
         statistics.once("trace", lambda: calls.append(1) or float(statistics.gram.trace()))
     assert len(calls) == 1
-    statistics.update(torch.randn(20, 13))
-    statistics.once("trace", lambda: calls.append(1))
-    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

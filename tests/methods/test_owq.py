@@ -261,6 +261,7 @@ def test_refusals():
     given.weight[:, 5] = 1e6
     with pytest.raises(NumericalError, match=r"h\.0\.self_attn\.q.*overflows torch.float16"):
         OWQ(target_rank=1).quantize(given)
+    given, _, _ = problem(torch.float32)
     given.statistics.update(torch.full((2, 1, COLUMNS), float("nan")), torch.zeros(2, 1, COLUMNS))
     with pytest.raises(NumericalError, match=r"h\.0\.self_attn\.q.*not finite"):
         OWQ().quantize(given)

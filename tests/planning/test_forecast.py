@@ -9,6 +9,8 @@ from tiny import save_tiny, tiny_model, tiny_text
 
 import q2n
 from q2n.config.reading import read_settings
+from q2n.linalg.statistics import RequiredStatistics, bytes_of_sums
+from q2n.method import Work
 from q2n.models.config_source import ConfigSource
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.store import RunStore
@@ -118,9 +120,37 @@ def test_experts_hold_a_group_of_grams():
 
     memory = MemoryOfStages(run.shapes, run.load, 0.0)
     site = next(x for x in run.shapes.blocks[0].sites if x.copies > 1)
-    assert memory.statistics(site) == 8 * 4 * 64**2
+    assert memory.statistics(site) == 8 * bytes_of_sums(RequiredStatistics.GRAM, 64)
     assert memory.statistics(replace(site, width=8192, copies=256)) == 2**30
-    assert memory.statistics(replace(site, width=32768, copies=256)) == 4 * 32768**2
+    one = memory.statistics(replace(site, width=32768, copies=256))
+    assert one == bytes_of_sums(RequiredStatistics.GRAM, 32768)
+
+
+@pytest.mark.parametrize(
+    ("work", "operations"),
+    [
+        (Work(layer=1.0), 2 * (64**2 * (3 * 64 + 64 + 2 * 96) + 96**2 * 64)),
+        (Work(site=1.0), 2 * (3 * 64**3 + 96**3)),
+        (Work(alone=1.0), 2 * ((3 + 1 + 2) * 64**3 + 96**3)),
+        (Work(weight=1.0), 64 * (3 * 64 + 64 + 2 * 96) + 96 * 64),
+    ],
+)
+def test_solving_takes_what_a_method_says(work, operations):
+    """Of 4 blocks; k and v count as q."""
+    run = described(bits=3)
+    found = replace(run, load=replace(run.load, work=work)).forecast(RATES)
+    assert found.stage("solve").seconds == pytest.approx(4 * operations / RATES.float32)
+
+
+def test_folds_are_exchanged_too():
+    settings = {"ranks": 2, "output_scales": True}
+    one, both = (
+        described(**settings, scales_held_out=held_out)
+        .forecast(replace(RATES, product=1e30, float32=1e30, memory=1e30))
+        .stage("measure")
+        for held_out in (False, True)
+    )
+    assert one.bound_by == "exchange" and both.seconds == pytest.approx(2 * one.seconds)
 
 
 def test_what_does_not_fit_is_named():

@@ -73,11 +73,11 @@ class Ranks(ABC):
         Raises:
             InputError: naming the setting.
         """
-        if self.are_several and settings.get("refit", "off") != "off":
+        if self.are_several and settings.get("refit") in ("block", "both"):
             raise InputError(
-                f"--refit {settings['refit']} takes one rank, for its steps follow each other, a "
-                f"window each, and there are {self.size}; leave it off (--quality best turns it "
-                "on), or start one rank"
+                f"--refit {settings['refit']} takes one rank, for its steps in a block follow each "
+                f"other through the windows of all, and there are {self.size}; use --refit model, "
+                "or start one rank"
             )
 
 

@@ -8,16 +8,21 @@ of the model gives there, x_full those of the full-precision model at the same t
     R = D - G                residual moment
 
 None is divided by the number of tokens. Every statistic is a plain sum, so the statistics of two
-parts of the calibration text add up (`a + b`), and it does not matter how tokens were batched.
+parts of the calibration text add up (`a + b`).
 
-R is stored instead of D: it is small where both models agree, so that a part of the tokens is
-enough to estimate it (`cross_stride`). The first token of a sequence often has a massive activation
-(Sun et al. 2024) and is like no other, so it always counts, by itself.
+It does not matter how windows were batched, or divided among several ranks: the bits are the same.
+The product of each window is computed by itself, in float32, and products are added up in float64.
+A float32 number has 24 of the 53 bits there, so that a sum of 128 windows is not rounded at all
+while its terms lie within a factor of 2^22; where they do not, its order may change the last bit
+of float64, which float32 sees once in 2^28 times. Tokens that come without windows (those of an
+expert) are one product a batch.
 
-Only the upper triangle of G is accumulated, and mirrored when the matrix is read (triangle.py).
+R is stored instead of D, for a part of the tokens is enough to estimate it (residual.py).
 
-What is derived from the sums (spectra, Cholesky factors) is computed once by `once`, and so shared
-by all linears that read the same tensor.
+Only the upper triangle of G is added up (triangle.py). The first reading of a moment makes it a
+matrix of float32 and gives the memory of its sum free; from then on no token can be added. What is
+derived from moments (spectra, Cholesky factors) is computed once by `once`, and so shared by all
+linears that read the same tensor.
 """
 
 import enum
@@ -31,9 +36,12 @@ from torch import Tensor
 from q2n.errors import InputError, NumericalError
 from q2n.linalg.folds import Folds
 from q2n.linalg.products import fast_products
-from q2n.linalg.triangle import add_gram, mirror_upper, upper_panels
+from q2n.linalg.residual import add_residual
+from q2n.linalg.triangle import add_gram, symmetric, triangle_size
 
 T = TypeVar("T")
+
+_SUM = torch.float64
 
 LinearMap = Callable[[Float[Tensor, "tokens in"]], Float[Tensor, "tokens in"]]
 """Applies one m x m matrix to every row."""
@@ -54,10 +62,11 @@ class RequiredStatistics(enum.Flag):
 
 
 def bytes_of_sums(required: RequiredStatistics, width: int) -> int:
-    """Of the float32 matrices [m, m] that are summed up over the tokens of a site of this width."""
-    matrices = sum(x in required for x in (RequiredStatistics.GRAM, RequiredStatistics.CROSS))
+    """Of the moments of a site of this width while tokens are added."""
+    gram = triangle_size(width) if RequiredStatistics.GRAM in required else 0
+    residual = width**2 if RequiredStatistics.CROSS in required else 0
     folds = 2 if RequiredStatistics.FOLDS in required else 1
-    return 4 * matrices * folds * width**2
+    return _SUM.itemsize * folds * (gram + residual)
 
 
 class InputStatistics:
@@ -74,9 +83,8 @@ class InputStatistics:
     ) -> None:
         """
         Args:
-            cross_stride: in the residual moment of a sequence, the first token and every so many
-                of those after it count; the latter are scaled up to stand for all of them. Tokens
-                that do not come as sequences all count.
+            dtype: of products, and of what is read.
+            cross_stride: one in how many tokens of a sequence counts in the residual moment.
             first_window: number of the first one in the text, of which these may be a part.
         """
         self.width = width
@@ -86,10 +94,9 @@ class InputStatistics:
         self.dtype = dtype
         self.tokens = 0
         self.sequences = 0
-        self._gram = self._zeros(RequiredStatistics.GRAM)
-        self._residual = self._zeros(RequiredStatistics.CROSS)
+        self._gram = self._zeros(RequiredStatistics.GRAM, triangle_size(width))
+        self._residual = self._zeros(RequiredStatistics.CROSS, width, width)
         self._positions: Float[Tensor, "length in"] | None = None
-        self._mirrored = True
         self._derived: dict[Hashable, Any] = {}
         self._folds: Folds[InputStatistics] | None = None
         if RequiredStatistics.FOLDS in required:
@@ -109,19 +116,17 @@ class InputStatistics:
         """
         if x.shape[-1] != self.width:
             raise InputError(f"expected inputs of width {self.width}, got {tuple(x.shape)}")
+        self._require_unread()
         values = x.detach().to(self.device, self.dtype)
-        rows = values.reshape(-1, self.width)
-        self._derived.clear()
-        self.tokens += rows.shape[0]
+        self.tokens += values.numel() // self.width
         if self._folds is not None:
             self._folds.update(x, x_full)
-        else:
-            if self._gram is not None:
-                with fast_products(self.device, x.dtype):
-                    add_gram(self._gram, rows)
-                self._mirrored = False
-            if self._residual is not None:
-                self._add_residual(values, x_full)
+        if self._gram is not None:
+            with fast_products(self.device, x.dtype):
+                for window in _windows(values):
+                    add_gram(self._gram, window)
+        if self._residual is not None:
+            self._add_residual(values, x_full)
         if RequiredStatistics.POSITIONS in self.required:
             self._add_positions(values)
 
@@ -136,10 +141,11 @@ class InputStatistics:
                 "cannot add statistics of width {} with {} and stride {} and of width {} with {} "
                 "and stride {}".format(*self._kind, *other._kind)
             )
+        self._require_unread()
+        other._require_unread()
         total = self._empty(self.required)
         total.tokens = self.tokens + other.tokens
         total.sequences = self.sequences + other.sequences
-        total._mirrored = self._mirrored and other._mirrored
         total._gram = _sum(self._gram, other._gram)
         total._residual = _sum(self._residual, other._residual)
         total._positions = _sum(self._positions, other._positions)
@@ -153,19 +159,16 @@ class InputStatistics:
         return [self.tokens, self.sequences, *(count for fold in within for count in fold.counts())]
 
     def sums(self) -> list[Float[Tensor, "..."]]:
-        """Views of all other sums, to which those of other tokens may be added; of G its upper
-        triangle. `set_counts` must follow."""
-        views = [] if self._gram is None else upper_panels(self._gram)
-        views += [] if self._residual is None else [self._residual]
-        views += [] if self._positions is None else [self._positions]
+        """All other sums, to which those of other tokens may be added; of G its triangle.
+        `set_counts` must follow."""
+        self._require_unread()
+        own = [self._gram, self._residual, self._positions]
         within = self._folds.both if self._folds is not None else []
-        return views + [view for fold in within for view in fold.sums()]
+        return [x for x in own if x is not None] + [x for fold in within for x in fold.sums()]
 
     def set_counts(self, counts: list[int]) -> None:
         """Take over what `counts` gave, or sums of such: the other sums are of these tokens."""
         self.tokens, self.sequences, *within = counts
-        self._derived.clear()
-        self._mirrored = False
         if self._folds is not None:
             middle = len(within) // 2
             self._folds.first.set_counts(within[:middle])
@@ -178,14 +181,7 @@ class InputStatistics:
         Raises:
             InputError: gathered without GRAM.
         """
-        if self._folds is not None:
-            first, second = self._folds.both
-            return self.once(RequiredStatistics.GRAM, lambda: first.gram + second.gram)
-        gram = _gathered(self._gram, RequiredStatistics.GRAM)
-        if not self._mirrored:
-            mirror_upper(gram)
-            self._mirrored = True
-        return gram
+        return self.once(RequiredStatistics.GRAM, self._read_gram)
 
     @property
     def cross(self) -> Float[Tensor, "in in"]:
@@ -200,10 +196,7 @@ class InputStatistics:
         Raises:
             InputError: gathered without CROSS.
         """
-        if self._folds is not None:
-            first, second = self._folds.both
-            return self.once(RequiredStatistics.CROSS, lambda: first.residual + second.residual)
-        return _gathered(self._residual, RequiredStatistics.CROSS)
+        return self.once(RequiredStatistics.CROSS, self._read_residual)
 
     @property
     def folds(self) -> "list[InputStatistics]":
@@ -223,12 +216,13 @@ class InputStatistics:
         Raises:
             InputError: gathered without POSITIONS.
         """
-        mean = _gathered(self._positions, RequiredStatistics.POSITIONS) / self.sequences
+        total = _gathered(self._positions, RequiredStatistics.POSITIONS)
+        mean = (total / self.sequences).to(self.dtype)
         return mean.T @ mean
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """`compute()`, remembered under `key` until more tokens arrive. The key must hold
-        every option on which the result depends."""
+        """`compute()`, remembered under `key`, which must hold every option on which the result
+        depends."""
         if key not in self._derived:
             self._derived[key] = compute()
         return self._derived[key]
@@ -237,16 +231,17 @@ class InputStatistics:
         """The statistics of the tokens that `inputs` makes of these: with T its matrix,
         `T G T^T` and `T R T^T`. What `once` remembers is left behind."""
         moved = self._empty(self.required)
+        moved._gram = moved._residual = None
         moved.tokens, moved.sequences = self.tokens, self.sequences
         if self._folds is not None:
             moved._folds = self._folds.map(lambda fold: fold.in_basis(inputs))
-        if self._gram is not None:
+        elif RequiredStatistics.GRAM in self.required:
             gram = inputs(inputs(self.gram).T)
-            moved._gram = (gram + gram.T) / 2  # symmetric to the last bit again
-        if self._residual is not None:
-            moved._residual = inputs(inputs(self._residual).T).T
+            moved._derived[RequiredStatistics.GRAM] = (gram + gram.T) / 2  # symmetric again
+        if self._folds is None and RequiredStatistics.CROSS in self.required:
+            moved._derived[RequiredStatistics.CROSS] = inputs(inputs(self.residual).T).T
         if self._positions is not None:
-            moved._positions = inputs(self._positions)
+            moved._positions = inputs(self._positions.to(self.dtype))
         return moved
 
     def require_finite(self, name: str) -> None:
@@ -260,8 +255,9 @@ class InputStatistics:
         for fold in self._folds.both if self._folds is not None else []:
             if fold.tokens:
                 fold.require_finite(name)
-        for what, moments in (("Gram matrix", self._gram), ("cross moment", self._residual)):
-            if moments is not None and not torch.isfinite(moments.sum()):
+        largest = torch.finfo(self.dtype).max
+        for what, total in (("Gram matrix", self._gram), ("cross moment", self._residual)):
+            if total is not None and not all(abs(x) <= largest for x in total.aminmax()):
                 raise NumericalError(
                     f"{name}: the {what} of its input is not finite: an activation is NaN or too "
                     "large; use --dtype float32, or leave the layer out with --ignore"
@@ -274,10 +270,27 @@ class InputStatistics:
     def _empty(self, required: RequiredStatistics) -> "InputStatistics":
         return InputStatistics(self.width, required, self.device, self.dtype, self.cross_stride)
 
-    def _zeros(self, kind: RequiredStatistics) -> Float[Tensor, "in in"] | None:
+    def _zeros(self, kind: RequiredStatistics, *shape: int) -> Float[Tensor, "..."] | None:
         if kind not in self.required or RequiredStatistics.FOLDS in self.required:
             return None
-        return torch.zeros(self.width, self.width, dtype=self.dtype, device=self.device)
+        return torch.zeros(shape, dtype=_SUM, device=self.device)
+
+    def _require_unread(self) -> None:
+        assert not self._derived, "input statistics that have been read take no more tokens"
+
+    def _read_gram(self) -> Float[Tensor, "in in"]:
+        if self._folds is not None:
+            first, second = self._folds.both
+            return first.gram + second.gram
+        triangle, self._gram = _gathered(self._gram, RequiredStatistics.GRAM), None
+        return symmetric(triangle, self.width, self.dtype)
+
+    def _read_residual(self) -> Float[Tensor, "in in"]:
+        if self._folds is not None:
+            first, second = self._folds.both
+            return first.residual + second.residual
+        total, self._residual = _gathered(self._residual, RequiredStatistics.CROSS), None
+        return total.to(self.dtype)
 
     def _add_residual(
         self, x: Float[Tensor, "*batch in"], x_full: Float[Tensor, "..."] | None
@@ -288,14 +301,9 @@ class InputStatistics:
             raise InputError(
                 f"a cross moment needs x_full of the shape of x, {tuple(x.shape)}; got {shape}"
             )
-        full, weight = x_full.detach(), None
-        if self.cross_stride > 1 and x.ndim > 2:
-            sampled, weight = _sampled(x.shape[-2], self.cross_stride)
-            x, full = x[..., sampled, :], full[..., sampled, :]
-        difference = full.to(self.device, self.dtype) - x
-        if weight is not None:
-            difference *= weight.to(x).unsqueeze(1)
-        self._residual.addmm_(difference.reshape(-1, self.width).T, x.reshape(-1, self.width))
+        stride = self.cross_stride if x.ndim > 2 else 1
+        for window, full in zip(_windows(x), _windows(x_full.detach()), strict=True):
+            add_residual(self._residual, window, full.to(self.device, self.dtype), stride)
 
     def _add_positions(self, values: Float[Tensor, "*batch in"]) -> None:
         if values.ndim != 3:
@@ -303,7 +311,7 @@ class InputStatistics:
                 "the mean activation at each position needs inputs [sequences, length, width], "
                 f"got {tuple(values.shape)}; use --gram second_moment"
             )
-        added = values.sum(0)
+        added = values.sum(0, dtype=_SUM)
         if self._positions is not None and self._positions.shape != added.shape:
             raise InputError(
                 "the mean activation at each position needs sequences of one length, got "
@@ -313,12 +321,9 @@ class InputStatistics:
         self.sequences += values.shape[0]
 
 
-def _sampled(length: int, stride: int) -> tuple[list[int], Float[Tensor, " positions"]]:
-    """Positions of a sequence that count, and how many tokens each stands for."""
-    positions = [0, *range(1, length, stride)]
-    weight = torch.full((len(positions),), (length - 1) / max(len(positions) - 1, 1))
-    weight[0] = 1
-    return positions, weight
+def _windows(x: Float[Tensor, "*batch in"]) -> Float[Tensor, "windows tokens in"]:
+    """One after the other; loose tokens as a single one."""
+    return x.reshape(len(x) if x.ndim > 2 else 1, -1, x.shape[-1])
 
 
 def _sum(

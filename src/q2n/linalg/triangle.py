@@ -1,10 +1,12 @@
-"""Symmetric matrices by their upper triangle, in panels of columns.
+"""A symmetric sum by its upper triangle, in panels of rows.
 
 A symmetric m x m product is known from its upper triangle. Its rows i:j are computed from column i
 on, one panel of rows after the other: with 6 panels 7/12 = 0.58 of the work of the whole product,
-and each panel is large enough for BLAS to run at full speed.
+and each panel is large enough for BLAS to run at full speed. The panels lie behind each other in
+one tensor, a *triangle*: in float64 it takes little more memory than the matrix in float32.
 """
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,20 +19,33 @@ def panels(width: int) -> list[tuple[int, int]]:
     return [(i, min(i + step, width)) for i in range(0, width, step)]
 
 
-def add_gram(upper: Float[Tensor, "in in"], x: Float[Tensor, "tokens in"]) -> None:
-    """Add the upper triangle of `x^T x` in place. Below the diagonal some of it is added, too."""
-    for i, j in panels(len(upper)):
-        upper[i:j, i:].addmm_(x[:, i:j].T, x[:, i:])
+def triangle_size(width: int) -> int:
+    """Numbers of the triangle of an m x m matrix."""
+    return sum((j - i) * (width - i) for i, j in panels(width))
 
 
-def mirror_upper(matrix: Float[Tensor, "in in"]) -> None:
-    """Copy the upper triangle onto the lower one, in place."""
-    for i, j in panels(len(matrix)):
+def add_gram(triangle: Float[Tensor, " size"], x: Float[Tensor, "tokens in"]) -> None:
+    """Add the upper triangle of `x^T x`, computed in the dtype of x, in place."""
+    width = x.shape[1]
+    for (i, j), panel in zip(panels(width), _views(triangle, width), strict=True):
+        panel += x[:, i:j].T @ x[:, i:]
+
+
+def symmetric(
+    triangle: Float[Tensor, " size"], width: int, dtype: torch.dtype
+) -> Float[Tensor, "in in"]:
+    """The whole matrix, symmetric to the last bit."""
+    matrix = torch.empty(width, width, dtype=dtype, device=triangle.device)
+    for (i, j), panel in zip(panels(width), _views(triangle, width), strict=True):
+        matrix[i:j, i:] = panel
         corner = matrix[i:j, i:j]
         corner.copy_(corner.triu() + corner.triu(1).T)
         matrix[j:, i:j] = matrix[i:j, j:].T
+    return matrix
 
 
-def upper_panels(matrix: Float[Tensor, "in in"]) -> list[Float[Tensor, "rows columns"]]:
-    """Views of the upper triangle, panel by panel."""
-    return [matrix[i:j, i:] for i, j in panels(len(matrix))]
+def _views(triangle: Float[Tensor, " size"], width: int) -> list[Float[Tensor, "rows columns"]]:
+    """The panels of a triangle."""
+    shapes = [(j - i, width - i) for i, j in panels(width)]
+    parts = triangle.split([rows * columns for rows, columns in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -36,7 +36,7 @@ from q2n.linalg.block_hadamard import block_hadamard, padded
 from q2n.linalg.exl3_code import TILE, CodebookName
 from q2n.linalg.factor import Feedback, compensated, feedback, mean_energy, pending
 from q2n.linalg.statistics import RequiredStatistics
-from q2n.method import LayerProblem, Method
+from q2n.method import LayerProblem, Method, Work
 from q2n.option_types import NonNegative
 
 LARGEST = 2**20
@@ -60,6 +60,12 @@ class EXL3(Method):
     @property
     def required_statistics(self) -> RequiredStatistics:
         return RequiredStatistics.GRAM
+
+    @property
+    def work(self) -> Work:
+        """One and a half walks through 65 536 states for each weight (kernels/exl3_search.py), some
+        80 operations a state; a factor for each layer, whose basis is its own."""
+        return Work(layer=2.0, alone=0.6, weight=80 * 1.5 * 2**16)
 
     @property
     def storage(self) -> StorageSpec:

@@ -42,7 +42,7 @@ from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.linalg import trellis_code
 from q2n.linalg.factor import Feedback, compensated, damped, feedback
 from q2n.linalg.statistics import RequiredStatistics
-from q2n.method import LayerProblem, Method
+from q2n.method import LayerProblem, Method, Work
 from q2n.option_types import Bits, CountOrZero, NonNegative, Positive
 
 
@@ -94,6 +94,12 @@ class LDLQ(Method):
     @property
     def required_statistics(self) -> RequiredStatistics:
         return RequiredStatistics.GRAM
+
+    @property
+    def work(self) -> Work:
+        """With passes of descent; trellis codes with a search among walks instead."""
+        searches = 35000.0 if self.grid == "trellis" else 2500.0 * self.descent_passes
+        return super().work + Work(weight=searches)
 
     @property
     def storage(self) -> StorageSpec:

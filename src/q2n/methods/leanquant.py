@@ -33,7 +33,7 @@ from q2n.linalg.factor import Feedback, compensated
 from q2n.linalg.groups import group_of_column
 from q2n.linalg.kmeans import row_kmeans
 from q2n.linalg.statistics import RequiredStatistics
-from q2n.method import LayerProblem, Method, shared_feedback
+from q2n.method import LayerProblem, Method, Work, shared_feedback
 from q2n.option_types import Bits, Count, GroupSize, NonNegative
 
 
@@ -70,6 +70,11 @@ class LeanQuant(Method):
     @property
     def required_statistics(self) -> RequiredStatistics:
         return RequiredStatistics.GRAM
+
+    @property
+    def work(self) -> Work:
+        """With k-means of each row."""
+        return super().work + Work(weight=4500.0 * self.bits)
 
     @property
     def storage(self) -> StorageSpec:

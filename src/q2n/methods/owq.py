@@ -24,7 +24,7 @@ shapes (k and v under grouped-query attention) or few columns. In the record, `w
 what a layer's weights cost; `bits_per_weight` has everything. Figures: docs/mathematics.md.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -40,7 +40,7 @@ from q2n.layers.outliers import OutlierLinear
 from q2n.layers.quantized import StorageSpec, without_columns
 from q2n.linalg.factor import Feedback, compensated, feedback, pending
 from q2n.linalg.statistics import RequiredStatistics
-from q2n.method import LayerProblem
+from q2n.method import LayerProblem, Work
 from q2n.methods.uniform import UniformMethod
 from q2n.option_types import (
     Count,
@@ -107,6 +107,12 @@ class OWQ(UniformMethod):
     @property
     def storage(self) -> StorageSpec:
         return StorageSpec(kind=OutlierLinear.kind)
+
+    @property
+    def work(self) -> Work:
+        """A factor for each layer, whose columns have an order of their own; a second, coarse
+        search."""
+        return replace(super().work, site=0.0, alone=0.6) + Work(weight=6000.0)
 
     def check(self, name: str, shape: tuple[int, int]) -> None:
         super().check(name, shape)

@@ -37,7 +37,7 @@ from q2n.layers.quantized import StorageSpec
 from q2n.linalg.factor import Feedback, compensated
 from q2n.linalg.groups import group_of_column, in_groups
 from q2n.linalg.statistics import RequiredStatistics
-from q2n.method import LayerProblem, Method, shared_feedback
+from q2n.method import LayerProblem, Method, Work, shared_feedback
 from q2n.option_types import Bits, Count, GroupSize, NonNegative, ShareInside
 
 _LOW_BITS = {"xnor": 1, "sign": 1, "2bit": 2, "4bit": 4, "prune": 0}
@@ -81,6 +81,11 @@ class PBLLM(Method):
     def required_statistics(self) -> RequiredStatistics:
         used = self.feedback or self.saliency == "hessian"
         return RequiredStatistics.GRAM if used else RequiredStatistics.NONE
+
+    @property
+    def work(self) -> Work:
+        """With the choice of salient weights."""
+        return super().work + Work(weight=4000.0)
 
     @property
     def storage(self) -> StorageSpec:

@@ -20,7 +20,7 @@ from q2n.grids.uniform import UniformGrid
 from q2n.layers.blocks import BlockStorage
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.layers.uniform import UniformStorage
-from q2n.method import LayerProblem, Method
+from q2n.method import LayerProblem, Method, Work
 from q2n.option_types import GroupSize, WideBits
 
 
@@ -72,6 +72,14 @@ class UniformMethod(Method):
         if self.grid != "uniform" and self.grid != "signed":  # a membership test narrows no type
             return BlockStorage(block_type=self.grid)
         return UniformStorage(bits=self.bits, group_size=self.group_size, symmetric=self.symmetric)
+
+    @property
+    def work(self) -> Work:
+        """With the search for each group's scale."""
+        searched = {"minmax": 0.0, "mse": 30000.0, "scale_zero": 10000.0}
+        if self.group_size == -1:  # more steps (grids/scale_zero_search.py)
+            searched["scale_zero"] = 15000.0
+        return super().work + Work(weight=searched[self.clip])
 
     def grid_with(self, granularity: Granularity, steps: int) -> UniformGrid:
         """The grid with another granularity; `steps` scales are tried if clip is scale_zero."""

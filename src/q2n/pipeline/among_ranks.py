@@ -4,8 +4,9 @@
     measure     each rank its windows; the sums go to the ranks that solve something of the site
     quantize    each rank its targets; the results go to all
 
-One site's sums travel as one row, of the Gram matrix the upper triangle alone; numbers of tokens
-travel before, of all sites at once and exact. Between the stages a rank's state differs from the
+Sums travel as they are, in float64, of the Gram matrix the upper triangle alone; numbers of tokens
+travel before, of all sites at once. Both are exact enough that any number of ranks comes to the
+bits of one (linalg/statistics.py). Between the stages a rank's state differs from the
 others' in `statistics` and `layers`; after them only the statistics that the method used were
 anyone's own, and they are gone.
 """
@@ -77,15 +78,11 @@ class MeasureAmongRanks:
 
     def _add(self, statistics: InputStatistics, owners: set[int]) -> None:
         """Add up the sums of one site, for its owners."""
-        sums = statistics.sums()
-        row = torch.cat([part.reshape(-1) for part in sums])
-        if len(owners) == 1:
-            self.ranks.add_at(row, *owners)
-        else:
-            self.ranks.add_everywhere(row)
-        if self.ranks.rank in owners:
-            for part, values in zip(sums, row.split([x.numel() for x in sums]), strict=True):
-                part.copy_(values.view_as(part))
+        for part in statistics.sums():
+            if len(owners) == 1:
+                self.ranks.add_at(part, *owners)
+            else:
+                self.ranks.add_everywhere(part)
 
 
 @dataclass(frozen=True)

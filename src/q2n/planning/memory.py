@@ -34,6 +34,8 @@ LAYERS = 6
 """Copies [o, m] of a layer: its weight, in visiting order, as rounded, their difference, codes."""
 LOGITS = 6
 """Tensors of a chunk of logits: both models', their logarithms and products, in float32."""
+READ = 1.5
+"""Of a tensor that is read beside its copy: the copy, and what says whether it is finite."""
 LATENT = 16
 """Bytes a weight of a refit: codes, latent codes, their gradient and its two moments."""
 
@@ -63,10 +65,9 @@ class MemoryOfStages:
         self.always = Held(host=libraries) + self._device(shapes.outside_bytes)
 
     def load(self) -> Held:
-        """While embeddings or a block are read: a tensor, its copy, and what says whether it is
-        finite."""
+        """While embeddings or a block are read."""
         largest = max(self.shapes.outside_bytes, self.shapes.head_bytes)
-        first = self.always + Held(host=1.5 * largest)
+        first = self.always + Held(host=READ * largest)
         return most(first, *(self._standing(block, block.sites[-1:]) for block in self._kinds()))
 
     def measure(self) -> Held:
@@ -116,7 +117,7 @@ class MemoryOfStages:
         block = max(self.finished(block) for block in self.shapes.blocks)
         file = min(self.checkpoint(), SHARD_BYTES)
         largest = max(self.shapes.outside_bytes, self.shapes.head_bytes)
-        return self.always + Held(host=block + file + max(file, 0.5 * largest))
+        return self.always + Held(host=block + file + max(file, READ * largest))
 
     def evaluate(self) -> Held:
         """While the result is measured beside the original."""
@@ -130,7 +131,7 @@ class MemoryOfStages:
         weight = 2 * FLOAT * max(m.rows * m.columns for x in self.block.sites for m in x.matrices)
         inside = self.block.bytes + max(self.block.most.at(batch, self.run.length), weight)
         logits = LOGITS * FLOAT * min(CHUNK, batch * shapes.words)
-        return self.always + states + self._device(others + max(inside, 0.5 * head, logits))
+        return self.always + states + self._device(others + max(inside, READ * head, logits))
 
     def disk(self) -> Number:
         """Bytes: finished blocks beside the checkpoint, or beside block inputs before it."""

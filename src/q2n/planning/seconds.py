@@ -2,8 +2,9 @@
 
     load       the checkpoint once for its checksum, each block once more for every stream
     measure    2 operations for each weight that a token meets, attention over half of all pairs of
-               tokens; 0.56 of a Gram matrix's 2 T m^2; cross moments of a part of the tokens.
-               Where passes do not stay paused, the front of the block again for every round
+               tokens; 0.56 of a Gram matrix's 2 T m^2; cross moments of a part of the tokens;
+               the product of each window added to a sum in float64. Where passes do not stay
+               paused, the front of the block again for every round
     solve      what the method says of itself (`Method.work`)
     refit      3 passes a gradient step: forward, backward twice
     write      finished blocks to the disk and back, the checkpoint to the disk
@@ -16,14 +17,17 @@ next block read ahead by the system) makes a run faster than that.
 from collections.abc import Mapping
 from math import ceil
 
-from q2n.linalg.statistics import RequiredStatistics
+from q2n.linalg.statistics import RequiredStatistics, bytes_of_sums
 from q2n.planning.load import Load
-from q2n.planning.memory import FLOAT, MemoryOfStages
+from q2n.planning.memory import MemoryOfStages
 from q2n.planning.rates import Rates
 from q2n.planning.shapes import BlockShape, ModelShapes, Number, SiteShape
 
 TRIANGLE = 0.56
 """Of a Gram matrix's operations: its upper triangle in panels (docs/LOG.md)."""
+MOVED = 3
+"""Bytes for each byte of a sum: the product in float32 written and read, the sum read and
+written."""
 
 Parts = Mapping[str, Number]
 """Seconds by what takes them: computing, memory, disk, link, exchange."""
@@ -44,14 +48,15 @@ class SecondsOfStages:
     def measure(self) -> Parts:
         """Passes and statistics."""
         passes = sum(self.run.streams * self._passes(block) for block in self.shapes.blocks)
-        sums = sum(self._statistics(x) for block in self.shapes.blocks for x in block.sites)
+        sites = [site for block in self.shapes.blocks for site in block.sites]
+        sums, added = sum(map(self._statistics, sites)), sum(map(self._added, sites))
         batches = self.run.windows / self.run.options.batch_size
         inside = sum(block.bytes for block in self.shapes.blocks)
         read = self.run.streams * batches * inside / self.rates.memory
         computing = passes / self.rates.product + sums / self.rates.float32
         return {
             "computing": computing / self.run.ranks,
-            "memory": max(0.0, read - computing) / self.run.ranks,
+            "memory": (max(0.0, read - computing) + added / self.rates.memory) / self.run.ranks,
             "exchange": self._exchanged(),
         }
 
@@ -63,8 +68,8 @@ class SecondsOfStages:
             each = max(matrix.rows * matrix.columns for matrix in site.matrices)
             layers = ceil(site.copies * len(site.matrices) / self.run.ranks)
             factors = ceil(site.copies / self.run.ranks)
-            operations += 2 * site.width * (layers * work.layer * each)
-            operations += 2 * site.width**3 * factors * work.site
+            operations += layers * each * (2 * site.width * work.layer + work.weight)
+            operations += 2 * site.width**3 * (layers * work.alone + factors * work.site)
         return {"computing": operations / self.rates.float32}
 
     def refit(self) -> Parts:
@@ -122,12 +127,17 @@ class SecondsOfStages:
             counted = tokens / self.run.options.cross_stride(self.run.tokens, width)
         return site.copies * 2 * width**2 * (TRIANGLE * tokens + counted)
 
+    def _added(self, site: SiteShape) -> Number:
+        """Bytes moved while products of windows, of an expert's tokens those of batches, are added
+        to the sums of one site and its copies."""
+        options, windows = self.run.options, self.run.windows
+        products = windows if site.copies == 1 else ceil(windows / options.batch_size)
+        sums = bytes_of_sums(self.run.required, site.width)
+        return MOVED * site.copies * products * sums
+
     def _exchanged(self) -> Number:
-        """Gram matrices are added up over the devices, in a ring."""
+        """Sums are added up over the devices, in a ring."""
         ranks = self.run.ranks
-        sums = (RequiredStatistics.GRAM in self.run.required) + (
-            RequiredStatistics.CROSS in self.run.required
-        )
         sites = (site for block in self.shapes.blocks for site in block.sites)
-        size = sum(sums * FLOAT * site.copies * site.width**2 for site in sites)
+        size = sum(x.copies * bytes_of_sums(self.run.required, x.width) for x in sites)
         return 2 * (ranks - 1) / ranks * size / self.rates.between

@@ -46,7 +46,7 @@ class InputErrorCorrection(Wrapper):
 
     @property
     def own_work(self) -> Work:
-        return Work(1.0, 1.0)
+        return Work(layer=1.0, site=1.0)
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         statistics = problem.measured

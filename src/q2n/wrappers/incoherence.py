@@ -65,7 +65,7 @@ class Incoherence(Wrapper):
 
     @property
     def own_work(self) -> Work:
-        return Work(0.5, 0.5)
+        return Work(layer=0.5, site=0.5, weight=4000.0)
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         statistics = problem.measured

@@ -86,7 +86,7 @@ class NullSpace(Wrapper):
 
     @property
     def own_work(self) -> Work:
-        return Work(2.0, 5.0)
+        return Work(layer=2.0, site=5.0)
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         if any(matches(pattern, problem.name) for pattern in self.skip_layers):

@@ -71,7 +71,7 @@ class OutputScales(Wrapper):
 
     @property
     def own_work(self) -> Work:
-        return Work(3.0, 0.0)
+        return Work(layer=3.0)
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         layer = self.inner.quantize(problem)

@@ -1,0 +1,39 @@
+"""The residual moment `R = sum (x_full - x)^T x`, estimated from a part of the tokens.
+
+Of a sequence, the first token and every so many of those after it count (`stride`); the latter are
+scaled up to stand for all of them. R is small where both models agree, so that a part is enough.
+The first token often has a massive activation (Sun et al. 2024) and is like no other, so it always
+counts, by itself. Tokens that do not come as sequences all count.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from q2n.linalg.triangle import panels
+
+
+def add_residual(
+    total: Float[Tensor, "in in"],
+    x: Float[Tensor, "tokens in"],
+    x_full: Float[Tensor, "tokens in"],
+    stride: int,
+) -> None:
+    """Add the moment of one sequence, computed in the dtype of x, in place."""
+    weight = None
+    if stride > 1:
+        sampled, weight = _sampled(len(x), stride)
+        x, x_full = x[sampled], x_full[sampled]
+    difference = x_full - x
+    if weight is not None:
+        difference *= weight.to(x).unsqueeze(1)
+    for i, j in panels(len(total)):
+        total[i:j] += difference[:, i:j].T @ x
+
+
+def _sampled(length: int, stride: int) -> tuple[list[int], Float[Tensor, " positions"]]:
+    """Positions of a sequence that count, and how many tokens each stands for."""
+    positions = [0, *range(1, length, stride)]
+    weight = torch.full((len(positions),), (length - 1) / max(len(positions) - 1, 1))
+    weight[0] = 1
+    return positions, weight
