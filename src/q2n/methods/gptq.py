@@ -30,8 +30,8 @@ from q2n.kernels.rounding_rules import Rule, UniformRule
 from q2n.layers.quantized import QuantizedLinear
 from q2n.linalg.factor import Feedback, compensated, damped
 from q2n.linalg.statistics import RequiredStatistics
-from q2n.method import LayerProblem, shared_feedback
-from q2n.methods.range_trials import best_rows, ranges_around
+from q2n.method import LayerProblem, Work, shared_feedback
+from q2n.methods.range_trials import FACTORS, best_rows, ranges_around
 from q2n.methods.uniform import UniformMethod
 from q2n.option_types import Count, CountOrZero, NonNegative
 
@@ -70,6 +70,14 @@ class GPTQ(UniformMethod):
     @property
     def required_statistics(self) -> RequiredStatistics:
         return RequiredStatistics.GRAM
+
+    @property
+    def work(self) -> Work:
+        """With a sweep and its cost for every range beside the first."""
+        if not self.range_trials:
+            return super().work
+        more = len(FACTORS) + (self.clip != "minmax")
+        return super().work + Work(layer=1.0 + 2.0 * more, weight=1500.0 * more)
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         back = shared_feedback(problem, self.damping, descending=self.act_order)
