@@ -3,8 +3,7 @@ activations?
 
 Writes a random LLaMA checkpoint in many shards, several times larger than a limit. Three processes
 work on it, of each of which the kernel limits the memory (RLIMIT_DATA: all private memory that it
-reserves, which is more than it uses; a file that is mapped to be read counts too, though its pages
-can be given back):
+reserves, which is more than it uses; so does a safetensors file that the library maps):
 
     quantize     is killed when half of the blocks are stored
     resume       goes on to the end, and measures perplexity and KL divergence

@@ -80,6 +80,7 @@ class Run:
             self.plan.storage,
             outside=config.gguf_outside,
             outside_bits=config.outside_bits,
+            activations=self.plan.changes.activations,
         )
         self.opened = model_of(config, model, self.plan.changes, ranks)
         _check_layers(self.opened, self.plan, self.format, config.runtime)
@@ -276,7 +277,7 @@ class Run:
                 language=format.container.language,
                 outside=format.container.outside_types(opened.source),
                 library=format.container.library,
-                runtime=self.plan.storage.runtime,
+                runtime=not self.plan.changes.none,
             ),
             self.fingerprint,
             self.labels,
@@ -294,7 +295,8 @@ class Run:
 def _notes(settings: Settings, opened: OpenedModel) -> list[str]:
     """What follows from the settings that a user must know of the result."""
     run = settings.run
-    notes = runtime_notes(run.runtime, run.format, settings.flat().get("bits"))
+    flat = settings.flat()
+    notes = runtime_notes(run.runtime, run.format, flat.get("bits"), flat["activation_bits"])
     if run.dtype == "half" and str(opened.source.config.dtype).endswith("float32"):
         notes.append("The float32 model is run and written in bfloat16")
     return notes

@@ -10,7 +10,7 @@ from tiny import save_tiny, tiny_model
 
 import q2n
 from q2n.config.reading import read_settings
-from q2n.config.runtimes import RUNTIMES, check_sizes
+from q2n.config.runtimes import RUNTIMES, check_sizes, runtime_notes
 from q2n.config.settings import RunSettings
 from q2n.errors import InputError
 from q2n.formats import FORMATS
@@ -58,12 +58,26 @@ def test_what_is_set_wins() -> None:
             {"runtime": "vllm", "format": "native", "kv_bits": 4},
             "vllm with --format native does not run --kv-bits 4; leave it out$",
         ),
+        ({"runtime": "vllm", "activation_bits": 4}, "--activation-bits 4; leave it out$"),
+        ({"runtime": "openvino", "activation_bits": 8}, "--activation-bits 8; leave it out$"),
+        (
+            {"runtime": "vllm", "activation_bits": 8, "bits": 3, "symmetric": True},
+            "3 bits; it runs 4, 8$",
+        ),
         ({"runtime": "ollama"}, "runtime is 'ollama'"),
     ],
 )
 def test_refusals_say_what_it_runs(settings: dict, words: str) -> None:
     with pytest.raises(InputError, match=words):
         read_settings(settings)
+
+
+def test_rounded_inputs_need_no_gpu_at_eight_bits() -> None:
+    settings = {"runtime": "vllm", "bits": 8, "symmetric": True, "activation_bits": 8}
+    assert read(**settings, activation_clip_ratio=1.0).format == "compressed-tensors"
+    asked = ("vllm", "compressed-tensors")
+    assert runtime_notes(*asked, 8, 8) == runtime_notes(*asked, 4) == []
+    assert "4 bits on GPUs only" in runtime_notes(*asked, 4, 8)[0]
 
 
 def test_sizes_that_a_kernel_does_not_take() -> None:

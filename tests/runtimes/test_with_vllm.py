@@ -46,6 +46,22 @@ def test_smollm2(runtime, smollm2: Path, tmp_path: Path, name: str) -> None:
     assert found["greedy"][:certain] == expected.greedy[:certain]
 
 
+def test_weights_and_inputs_in_8_bits(runtime, smollm2: Path, tmp_path: Path) -> None:
+    """vLLM multiplies whole numbers and rounds less than the reference, which computes in bfloat16
+    with inputs that it has rounded twice: the loss is compared with that in float32."""
+    runtime("vllm")
+    settings = {"bits": 8, "symmetric": True, "activation_bits": 8, "activation_clip_ratio": 1.0}
+    q2n.quantize(smollm2, tmp_path / "out", method="rtn", runtime="vllm", **settings)
+    tokens = sample(smollm2)
+    found = call("vllm", folder=tmp_path / "out", tokens=tokens, prompt=PROMPT, new=NEW)
+    expected = reference(tmp_path / "out", tokens, torch.bfloat16)
+    assert found["kernels"] == ["CPUInt8ScaledMMLinearKernel"]
+    same = [ours == theirs for ours, theirs in zip(expected.top, found["top"], strict=True)]
+    assert sum(expected.sure) > 10 and all(np.array(same)[expected.sure])
+    exact = reference(tmp_path / "out", tokens, torch.float32)
+    assert abs(found["loss"] - exact.loss) < 0.06
+
+
 def test_a_float32_checkpoint_runs_in_bfloat16(runtime, smollm2: Path, tmp_path: Path) -> None:
     """Written without --runtime, in the model's own dtype."""
     runtime("vllm")

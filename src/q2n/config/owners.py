@@ -10,7 +10,7 @@ from q2n.method import Method, Wrapper
 from q2n.methods import METHODS
 from q2n.refit.block import BlockRefit
 from q2n.refit.model import ModelRefit
-from q2n.transforms.model_changes import ModelChanges
+from q2n.transforms.model_changes import OFF, ModelChanges
 from q2n.wrappers.correction import InputErrorCorrection
 from q2n.wrappers.incoherence import Incoherence
 from q2n.wrappers.nullspace import NullSpace
@@ -52,8 +52,9 @@ def build_method(settings: Settings) -> Method:
 
 
 def storage(method: Method, changes: ModelChanges) -> StorageSpec:
-    """What a format must hold: the method's layers and, maybe, parts that run beside them."""
-    return replace(method.storage, runtime=not changes.none)
+    """What a format must hold: the method's layers and, maybe, parts that run beside them; rounded
+    inputs, which more readers know, are no such part."""
+    return replace(method.storage, runtime=not replace(changes, activation_bits=OFF).none)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,8 @@ class Loads:
     activations or the cache."""
     multiple: int = 1
     """Of which inputs and outputs of every layer must be."""
+    rounding: "Loads | None" = None
+    """The same for layers that round their inputs to 8 bits; None: it does not run them."""
 
     def refusal(self, settings: Mapping[str, Any]) -> str | None:
         """What of the settings it does not run; None if it runs them."""
@@ -63,7 +65,12 @@ class Runtime:
 RUNTIMES: dict[str, Runtime] = {
     "transformers": Runtime(
         loads=(
-            Loads(format="compressed-tensors"),
+            Loads(
+                format="compressed-tensors",
+                rounding=Loads(
+                    format="compressed-tensors", bits=(4, 8), symmetric_only=True, changes=True
+                ),
+            ),
             Loads(format="gptq_v2", bits=(2, 3, 4, 8)),
             Loads(format="native", changes=True),
             Loads(format="dequantized"),
@@ -78,6 +85,14 @@ RUNTIMES: dict[str, Runtime] = {
                 gpu_bits=(2, 3, 5, 6, 8),
                 group_sizes=(-1, 32, 64, 128),
                 multiple=32,
+                rounding=Loads(
+                    format="compressed-tensors",
+                    bits=(8,),
+                    gpu_bits=(4,),
+                    group_sizes=(-1, 32, 64, 128),
+                    symmetric_only=True,
+                    changes=True,
+                ),
             ),
             Loads(
                 format="gptq_v2",
@@ -118,8 +133,8 @@ def runtime_settings(name: str | None) -> dict[str, Any]:
     return {"format": runtime.loads[0].format, **runtime.settings}
 
 
-def loaded(name: str, format: str) -> Loads:
-    """How a runtime loads a format.
+def loaded(name: str, format: str, activation_bits: int = 16) -> Loads:
+    """How a runtime loads a format whose layers round their inputs to so many bits (16: do not).
 
     Raises:
         InputError: it does not.
@@ -127,7 +142,8 @@ def loaded(name: str, format: str) -> Loads:
     formats = {loads.format: loads for loads in RUNTIMES[name].loads}
     if format not in formats:
         raise InputError(f"{name} does not load --format {format}; it loads {', '.join(formats)}")
-    return formats[format]
+    loads = formats[format]
+    return loads.rounding if activation_bits == 8 and loads.rounding is not None else loads
 
 
 def check_runtime(name: str, settings: Mapping[str, Any]) -> None:
@@ -136,7 +152,8 @@ def check_runtime(name: str, settings: Mapping[str, Any]) -> None:
     Raises:
         InputError: saying what it runs.
     """
-    refusal = loaded(name, settings["format"]).refusal(settings)
+    loads = loaded(name, settings["format"], settings["activation_bits"])
+    refusal = loads.refusal(settings)
     if refusal is not None:
         raise InputError(f"{name} with --format {settings['format']} does not run {refusal}")
 
@@ -156,9 +173,11 @@ def check_sizes(name: str, format: str, layer: str, shape: tuple[int, int]) -> N
         )
 
 
-def runtime_notes(name: str | None, format: str, bits: int | None) -> list[str]:
+def runtime_notes(
+    name: str | None, format: str, bits: int | None, activation_bits: int = 16
+) -> list[str]:
     """What a user must know who runs the result there, in sentences without a full stop."""
-    if name is None or bits not in loaded(name, format).gpu_bits:
+    if name is None or bits not in loaded(name, format, activation_bits).gpu_bits:
         return []
     return [f"{name} runs {bits} bits on GPUs only, where q2n's tests have not run it"]
 

@@ -3,6 +3,7 @@
 from q2n.errors import InputError
 from q2n.formats import FORMATS
 from q2n.formats.format import Format
+from q2n.grids.per_token import TokenGrid
 from q2n.layers.quantized import StorageSpec
 
 
@@ -18,13 +19,15 @@ def choose_format(
     *,
     outside: str | None = None,
     outside_bits: int | None = None,
+    activations: TokenGrid | None = None,
 ) -> Format:
     """The format of that name, for what `method` stores. Embeddings and head are stored in a type
-    of the name `outside`, or in `outside_bits`, if one is given.
+    of the name `outside`, or in `outside_bits`, if one is given. With `activations` the quantized
+    linears round their inputs.
 
     Raises:
         InputError: there is no such format, it has no such type, or it cannot hold the
-            representation or the bits; the message lists those that can.
+            representation, the bits or the rounding; the message says what can.
     """
     if name not in FORMATS:
         raise InputError(f"unknown format {name!r}; there are: {', '.join(FORMATS)}")
@@ -34,11 +37,14 @@ def choose_format(
             f"{name} cannot hold what {method} stores ({storage.kind} layers{runtime}); "
             f"formats that can: {', '.join(formats_for(storage))}"
         )
+    format = FORMATS[name]
+    if activations is not None:
+        format = format.rounding_inputs(storage, activations)
     if outside is not None:
-        return FORMATS[name].storing_outside(outside)
+        return format.storing_outside(outside)
     if outside_bits is None:
-        return FORMATS[name]
-    if outside_bits not in FORMATS[name].container.outside_bits:
+        return format
+    if outside_bits not in format.container.outside_bits:
         able = [
             x for x in formats_for(storage) if outside_bits in FORMATS[x].container.outside_bits
         ]
@@ -46,4 +52,4 @@ def choose_format(
             f"{name} holds embeddings and head in 16 bits or more; of the formats that hold what "
             f"{method} stores, these hold them in {outside_bits} bits: {', '.join(able) or 'none'}"
         )
-    return FORMATS[name].with_outside_bits(outside_bits)
+    return format.with_outside_bits(outside_bits)

@@ -9,13 +9,13 @@ For a weight [N, K] with G groups of inputs and b bits:
 
 The library thinks in signed codes and stores them with 2^(b-1) added: our unsigned codes
 and zero points are what it stores. Layout as in compressed-tensors 0.18 and later; older
-readers put 3-bit fields elsewhere.
+readers put 3-bit fields elsewhere. Linears that round their inputs: compressed_tensors_inputs.py.
 """
 
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Shaped
@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from q2n.errors import InputError
+from q2n.formats.compressed_tensors_inputs import PER_TOKEN, described_inputs
 from q2n.formats.hf_entry import modules_of, others
 from q2n.formats.packing import pack, unpack, word_count
+from q2n.formats.runtime import PARTS
 from q2n.formats.stored import StoredLayer
 from q2n.formats.uniform import (
     Scheme,
@@ -38,6 +40,7 @@ from q2n.layers.uniform import UniformStorage
 from q2n.linalg.groups import by_column
 from q2n.models.initialization import modules_that_set
 from q2n.option_types import shown
+from q2n.transforms.runtime import RuntimeParts
 
 LAYOUT_VERSION = "0.20.0"
 """The compressed-tensors release against which the layout is tested; written into the file."""
@@ -136,12 +139,17 @@ def _dots(name: str) -> list[int]:
 
 
 class CompressedTensorsEntry(UniformEntry):
-    """One group of layers with one scheme."""
+    """One group of layers with one scheme; with `rounds_inputs` each of them rounds its inputs."""
 
-    codec = CompressedTensors
+    codec: ClassVar[type[UniformCodec]] = CompressedTensors
+    layout: ClassVar[str] = "pack-quantized"
+    """As its readers call it."""
     quant_method = "compressed-tensors"
     merges_parts = False  # transformers 5.23 takes all parts for packed and finds none
     single_experts = "as files"
+
+    def __init__(self, *, rounds_inputs: bool = False):
+        self.rounds_inputs = rounds_inputs
 
     def check_experts(
         self, fused: Sequence[str], storage: StorageSpec, left: Sequence[str]
@@ -183,15 +191,15 @@ class CompressedTensorsEntry(UniformEntry):
             weights |= {"strategy": "group", "group_size": scheme.group_size}
         group = {
             "targets": ["Linear"],
-            "format": "pack-quantized",
+            "format": self.layout,
             "weights": weights,
-            "input_activations": None,
+            "input_activations": dict(PER_TOKEN) if self.rounds_inputs else None,
             "output_activations": None,
         }
         return {
             "quant_method": self.quant_method,
             "version": LAYOUT_VERSION,
-            "format": "pack-quantized",
+            "format": self.layout,
             "quantization_status": "compressed",
             "config_groups": {"group_0": group},
             "ignore": list(dict.fromkeys([*names, *_towers(layers, modules), *modules_of(copied)])),
@@ -208,9 +216,9 @@ class CompressedTensorsEntry(UniformEntry):
 
     def described_scheme(self, config: Mapping[str, Any]) -> Scheme:
         groups = list(config.get("config_groups", {}).values())
-        if config.get("format") != "pack-quantized" or len(groups) != 1:
+        if config.get("format") != self.layout or len(groups) != 1:
             raise InputError(
-                "this compressed-tensors checkpoint is not one pack-quantized group of layers "
+                f"this compressed-tensors checkpoint is not one {self.layout} group of layers "
                 f"(format {config.get('format')!r}, {len(groups)} groups); load it with "
                 "transformers"
             )
@@ -224,6 +232,17 @@ class CompressedTensorsEntry(UniformEntry):
             group_size=weights.get("group_size") or -1,
             symmetric=weights["symmetric"],
         )
+
+    def described_runtime(self, parts: Mapping[str, Any]) -> dict[str, Any]:
+        """Nothing: rounded inputs, all that there can be, stand in the group."""
+        return {}
+
+    def runtime(self, quantization: Mapping[str, Any], packed: Collection[str]) -> Any:
+        groups = list(quantization["config_groups"].values())
+        grid = described_inputs(groups[0].get("input_activations"))
+        if grid is None:
+            return {}
+        return {PARTS: RuntimeParts(rounded=tuple(packed), activations=grid).to_json()}
 
     def loading_example(self, directory: Path) -> str:
         return (

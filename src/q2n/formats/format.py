@@ -7,10 +7,12 @@ from pathlib import Path
 from jaxtyping import Shaped
 from torch import Tensor
 
+from q2n.errors import InputError
 from q2n.formats.codec import Codec
 from q2n.formats.container import Container
 from q2n.formats.quantized_model import QuantizedModel
-from q2n.layers.quantized import QuantizedLinear
+from q2n.grids.per_token import TokenGrid
+from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.models.model_source import ModelSource
 
 
@@ -24,6 +26,8 @@ class Format:
     """How a quantized linear becomes tensors."""
     container: Container
     """How tensors become a checkpoint."""
+    rounding: "Callable[[Format, StorageSpec, TokenGrid], Format] | None" = None
+    """The same for linears that round their inputs; None: its readers do not."""
 
     def storing_outside(self, name: str) -> "Format":
         """The same, with what no method quantizes in a type of this name.
@@ -36,6 +40,19 @@ class Format:
     def with_outside_bits(self, bits: int) -> "Format":
         """The same, with embeddings and head in so many bits, which its container can hold."""
         return replace(self, container=self.container.with_outside_bits(bits))
+
+    def rounding_inputs(self, storage: StorageSpec, grid: TokenGrid) -> "Format":
+        """The same for a model whose quantized linears round their inputs on this grid.
+
+        Raises:
+            InputError: its readers do not, or not so.
+        """
+        if self.rounding is None:
+            raise InputError(
+                f"readers of {self.name} do not round the inputs of linears; leave "
+                "activation_bits out, or use --format compressed-tensors or native"
+            )
+        return self.rounding(self, storage, grid)
 
     def write(
         self,

@@ -23,7 +23,8 @@ class Fusing:
     def __init__(self, fused: Mapping[str, Mapping[str, ExpertPart]]):
         self._fused = fused
         self._key_of = {name: key for key, parts in fused.items() for name in parts}
-        self._waiting: dict[str, dict[str, Tensor]] = {key: {} for key in fused}
+        self._missing = {key: set(parts) for key, parts in fused.items()}
+        self._begun: dict[str, Tensor] = {}
 
     def add(
         self, writer: ShardWriter, name: str, file_name: str, tensor: Shaped[Tensor, "..."]
@@ -33,19 +34,19 @@ class Fusing:
             writer.add(file_name, tensor)
             return
         key = self._key_of[name]
-        self._waiting[key][name] = tensor
-        if len(self._waiting[key]) == len(self._fused[key]):
-            writer.add(key, _whole(self._fused[key], self._waiting.pop(key)))
+        part = self._fused[key][name]
+        if key not in self._begun:
+            self._begun[key] = _room(part, expert_total(self._fused[key].values()), tensor)
+        part.cut(self._begun[key]).copy_(tensor)
+        self._missing[key].remove(name)
+        if not self._missing[key]:
+            writer.add(key, self._begun.pop(key))
 
 
-def _whole(parts: Mapping[str, ExpertPart], tensors: Mapping[str, Tensor]) -> Shaped[Tensor, "..."]:
-    """The fused tensor of all its parts."""
-    part, like = next((parts[name], tensors[name]) for name in tensors)
+def _room(part: ExpertPart, experts: int, like: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    """A fused tensor for so many experts, not filled, of one of its parts and a tensor for it."""
     rows, *columns = like.shape
     sizes = [part.of * rows, *columns]
     if part.transposed:
         sizes.reverse()
-    whole = torch.empty(expert_total(parts.values()), *sizes, dtype=like.dtype)
-    for name, tensor in tensors.items():
-        parts[name].cut(whole).copy_(tensor)
-    return whole
+    return torch.empty(experts, *sizes, dtype=like.dtype)

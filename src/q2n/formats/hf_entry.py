@@ -15,6 +15,7 @@ from torch import nn
 
 from q2n.errors import InputError
 from q2n.formats.codec import Description
+from q2n.formats.runtime import PARTS, RUNTIME
 from q2n.formats.stored import StoredLayer
 from q2n.formats.table_grid import TableGrid
 from q2n.layers.quantized import StorageSpec
@@ -103,6 +104,11 @@ class FolderEntry(ABC):
             InputError: naming it and what would do.
         """
 
+    def described_runtime(self, parts: Mapping[str, Any]) -> dict[str, Any]:
+        """Entries of the quantization config for what runs beside the weights; `parts` are
+        `RuntimeParts` in JSON values."""
+        return {RUNTIME: {PARTS: parts}}
+
     def fitted(
         self, quantization: dict[str, Any], model: nn.Module, layers: Collection[str]
     ) -> dict[str, Any]:
@@ -149,6 +155,15 @@ class PackedEntry(FolderEntry, Generic[Description]):
         Raises:
             InputError: the file is of a variant that is not read here.
         """
+
+    def runtime(self, quantization: Mapping[str, Any], packed: Collection[str]) -> Any:
+        """What `attach_runtime` takes; `packed` are the quantized linears, by their names in the
+        model.
+
+        Raises:
+            InputError: the file is of a variant that is not read here.
+        """
+        return quantization.get(RUNTIME, {})
 
     def unused(self, config: Mapping[str, Any]) -> set[str] | None:
         """Names of the tensors that are in the files and no part of the model; None where the

@@ -23,7 +23,6 @@ from q2n.formats.hf_entry import FolderEntry, PackedEntry
 from q2n.formats.outside_tables import round_table, tables_of
 from q2n.formats.quantized_model import QuantizedModel
 from q2n.formats.quantized_source import QuantizedSource
-from q2n.formats.runtime import PARTS, RUNTIME
 from q2n.formats.shards import SHARD_BYTES, ShardWriter, tensor_bytes
 from q2n.formats.stored import StoredLayer
 from q2n.formats.table_grid import TableGrid
@@ -41,7 +40,7 @@ class HFFolder(Container):
     entry: FolderEntry
     """How config.json describes the quantized layers."""
     shard_bytes: int = SHARD_BYTES
-    """Tensors of one file, and so about half of the memory used."""
+    """Tensors of one file, and of what waits on the disk while it is written."""
     tables: TableGrid | None = None
     """The grid of embeddings and head; None: they are copied."""
 
@@ -122,6 +121,11 @@ class HFFolder(Container):
         model.source.save_auxiliary(folder)
         return writer.total_bytes
 
+    def _size_bytes(self, model: QuantizedModel, codec: Codec) -> float:
+        """A file's tensors are on the disk twice while it is written."""
+        size = super()._size_bytes(model, codec)
+        return size + min(size, self.shard_bytes)
+
     def _rounded(self, name: str, model: QuantizedModel) -> QuantizedLinear:
         assert self.tables is not None
         dtype = self.entry.table_dtype(model.source.dtype)
@@ -168,7 +172,7 @@ class HFFolder(Container):
         if quantization is not None:
             quantization = self.entry.fitted(quantization, model.skeleton, stored)
             if source.runtime is not None:
-                quantization[RUNTIME] = {PARTS: source.runtime.to_json()}
+                quantization |= self.entry.described_runtime(source.runtime.to_json())
             config["quantization_config"] = quantization
             if self.entry.config_copy:
                 copy = folder / self.entry.config_copy

@@ -109,32 +109,19 @@ class NativeQuantizer(HfQuantizer):
         return False
 
 
-_DTYPES = {
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I32": torch.int32,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""By the names of safetensors: all that a layer is stored in."""
-
-
 def _headers(
     files: Iterable[str],
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
     """Shape and dtype of every tensor in the files."""
     from pathlib import Path
 
-    from q2n.models.checkpoint_files import open_tensors
+    from q2n.models.tensor_file import DTYPES, read_places
 
-    headers = {}
-    for file in files:
-        opened = open_tensors(Path(file))
-        for key in opened.keys():
-            tensor = opened.get_slice(key)
-            headers[key] = (tuple(tensor.get_shape()), _DTYPES.get(tensor.get_dtype()))
-    return headers
+    return {
+        key: (place.shape, DTYPES.get(place.dtype))
+        for file in files
+        for key, place in read_places(Path(file)).items()
+    }
 
 
 def _require_tensors(

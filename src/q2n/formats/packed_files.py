@@ -81,6 +81,11 @@ class PackedFiles(StoredTensors):
             name: files.file_of[key] for name, key in self._plain.items()
         }
 
+    @property
+    def packed(self) -> list[str]:
+        """The quantized linears and tables, by the names that the model gives them."""
+        return [name.removesuffix(".weight") for name in self._layers]
+
     def shape(self, key: str) -> tuple[int, ...]:
         if key not in self._layers:
             return self._files.shape(self._plain[key])

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from q2n.formats.codec import PackedCodec
 from q2n.formats.hf_entry import PackedEntry, refuse_undescribed
 from q2n.formats.packed_files import PackedFiles
-from q2n.formats.runtime import RUNTIME, attach_runtime
+from q2n.formats.runtime import attach_runtime
 from q2n.models.checkpoint_files import StoredTensors
 from q2n.models.config_file import quantization_config, read_config
 from q2n.models.source import CheckpointSource
@@ -42,7 +42,8 @@ class QuantizedSource(CheckpointSource):
 
     def skeleton(self) -> PreTrainedModel:
         model = super().skeleton()
-        attach_runtime(model, self._quantization.get(RUNTIME, {}))
+        assert isinstance(self._files, PackedFiles)
+        attach_runtime(model, self._entry.runtime(self._quantization, self._files.packed))
         return model
 
     def _read_config(self) -> PretrainedConfig:

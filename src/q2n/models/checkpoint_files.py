@@ -6,18 +6,15 @@ the start, so a truncated or missing shard is found before any work is done.
 
 import json
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import prod
 from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub import errors as hub
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from jaxtyping import Float64, Shaped
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from q2n.errors import InputError
@@ -25,6 +22,7 @@ from q2n.hub import hub_answers
 from q2n.models.auxiliary_files import auxiliary_patterns
 from q2n.models.one_pass import digest_and_extremes
 from q2n.models.packaged import packaged_checkpoint
+from q2n.models.tensor_file import Place, read_places, read_tensor
 
 INDEX = "model.safetensors.index.json"
 """Of a checkpoint in several files."""
@@ -120,19 +118,18 @@ class TensorFiles(StoredTensors):
     """
 
     def __init__(self, folder: Path, named: str | None = None):
-        self.folder, self.file_of = folder, tensor_files(folder, named)
-        self._open_file: tuple[Path, safe_open] | None = None
+        self.folder, held = folder, _held(folder, named)
+        self.file_of = {key: file for key, (file, _) in held.items()}
+        self._places = {key: place for key, (_, place) in held.items()}
 
     def shape(self, key: str) -> tuple[int, ...]:
-        return tuple(self._handle(key).get_slice(key).get_shape())
+        return self._places[key].shape
 
     def dtype(self, key: str) -> str:
-        return self._handle(key).get_slice(key).get_dtype()
+        return self._places[key].dtype
 
     def size_bytes(self, key: str) -> int:
-        dtype = self.dtype(key)
-        bits = 8 if dtype == "BOOL" else int(re.search(r"\d+", dtype)[0])  # type: ignore[index]
-        return prod(self.shape(key)) * bits // 8
+        return self._places[key].size
 
     def digest_and_extremes(self, file: Path) -> tuple[bytes, dict[str, Float64[Tensor, " 2"]]]:
         try:
@@ -142,31 +139,22 @@ class TensorFiles(StoredTensors):
         return digest, {key: pair for key, pair in extremes.items() if self.file_of[key] == file}
 
     def tensor(self, key: str) -> Shaped[Tensor, "..."]:
-        """safetensors hands out views of one mapping: without the copy, whoever changes a tensor
-        changes what everybody else has read or will read."""
         with self._readable(key):
-            return self._handle(key).get_tensor(key).clone()
+            return read_tensor(self.file_of[key], self._places[key])
 
     def entry(self, key: str, index: int) -> Shaped[Tensor, "..."]:
         with self._readable(key):
-            return self._handle(key).get_slice(key)[index].clone()
+            return read_tensor(self.file_of[key], self._places[key], index)
 
     @contextmanager
     def _readable(self, key: str) -> Iterator[None]:
         try:
             yield
-        except SafetensorError as cause:
+        except (OSError, ValueError) as cause:
             raise InputError(
                 f"{self.file_of[key]}: tensor {key!r} cannot be read ({cause}); "
                 "fetch the checkpoint again"
             ) from cause
-
-    def _handle(self, key: str) -> safe_open:
-        """One file is open at a time: an open file is mapped memory."""
-        file = self.file_of[key]
-        if self._open_file is None or self._open_file[0] != file:
-            self._open_file = (file, open_tensors(file))
-        return self._open_file[1]
 
 
 def tensor_files(path: Path, named: str | None = None) -> dict[str, Path]:
@@ -176,10 +164,17 @@ def tensor_files(path: Path, named: str | None = None) -> dict[str, Path]:
         InputError: there are no safetensors, a file is damaged, missing or outside the folder, or
             it lacks a tensor that the index says it holds.
     """
+    return {key: file for key, (file, _) in _held(path, named).items()}
+
+
+def _held(path: Path, named: str | None) -> dict[str, tuple[Path, Place]]:
+    """Tensor name -> its file and its place there. Raises as `tensor_files`."""
     weights = _weights_file(path, named)
     indexed = weights.suffix == ".json"
-    held = _indexed_files(path, weights) if indexed else {weights: _names_in(weights)}
-    return {key: file for file, names in held.items() for key in names}  # the last file counts
+    held = _indexed_files(path, weights) if indexed else {weights: read_places(weights)}
+    return {  # the last file counts
+        key: (file, place) for file, places in held.items() for key, place in places.items()
+    }
 
 
 def _weights_file(path: Path, named: str | None) -> Path:
@@ -208,7 +203,7 @@ def _inside(path: Path, name: str, where: str) -> Path:
     return path / name
 
 
-def _indexed_files(path: Path, index: Path) -> dict[Path, dict[str, None]]:
+def _indexed_files(path: Path, index: Path) -> dict[Path, dict[str, Place]]:
     """The files that an index names, in transformers' order, and what each holds."""
     file_of = {
         key: _inside(path, file, index.name) for key, file in sorted(_weight_map(index).items())
@@ -219,18 +214,13 @@ def _indexed_files(path: Path, index: Path) -> dict[Path, dict[str, None]]:
         raise InputError(
             f"{path}: the index names files that are missing: {missing}; fetch the checkpoint again"
         )
-    held = {file: _names_in(file) for file in files}
+    held = {file: read_places(file) for file in files}
     for key, file in file_of.items():
         if key not in held[file]:
             raise InputError(
                 f"{file} has no tensor {key!r}, which {index.name} says it holds; fetch both again"
             )
     return held
-
-
-def _names_in(file: Path) -> dict[str, None]:
-    """Names of the tensors of a file, in its order."""
-    return dict.fromkeys(open_tensors(file).keys())
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -245,17 +235,3 @@ def _weight_map(index: Path) -> dict[str, str]:
             f"({type(cause).__name__}: {cause}); fetch it again"
         ) from cause
     return weight_map
-
-
-def open_tensors(file: Path) -> safe_open:
-    """A safetensors file, opened lazily.
-
-    Raises:
-        InputError: it is missing, truncated or something else.
-    """
-    try:
-        return safe_open(file, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as cause:
-        raise InputError(
-            f"{file} is missing, truncated or not safetensors ({cause}); fetch it again"
-        ) from cause

@@ -7,7 +7,6 @@ the two say whether a tensor has NaN or Inf in any dtype.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import BinaryIO
 import torch
 from jaxtyping import Float64
 from torch import Tensor
+
+from q2n.models.tensor_file import places
 
 PIECE = 2**20
 """Bytes read at a time: a multiple of every number's size, and little enough for a cache."""
@@ -67,10 +68,9 @@ def _one_thread() -> Iterator[None]:
 
 def _tensors(header: bytes) -> Iterator[tuple[str, str, int]]:
     """Name, dtype and bytes of every tensor, in the order of the file."""
-    described = {k: entry for k, entry in json.loads(header).items() if k != "__metadata__"}
-    for name, entry in sorted(described.items(), key=lambda item: item[1]["data_offsets"]):
-        start, end = entry["data_offsets"]
-        yield name, entry["dtype"], end - start
+    found = places(header).items()
+    for name, place in sorted(found, key=lambda item: (item[1].start, item[1].size)):
+        yield name, place.dtype, place.size
 
 
 def _pieces(stream: BinaryIO, size: int) -> Iterator[memoryview]:

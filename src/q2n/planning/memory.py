@@ -8,7 +8,7 @@
     solve      the same, for the allocator keeps what the batch took; the matrices that a method
                works with
     refit      latent codes and what a backward pass keeps of one window; or the whole model
-    write      one file of the checkpoint, twice
+    write      a finished block, and one tensor beside its copy
     evaluate   the head; one block; the states of all windows; logits of a few tokens
 
 What lies on a device with a memory of its own, and what on the host: blocks, statistics, passes and
@@ -113,11 +113,10 @@ class MemoryOfStages:
         return most(*found) if found else Held()
 
     def write(self) -> Held:
-        """While the checkpoint is written: the tensors of a file, and their copy as bytes."""
+        """While the checkpoint is written."""
         block = max(self.finished(block) for block in self.shapes.blocks)
-        file = min(self.checkpoint(), SHARD_BYTES)
         largest = max(self.shapes.outside_bytes, self.shapes.head_bytes)
-        return self.always + Held(host=block + file + max(file, READ * largest))
+        return self.always + Held(host=block + max(READ * largest, self._weight()))
 
     def evaluate(self) -> Held:
         """While the result is measured beside the original."""
@@ -128,19 +127,20 @@ class MemoryOfStages:
         others = shapes.outside_bytes + (2 if self.run.divergence else 1) * shapes.head_bytes
         batch = self.run.options.batch_size * self.run.length
         states = self._inputs(self.run.evaluated * self.run.length, streams=1)
-        weight = 2 * FLOAT * max(m.rows * m.columns for x in self.block.sites for m in x.matrices)
-        inside = self.block.bytes + max(self.block.most.at(batch, self.run.length), weight)
+        inside = self.block.bytes + max(self.block.most.at(batch, self.run.length), self._weight())
         logits = LOGITS * FLOAT * min(CHUNK, batch * shapes.words)
         return self.always + states + self._device(others + max(inside, READ * head, logits))
 
     def disk(self) -> Number:
-        """Bytes: finished blocks beside the checkpoint, or beside block inputs before it."""
+        """Bytes: finished blocks beside the checkpoint, of which a file is there twice while it is
+        written; or beside block inputs before it."""
         finished = sum(map(self.finished, self.shapes.blocks))
         if self.run.model_refit:
             finished *= 2
         inputs = self.run.streams * self._input_bytes(self.run.tokens)
         spilled = max(0.0, inputs - self.run.options.bytes_in_memory)
-        return finished + max(spilled, self.checkpoint())
+        checkpoint = self.checkpoint()
+        return finished + max(spilled, checkpoint + min(checkpoint, SHARD_BYTES))
 
     @property
     def keeps_passes(self) -> bool:
@@ -176,6 +176,11 @@ class MemoryOfStages:
         if not self.run.windows:
             return 0.0
         return self._share(min(self.run.options.batch_size, self.run.windows) * self.run.length)
+
+    def _weight(self) -> Number:
+        """Bytes of the largest matrix in float32, and of what becomes of it."""
+        sizes = (m.rows * m.columns for site in self.block.sites for m in site.matrices)
+        return 2 * FLOAT * max(sizes, default=0.0)
 
     def _kinds(self) -> list[BlockShape]:
         """Blocks that differ."""

@@ -72,6 +72,7 @@ def describe_run(
         plan.storage,
         outside=config.gguf_outside,
         outside_bits=config.outside_bits,
+        activations=plan.changes.activations,
     )
     layers = LayerFilter(config.ignore, config.only)
     if source is None:
