@@ -38,6 +38,7 @@ from q2n.models.auto_classes import loaded_as
 from q2n.models.opened import OpenedModel
 from q2n.pipeline.facts import RunStart
 from q2n.pipeline.finished import check_finished
+from q2n.pipeline.rewrite_block import RewriteBlock
 from q2n.pipeline.sequential import SequentialLoop
 from q2n.pipeline.store import RunStore
 from q2n.pipeline.whole_model import refit_stored, refitted
@@ -174,6 +175,7 @@ class Run:
             loop_options(self.config),
             scale_dtype=self.format.codec.scale_dtype(self.opened.source.dtype),
             refit=self.plan.block_refit,
+            rewrite=self._rewrite,
             reporter=self.reporter,
             ranks=self.ranks,
         )
@@ -199,6 +201,12 @@ class Run:
             if self.store.is_begun and not self.store.finished():
                 self.store.remove()
             raise
+
+    @property
+    def _rewrite(self) -> RewriteBlock | None:
+        if self.plan.rewrite is None:
+            return None
+        return RewriteBlock(self.plan.rewrite, self.plan.grid, loop_options(self.config))
 
     def _evaluation(self, texts: Texts) -> TokenWindows:
         config = self.config
