@@ -85,8 +85,8 @@ class Run:
         self.opened = model_of(config, model, self.plan.changes, ranks)
         _check_layers(self.opened, self.plan, self.format, config.runtime)
         if not self.is_complete:
-            required = self.plan.method.required_statistics
-            require_room(self.opened.blocks, statistics=bool(required), streams=self.plan.streams)
+            required = bool(self.plan.method.required_statistics) or self.plan.grid is not None
+            require_room(self.opened.blocks, statistics=required, streams=self.plan.streams)
         source, texts = self.opened.source, texts_of(config, self.opened, tokenizer)
         self.notes: list[str] = [
             *self.opened.notes,

@@ -67,7 +67,7 @@ def build_rewrite(settings: Settings) -> Rewrite | None:
 
 
 def search_grid(method: str, options: Mapping[str, Any]) -> UniformGrid:
-    """Round to nearest with the bits and groups of a method's options: what a rewrite searches by.
+    """Round to nearest with the bits and groups of a method: what a search tries.
 
     Raises:
         InputError: the method has no such bits.

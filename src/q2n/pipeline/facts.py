@@ -22,7 +22,7 @@ class BlockFacts:
     ignored: tuple[str, ...] = ()
     """Full names of layers that the settings leave in full precision."""
     not_scaled: tuple[str, ...] = ()
-    """Full names of layers to quantize for whose inputs a rewrite has found no scale to move."""
+    """Full names of layers to quantize before which a rewrite found nothing that takes a scale."""
     refit_loss: LossChange | None = None
     """Of the refit of this block, if there was one."""
     model_refit_loss: LossChange | None = None

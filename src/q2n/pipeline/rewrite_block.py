@@ -51,7 +51,8 @@ class RewriteBlock:
             for junction, statistics in zip(together, found, strict=True):
                 if statistics.tokens:
                     state = self._rewritten(state, junction, statistics)
-        left = tuple(state.full_name(name) for name in state.targets if name not in state.scales)
+        sources = {name for x in state.junctions if x.source is not None for name in x.readers}
+        left = tuple(state.full_name(name) for name in state.targets if name not in sources)
         return replace(state, facts=replace(state.facts, not_scaled=left))
 
     def _moves(self, junction: Junction) -> bool:
