@@ -78,7 +78,7 @@ def search_grid(method: str, options: Mapping[str, Any]) -> UniformGrid:
     if bits is None or bits not in get_args(WideBits):
         widths = ", ".join(map(str, get_args(WideBits)))
         raise InputError(
-            f"--rewrite awq searches with round to nearest in the bits of the method, {widths}, and "
+            f"--rewrite awq searches with round to nearest in the method's bits, {widths}, and "
             f"{method} has {'none' if bits is None else bits}; leave it off, or take another "
             "method"
         )
