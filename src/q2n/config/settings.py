@@ -116,7 +116,8 @@ class RunSettings:
     all_experts: bool = False
     """Take the statistics of every expert from all tokens, routed to it or not."""
     expert_memory: Positive = 1.0
-    """GiB for the statistics of experts that are measured together."""
+    """GiB for the statistics of experts, or of what a rewrite reads in a block, that are measured
+    together."""
     activations: Literal["device", "cpu", "disk"] = "device"
     """Where block inputs lie: device (fastest), cpu, or disk."""
     activations_limit: NonNegative | None = None

@@ -132,12 +132,13 @@ def _seen(block: nn.Module, probe: BlockInput) -> tuple[dict[str, Tensor], dict[
 
 
 def _keep_input(
-    read: dict[str, Tensor], name: str, _: nn.Module, args: Any, kwargs: Mapping[str, Any]
+    read: dict[str, Tensor], name: str, module: nn.Module, args: Any, kwargs: Mapping[str, Any]
 ) -> None:
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor) and value.is_floating_point():
-            read.setdefault(name, value)
-            return
+    tensors = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+    value = next((x for x in tensors if x.is_floating_point()), None)
+    weight = module._parameters.get("weight")
+    if value is not None and (weight is None or value.shape[-1] in weight.shape):
+        read.setdefault(name, value)
 
 
 def _keep_output(made: dict[str, Tensor], name: str, _: nn.Module, args: Any, output: Any) -> None:

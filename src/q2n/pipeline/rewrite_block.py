@@ -51,8 +51,8 @@ class RewriteBlock:
             for junction, statistics in zip(together, found, strict=True):
                 if statistics.tokens:
                     state = self._rewritten(state, junction, statistics)
-        sources = {name for x in state.junctions if x.source is not None for name in x.readers}
-        left = tuple(state.full_name(name) for name in state.targets if name not in sources)
+        fixed = {name for x in state.junctions if x.source is None for name in x.readers}
+        left = tuple(state.full_name(name) for name in state.targets if name in fixed)
         return replace(state, facts=replace(state.facts, not_scaled=left))
 
     def _moves(self, junction: Junction) -> bool:
@@ -65,7 +65,7 @@ class RewriteBlock:
         part: list[Junction] = []
         held = 0
         for junction in junctions:
-            size = bytes_of_sums(RequiredStatistics.GRAM, junction.width)
+            size = bytes_of_sums(RequiredStatistics.GRAM, junction.width) * self.rewrite.searches
             if part and held + size > self.options.expert_memory * GIB:
                 yield part
                 part, held = [], 0
