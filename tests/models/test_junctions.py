@@ -22,7 +22,15 @@ EVERY = [*ARCHITECTURES, *CONVENTIONS, *TRANSPOSED, *MIXTURES]
 def blocks_of(architecture, **options) -> BlockwiseModel:
     layers = 4 if architecture in SHARED_KEYS else 2
     make = tiny_mixture if architecture in MIXTURES else tiny_model
-    return BlockwiseModel(open_source(make(architecture, layers=layers, **options)))
+    model, generator = (
+        make(architecture, layers=layers, **options),
+        torch.Generator().manual_seed(4),
+    )
+    with torch.no_grad():  # biases and norms as after training, none at 0 or 1
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return BlockwiseModel(open_source(model))
 
 
 def sources(model: BlockwiseModel, index: int = 0) -> dict[str, tuple | None]:
