@@ -13,7 +13,7 @@ and no forward pass is run for a ratio.
 
 As published a loss is that of the module around: for o and down that is the linear itself, as here;
 for q, k, v and for gate, up it is the attention's or the MLP's output. Here all are judged by the
-linears' own outputs (measured: docs/LOG.md). The range of a group always holds 0 here.
+linears' own outputs. The range of a group always holds 0 here.
 
 Clip (`rewrite_clip`): then, for each row and group of `W diag(s)`, the bound b among
 max|w| (1 - i/20), i = 0 .. 9, of the least `sum ((Q(clamp(w, -b, b)) - w) x')^2` over the group's
@@ -46,8 +46,8 @@ class AWQ(Rewrite):
     into_linears: ClassVar[bool] = True
 
     rewrite_clip: bool = False
-    """Then clamp the weights of each row and group to the bound of the least error, except those
-    of queries and keys. For rtn: methods with error feedback lose by it."""
+    """Then clamp the weights of each row and group to the bound of the least error of rounding to
+    nearest, except those of queries and keys. Published for rtn."""
 
     @property
     def title(self) -> str:

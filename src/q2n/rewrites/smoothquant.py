@@ -6,8 +6,7 @@ the tensor,
     s_j = a_j^alpha / w_j^(1 - alpha),    at least 1e-5,
 
 so that at alpha 0.5 both have the same range, sqrt(a_j w_j), in every channel. For activations in
-few bits (`--activation-bits`); with weights alone it does little. As published the scale goes into
-norms alone.
+few bits (`--activation-bits`). As published the scale goes into norms alone.
 """
 
 from dataclasses import dataclass
