@@ -22,7 +22,7 @@ from math import ceil
 
 from q2n.evaluation.scoring import CHUNK
 from q2n.formats.shards import SHARD_BYTES
-from q2n.linalg.statistics import bytes_of_sums
+from q2n.linalg.statistics import RequiredStatistics, bytes_of_sums
 from q2n.pipeline.options import GIB
 from q2n.planning.load import Load
 from q2n.planning.shapes import BlockShape, ModelShapes, Number, SiteShape
@@ -177,7 +177,8 @@ class MemoryOfStages:
 
     def _rewrite_sums(self, block: BlockShape) -> Number:
         """Bytes of the Gram matrices that a rewrite measures together."""
-        sums = [(x.copies, FLOAT * x.width**2) for x in block.sites]
+        required = RequiredStatistics.GRAM
+        sums = [(x.copies, bytes_of_sums(required, x.width)) for x in block.sites]
         together = sum(copies * size for copies, size in sums)
         largest = max((size for _, size in sums), default=0)
         return min(together, max(largest, self.run.options.expert_memory * GIB))
