@@ -19,6 +19,7 @@ ROOMS = [
     {"distributed"},
     {"kernels"},
     {"grids"},
+    {"rewrites"},
     {"method"},
     {"wrappers"},
     {"methods"},

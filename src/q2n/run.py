@@ -38,6 +38,7 @@ from q2n.models.auto_classes import loaded_as
 from q2n.models.opened import OpenedModel
 from q2n.pipeline.facts import RunStart
 from q2n.pipeline.finished import check_finished
+from q2n.pipeline.rewrite_block import RewriteBlock
 from q2n.pipeline.sequential import SequentialLoop
 from q2n.pipeline.store import RunStore
 from q2n.pipeline.whole_model import refit_stored, refitted
@@ -85,8 +86,8 @@ class Run:
         self.opened = model_of(config, model, self.plan.changes, ranks)
         _check_layers(self.opened, self.plan, self.format, config.runtime)
         if not self.is_complete:
-            required = self.plan.method.required_statistics
-            require_room(self.opened.blocks, statistics=bool(required), streams=self.plan.streams)
+            required = bool(self.plan.method.required_statistics) or self.plan.grid is not None
+            require_room(self.opened.blocks, statistics=required, streams=self.plan.streams)
         source, texts = self.opened.source, texts_of(config, self.opened, tokenizer)
         self.notes: list[str] = [
             *self.opened.notes,
@@ -175,6 +176,7 @@ class Run:
             loop_options(self.config),
             scale_dtype=self.format.codec.scale_dtype(self.opened.source.dtype),
             refit=self.plan.block_refit,
+            rewrite=self._rewrite,
             reporter=self.reporter,
             ranks=self.ranks,
         )
@@ -200,6 +202,12 @@ class Run:
             if self.store.is_begun and not self.store.finished():
                 self.store.remove()
             raise
+
+    @property
+    def _rewrite(self) -> RewriteBlock | None:
+        if self.plan.rewrite is None:
+            return None
+        return RewriteBlock(self.plan.rewrite, self.plan.grid, loop_options(self.config))
 
     def _evaluation(self, texts: Texts) -> TokenWindows:
         config = self.config

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from q2n.config.options import SWITCHES, table
+from q2n.config.options import REWRITE_OWNERS, SWITCHES, table
 from q2n.config.reading import read_settings
 from q2n.errors import InputError
 
@@ -26,6 +26,9 @@ def with_owner(owner: str) -> dict:
     """Settings under which an owner takes part."""
     if owner in table().methods:
         return {"method": owner}
+    rewrites = {owner: name for name, owner in REWRITE_OWNERS.items()}
+    if owner in rewrites:
+        return {"rewrite": rewrites[owner]}
     return {SWITCHES[owner]: True} if owner in SWITCHES else {}
 
 

@@ -6,16 +6,18 @@ from pathlib import Path
 import pytest
 
 from q2n.config.catalogue import TABLE, as_json, as_markdown, build_table
-from q2n.config.options import CHANGES, RUN, SWITCHES, Table, flags, table
+from q2n.config.options import CHANGES, REWRITE_OWNERS, RUN, SWITCHES, Table, flags, table
 from q2n.config.owners import BY_SWITCH, WRAPPERS
 from q2n.config.presets import ALIASES, METHOD_PRESETS, WHEN_ALONE
 from q2n.config.settings import RunSettings
 from q2n.formats import FORMATS
 from q2n.methods import METHODS
+from q2n.rewrites import REWRITES
 from q2n.transforms.model_changes import ModelChanges
 
 PAGE = Path(__file__).parents[2] / "docs" / "options.md"
-OWNERS = {RUN: RunSettings, **METHODS, **WRAPPERS, CHANGES: ModelChanges}
+OF_REWRITES = {owner: REWRITES[name] for name, owner in REWRITE_OWNERS.items()}
+OWNERS = {RUN: RunSettings, **METHODS, **WRAPPERS, **OF_REWRITES, CHANGES: ModelChanges}
 
 
 def test_the_stored_table_is_up_to_date():
@@ -50,7 +52,7 @@ def test_defaults_are_values_that_the_option_takes(owner):
 
 def test_names_of_options_never_collide():
     """One flat space: only methods may share a name, as each run has one of them."""
-    shared = [RUN, *WRAPPERS, CHANGES]
+    shared = [RUN, *WRAPPERS, *OF_REWRITES, CHANGES]
     names = [name for owner in shared for name in table().owners[owner]]
     of_methods = {name for method in METHODS for name in table().owners[method]}
     assert len(names) == len(set(names))
@@ -72,6 +74,11 @@ def test_every_wrapper_has_a_switch():
         assert all(everything[name].kind.accepts(word) for word in words)
 
 
+def test_every_rewrite_can_be_asked_for():
+    assert table().owners[RUN]["rewrite"].kind.choices == ("off", *REWRITES)
+    assert list(REWRITE_OWNERS) == list(REWRITES)
+
+
 def test_methods_and_formats_are_the_ones_there_are():
     run = table().owners[RUN]
     assert run["method"].kind.choices == (*METHODS, *METHOD_PRESETS)
@@ -89,7 +96,7 @@ def test_the_table_survives_json():
 
 
 def test_every_option_of_some_owners_is_one_flag():
-    for owners in ([RUN], list(METHODS), list(WRAPPERS), [CHANGES]):
+    for owners in ([RUN], list(METHODS), list(WRAPPERS), list(OF_REWRITES), [CHANGES]):
         names = [flag.name for flag in flags(owners)]
         assert len(names) == len(set(names))
         assert set(names) == {name for owner in owners for name in table().owners[owner]}

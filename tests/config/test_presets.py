@@ -13,12 +13,15 @@ from q2n.config.presets import (
 from q2n.config.reading import read_settings
 from q2n.config.settings import Settings
 from q2n.errors import InputError
+from q2n.grids.granularity import PerGroup
+from q2n.grids.uniform import UniformGrid
 from q2n.methods import METHODS
 from q2n.methods.gptq import GPTQ
 from q2n.methods.ldlq import LDLQ
 from q2n.methods.owq import OWQ
 from q2n.methods.rtn import RTN
 from q2n.refit.model import ModelRefit
+from q2n.rewrites.awq import AWQ
 from q2n.transforms.model_changes import ModelChanges
 from q2n.wrappers.correction import InputErrorCorrection
 from q2n.wrappers.incoherence import Incoherence
@@ -57,6 +60,39 @@ def test_quarot_is_rotated_gptq_on_a_signed_grid():
     assert plan.method == GPTQ(bits=4, grid="signed", symmetric=True, clip="mse", act_order=False)
     assert plan.changes == ModelChanges(rotate="hadamard", activation_bits=4)
     assert plan.storage.runtime and not storage(plan.method, ModelChanges()).runtime
+
+
+def test_awq_is_rounding_after_scales_and_clips():
+    plan = built(method="awq", bits=3, group_size=64)
+    assert (plan.method, plan.rewrite) == (RTN(bits=3, group_size=64), AWQ(rewrite_clip=True))
+    assert plan.grid == UniformGrid(bits=3, granularity=PerGroup(64, ragged=True))
+    assert plan.reads_text and plan.streams == 1
+    assert plan.title == "AWQ scales and clipping, rtn"
+
+
+def test_a_rewrite_searches_in_the_blocks_of_a_type():
+    plan = built(method="gptq", rewrite="awq", grid="q4_k")
+    assert plan.grid == UniformGrid(bits=4, granularity=PerGroup(32, ragged=True))
+
+
+def test_a_method_without_such_bits_is_refused():
+    with pytest.raises(InputError, match="pbllm has none"):
+        built(method="pbllm", rewrite="awq")
+    assert built(method="pbllm", rewrite="smoothquant").grid is None
+
+
+@pytest.mark.parametrize("word", ["off", False])
+def test_a_rewrite_that_is_off_leaves_no_trace(word):
+    plain, off = read(), read(rewrite=word)
+    assert off == plain and "rewrite" not in off.fingerprint()  # as records before it
+    assert read(rewrite="awq").fingerprint()["rewrite"] == "awq"
+
+
+def test_an_option_of_a_rewrite_that_is_off_is_refused():
+    with pytest.raises(InputError, match="belongs to --rewrite awq, which is off"):
+        read(rewrite_clip=True)
+    with pytest.raises(InputError, match="belongs to --rewrite smoothquant"):
+        read(rewrite="awq", smooth_alpha=0.7)
 
 
 @pytest.mark.parametrize("quality", QUALITY_NAMES)
@@ -106,6 +142,7 @@ def test_good_chooses_the_best_grid_of_each_method():
         "exl3": (None, None),
         "quip": (None, "trellis"),
         "quarot": ("mse", "signed"),
+        "awq": ("scale_zero", "uniform"),
     }
     assert read(method="quip").options["ldlq"]["grid"] == "uniform"
 

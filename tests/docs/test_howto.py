@@ -19,12 +19,14 @@ from q2n.formats.load import load_model
 from q2n.formats.table import FORMATS
 from q2n.kernels import dispatch
 from q2n.layers import REPRESENTATIONS
+from q2n.linalg.channels import ChannelStatistics
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 from q2n.method import LayerProblem
 from q2n.methods.gptq import GPTQ
 from q2n.methods.leanquant import LeanQuant
 from q2n.methods.rtn import RTN
 from q2n.models.targets import TARGETS, targets_in
+from q2n.rewrites.rewrite import Reading
 from q2n.wrappers.nullspace import NullSpace
 
 PAGES = Path(__file__).parents[2] / "docs" / "howto"
@@ -89,6 +91,22 @@ def test_the_wrapper_restores_row_norms(example, problem, inner):
     layer = example("wrapper").RowNorms(inner=inner).quantize(problem)
     torch.testing.assert_close(layer.dequantize().norm(dim=1), problem.weight.norm(dim=1))
     assert torch.equal(layer.codes, inner.quantize(problem).codes)
+
+
+def test_the_rewrite_evens_out_the_channels(example):
+    torch.manual_seed(0)
+    tokens = torch.randn(50, 24) * torch.logspace(-1, 1, 24)
+    tokens[:, 3] = 0
+    inputs = ChannelStatistics(24, gram=False)
+    inputs.update(tokens)
+    scale = (
+        example("rewrite")
+        .EvenInputs()
+        .scale(Reading(name="layer", weights=[torch.randn(8, 24)], inputs=inputs))
+    )
+    even = (tokens / scale).abs().mean(0)[torch.arange(24) != 3]
+    torch.testing.assert_close(even, even.mean().expand(23))
+    assert scale[3] == 1
 
 
 def test_the_representation_rounds_scales_counts_and_returns(example, problem, monkeypatch):

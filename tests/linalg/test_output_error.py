@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from q2n.linalg.output_error import OutputError
+from q2n.linalg.output_error import OutputError, energy
 
 
 def test_error_from_gram_equals_error_on_tokens():
@@ -20,3 +20,10 @@ def test_error_from_gram_equals_error_on_tokens():
 
 def test_a_layer_without_output_has_no_error():
     assert OutputError.of(torch.ones(2, 3), torch.zeros(2, 3), torch.zeros(3, 3)).relative() == 0
+
+
+def test_energy_from_gram_equals_energy_on_tokens():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 12, generator=generator, dtype=torch.float64)
+    rows = torch.randn(7, 12, generator=generator, dtype=torch.float64)
+    assert energy(rows, x.T @ x) == pytest.approx(float((x @ rows.T).square().sum()), rel=1e-12)

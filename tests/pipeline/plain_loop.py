@@ -4,12 +4,14 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from q2n.data.windows import TokenWindows
+from q2n.grids.uniform import UniformGrid
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 from q2n.method import LayerProblem
 from q2n.methods.gptq import GPTQ
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.source import open_source
 from q2n.pipeline.options import LoopOptions
+from q2n.pipeline.rewrite_block import RewriteBlock
 from q2n.pipeline.sequential import SequentialLoop
 from q2n.pipeline.store import RunStore
 from q2n.refit.block import BlockRefit
@@ -24,12 +26,17 @@ def token_windows(count: int = 6, length: int = 16) -> TokenWindows:
     return TokenWindows(tokens=tokens, label="random tokens")
 
 
-def run_loop(model, method, folder, *, finished=0, windows=None, refit=None, **options):
+def run_loop(
+    model, method, folder, *, finished=0, windows=None, refit=None, rewrite=None, **options
+):
     store = RunStore(folder)
     if not finished:
         store.start({}, {}, resume=False)
     blocks = BlockwiseModel(open_source(model))
-    loop = SequentialLoop(blocks, method, store, LoopOptions(**options), refit=refit)
+    how = LoopOptions(**options)
+    if rewrite is not None:
+        rewrite = RewriteBlock(rewrite, UniformGrid(bits=3), how)
+    loop = SequentialLoop(blocks, method, store, how, refit=refit, rewrite=rewrite)
     loop.run(token_windows() if windows is None else windows, finished)
     return store.layers()
 

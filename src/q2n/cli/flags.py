@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from q2n.config.options import CHANGES, RUN, SWITCHES, Flag, flags, table
+from q2n.config.options import CHANGES, REWRITE_OWNERS, RUN, SWITCHES, Flag, flags, table
 from q2n.config.presets import ALIASES, WHEN_ALONE
 from q2n.errors import InputError
 
@@ -81,6 +81,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add_options(parser, "run", flags([RUN]))
     add_options(parser, "method (each has its own defaults)", flags(methods))
     add_options(parser, "around the method", flags(list(SWITCHES)))
+    add_options(parser, "before the method", flags(list(REWRITE_OWNERS.values())))
     add_options(parser, CHANGES, flags([CHANGES]))
 
 

@@ -15,7 +15,15 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
-from q2n.config.options import CHANGES, RUN, SWITCHES, MethodEntry, Option, Table
+from q2n.config.options import (
+    CHANGES,
+    REWRITE_OWNERS,
+    RUN,
+    SWITCHES,
+    MethodEntry,
+    Option,
+    Table,
+)
 from q2n.config.owners import BY_SWITCH, WRAPPERS, storage
 from q2n.config.presets import ALIASES, METHOD_PRESETS, PRESET_SUMMARIES
 from q2n.config.runtimes import RUNTIMES
@@ -26,6 +34,7 @@ from q2n.layers import REPRESENTATIONS
 from q2n.layers.quantized import StorageSpec
 from q2n.methods import METHODS
 from q2n.option_types import ValueKind, field_kinds
+from q2n.rewrites import REWRITES
 from q2n.transforms.model_changes import ModelChanges
 from q2n.wrappers.incoherence import Incoherence
 
@@ -46,6 +55,7 @@ def build_table() -> Table:
     for name, wrapper in WRAPPERS.items():
         owners[name] = options_of(wrapper)
         owners[name].pop(BY_SWITCH.get(name, ("",))[0], None)
+    owners |= {owner: options_of(REWRITES[name]) for name, owner in REWRITE_OWNERS.items()}
     owners[CHANGES] = options_of(ModelChanges)
     specs = {name: method().storage for name, method in METHODS.items()}
     methods = {name: _entry(name, summary(METHODS[name]), specs[name]) for name in METHODS}
@@ -116,7 +126,8 @@ def _title(owner: str) -> str:
         return f"Method `{owner}`"
     if owner in SWITCHES:
         return f"{owner.capitalize()} (with `--{SWITCHES[owner].replace('_', '-')}`)"
-    return owner.capitalize()
+    flags = {owner: f" (with `--rewrite {name}`)" for name, owner in REWRITE_OWNERS.items()}
+    return owner.capitalize() + flags.get(owner, "")
 
 
 def _run_options() -> dict[str, Option]:

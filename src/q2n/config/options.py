@@ -21,6 +21,8 @@ SWITCHES = {
     "incoherence": "incoherence",
 }
 """Wrapper -> the setting that turns it on."""
+REWRITE_OWNERS = {"awq": "awq rewrite", "smoothquant": "smoothquant rewrite"}
+"""`--rewrite NAME` -> who owns its options."""
 
 
 @dataclass(frozen=True, kw_only=True)

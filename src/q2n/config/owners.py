@@ -1,15 +1,24 @@
 """Who owns the options, and the objects that settings describe."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any, get_args
 
-from q2n.config.options import CHANGES
+from q2n.block_types import BLOCK_TYPES
+from q2n.config.options import CHANGES, REWRITE_OWNERS
 from q2n.config.settings import Settings
+from q2n.errors import InputError
+from q2n.grids.granularity import granularity_of
+from q2n.grids.uniform import UniformGrid
 from q2n.layers.quantized import StorageSpec
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import Method, Wrapper
 from q2n.methods import METHODS
+from q2n.option_types import WideBits
 from q2n.refit.block import BlockRefit
 from q2n.refit.model import ModelRefit
+from q2n.rewrites import REWRITES
+from q2n.rewrites.rewrite import Rewrite
 from q2n.transforms.model_changes import OFF, ModelChanges
 from q2n.wrappers.correction import InputErrorCorrection
 from q2n.wrappers.incoherence import Incoherence
@@ -51,6 +60,33 @@ def build_method(settings: Settings) -> Method:
     return method
 
 
+def build_rewrite(settings: Settings) -> Rewrite | None:
+    """The rewrite, if there is one."""
+    name = settings.run.rewrite
+    return REWRITES[name](**settings.options[REWRITE_OWNERS[name]]) if name != "off" else None
+
+
+def search_grid(method: str, options: Mapping[str, Any]) -> UniformGrid:
+    """Round to nearest with the bits and groups of a method: what a search tries.
+
+    Raises:
+        InputError: the method has no such bits.
+    """
+    bits, size = options.get("bits"), options.get("group_size", -1)
+    if options.get("grid") in BLOCK_TYPES:
+        bits, size = BLOCK_TYPES[options["grid"]].bits, BLOCK_TYPES[options["grid"]].block
+    if bits is None or bits not in get_args(WideBits):
+        widths = ", ".join(map(str, get_args(WideBits)))
+        raise InputError(
+            f"--rewrite awq searches with round to nearest in the method's bits, {widths}, and "
+            f"{method} has {'none' if bits is None else bits}; leave it off, or take another "
+            "method"
+        )
+    symmetric = options.get("symmetric", False)
+    granularity = granularity_of(size, ragged=True)
+    return UniformGrid(bits=bits, symmetric=symmetric, granularity=granularity)
+
+
 def storage(method: Method, changes: ModelChanges) -> StorageSpec:
     """What a format must hold: the method's layers and, maybe, parts that run beside them; rounded
     inputs, which more readers know, are no such part."""
@@ -67,6 +103,10 @@ class Plan:
     """Of the model around the layers."""
     storage: StorageSpec
     """What a format must hold."""
+    rewrite: Rewrite | None
+    """What changes weights before the method."""
+    grid: UniformGrid | None
+    """By which it searches, if it does."""
     block_refit: BlockRefit | None
     model_refit: ModelRefit | None
     title: str
@@ -75,8 +115,8 @@ class Plan:
     @property
     def reads_text(self) -> bool:
         """Whether calibration text is needed."""
-        refits = self.block_refit is not None or self.model_refit is not None
-        return bool(self.method.required_statistics) or refits
+        parts = (self.rewrite, self.block_refit, self.model_refit)
+        return bool(self.method.required_statistics) or any(x is not None for x in parts)
 
     @property
     def streams(self) -> int:
@@ -95,11 +135,18 @@ def build_plan(settings: Settings) -> Plan:
     refit, steps = settings.run.refit, settings.run.refit_steps
     method = build_method(settings)
     changes = ModelChanges(**settings.options[CHANGES])
-    parts = [method.title, changes.title, "" if refit == "off" else f"then refit ({refit})"]
+    rewrite = build_rewrite(settings)
+    before = "" if rewrite is None else rewrite.title
+    grid = None
+    if rewrite is not None and rewrite.searches:
+        grid = search_grid(settings.method, settings.options[settings.method])
+    parts = [before, method.title, changes.title, "" if refit == "off" else f"then refit ({refit})"]
     return Plan(
         method=method,
         changes=changes,
         storage=storage(method, changes),
+        rewrite=rewrite,
+        grid=grid,
         block_refit=BlockRefit(steps=steps) if refit in ("block", "both") else None,
         model_refit=ModelRefit(steps=steps) if refit in ("model", "both") else None,
         title=", ".join(part for part in parts if part),

@@ -29,12 +29,14 @@ METHOD_PRESETS: dict[str, dict[str, Any]] = {
         "rotate": "hadamard",
         "activation_bits": 4,
     },
+    "awq": {"method": "rtn", "rewrite": "awq", "rewrite_clip": True},
 }
 """`--method NAME` of a published method that is another one with these settings."""
 
 PRESET_SUMMARIES = {
     "quip": "As published: LDLQ in a random basis. Far better: ldlq with --incoherence.",
     "quarot": "GPTQ on a signed grid after Hadamard rotations, activations in 4 bits.",
+    "awq": "As published: round to nearest after scales and clipping; see --rewrite.",
 }
 
 _CLOSED_FORMS: dict[str, Any] = {"correct": True, "output_scales": "full_precision"}
@@ -54,6 +56,7 @@ _GOOD: dict[str, dict[str, Any]] = {
     "owq": {**_CLOSED_FORMS, "clip": "scale_zero"},
     "exl3": _CLOSED_FORMS,
     "quarot": _CLOSED_FORMS,
+    "awq": {**_CLOSED_FORMS, "clip": "scale_zero", "rewrite_clip": False},
 }
 QUALITIES: dict[str, dict[str, dict[str, Any]]] = {
     "good": _GOOD,

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from q2n.config.block_grids import check_outside, implied
-from q2n.config.options import CHANGES, RUN, SWITCHES, table
+from q2n.config.options import CHANGES, REWRITE_OWNERS, RUN, SWITCHES, table
 from q2n.config.presets import (
     ALIASES,
     ANY_METHOD,
@@ -36,7 +36,8 @@ def read_settings(settings: Mapping[str, Any]) -> Settings:
     expanded = _expanded(given)
     run = _options_of(RUN, expanded)
     base = _base(run["method"])
-    options = {owner: _options_of(owner, expanded) for owner in (base, *_wrappers(run), CHANGES)}
+    owners = (base, *_rewrites(run), *_wrappers(run), CHANGES)
+    options = {owner: _options_of(owner, expanded) for owner in owners}
     check_outside(run)
     taken = {**run, **{name: value for own in options.values() for name, value in own.items()}}
     _refuse_idle(given, taken)
@@ -78,7 +79,7 @@ def _word(name: str, value: Any) -> Any:
     if name in WHEN_ALONE:
         alone, off = WHEN_ALONE[name]
         return {True: alone, False: off}.get(value, value) if isinstance(value, bool) else value
-    return "off" if name == "refit" and value is False else value
+    return "off" if name in ("refit", "rewrite") and value is False else value
 
 
 def _expanded(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,6 +128,11 @@ def _nullspace(name: Any, method: str) -> Mapping[str, Any]:
             f"{method}; it has a step for {', '.join(RELEASED_NULLSPACE)}; use --nullspace paper"
         )
     return RELEASED_NULLSPACE[method]
+
+
+def _rewrites(run: Mapping[str, Any]) -> list[str]:
+    """The owner of the options of the rewrite, if there is one."""
+    return [owner for name, owner in REWRITE_OWNERS.items() if run["rewrite"] == name]
 
 
 def _wrappers(run: Mapping[str, Any]) -> list[str]:
@@ -185,11 +191,12 @@ def _refuse_unknown(names: set[str], method: str) -> None:
     if not names:
         return
     name = min(names)
-    for owner, switch in SWITCHES.items():
+    flags = {owner: f"--{switch.replace('_', '-')}" for owner, switch in SWITCHES.items()}
+    flags |= {owner: f"--rewrite {rewrite}" for rewrite, owner in REWRITE_OWNERS.items()}
+    for owner, flag in flags.items():
         if name in table().owners[owner]:
             raise InputError(
-                f"option {name!r} belongs to --{switch.replace('_', '-')}, which is off: add it, "
-                f"or leave {name!r} out"
+                f"option {name!r} belongs to {flag}, which is off: add it, or leave {name!r} out"
             )
     own = table().owners[method]
     others = [owner for owner in table().owners_of(name) if owner in table().methods]

@@ -35,6 +35,11 @@ NOT_IN_FINGERPRINT = (
 """Settings that a hash of the content stands for, or that do not touch the result."""
 
 
+LATER = {"rewrite": "off"}
+"""Settings that came after the first records, and the value at which all is as it was before them:
+a fingerprint leaves them out there, so that those records keep their names."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """What a run is told besides the options of what it runs."""
@@ -56,6 +61,10 @@ class RunSettings:
     precision otherwise; ignore wins over it."""
     correct: bool = False
     """Correct each weight, before it is quantized, for the error of the layers below."""
+    rewrite: Literal["off", "awq", "smoothquant"] = "off"
+    """Before any method, move scales between weights such that the model computes the same and
+    rounds better: off; awq (channels with large activations are rounded more finely); smoothquant
+    (outlying channels of activations move into weights, for activation_bits)."""
     nullspace: Literal["off", "paper", "released"] = "off"
     """The null-space step Q2N after the method: off; paper; released (what its authors' code does
     for the method: gptq, pbllm, leanquant, owq or quarot, without its mistakes, which
@@ -107,7 +116,8 @@ class RunSettings:
     all_experts: bool = False
     """Take the statistics of every expert from all tokens, routed to it or not."""
     expert_memory: Positive = 1.0
-    """GiB for the statistics of experts that are measured together."""
+    """GiB for the statistics of experts, or of what a rewrite reads in a block, that are measured
+    together."""
     activations: Literal["device", "cpu", "disk"] = "device"
     """Where block inputs lie: device (fastest), cpu, or disk."""
     activations_limit: NonNegative | None = None
@@ -164,4 +174,5 @@ class Settings:
         """What of them the bytes of a result depend on, as JSON values."""
         flat = self.flat()
         own = {key: value for key, value in flat.items() if key not in NOT_IN_FINGERPRINT}
+        own = {key: value for key, value in own.items() if LATER.get(key) != value}
         return json.loads(json.dumps(own))

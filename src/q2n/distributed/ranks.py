@@ -73,6 +73,11 @@ class Ranks(ABC):
         Raises:
             InputError: naming the setting.
         """
+        if self.are_several and settings.get("rewrite", "off") != "off":
+            raise InputError(
+                f"--rewrite {settings['rewrite']} takes one rank, and there are {self.size}: leave "
+                "it off, or start one rank"
+            )
         if self.are_several and settings.get("refit") in ("block", "both"):
             raise InputError(
                 f"--refit {settings['refit']} takes one rank, for its steps in a block follow each "

@@ -61,7 +61,7 @@ class Format:
         layers: Mapping[str, QuantizedLinear],
         complete: Callable[[Path, int], None] | None = None,
         *,
-        norm_weights: Mapping[str, Shaped[Tensor, " width"]] | None = None,
+        norm_weights: Mapping[str, Shaped[Tensor, "..."]] | None = None,
     ) -> int:
         """Write a checkpoint; returns the bytes of all its tensors.
 

@@ -24,8 +24,9 @@ class QuantizedModel:
     """The original tensors, by the model's own names."""
     layers: Mapping[str, QuantizedLinear]
     """Module name (without ".weight") -> quantized linear. May load lazily, a block at a time."""
-    norm_weights: Mapping[str, Shaped[Tensor, " width"]]
-    """Norm weights, by tensor name, that take the place of the original ones."""
+    norm_weights: Mapping[str, Shaped[Tensor, "..."]]
+    """Norm weights and what else is not quantized, by tensor name, that take the place of the
+    original ones."""
 
     @cached_property
     def skeleton(self) -> PreTrainedModel:

@@ -58,3 +58,13 @@ class OutputError:
         left = 0 if alpha is None else 1 - alpha
         error = float((self.ee + 2 * left * self.eq + left**2 * self.qq).sum(dtype=torch.float64))
         return error / whole if whole > 0 else 0.0
+
+
+def energy(rows: Float[Tensor, "out in"], gram: Float[Tensor, "in in"]) -> float:
+    """`tr(E G E^T)` of the matrix E of these rows: the sum of |E x|^2 over all tokens."""
+    triangle = gram.triu()
+    triangle.diagonal().mul_(0.5)
+    total = rows.new_zeros(())
+    for i, j in panels(len(gram)):
+        total += 2 * vecdot(rows[:, :j] @ triangle[:j, i:j], rows[:, i:j]).sum()
+    return float(total)

@@ -131,6 +131,11 @@ class BlockwiseModel:
             f"{', '.join(kinds)}; --only quantizes them"
         )
 
+    def shared_in(self, index: int) -> set[str]:
+        """Linears of a block that are another block's too, by their names in the block."""
+        prefix = f"{self.block_name(index)}."
+        return {name.removeprefix(prefix) for name in self._shared if name.startswith(prefix)}
+
     def targets_of(self, index: int, block: nn.Module) -> tuple[dict[str, Target], list[str]]:
         """Of a loaded block: the matrices to quantize, and the names of those that the filter
         leaves in full precision and small ones, both by their names in the block."""

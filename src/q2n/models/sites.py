@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from q2n.models.calls import BlockInput
+from q2n.models.calls import BlockInput, BlockOutput
 from q2n.models.experts import (
     OneByOne,
     Stage,
@@ -53,24 +53,8 @@ def find_sites(
 
     A target that is never called is in no site.
     """
-    received: dict[str, _Received] = {}
-    experts = dict(experts_in(block))
-    hooks = [
-        target.module.register_forward_pre_hook(partial(_keep_first, received, name))
-        for name, target in targets.items()
-        if target.experts is None
-    ]
-    for name, module in experts.items():
-        module.watcher = _Probe(name, targets, received)
-    try:
-        with torch.no_grad(), running(type(block).__name__):
-            probe.run(block)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module in experts.values():
-            module.watcher = None
-    groups: list[tuple[_Received, list[str]]] = []
+    received, _ = inputs_of(block, targets, probe)
+    groups: list[tuple[Received, list[str]]] = []
     for name, one in received.items():
         names = next((names for seen, names in groups if _same(seen.tensor, one.tensor)), None)
         if names is None:
@@ -82,13 +66,38 @@ def find_sites(
     ]
 
 
+def inputs_of(
+    block: nn.Module, targets: Mapping[str, Target], probe: BlockInput
+) -> tuple[dict[str, "Received"], BlockOutput]:
+    """What each target is given first in one run of the block, by name and in call order, and what
+    the block makes of the probe. Every token is shown to every expert."""
+    received: dict[str, Received] = {}
+    experts = dict(experts_in(block))
+    hooks = [
+        target.module.register_forward_pre_hook(partial(_keep_first, received, name))
+        for name, target in targets.items()
+        if target.experts is None
+    ]
+    for name, module in experts.items():
+        module.watcher = _Probe(name, targets, received)
+    try:
+        with torch.no_grad(), running(type(block).__name__):
+            output = probe.run(block)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module in experts.values():
+            module.watcher = None
+    return received, output
+
+
 def one_stage(sites: Sequence[Site]) -> bool:
     """Whether none of the sites reads what a target of another one computes."""
     return len(sites) == 1 or (sites[0].stage is not None and len({x.stage for x in sites}) == 1)
 
 
 @dataclass(frozen=True)
-class _Received:
+class Received:
     """What a target was given first."""
 
     tensor: Tensor
@@ -102,7 +111,7 @@ class _Probe(Watcher):
 
     name: str
     targets: Collection[str]
-    received: dict[str, _Received]
+    received: dict[str, Received]
 
     def wanted(
         self, experts: OneByOne, routed: Sequence[Int[Tensor, " _"]], count: int
@@ -114,16 +123,16 @@ class _Probe(Watcher):
         self, experts: OneByOne, stage: Stage, inputs: Mapping[int, Callable[[], Tensor]]
     ) -> None:
         for expert, get in inputs.items():
-            one = _Received(get(), (self.name, stage), expert)
+            one = Received(get(), (self.name, stage), expert)
             for reader in readers(experts, self.name, expert, stage):
                 if reader in self.targets:
                     self.received.setdefault(reader, one)
 
 
 def _keep_first(
-    received: dict[str, _Received], name: str, _: nn.Module, args: tuple[Tensor]
+    received: dict[str, Received], name: str, _: nn.Module, args: tuple[Tensor]
 ) -> None:
-    received.setdefault(name, _Received(args[0]))
+    received.setdefault(name, Received(args[0]))
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -1,15 +1,16 @@
 """The turn of one block as a list of stages over one state, built once from the settings.
 
+    rewrite                      scales move between weights; the block computes what it did
     for each round of sites:     one site (of experts, one group) with true_sequential, else all
         measure                  passes run to the sites; their inputs become statistics
-        (rewrite)                what changes weights by what was measured goes here
         quantize                 every target of the sites takes its new weight
     refit                        scales and norm weights, toward the full-precision output
     store                        the block is on disk
     advance                      the passes run to the end: the inputs of the next block
 
-A stage that changes what ran before the site (a norm's weight) must drop the paused passes: they
-have used the old one. What it changes in norms goes into `norm_weights`, which are stored.
+A stage that changes what ran before a site (a norm's weight) must come before the passes have
+started or drop the paused ones, which have used the old one. What it changes of what is not
+quantized goes into `norm_weights`, which are stored.
 
 With several ranks the stages of a round are those of among_ranks.py, and the first rank stores.
 """
@@ -30,6 +31,7 @@ from q2n.pipeline.measure import Measure
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.quantize import Quantize
 from q2n.pipeline.refit_block import RefitBlock
+from q2n.pipeline.rewrite_block import RewriteBlock
 from q2n.pipeline.store import RunStore
 from q2n.refit.block import BlockRefit
 
@@ -70,6 +72,7 @@ def block_stages(
     method: Method,
     options: LoopOptions,
     refit: BlockRefit | None,
+    rewrite: RewriteBlock | None = None,
     *,
     device: torch.device,
     scale_dtype: torch.dtype,
@@ -84,7 +87,6 @@ def block_stages(
     quantize = Quantize(method, options, scale_dtype)
     each_round: list[BlockStage] = [
         *([measure] if required else []),
-        # here: rewrites that read the statistics of the round
         quantize,
     ]
     if ranks.are_several:
@@ -94,6 +96,7 @@ def block_stages(
             QuantizeAmongRanks(quantize, ranks, device),
         ]
     return [
+        *([rewrite] if rewrite is not None else []),
         EachRound(each_round, options.true_sequential),
         *([RefitBlock(refit, options)] if refit is not None else []),
         *([Store(store, stopwatch, reporter)] if ranks.is_first else []),

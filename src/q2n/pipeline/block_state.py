@@ -11,6 +11,8 @@ from q2n.layers.quantized import QuantizedLinear
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.experts import experts_in
+from q2n.models.junction_search import find_junctions
+from q2n.models.junctions import Junction
 from q2n.models.sites import Site, find_sites
 from q2n.models.targets import Target
 from q2n.pipeline.expert_inputs import ExpertSampling, group_size
@@ -52,8 +54,13 @@ class BlockState:
     """The rank that quantizes each target of the round, where there are several ranks."""
     layers: Mapping[str, QuantizedLinear] = field(default_factory=dict)
     """What is quantized so far."""
-    norm_weights: Mapping[str, Float[Tensor, " _"]] = field(default_factory=dict)
-    """Parameters of norms that are no longer the original ones."""
+    norm_weights: Mapping[str, Float[Tensor, "..."]] = field(default_factory=dict)
+    """Parameters that are no longer the original ones and are not quantized: those of norms and,
+    after a rewrite, biases, routers, linears that stay in full precision."""
+    junctions: Sequence[Junction] = ()
+    """Where scales can move, if there is a rewrite."""
+    scales: Mapping[str, Float[Tensor, " _"]] = field(default_factory=dict)
+    """By what a rewrite has divided the input of a reader."""
     facts: BlockFacts
 
     def full_name(self, name: str) -> str:
@@ -74,9 +81,10 @@ def enter_block(
     *,
     options: LoopOptions,
     required: RequiredStatistics,
+    rewritten: bool = False,
 ) -> BlockState:
     """A block at the start of its turn: loaded, once more for each further stream, and its sites
-    looked up while its weights are the original ones."""
+    looked up while its weights are the original ones; its junctions too if it is `rewritten`."""
     name, block = model.block_name(index), model.load_block(index)
     originals = [model.load_block(index) for _ in streams[1:]]
     for _, experts in chain.from_iterable(map(experts_in, (block, *originals))):
@@ -86,6 +94,9 @@ def enter_block(
     )
     targets, ignored = model.targets_of(index, block)
     sites = find_sites(block, targets, probe.at(index))
+    junctions: Sequence[Junction] = ()
+    if rewritten:
+        junctions = find_junctions(block, targets, probe.at(index), model.shared_in(index))
     probe.advance(index, block)
     called = {target for site in sites for target in site.targets}
     passes = [
@@ -104,13 +115,14 @@ def enter_block(
         block=block,
         targets=targets,
         sites=sites,
+        junctions=junctions,
         passes=passes,
         say=say,
         facts=facts,
     )
 
 
-def set_norm_weights(block: nn.Module, weights: Mapping[str, Float[Tensor, " _"]]) -> None:
-    """Write parameters of norms, by their names in the block."""
+def set_norm_weights(block: nn.Module, weights: Mapping[str, Float[Tensor, "..."]]) -> None:
+    """Write parameters that are not quantized, by their names in the block."""
     for name, weight in weights.items():
         block.get_parameter(name).copy_(weight)

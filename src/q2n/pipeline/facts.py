@@ -21,6 +21,8 @@ class BlockFacts:
     """Full names of layers that the text did not reach; they stay in full precision."""
     ignored: tuple[str, ...] = ()
     """Full names of layers that the settings leave in full precision."""
+    not_scaled: tuple[str, ...] = ()
+    """Full names of layers to quantize before which a rewrite found nothing that takes a scale."""
     refit_loss: LossChange | None = None
     """Of the refit of this block, if there was one."""
     model_refit_loss: LossChange | None = None

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from q2n.errors import InputError
 from q2n.linalg.products import fast_products
@@ -44,7 +45,7 @@ class Measure:
                 for site in state.round:
                     inputs, *full = [one.input_at(site) for one in running]
                     if inputs is not None:  # an idle expert gets none
-                        statistics[site].update(inputs, *full)
+                        statistics[site].update(inputs, *_scaled(state, site, full))
                         reached[site] += running[0].reached
                 _lay_aside(state, batch, running)
         return replace(state, statistics=statistics, reached={**state.reached, **reached})
@@ -59,6 +60,12 @@ class Measure:
             cross_stride=self.options.cross_stride(stream.tokens, width),
             first_window=stream.first_window,
         )
+
+
+def _scaled(state: BlockState, site: int, full: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The full-precision stream's inputs of a site as a rewrite has scaled those of the block."""
+    scale = state.scales.get(state.sites[site].targets[0])
+    return [x if x is None or scale is None else x / scale for x in full]
 
 
 def usable(state: BlockState) -> BlockState:

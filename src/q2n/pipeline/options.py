@@ -31,7 +31,7 @@ class LoopOptions:
     all_experts: bool = False
     """Take the statistics of every expert from all tokens alike, routed to it or not."""
     expert_memory: Positive = 1.0
-    """GiB for the sums of experts that are measured together."""
+    """GiB for the sums of experts, or of what a rewrite reads, that are measured together."""
     seed: Seed = 0
 
     def __post_init__(self) -> None:

@@ -3,8 +3,8 @@
     the embeddings' outputs open the streams
     for each block:
         finished before:  its weights are read back, and the streams run through it
-        else:             it passes the stages of `block_stages`: measure, quantize, refit, store,
-                          advance
+        else:             it passes the stages of `block_stages`: rewrite, measure, quantize, refit,
+                          store, advance
 
 The inputs come from the quantized prefix. Where a method asks for cross moments, or the block is
 refitted, a second stream carries what the full-precision model has at the same place. A finished
@@ -39,6 +39,7 @@ from q2n.pipeline.block_state import enter_block, set_norm_weights
 from q2n.pipeline.finish import Stopwatch
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.passes import PausingBlock
+from q2n.pipeline.rewrite_block import RewriteBlock
 from q2n.pipeline.store import RunStore
 from q2n.pipeline.streams import Probe, Stream, StreamThroughBlock, open_streams
 from q2n.refit.block import BlockRefit
@@ -59,6 +60,7 @@ class SequentialLoop:
         *,
         scale_dtype: torch.dtype = torch.float32,
         refit: BlockRefit | None = None,
+        rewrite: RewriteBlock | None = None,
         reporter: Reporter | None = None,
         ranks: Ranks = ALONE,
     ):
@@ -67,13 +69,15 @@ class SequentialLoop:
         self.reporter = reporter or Reporter()
         self.stopwatch = Stopwatch()
         self.required = method.required_statistics
-        self.reads_text = bool(self.required) or refit is not None
+        self.is_rewritten = rewrite is not None
+        self.reads_text = bool(self.required) or refit is not None or self.is_rewritten
         self.two_streams = RequiredStatistics.CROSS in self.required or refit is not None
         self.method_name = method.name
         self.stages = block_stages(
             method,
             options,
             refit,
+            rewrite,
             device=model.device,
             scale_dtype=scale_dtype,
             store=store,
@@ -95,7 +99,8 @@ class SequentialLoop:
             RankError: another rank has ended.
         """
         if windows is None and self.reads_text:
-            raise InputError(f"method {self.method_name} needs calibration text: give --corpus")
+            who = "a rewrite" if self.is_rewritten else f"method {self.method_name}"
+            raise InputError(f"{who} needs calibration text: give --corpus")
         if finished == len(self.model):
             return
         self.stopwatch.lap()
@@ -131,6 +136,7 @@ class SequentialLoop:
             say,
             options=self.options,
             required=self.required,
+            rewritten=self.is_rewritten,
         )
         run_stages(self.stages, state)
 

@@ -127,7 +127,7 @@ class RunStore:
         index: int,
         layers: Mapping[str, QuantizedLinear],
         facts: BlockFacts,
-        norm_weights: Mapping[str, Float[Tensor, " _"]] | None = None,
+        norm_weights: Mapping[str, Float[Tensor, "..."]] | None = None,
     ) -> None:
         """Store one block atomically.
 
@@ -158,7 +158,7 @@ class RunStore:
         values = self._files.read(index)
         return rebuilt(values["layers"], load(self._files.tensors(index, values)))
 
-    def read_norm_weights(self, index: int) -> dict[str, Float[Tensor, " _"]]:
+    def read_norm_weights(self, index: int) -> dict[str, Float[Tensor, "..."]]:
         """The norm weights of a finished block that are no longer the original ones, by full
         name. Raises as `read_block`."""
         values = self._files.read(index)
@@ -168,7 +168,7 @@ class RunStore:
         tensors = load(self._files.tensors(index, values))
         return {name: tensors[f"{name}:{_NORM}"] for name in names}
 
-    def norm_weights(self) -> dict[str, Float[Tensor, " _"]]:
+    def norm_weights(self) -> dict[str, Float[Tensor, "..."]]:
         """Those of all finished blocks."""
         blocks = map(self.read_norm_weights, range(len(self.finished())))
         return {name: weight for block in blocks for name, weight in block.items()}

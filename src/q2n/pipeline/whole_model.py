@@ -58,7 +58,8 @@ def refit_stored(
             progress=bar.advance,
         )
     share = (time.perf_counter() - start) / len(blocks)
-    norms = _by_block(tuned.norm_weights, [values["block"] for values in blocks])
+    kept = {**store.norm_weights(), **tuned.norm_weights}
+    norms = _by_block(kept, [values["block"] for values in blocks])
     for index, values in enumerate(blocks):
         before = BlockFacts.from_json(values)
         facts = replace(before, seconds=before.seconds + share)
@@ -69,8 +70,8 @@ def refit_stored(
 
 
 def _by_block(
-    weights: Mapping[str, Float[Tensor, " _"]], blocks: list[str]
-) -> list[dict[str, Float[Tensor, " _"]]]:
+    weights: Mapping[str, Float[Tensor, "..."]], blocks: list[str]
+) -> list[dict[str, Float[Tensor, "..."]]]:
     """Each block's own norm weights; what belongs to none (the last norm) goes to the last one."""
     owner = {
         name: next(

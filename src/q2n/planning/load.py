@@ -24,6 +24,8 @@ class Load:
     options: LoopOptions
     required: RequiredStatistics
     work: Work
+    rewrite: float | None
+    """Products of each layer's size that a rewrite computes; None: there is none."""
     streams: int
     """2 where the full-precision model runs beside the quantized prefix; 0 without text."""
     block_refit: int

@@ -4,7 +4,8 @@
     load       one tensor beside its copy while it is read and checked; or the next block beside
                what stands from the one before
     measure    the block, once for each stream; block inputs; what paused passes hold; one batch in
-               full; the Gram matrices of one round of sites
+               full; the Gram matrices of one round of sites, or those that a rewrite measures
+               together
     solve      the same, for the allocator keeps what the batch took; the matrices that a method
                works with
     refit      latent codes and what a backward pass keeps of one window; or the whole model
@@ -21,7 +22,7 @@ from math import ceil
 
 from q2n.evaluation.scoring import CHUNK
 from q2n.formats.shards import SHARD_BYTES
-from q2n.linalg.statistics import bytes_of_sums
+from q2n.linalg.statistics import RequiredStatistics, bytes_of_sums
 from q2n.pipeline.options import GIB
 from q2n.planning.load import Load
 from q2n.planning.shapes import BlockShape, ModelShapes, Number, SiteShape
@@ -80,6 +81,10 @@ class MemoryOfStages:
             for sites in [*self.rounds(block), []]:  # the last pass goes to the end
                 read = FLOAT * self._batch * sum(site.width for site in sites)
                 found.append(self._standing(block, sites) + self._device(inside + read))
+            if self.run.rewrite is not None:
+                inputs = self._inputs(self.run.tokens, self.run.streams)
+                sums = self._rewrite_sums(block)
+                found.append(self.always + self._blocks() + inputs + self._device(inside + sums))
         return most(*found)
 
     def solve(self) -> Held:
@@ -170,6 +175,14 @@ class MemoryOfStages:
         one = bytes_of_sums(self.run.required, site.width)
         return min(site.copies * one, max(one, self.run.options.expert_memory * GIB))
 
+    def _rewrite_sums(self, block: BlockShape) -> Number:
+        """Bytes of the Gram matrices that a rewrite measures together."""
+        required = RequiredStatistics.GRAM
+        sums = [(x.copies, bytes_of_sums(required, x.width)) for x in block.sites]
+        together = sum(copies * size for copies, size in sums)
+        largest = max((size for _, size in sums), default=0)
+        return min(together, max(largest, self.run.options.expert_memory * GIB))
+
     @property
     def _batch(self) -> Number:
         """Tokens of a batch."""
@@ -208,7 +221,7 @@ class MemoryOfStages:
     def _workspace(self, site: SiteShape) -> Number:
         """What a method works with on the largest matrix of a site."""
         rows = max(matrix.rows for matrix in site.matrices)
-        squares = SQUARES if self.run.required else 0
+        squares = SQUARES if self.run.required or self.run.rewrite else 0
         return FLOAT * (squares * site.width**2 + LAYERS * rows * site.width)
 
     def _inputs(self, tokens: int, streams: int) -> Held:

@@ -4,8 +4,9 @@
     measure    2 operations for each weight that a token meets, attention over half of all pairs of
                tokens; 0.56 of a Gram matrix's 2 T m^2; cross moments of a part of the tokens;
                the product of each window added to a sum in float64. Where passes do not stay
-               paused, the front of the block again for every round
-    solve      what the method says of itself (`Method.work`)
+               paused, the front of the block again for every round. For a rewrite one more pass
+               and Gram matrices of its own
+    solve      what the method and a rewrite say of themselves (`Method.work`, `Rewrite.work`)
     refit      3 passes a gradient step: forward, backward twice
     write      finished blocks to the disk and back, the checkpoint to the disk
     evaluate   the text through both models and their heads, which are read from the disk
@@ -50,6 +51,9 @@ class SecondsOfStages:
         passes = sum(self.run.streams * self._passes(block) for block in self.shapes.blocks)
         sites = [site for block in self.shapes.blocks for site in block.sites]
         sums, added = sum(map(self._statistics, sites)), sum(map(self._added, sites))
+        if self.run.rewrite is not None:
+            passes += sum(self._pass(block, self.run.tokens) for block in self.shapes.blocks)
+            sums += sum(map(self._gram, sites))
         batches = self.run.windows / self.run.options.batch_size
         inside = sum(block.bytes for block in self.shapes.blocks)
         read = self.run.streams * batches * inside / self.rates.memory
@@ -68,7 +72,8 @@ class SecondsOfStages:
             each = max(matrix.rows * matrix.columns for matrix in site.matrices)
             layers = ceil(site.copies * len(site.matrices) / self.run.ranks)
             factors = ceil(site.copies / self.run.ranks)
-            operations += layers * each * (2 * site.width * work.layer + work.weight)
+            products = work.layer + (self.run.rewrite or 0.0)
+            operations += layers * each * (2 * site.width * products + work.weight)
             operations += 2 * site.width**3 * (layers * work.alone + factors * work.site)
         return {"computing": operations / self.rates.float32}
 
@@ -115,6 +120,10 @@ class SecondsOfStages:
 
     def _pass(self, block: BlockShape, tokens: Number) -> Number:
         return tokens * (2 * block.active + block.per_pair * self.run.length / 2)
+
+    def _gram(self, site: SiteShape) -> Number:
+        """Operations of the Gram matrices of one site and its copies."""
+        return site.copies * 2 * site.width**2 * TRIANGLE * self.run.tokens * site.share
 
     def _statistics(self, site: SiteShape) -> Number:
         """Operations of the sums of one site and its copies."""

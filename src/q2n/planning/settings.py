@@ -99,6 +99,7 @@ def _load(
         options=loop_options(config),
         required=plan.method.required_statistics,
         work=plan.method.work,
+        rewrite=None if plan.rewrite is None else plan.rewrite.work,
         streams=plan.streams,
         block_refit=plan.block_refit.steps if plan.block_refit is not None else 0,
         model_refit=plan.model_refit.steps if plan.model_refit is not None else 0,

@@ -41,7 +41,7 @@ class ModelRefit(Refit):
         self,
         model: PreTrainedModel,
         layers: Mapping[str, QuantizedLinear],
-        norm_weights: Mapping[str, Float[Tensor, " _"]],
+        norm_weights: Mapping[str, Float[Tensor, "..."]],
         tokens: Int[Tensor, "windows length"],
         *,
         seed: int,

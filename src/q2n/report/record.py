@@ -77,6 +77,8 @@ class BlockRecord:
     layers: Mapping[str, LayerRecord]
     layer_seconds: Mapping[str, Mapping[str, float]]
     """Layer -> what took how long."""
+    not_scaled: Sequence[str] = ()
+    """Linears to whose inputs a rewrite has given no scale, for nothing could take it."""
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> Self:
@@ -97,6 +99,7 @@ class BlockRecord:
             ignored=facts["ignored"],
             layers=layers,
             layer_seconds=times,
+            not_scaled=facts.get("not_scaled", ()),
         )
 
 
@@ -179,6 +182,7 @@ def notes_of(blocks: Iterable[BlockRecord]) -> list[str]:
     blocks = list(blocks)
     return [
         *_never_called(blocks),
+        *_not_scaled(blocks),
         *_rare_experts(blocks),
         *_without_input(blocks),
         *_fell_back(blocks),
@@ -192,6 +196,16 @@ def _never_called(blocks: Sequence[BlockRecord]) -> list[str]:
     return [
         f"{len(names)} linears stay in full precision, for no calibration token reached "
         f"them: {_first_few(names)}"
+    ]
+
+
+def _not_scaled(blocks: Sequence[BlockRecord]) -> list[str]:
+    names = [name for block in blocks for name in block.not_scaled]
+    if not names:
+        return []
+    return [
+        f"The rewrite scales no input of {len(names)} linears, for nothing before them can take a "
+        f"scale: {_first_few(names)}"
     ]
 
 

@@ -1,0 +1,111 @@
+r"""AWQ (Lin et al. 2024): channels that carry large activations are rounded more finely.
+
+Letters: x the tensor, W the linears that read it (one above the other), Q(.) round to nearest on
+the run's own grid, `a_j` the mean of |x_j| over tokens, r a ratio.
+
+Search: for r = 0, 1/20, .. 19/20
+
+    s = max(a^r, 1e-4),  divided by sqrt(max s min s),
+    loss(r) = sum |(Q(W diag(s)) diag(s)^-1 - W) x|^2 = tr(E G E^T),
+
+and the s of the least loss stays; r = 0 is plain rounding. With the Gram matrix G no input is kept
+and no forward pass is run for a ratio.
+
+As published a loss is that of the module around: for o and down that is the linear itself, as here;
+for q, k, v and for gate, up it is the attention's or the MLP's output. Here all are judged by the
+linears' own outputs. The range of a group always holds 0 here.
+
+Clip (`rewrite_clip`): then, for each row and group of `W diag(s)`, the bound b among
+max|w| (1 - i/20), i = 0 .. 9, of the least `sum ((Q(clamp(w, -b, b)) - w) x')^2` over the group's
+own columns, x' = x / s; all tokens count, where 512 do as published.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.linalg import vecdot
+
+from q2n.linalg.groups import in_groups
+from q2n.linalg.output_error import energy
+from q2n.rewrites.rewrite import Reading, Rewrite
+
+RATIOS = 20
+_LEAST = 1e-4
+_CLIP_STEPS, _CLIPS = 20, 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class AWQ(Rewrite):
+    """Channels with large activations are rounded more finely (AWQ)."""
+
+    name: ClassVar[str] = "awq"
+    searches: ClassVar[bool] = True
+    into_linears: ClassVar[bool] = True
+
+    rewrite_clip: bool = False
+    """Then clamp the weights of each row and group to the bound of the least error of rounding to
+    nearest, except those of queries and keys. Published for rtn."""
+
+    @property
+    def title(self) -> str:
+        return "AWQ scales and clipping" if self.rewrite_clip else "AWQ scales"
+
+    @property
+    def clips(self) -> bool:
+        return self.rewrite_clip
+
+    @property
+    def work(self) -> float:
+        return float(RATIOS)
+
+    def scale(self, reading: Reading) -> Float[Tensor, " in"]:
+        magnitude, gram = reading.inputs.mean_magnitude, reading.inputs.gram
+        least, best = torch.inf, torch.ones_like(magnitude)
+        for ratio in range(RATIOS):
+            scale = magnitude.pow(ratio / RATIOS).clamp(min=_LEAST)
+            scale = scale / (scale.max() * scale.min()).sqrt()
+            loss = sum(
+                energy(reading.rounded(weight * scale) / scale - weight, gram)
+                for weight in reading.weights
+            )
+            if loss < least:
+                least, best = loss, scale
+        return best
+
+    def clipped(
+        self, reading: Reading, weight: Float[Tensor, "out in"], scale: Float[Tensor, " in"]
+    ) -> Float[Tensor, "out in"]:
+        if not self.rewrite_clip:
+            return weight
+        size = reading.group_size
+        grams = _blocks(reading.inputs.gram / scale / scale[:, None], size)
+        values = in_groups(weight, size)
+        largest = values.abs().amax(-1, keepdim=True)
+        least = torch.full_like(largest, torch.inf)
+        best = largest
+        for step in range(_CLIPS):
+            bound = largest * (1 - step / _CLIP_STEPS)
+            rounded = reading.rounded(_clamped(values, bound, weight.shape[1]))
+            error = in_groups(rounded, size) - values
+            error = error.transpose(0, 1)
+            lost = vecdot(error @ grams, error).T.unsqueeze(-1)
+            best = torch.where(lost < least, bound, best)
+            least = torch.minimum(lost, least)
+        return _clamped(values, best, weight.shape[1])
+
+
+def _clamped(
+    values: Float[Tensor, "out groups size"], bound: Float[Tensor, "out groups 1"], columns: int
+) -> Float[Tensor, "out {columns}"]:
+    """The weight with every group clamped to +- its bound."""
+    return values.clamp(-bound, bound).flatten(1)[:, :columns]
+
+
+def _blocks(gram: Float[Tensor, "in in"], size: int) -> Float[Tensor, "groups size size"]:
+    """The blocks of G on the diagonal; a ragged one is filled up with zeros."""
+    wide = in_groups(gram, size).flatten(1)
+    square = in_groups(wide.T, size).unflatten(0, (-1, size))  # [groups, size, groups, size]
+    return square.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
