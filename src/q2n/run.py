@@ -64,7 +64,8 @@ class Run:
     ):
         self.config = config = settings.run
         self.reporter, self.resume, self.ranks = reporter, resume, ranks
-        ranks.refuse(settings.flat())
+        self.plan = build_plan(settings)
+        ranks.refuse_steps(self.plan.steps_for)
         self.target = (
             output_folder(config, resume=resume) if ranks.is_first else Path(config.output)
         )
@@ -73,7 +74,6 @@ class Run:
         self.store = RunStore(partial_folder(self.target))
         if ranks.is_first and not self.is_complete:
             self.store.require(resume=resume)
-        self.plan = build_plan(settings)
         self.format = choose_format(
             config.format,
             config.method,

@@ -59,6 +59,14 @@ def test_quarot_is_rotated_gptq_on_a_signed_grid():
     assert plan.storage.runtime and not storage(plan.method, ModelChanges()).runtime
 
 
+def test_omniquant_rounds_in_learned_ranges():
+    plan = built(method="omniquant", bits=2, group_size=64)
+    assert plan.method == RTN(bits=2, group_size=64, clip="learned")
+    assert plan.reads_text and plan.streams == 2 and plan.steps_for == "--clip learned"
+    assert built(method="ptq161").steps_for == "--method ptq161"
+    assert built(method="gptq").steps_for is None
+
+
 @pytest.mark.parametrize("quality", QUALITY_NAMES)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_is_its_settings_written_out(name, quality):
@@ -104,8 +112,10 @@ def test_good_chooses_the_best_grid_of_each_method():
         "leanquant": (None, None),
         "owq": ("scale_zero", "uniform"),
         "exl3": (None, None),
+        "ptq161": (None, None),
         "quip": (None, "trellis"),
         "quarot": ("mse", "signed"),
+        "omniquant": ("learned", "uniform"),
     }
     assert read(method="quip").options["ldlq"]["grid"] == "uniform"
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from q2n.config.options import CHANGES
 from q2n.config.settings import Settings
+from q2n.errors import InputError
 from q2n.layers.quantized import StorageSpec
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import Method, Wrapper
@@ -68,21 +69,28 @@ class Plan:
     """What a format must hold."""
     block_refit: BlockRefit | None
     model_refit: ModelRefit | None
+    steps_for: str | None
+    """The flag that asks for gradient steps on each block."""
     title: str
     """All of it in one line, for a model card."""
 
     @property
+    def fits_blocks(self) -> bool:
+        """Whether gradient steps are taken on each block."""
+        return self.block_refit is not None or self.method.fits_blocks
+
+    @property
     def reads_text(self) -> bool:
         """Whether calibration text is needed."""
-        refits = self.block_refit is not None or self.model_refit is not None
-        return bool(self.method.required_statistics) or refits
+        fits = self.fits_blocks or self.model_refit is not None
+        return bool(self.method.required_statistics) or fits
 
     @property
     def streams(self) -> int:
         """Models that run side by side through each block: 2 where the full-precision one runs
         beside the quantized prefix, 0 without calibration text."""
         two = RequiredStatistics.CROSS in self.method.required_statistics
-        return (2 if two or self.block_refit is not None else 1) if self.reads_text else 0
+        return (2 if two or self.fits_blocks else 1) if self.reads_text else 0
 
 
 def build_plan(settings: Settings) -> Plan:
@@ -93,6 +101,11 @@ def build_plan(settings: Settings) -> Plan:
     """
     refit, steps = settings.run.refit, settings.run.refit_steps
     method = build_method(settings)
+    if method.factor_fit is not None and refit in ("block", "both"):
+        raise InputError(
+            f"method {settings.method} fits what each block stores by itself: use --refit model or "
+            f"off, not {refit}"
+        )
     changes = ModelChanges(**settings.options[CHANGES])
     parts = [method.title, changes.title, "" if refit == "off" else f"then refit ({refit})"]
     return Plan(
@@ -100,6 +113,15 @@ def build_plan(settings: Settings) -> Plan:
         changes=changes,
         storage=storage(method, changes),
         block_refit=BlockRefit(steps=steps) if refit in ("block", "both") else None,
+        steps_for=_steps_for(settings, method),
         model_refit=ModelRefit(steps=steps) if refit in ("model", "both") else None,
         title=", ".join(part for part in parts if part),
     )
+
+
+def _steps_for(settings: Settings, method: Method) -> str | None:
+    if settings.run.refit in ("block", "both"):
+        return f"--refit {settings.run.refit}"
+    if method.range_fit is not None:
+        return "--clip learned"
+    return f"--method {settings.method}" if method.factor_fit is not None else None

@@ -29,12 +29,14 @@ METHOD_PRESETS: dict[str, dict[str, Any]] = {
         "rotate": "hadamard",
         "activation_bits": 4,
     },
+    "omniquant": {"method": "rtn", "clip": "learned"},
 }
 """`--method NAME` of a published method that is another one with these settings."""
 
 PRESET_SUMMARIES = {
     "quip": "As published: LDLQ in a random basis. Far better: ldlq with --incoherence.",
     "quarot": "GPTQ on a signed grid after Hadamard rotations, activations in 4 bits.",
+    "omniquant": "Round to nearest in ranges learned on each block's output; needs text.",
 }
 
 _CLOSED_FORMS: dict[str, Any] = {"correct": True, "output_scales": "full_precision"}
@@ -54,6 +56,8 @@ _GOOD: dict[str, dict[str, Any]] = {
     "owq": {**_CLOSED_FORMS, "clip": "scale_zero"},
     "exl3": _CLOSED_FORMS,
     "quarot": _CLOSED_FORMS,
+    "omniquant": _CLOSED_FORMS,
+    "ptq161": _CLOSED_FORMS,
 }
 QUALITIES: dict[str, dict[str, dict[str, Any]]] = {
     "good": _GOOD,
