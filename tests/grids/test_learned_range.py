@@ -1,5 +1,7 @@
 """Learned ranges against OmniQuant's quantizer: values, gradients, and the grid they lead to."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from oracles.omniquant import fake_quant
@@ -8,6 +10,7 @@ from q2n.errors import InputError
 from q2n.grids.granularity import PerChannel, PerGroup
 from q2n.grids.learned_range import Clipping, LearnedRange, clipped
 from q2n.grids.uniform import UniformGrid
+from q2n.linalg.statistics import InputStatistics
 from q2n.method import LayerProblem
 from q2n.methods.gptq import GPTQ
 from q2n.methods.rtn import RTN
@@ -75,6 +78,24 @@ def test_the_method_rounds_what_was_learned(bits, size, symmetric, dtype):
     rounded = method.quantize(problem)
     assert torch.equal(rounded.dequantize(), form.weight(torch.float32).detach())
     assert rounded.scale.dtype == dtype
+
+
+def test_trials_go_around_the_learned_range():
+    weight, half = layer("gaussian"), torch.full((10, 3), 0.5)
+    statistics = InputStatistics(24)
+    statistics.update(torch.randn(60, 24, generator=torch.Generator().manual_seed(5)))
+    problem = LayerProblem(
+        name="layer", weight=weight, statistics=statistics, clipping=Clipping(half, half)
+    )
+    options = {"bits": 3, "group_size": 8}
+    learned = GPTQ(clip="learned", clip_epochs=3, **options)
+    fitted = clipped(grid(3, 8), Clipping(half, half)).fit(weight, torch.float32, "layer")
+    assert torch.equal(learned.quantize(problem).scale, fitted[0])
+    assert torch.equal(
+        learned.in_whole_range.quantize(problem).scale, GPTQ(**options).quantize(problem).scale
+    )
+    tried = replace(learned, range_trials=True).quantize(problem)
+    assert len(tried.record["range_shares"]) == 5  # learned, minmax, three around the learned one
 
 
 def test_whole_ranges_are_minmax():

@@ -12,8 +12,8 @@ Then a, r and f of all layers of the block are fitted together by gradient steps
 salient columns stay (refit/factors.py). What is stored is `r a`, `r mu` and f.
 
 The loss is OmniQuant's with both its targets, less the logarithm of the mean cosine at each of
-them. The rates are the released code's. Its preprocessing (a LoRA trained toward weights that are
-easier to quantize) is not here. sign(0) is 1 here; the code lets such a weight be mu.
+them. The rates are the released code's. The preprocessing of the paper is `q2n preprocess`
+(preprocess/restorative_lora.py). sign(0) is 1 here; the code lets such a weight be mu.
 """
 
 from dataclasses import dataclass
