@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from q2n.grids.learned_range import Clipping, RangeFit
+from q2n.layers.learned_factors import FactorFit
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.linalg.factor import Feedback, feedback
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
@@ -24,6 +26,8 @@ class LayerProblem:
     """The original weight in float32."""
     statistics: InputStatistics | None
     """Statistics of the layer's input; None for a method that needs none."""
+    clipping: Clipping | None = None
+    """Shares of the ranges of the method's grid, where it has these learned (`range_fit`)."""
     scale_dtype: torch.dtype = torch.float32
     """The dtype in which the checkpoint stores scales: scales are rounded to it before
     codes are chosen, so that what was optimised is what is stored."""
@@ -93,6 +97,24 @@ class Method(ABC):
         """Which input statistics `quantize` reads."""
 
     @property
+    def range_fit(self) -> RangeFit | None:
+        """How the ranges of its grid are learned on the block, before anything is rounded; None:
+        they are not."""
+        return None
+
+    @property
+    def factor_fit(self) -> FactorFit | None:
+        """How what its layers store besides codes is learned on the block, after everything in it
+        is rounded; None: it is not."""
+        return None
+
+    @property
+    def fits_blocks(self) -> bool:
+        """Whether it takes gradient steps on whole blocks, and so needs the full-precision
+        model's outputs."""
+        return self.range_fit is not None or self.factor_fit is not None
+
+    @property
     def work(self) -> Work:
         """What `quantize` computes. With a Gram matrix: its factor takes 0.6 products, error
         feedback about one at the rate of a product, and the output error another one
@@ -133,6 +155,14 @@ class Wrapper(Method):
     @property
     def storage(self) -> StorageSpec:
         return self.inner.storage
+
+    @property
+    def range_fit(self) -> RangeFit | None:
+        return self.inner.range_fit
+
+    @property
+    def factor_fit(self) -> FactorFit | None:
+        return self.inner.factor_fit
 
     @property
     def own_work(self) -> Work:

@@ -65,7 +65,8 @@ class Run:
     ):
         self.config = config = settings.run
         self.reporter, self.resume, self.ranks = reporter, resume, ranks
-        ranks.refuse(settings.flat())
+        self.plan = build_plan(settings)
+        ranks.refuse(self.plan.alone_for)
         self.target = (
             output_folder(config, resume=resume) if ranks.is_first else Path(config.output)
         )
@@ -74,7 +75,6 @@ class Run:
         self.store = RunStore(partial_folder(self.target))
         if ranks.is_first and not self.is_complete:
             self.store.require(resume=resume)
-        self.plan = build_plan(settings)
         self.format = choose_format(
             config.format,
             config.method,

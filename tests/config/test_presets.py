@@ -95,6 +95,14 @@ def test_an_option_of_a_rewrite_that_is_off_is_refused():
         read(rewrite="awq", smooth_alpha=0.7)
 
 
+def test_omniquant_rounds_in_learned_ranges():
+    plan = built(method="omniquant", bits=2, group_size=64)
+    assert plan.method == RTN(bits=2, group_size=64, clip="learned")
+    assert plan.reads_text and plan.streams == 2 and plan.alone_for == "--clip learned"
+    assert built(method="ptq161").alone_for == "--method ptq161"
+    assert built(method="gptq").alone_for is None
+
+
 @pytest.mark.parametrize("quality", QUALITY_NAMES)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_is_its_settings_written_out(name, quality):
@@ -140,9 +148,11 @@ def test_good_chooses_the_best_grid_of_each_method():
         "leanquant": (None, None),
         "owq": ("scale_zero", "uniform"),
         "exl3": (None, None),
+        "ptq161": (None, None),
         "quip": (None, "trellis"),
         "quarot": ("mse", "signed"),
         "awq": ("scale_zero", "uniform"),
+        "omniquant": ("learned", "uniform"),
     }
     assert read(method="quip").options["ldlq"]["grid"] == "uniform"
 

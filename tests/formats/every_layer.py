@@ -12,6 +12,7 @@ from q2n.layers.outliers import OutlierLinear
 from q2n.layers.partly_binary import PartlyBinaryLinear
 from q2n.layers.quantized import QuantizedLinear
 from q2n.layers.rotated import RotatedLinear
+from q2n.layers.salient_columns import SalientColumnsLinear
 
 Shape = tuple[int, int]
 
@@ -62,6 +63,26 @@ def outliers(random, shape: Shape):
     return OutlierLinear.of(grid, columns, torch.randn(shape[0], len(columns), generator=random))
 
 
+def salient_columns(random, shape: Shape):
+    salient = torch.rand(shape[1], generator=random) < 0.3
+    salient[0], salient[-1] = False, True
+    high = int(salient.sum())
+    values = [
+        (torch.rand(n, generator=random) + 0.5).half() for n in (*3 * shape[:1], shape[1] - high)
+    ]
+    return SalientColumnsLinear(
+        salient=salient,
+        low_codes=codes(random, (shape[0], shape[1] - high), 1),
+        high_codes=codes(random, (shape[0], high), 4),
+        mean=values[0] - 1,
+        magnitude=values[1],
+        scale=values[2],
+        factor=values[3],
+        zero=codes(random, shape[:1], 4),
+        high_bits=4,
+    )
+
+
 def rotated(make: Callable, projection: str = "kronecker", extras: bool = True):
     def around(random, shape: Shape):
         rescale = torch.rand(shape[1], generator=random) + 0.5
@@ -91,6 +112,7 @@ UNROTATED = {
     "two bits below": lambda r, s: partly_binary(r, s, low_bits=2),
     "zeros below": lambda r, s: partly_binary(r, s, low_bits=0),
     "outliers": outliers,
+    "salient columns": salient_columns,
 }
 ROTATED = {
     "rotated trellis": rotated(scaled(TrellisLinear, 2), extras=False),

@@ -29,6 +29,7 @@ from q2n.layers.outliers import OutlierLinear
 from q2n.layers.partly_binary import PartlyBinaryLinear
 from q2n.layers.quantized import QuantizedLinear
 from q2n.layers.rotated import RotatedLinear
+from q2n.layers.salient_columns import SalientColumnsLinear
 from q2n.models.source import open_source
 
 Description = dict[str, Any]
@@ -75,6 +76,17 @@ def layers_of_each_kind() -> dict[str, QuantizedLinear]:
             bits=4,
         ),
         "outliers": OutlierLinear.of(grid, torch.tensor([3, 60]), torch.ones(64, 2)),
+        "salient_columns": SalientColumnsLinear(
+            salient=torch.arange(64) < 13,
+            low_codes=torch.ones(64, 51, dtype=torch.uint8),
+            high_codes=torch.ones(64, 13, dtype=torch.uint8),
+            mean=torch.zeros(64),
+            magnitude=torch.ones(64),
+            factor=torch.ones(51),
+            scale=torch.ones(64),
+            zero=torch.zeros(64, dtype=torch.uint8),
+            high_bits=4,
+        ),
         "trellis_tiles": EXL3Linear(
             codes=codes.repeat(2, 2),
             suh=torch.ones(64).half(),
@@ -235,6 +247,8 @@ def as_dtype(name: str, dtype: torch.dtype) -> Callable[[Tensors], Tensors]:
         ("outliers", with_numbers("columns", 60), "different columns"),
         ("outliers", with_numbers("values", float("nan")), "values has NaN"),
         ("partly_binary", with_numbers("low", -1), "weights are high, with"),
+        ("salient_columns", with_numbers("salient", -1), "columns are salient, with 13 of codes"),
+        ("salient_columns", with_numbers("factor", float("inf")), "factor has NaN or Inf"),
         ("uniform", as_dtype("scale", torch.float32), "scale has dtype torch.float32"),
         ("uniform", as_dtype("codes", torch.int64), "codes has dtype"),
         ("uniform", with_tensor(f"{KEY}.extra", torch.ones(3)), "q_proj.extra.* no place"),

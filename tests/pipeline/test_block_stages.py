@@ -11,6 +11,7 @@ from q2n.data.windows import TokenWindows
 from q2n.errors import InputError
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.methods.gptq import GPTQ
+from q2n.methods.ptq161 import PTQ161
 from q2n.methods.rtn import RTN
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.calls import BlockCall, Hidden
@@ -23,6 +24,8 @@ from q2n.pipeline.block_stages import EachRound
 from q2n.pipeline.block_state import BlockState
 from q2n.pipeline.facts import BlockFacts
 from q2n.pipeline.finish import Store, advance
+from q2n.pipeline.fit_factors import FitFactors
+from q2n.pipeline.learn_ranges import LearnRanges
 from q2n.pipeline.measure import Measure
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.passes import PausingBlock
@@ -55,6 +58,14 @@ def test_the_settings_choose_the_stages(tmp_path, method, refit, in_round, after
     assert isinstance(first, EachRound) and last is advance
     assert [type(stage) for stage in first.stages] == in_round
     assert [type(stage) for stage in rest] == after
+
+
+def test_a_methods_own_fits_have_their_stages(tmp_path):
+    learned = loop_in(tmp_path / "ranges", GPTQ(bits=4, clip="learned"), refit=BlockRefit()).stages
+    kinds = [LearnRanges, EachRound, RefitBlock, Store]
+    assert [type(stage) for stage in learned[:-1]] == kinds
+    fitted = loop_in(tmp_path / "factors", PTQ161()).stages
+    assert [type(stage) for stage in fitted[:-1]] == [EachRound, FitFactors, Store]
 
 
 @pytest.mark.parametrize(

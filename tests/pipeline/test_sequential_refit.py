@@ -128,5 +128,5 @@ def test_a_refit_without_text_is_refused(tmp_path):
 
 def test_a_refit_that_fails_names_the_block(tmp_path):
     refit = BlockRefit(steps=4, rates=Rates(scale=1e30, norm=0.01))
-    with pytest.raises(NumericalError, match=r"model\.layers\.0: the loss of refit step 1"):
+    with pytest.raises(NumericalError, match=r"model\.layers\.0: the loss of gradient step 1"):
         run_loop(tiny_model(), RTN(bits=2), tmp_path, refit=refit)

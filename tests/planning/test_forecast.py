@@ -47,6 +47,7 @@ METHODS = [
     {"method": "leanquant", "bits": 3, "format": "native"},
     {"method": "quip", "bits": 2, "format": "native"},
     {"method": "gptq", "bits": 4, "dtype": "bfloat16", "refit": "model", "refit_steps": 1},
+    {"method": "ptq161", "format": "native", "fit_epochs": 1},
 ]
 
 
@@ -171,6 +172,18 @@ def test_a_pass_multiplies_every_weight_twice():
     assert found.stage("measure").seconds == pytest.approx(
         tokens * (2 * (linears + norms) + pairs), rel=1e-6
     )
+
+
+def test_fits_of_a_method_cost_their_steps():
+    """A step for every window and epoch; the outputs to reach lie beside the streams."""
+    refit = described(method="rtn", bits=4, refit="block", refit_steps=40).forecast(RATES)
+    ranges = described(method="omniquant", bits=4, clip_epochs=10).forecast(RATES)
+    factors = described(method="ptq161", format="native", fit_epochs=5).forecast(RATES)
+    seconds = [x.stage("refit").seconds for x in (refit, ranges, factors)]
+    assert seconds == pytest.approx([seconds[0], seconds[0], seconds[0] / 2])
+    both = described(method="omniquant", bits=2).forecast(RATES).stage("refit")
+    assert both.host_bytes - ranges.stage("refit").host_bytes == 4 * 32 * 64 * 4
+    assert both.seconds == pytest.approx(4 * seconds[1])
 
 
 def test_nothing_of_a_weight_is_read(tmp_path):

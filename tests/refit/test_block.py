@@ -13,7 +13,7 @@ from q2n.models.blocks import BlockwiseModel
 from q2n.models.calls import BlockInput
 from q2n.models.source import open_source
 from q2n.models.targets import targets_in
-from q2n.refit.block import BlockRefit, relative_error
+from q2n.refit.block import BlockRefit, Window, relative_error
 from q2n.refit.tuner import Rates, shuffled
 
 pytestmark = pytest.mark.slow
@@ -38,7 +38,7 @@ class OneBlock:
         }
 
     def window(self, number):
-        return self.given.window(number, self.count), self.target[number : number + 1]
+        return Window(self.given.window(number, self.count), self.target[number : number + 1])
 
     def error(self, layers, norms) -> float:
         """Of the block with these layers and norms, over all windows."""
@@ -78,12 +78,25 @@ def test_losses_are_the_windows_errors_in_order(monkeypatch, architecture):
         return one.window(number)
 
     tuned = one.refit(13, windows)
-    assert asked == shuffled(6, 13, 5) and sorted(asked[:6]) == list(range(6))
+    order = shuffled(6, 13, 5)
+    assert asked == [*order[:4], *order, *order[:4]]  # the check before and after
+    assert sorted(order[:6]) == list(range(6))
     # its first loss is that of the layers as they came, on the first window alone
     alone = OneBlock(architecture)
-    alone.given, alone.target = one.window(asked[0])
+    alone.given, alone.target = one.window(asked[0])[:2]
     assert tuned.losses[0] == pytest.approx(alone.error(one.layers, {}), rel=1e-5)
     assert len(tuned.losses) == 13
+
+
+def test_a_refit_that_rises_is_taken_back():
+    one = OneBlock()
+    tuned = BlockRefit(steps=4, rates=Rates(scale=5.0, norm=5.0))(
+        one.block, one.layers, one.window, one.count, name="blocks.1", seed=5
+    )
+    before, after = tuned.change
+    assert after > before and tuned.layers == one.layers
+    for name, norm in tuned.norm_weights.items():
+        assert torch.equal(norm, one.block.get_parameter(name))
 
 
 def test_codes_stay_and_the_block_too():

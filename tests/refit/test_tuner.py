@@ -12,7 +12,8 @@ from torch import nn
 from q2n.errors import NumericalError
 from q2n.method import LayerProblem
 from q2n.methods.rtn import RTN
-from q2n.refit.tuner import Rates, Tuned, fast_dtype, in_fast_dtype, norm_weights, shuffled, tune
+from q2n.refit.descent import fast_dtype, in_fast_dtype
+from q2n.refit.tuner import Rates, Tuned, norm_weights, shuffled, tune
 
 
 class Toy(nn.Module):
@@ -87,7 +88,7 @@ def test_tuning_brings_the_module_nearer(toy, rates):
     assert sum(tuned.losses[-8:]) < 0.8 * sum(tuned.losses[:8])
     loss = distance(toy)
     with torch.no_grad():  # what is returned is what was tuned
-        before = with_tuned(toy, Tuned(layers, {}, []))
+        before = with_tuned(toy, Tuned(layers, {}, [], (0.0, 0.0)))
         after = with_tuned(toy, tuned)
         actual = [sum(float(loss(m, step)) for step in range(8)) for m in (before, after)]
     assert actual[1] < 0.8 * actual[0]

@@ -108,6 +108,15 @@ def test_notes_are_those_of_the_run_and_then_of_its_blocks() -> None:
     assert RunRecord.from_json(json.loads(json.dumps(record.to_json()))).notes == record.notes
 
 
+def test_fits_that_were_given_up_are_noted() -> None:
+    losses = [{"fit_loss": [2.0, 1.0]}, {"fit_loss": [1.0, 1.5], "refit_loss": [1.0, 0.5]}]
+    found = [BlockRecord.from_facts({**facts(i), **x}) for i, x in enumerate(losses)]
+    assert notes_of(found)[1:] == [
+        "Gradient steps on 1 blocks made their loss on the calibration text worse and were given "
+        "up: model.layers.1"
+    ]
+
+
 def test_columns_without_input_are_noted() -> None:
     found = blocks(dead_columns=3)
     assert notes_of(found)[1] == (

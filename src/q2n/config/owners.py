@@ -109,21 +109,29 @@ class Plan:
     """By which it searches, if it does."""
     block_refit: BlockRefit | None
     model_refit: ModelRefit | None
+    alone_for: str | None
+    """The flag of what several ranks cannot do together: gradient steps on a block, a rewrite."""
     title: str
     """All of it in one line, for a model card."""
 
     @property
+    def fits_blocks(self) -> bool:
+        """Whether gradient steps are taken on each block."""
+        return self.block_refit is not None or self.method.fits_blocks
+
+    @property
     def reads_text(self) -> bool:
         """Whether calibration text is needed."""
-        parts = (self.rewrite, self.block_refit, self.model_refit)
-        return bool(self.method.required_statistics) or any(x is not None for x in parts)
+        parts = (self.rewrite, self.model_refit)
+        more = self.fits_blocks or any(x is not None for x in parts)
+        return bool(self.method.required_statistics) or more
 
     @property
     def streams(self) -> int:
         """Models that run side by side through each block: 2 where the full-precision one runs
         beside the quantized prefix, 0 without calibration text."""
         two = RequiredStatistics.CROSS in self.method.required_statistics
-        return (2 if two or self.block_refit is not None else 1) if self.reads_text else 0
+        return (2 if two or self.fits_blocks else 1) if self.reads_text else 0
 
 
 def build_plan(settings: Settings) -> Plan:
@@ -134,6 +142,11 @@ def build_plan(settings: Settings) -> Plan:
     """
     refit, steps = settings.run.refit, settings.run.refit_steps
     method = build_method(settings)
+    if method.factor_fit is not None and refit in ("block", "both"):
+        raise InputError(
+            f"method {settings.method} fits what each block stores by itself: use --refit model or "
+            f"off, not {refit}"
+        )
     changes = ModelChanges(**settings.options[CHANGES])
     rewrite = build_rewrite(settings)
     before = "" if rewrite is None else rewrite.title
@@ -148,6 +161,17 @@ def build_plan(settings: Settings) -> Plan:
         rewrite=rewrite,
         grid=grid,
         block_refit=BlockRefit(steps=steps) if refit in ("block", "both") else None,
+        alone_for=_alone_for(settings, method),
         model_refit=ModelRefit(steps=steps) if refit in ("model", "both") else None,
         title=", ".join(part for part in parts if part),
     )
+
+
+def _alone_for(settings: Settings, method: Method) -> str | None:
+    if settings.run.rewrite != "off":
+        return f"--rewrite {settings.run.rewrite}"
+    if settings.run.refit in ("block", "both"):
+        return f"--refit {settings.run.refit}"
+    if method.range_fit is not None:
+        return "--clip learned"
+    return f"--method {settings.method}" if method.factor_fit is not None else None

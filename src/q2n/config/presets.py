@@ -30,6 +30,7 @@ METHOD_PRESETS: dict[str, dict[str, Any]] = {
         "activation_bits": 4,
     },
     "awq": {"method": "rtn", "rewrite": "awq", "rewrite_clip": True},
+    "omniquant": {"method": "rtn", "clip": "learned"},
 }
 """`--method NAME` of a published method that is another one with these settings."""
 
@@ -37,6 +38,7 @@ PRESET_SUMMARIES = {
     "quip": "As published: LDLQ in a random basis. Far better: ldlq with --incoherence.",
     "quarot": "GPTQ on a signed grid after Hadamard rotations, activations in 4 bits.",
     "awq": "As published: round to nearest after scales and clipping; see --rewrite.",
+    "omniquant": "Round to nearest in ranges learned on each block's output; needs text.",
 }
 
 _CLOSED_FORMS: dict[str, Any] = {"correct": True, "output_scales": "full_precision"}
@@ -57,6 +59,8 @@ _GOOD: dict[str, dict[str, Any]] = {
     "exl3": _CLOSED_FORMS,
     "quarot": _CLOSED_FORMS,
     "awq": {**_CLOSED_FORMS, "clip": "scale_zero", "rewrite_clip": False},
+    "omniquant": _CLOSED_FORMS,
+    "ptq161": _CLOSED_FORMS,
 }
 QUALITIES: dict[str, dict[str, dict[str, Any]]] = {
     "good": _GOOD,

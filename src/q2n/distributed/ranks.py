@@ -5,9 +5,7 @@ tensors, everything else as bytes that the sender wrote (JSON, safetensors).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from jaxtyping import Shaped
 from torch import Tensor
@@ -67,22 +65,19 @@ class Ranks(ABC):
                 "one; start fewer ranks, or give more --windows"
             )
 
-    def refuse(self, settings: Mapping[str, Any]) -> None:
-        """Refuse settings that several ranks cannot follow together.
+    def refuse(self, flag: str | None) -> None:
+        """Refuse what works on a block with all windows in one process: gradient steps, rewrites.
+
+        Args:
+            flag: what asks for them; None: nothing does.
 
         Raises:
-            InputError: naming the setting.
+            InputError: naming the flag.
         """
-        if self.are_several and settings.get("rewrite", "off") != "off":
+        if self.are_several and flag is not None:
             raise InputError(
-                f"--rewrite {settings['rewrite']} takes one rank, and there are {self.size}: leave "
-                "it off, or start one rank"
-            )
-        if self.are_several and settings.get("refit") in ("block", "both"):
-            raise InputError(
-                f"--refit {settings['refit']} takes one rank, for its steps in a block follow each "
-                f"other through the windows of all, and there are {self.size}; use --refit model, "
-                "or start one rank"
+                f"{flag} takes one rank, for it works on each block with the windows of all, and "
+                f"there are {self.size}; leave it out, or start one rank"
             )
 
 

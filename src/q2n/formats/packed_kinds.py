@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from q2n.formats.described import Contradiction
 from q2n.formats.packed_rotation import Rotated, rotation
-from q2n.formats.packed_weight import InRows, PackedWeight, WithColumns
+from q2n.formats.packed_weight import InRows, PackedWeight, TwoKindsOfColumns, WithColumns
 from q2n.formats.stored import StoredLayer
 from q2n.kernels.packed_levels import LevelRows
 from q2n.kernels.packed_partly_binary import PartlyBinaryRows
@@ -62,6 +62,26 @@ def _outliers(stored: StoredLayer, parts: Parts) -> PackedWeight | None:
         return None
     inner = InRows(_uniform_rows(stored, parts, ends))
     return WithColumns(inner, kept.int(), columns, parts["values"])
+
+
+def _salient_columns(stored: StoredLayer, parts: Parts) -> PackedWeight | None:
+    (rows, columns), bits = stored.shape, stored.metadata["high_bits"]
+    salient = codes_of_rows(parts["salient"], 1, 0, 1, columns).squeeze(0).bool()
+    low, high = (~salient).nonzero().flatten(), salient.nonzero().flatten()
+    if not len(low) or not len(high):
+        return None
+    mean, magnitude = parts["mean"].float(), parts["magnitude"].float()
+    tables = torch.stack([mean - magnitude, mean + magnitude], 1)
+    scale, end = parts["scale"].unsqueeze(1).contiguous(), torch.tensor([len(high)])
+    return TwoKindsOfColumns(
+        InRows(LevelRows((rows, len(low)), 1, parts["low_codes"], tables, None)),
+        low.int(),
+        parts["factor"].float(),
+        InRows(
+            UniformRows((rows, len(high)), bits, parts["high_codes"], scale, parts["zero"], end)
+        ),
+        high.int(),
+    )
 
 
 def _levels(stored: StoredLayer, parts: Parts, levels: Float[Tensor, " n"]) -> PackedWeight:
@@ -163,5 +183,6 @@ _KINDS: dict[str, Callable[[StoredLayer, Parts], PackedWeight | None]] = {
     "trellis": _trellis,
     "partly_binary": _partly_binary,
     "rotated": _rotated,
+    "salient_columns": _salient_columns,
 }
 """By representation."""

@@ -96,3 +96,26 @@ class WithColumns(PackedWeight):
         result = self.others.product(few.index_select(1, self.kept), bias)
         weak = few.index_select(1, self.columns)
         return result.addmm(weak, self.values.to(weak.dtype).T).to(x.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class TwoKindsOfColumns(PackedWeight):
+    """Columns with a factor each, and others, each kind packed by itself."""
+
+    low: PackedWeight
+    low_columns: Int[Tensor, " low"]
+    factor: Float[Tensor, " low"]
+    """In float32; it multiplies the input."""
+    high: PackedWeight
+    high_columns: Int[Tensor, " high"]
+
+    def product(
+        self, x: Float[Tensor, "tokens in"], bias: Float[Tensor, " out"] | None
+    ) -> Float[Tensor, "tokens out"]:
+        """As `PackedWeight.product`; both parts are added up in float32 for few tokens."""
+        few = x.float() if len(x) <= FEW else x
+        low = few.index_select(1, self.low_columns) * self.factor.to(few.dtype)
+        result = self.low.product(low, bias)
+        return result.add_(self.high.product(few.index_select(1, self.high_columns), None)).to(
+            x.dtype
+        )

@@ -9,6 +9,7 @@ from q2n.layers.outliers import OutlierLinear
 from q2n.layers.partly_binary import PartlyBinaryLinear
 from q2n.layers.quantized import QuantizedLinear
 from q2n.layers.rotated import RotatedLinear
+from q2n.layers.salient_columns import SalientColumnsLinear
 from q2n.layers.uniform import UniformLinear
 
 REPRESENTATIONS: dict[str, type[QuantizedLinear]] = {
@@ -24,6 +25,7 @@ REPRESENTATIONS: dict[str, type[QuantizedLinear]] = {
         OutlierLinear,
         BlockLinear,
         EXL3Linear,
+        SalientColumnsLinear,
     )
 }
 """Every representation by its kind: how a stored layer is rebuilt."""

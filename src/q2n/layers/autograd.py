@@ -15,6 +15,13 @@ stored. With g = dL/dW, the gradient at the weight:
   d_j starts at 0, the middle of the code's own interval, and counts within [-1, 1]: a code moves
   only when many gradient steps agree, and by one at most.
 
+- Ranges. A weight w is rounded in each step again: `u = clamp(round(w / s) + z) - z`. The scale
+  moves the codes too, and the rounding is passed unchanged:
+
+      dL/ds = sum_j g_j (u_j - w_j / s)     of the weights within the range; of the others g_j u_j.
+
+  The zero point z is a constant.
+
 - Codebooks. For `W_ij = B_i[c_ij]`,  `dL/dB_i[k] = sum of g_ij over the j with c_ij = k`.
 
 - A basis. `W = U^T W' V diag(s)^-1` is linear: the gradient at W' is the adjoint map of g,
@@ -72,6 +79,17 @@ def scaled_rounded(
     """`scale * (round(codes) - zero)`, the rounded codes in 0 .. top; differentiable in codes and
     scale."""
     return _ScaledRounded.apply(codes, scale, zero, top, dtype)
+
+
+def rounded_in_range(
+    weight: Float[Tensor, "out groups size"],
+    scale: Float[Tensor, "out groups"],
+    zero: Float[Tensor, "out groups"],
+    top: int,
+    dtype: torch.dtype,
+) -> Float[Tensor, "out groups size"]:
+    """The nearest `scale * (code - zero)`, codes 0 .. top; differentiable in the scale."""
+    return _RoundedInRange.apply(weight, scale, zero, top, dtype)
 
 
 def scaled_levels(
@@ -137,6 +155,27 @@ class _ScaledRounded(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         steps, scale = ctx.saved_tensors
         return gradient * scale.unsqueeze(2), _by_group(gradient, steps), None, None, None
+
+
+class _RoundedInRange(torch.autograd.Function):
+    """Keeps what the scale is multiplied with in the derivative, in the dtype of the weight."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, scale: Tensor, zero: Tensor, top: int, dtype: torch.dtype
+    ) -> Tensor:
+        scale, zero = scale.unsqueeze(2), zero.unsqueeze(2)
+        position = weight / scale
+        code = position.round().add_(zero)
+        outside = (code < 0) | (code > top)
+        steps = code.clamp_(0, top).sub_(zero)
+        ctx.save_for_backward((steps - position.masked_fill_(outside, 0)).to(dtype))
+        return steps.mul_(scale).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        (slope,) = ctx.saved_tensors
+        return None, _by_group(gradient, slope), None, None, None
 
 
 class _ScaledLevels(torch.autograd.Function):

@@ -7,8 +7,8 @@ of the model gives there, x_full those of the full-precision model at the same t
     D = sum x_full^T x       cross moment
     R = D - G                residual moment
 
-None is divided by the number of tokens. Every statistic is a plain sum, so the statistics of two
-parts of the calibration text add up (`a + b`).
+None is divided by the number of tokens. Every statistic is a plain sum (but for the largest entry
+of each channel), so the statistics of two parts of the calibration text add up (`a + b`).
 
 It does not matter how windows were batched, or divided among several ranks: the bits are the same.
 The product of each window is computed by itself, in float32, and products are added up in float64.
@@ -34,6 +34,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from q2n.errors import InputError, NumericalError
+from q2n.linalg.channel_sizes import ChannelSizes
 from q2n.linalg.folds import Folds
 from q2n.linalg.products import fast_products
 from q2n.linalg.residual import add_residual
@@ -59,6 +60,8 @@ class RequiredStatistics(enum.Flag):
     """The mean activation at each token position, over sequences of one length."""
     FOLDS = enum.auto()
     """The moments of two halves of the windows by themselves (folds.py)."""
+    SIZES = enum.auto()
+    """Mean and largest |x_full| of every channel, of `x` where there is no `x_full`."""
 
 
 def bytes_of_sums(required: RequiredStatistics, width: int) -> int:
@@ -97,10 +100,14 @@ class InputStatistics:
         self._gram = self._zeros(RequiredStatistics.GRAM, triangle_size(width))
         self._residual = self._zeros(RequiredStatistics.CROSS, width, width)
         self._positions: Float[Tensor, "length in"] | None = None
+        self._sizes: ChannelSizes | None = None
+        if RequiredStatistics.SIZES in required:
+            self._sizes = ChannelSizes.none(width, self.device)
         self._derived: dict[Hashable, Any] = {}
         self._folds: Folds[InputStatistics] | None = None
         if RequiredStatistics.FOLDS in required:
-            moments = required & ~(RequiredStatistics.FOLDS | RequiredStatistics.POSITIONS)
+            own = RequiredStatistics.FOLDS | RequiredStatistics.POSITIONS | RequiredStatistics.SIZES
+            moments = required & ~own
             self._folds = Folds(
                 self._empty(moments), self._empty(moments), from_second=first_window % 2 == 1
             )
@@ -129,6 +136,8 @@ class InputStatistics:
             self._add_residual(values, x_full)
         if RequiredStatistics.POSITIONS in self.required:
             self._add_positions(values)
+        if self._sizes is not None:
+            self._sizes = self._sizes + ChannelSizes.of(x if x_full is None else x_full)
 
     def __add__(self, other: "InputStatistics") -> "InputStatistics":
         """The statistics of both sets of tokens.
@@ -149,6 +158,8 @@ class InputStatistics:
         total._gram = _sum(self._gram, other._gram)
         total._residual = _sum(self._residual, other._residual)
         total._positions = _sum(self._positions, other._positions)
+        if self._sizes is not None and other._sizes is not None:
+            total._sizes = self._sizes + other._sizes
         if self._folds is not None and other._folds is not None:
             total._folds = self._folds + other._folds
         return total
@@ -197,6 +208,11 @@ class InputStatistics:
             InputError: gathered without CROSS.
         """
         return self.once(RequiredStatistics.CROSS, self._read_residual)
+
+    @property
+    def sizes(self) -> ChannelSizes:
+        """Sums and largest entries of |x| by channel. Raises as `gram`."""
+        return _gathered(self._sizes, RequiredStatistics.SIZES)
 
     @property
     def folds(self) -> "list[InputStatistics]":

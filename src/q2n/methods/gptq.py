@@ -15,7 +15,7 @@ Dead columns (input always 0) take part in no feedback: their original weights a
 released code sets them to 0.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from jaxtyping import Float
@@ -31,13 +31,13 @@ from q2n.layers.quantized import QuantizedLinear
 from q2n.linalg.factor import Feedback, compensated, damped
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import LayerProblem, Work, shared_feedback
+from q2n.methods.learned_clip import LearnedClip
 from q2n.methods.range_trials import FACTORS, best_rows, ranges_around
-from q2n.methods.uniform import UniformMethod
 from q2n.option_types import Count, CountOrZero, NonNegative
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPTQ(UniformMethod):
+class GPTQ(LearnedClip):
     """Column by column with error feedback from the input's second moments."""
 
     name: ClassVar[str] = "gptq"
@@ -66,6 +66,10 @@ class GPTQ(UniformMethod):
             )
         if self.range_trials and not self.static_groups and self.group_size != -1:
             raise InputError("range_trials fits all groups before the sweep: use --static-groups")
+        if self.clip == "learned" and not self.static_groups and self.group_size != -1:
+            raise InputError(
+                "learned ranges are fitted before the sweep: use --static-groups, or --clip mse"
+            )
 
     @property
     def required_statistics(self) -> RequiredStatistics:
@@ -100,7 +104,7 @@ class GPTQ(UniformMethod):
         """The widest range, where `clip` is not this one and there is one."""
         if self.grid in BLOCK_TYPES or self.clip == "minmax":
             return []
-        return [replace(self, clip="minmax").fit(problem, weight)]
+        return [self.in_whole_range.fit(problem, weight)]
 
     def _rounded(
         self, problem: LayerProblem, grid: FittedGrid[QuantizedLinear], back: Feedback

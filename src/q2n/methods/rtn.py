@@ -1,6 +1,6 @@
 """Round to nearest: the grid is fitted to the weights, each weight goes to its nearest point.
 
-Needs no calibration text. The yardstick for everything else.
+Needs no calibration text, unless its ranges are learned. The yardstick for everything else.
 """
 
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from typing import ClassVar
 from q2n.layers.quantized import QuantizedLinear
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import LayerProblem
-from q2n.methods.uniform import UniformMethod
+from q2n.methods.learned_clip import LearnedClip
 
 
 @dataclass(frozen=True, kw_only=True)
-class RTN(UniformMethod):
+class RTN(LearnedClip):
     """Round to nearest on a uniform grid; no calibration."""
 
     name: ClassVar[str] = "rtn"

@@ -14,6 +14,7 @@ from q2n.block_types import BLOCK_TYPES, BlockType, BlockTypeName, fitting
 from q2n.errors import InputError
 from q2n.grids.fitted import FittedGrid, block_grid, uniform_grid
 from q2n.grids.granularity import Granularity, granularity_of
+from q2n.grids.learned_range import clipped
 from q2n.grids.scale_zero_search import GROUP_STEPS, ROW_STEPS, ScaleZeroGrid
 from q2n.grids.signed import SignedGrid
 from q2n.grids.uniform import UniformGrid
@@ -42,10 +43,11 @@ class UniformMethod(Method):
     """uniform: the range of the weights in 2^bits - 1 steps; signed (symmetric only): the largest
     weight on the largest signed code, as QuaRot; q2_0 .. q8_0: the blocks of llama.cpp, for
     --format gguf."""
-    clip: Literal["minmax", "mse", "scale_zero"] = "minmax"
+    clip: Literal["minmax", "mse", "scale_zero", "learned"] = "minmax"
     """Range of each group: minmax, from the least to the largest weight; mse, both ends shrunk
     alike for the least sum of |error|^2.4; scale_zero, scale and zero point searched for it, as
-    OWQ."""
+    OWQ; learned (rtn and gptq alone), both ends by gradient steps on the output of the block, as
+    OmniQuant."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,7 +78,7 @@ class UniformMethod(Method):
     @property
     def work(self) -> Work:
         """With the search for each group's scale."""
-        searched = {"minmax": 0.0, "mse": 30000.0, "scale_zero": 10000.0}
+        searched = {"minmax": 0.0, "mse": 30000.0, "scale_zero": 10000.0, "learned": 0.0}
         if self.group_size == -1:  # more steps (grids/scale_zero_search.py)
             searched["scale_zero"] = 15000.0
         return super().work + Work(weight=searched[self.clip])
@@ -86,8 +88,9 @@ class UniformMethod(Method):
         bits, even = self.bits, self.symmetric
         if self.clip == "scale_zero":
             return ScaleZeroGrid(bits=bits, symmetric=even, granularity=granularity, steps=steps)
+        clip: Literal["minmax", "mse"] = "mse" if self.clip == "mse" else "minmax"
         family = SignedGrid if self.grid == "signed" else UniformGrid
-        return family(bits=bits, symmetric=even, granularity=granularity, clip=self.clip)
+        return family(bits=bits, symmetric=even, granularity=granularity, clip=clip)
 
     def check(self, name: str, shape: tuple[int, int]) -> None:
         if self.grid in BLOCK_TYPES:
@@ -107,12 +110,17 @@ class UniformMethod(Method):
             InputError, NumericalError: as the grid's.
         """
         if self.grid not in BLOCK_TYPES:
-            return uniform_grid(self.fitted_grid, weight, problem.scale_dtype, problem.name)
+            grid = self.fitted_grid
+            if self.clip == "learned" and problem.clipping is not None:
+                grid = clipped(grid, problem.clipping)
+            return uniform_grid(grid, weight, problem.scale_dtype, problem.name)
         kind = self._block_type(problem.name, weight.shape[1])
-        grid = block_grid(kind, weight, energy, problem.name)
+        blocks = block_grid(kind, weight, energy, problem.name)
         if kind is BLOCK_TYPES[self.grid]:
-            return grid
-        return replace(grid, stored=lambda x: grid.stored(x).with_record(fell_back_on=kind.name))
+            return blocks
+        return replace(
+            blocks, stored=lambda x: blocks.stored(x).with_record(fell_back_on=kind.name)
+        )
 
     def _block_type(self, name: str, columns: int) -> BlockType:
         kind = fitting(self.grid, columns)

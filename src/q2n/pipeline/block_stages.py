@@ -1,9 +1,11 @@
 """The turn of one block as a list of stages over one state, built once from the settings.
 
     rewrite                      scales move between weights; the block computes what it did
+    learn ranges                 where the method asks for it, toward the full-precision output
     for each round of sites:     one site (of experts, one group) with true_sequential, else all
         measure                  passes run to the sites; their inputs become statistics
         quantize                 every target of the sites takes its new weight
+    fit factors                  where the method asks for it, toward the full-precision output
     refit                        scales and norm weights, toward the full-precision output
     store                        the block is on disk
     advance                      the passes run to the end: the inputs of the next block
@@ -27,6 +29,8 @@ from q2n.models.sites import Site, one_stage
 from q2n.pipeline.among_ranks import Assign, MeasureAmongRanks, QuantizeAmongRanks
 from q2n.pipeline.block_state import BlockStage, BlockState
 from q2n.pipeline.finish import Stopwatch, Store, advance
+from q2n.pipeline.fit_factors import FitFactors
+from q2n.pipeline.learn_ranges import LearnRanges
 from q2n.pipeline.measure import Measure
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.quantize import Quantize
@@ -95,9 +99,12 @@ def block_stages(
             *([MeasureAmongRanks(measure, ranks)] if required else []),
             QuantizeAmongRanks(quantize, ranks, device),
         ]
+    ranges, factors = method.range_fit, method.factor_fit
     return [
         *([rewrite] if rewrite is not None else []),
+        *([LearnRanges(ranges, scale_dtype)] if ranges is not None else []),
         EachRound(each_round, options.true_sequential),
+        *([FitFactors(factors)] if factors is not None else []),
         *([RefitBlock(refit, options)] if refit is not None else []),
         *([Store(store, stopwatch, reporter)] if ranks.is_first else []),
         advance,

@@ -7,6 +7,7 @@ from itertools import chain
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from q2n.grids.learned_range import Clipping
 from q2n.layers.quantized import QuantizedLinear
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 from q2n.models.blocks import BlockwiseModel
@@ -52,6 +53,8 @@ class BlockState:
     """Tokens of the text that reached each site measured so far; of an expert, those routed."""
     owners: Mapping[str, int] = field(default_factory=dict)
     """The rank that quantizes each target of the round, where there are several ranks."""
+    clipping: Mapping[str, Clipping] = field(default_factory=dict)
+    """Shares of the ranges of the targets' grids, where they were learned."""
     layers: Mapping[str, QuantizedLinear] = field(default_factory=dict)
     """What is quantized so far."""
     norm_weights: Mapping[str, Float[Tensor, "..."]] = field(default_factory=dict)

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-LossChange = tuple[float, float]
-"""The loss of a refit before its first step and before its last."""
+from q2n.refit.descent import LossChange
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +22,22 @@ class BlockFacts:
     """Full names of layers that the settings leave in full precision."""
     not_scaled: tuple[str, ...] = ()
     """Full names of layers to quantize before which a rewrite found nothing that takes a scale."""
+    fit_loss: LossChange | None = None
+    """Of the fit of its ranges or factors that the method asks for, on all windows."""
     refit_loss: LossChange | None = None
-    """Of the refit of this block, if there was one."""
+    """Of the refit of this block, if there was one, on a few windows."""
     model_refit_loss: LossChange | None = None
     """Of the refit of the whole model; with the first block only."""
+
+    @property
+    def losses(self) -> dict[str, LossChange]:
+        """Of the fits that there were, by the name of the field."""
+        found = {
+            "fit_loss": self.fit_loss,
+            "refit_loss": self.refit_loss,
+            "model_refit_loss": self.model_refit_loss,
+        }
+        return {name: change for name, change in found.items() if change is not None}
 
     def to_json(self) -> dict[str, Any]:
         """Flat; a missing loss is left out."""

@@ -39,7 +39,7 @@ class Store:
         layers = {state.full_name(name): layer for name, layer in state.layers.items()}
         norms = {state.full_name(name): weight for name, weight in state.norm_weights.items()}
         self.store.write_block(state.index, layers, facts, norms)
-        self.reporter.event("block", block=facts.block, seconds=facts.seconds)
+        self.reporter.event("block", block=facts.block, seconds=facts.seconds, **facts.losses)
         return replace(state, facts=facts)
 
 

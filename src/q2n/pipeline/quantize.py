@@ -57,6 +57,7 @@ class Quantize:
             name=full_name,
             weight=weight,
             statistics=statistics,
+            clipping=state.clipping.get(name),
             scale_dtype=self.scale_dtype,
             seed=self.options.seed_of(full_name),
         )

@@ -29,7 +29,7 @@ class RefitBlock:
         quantized, full = state.passes
         quantized.drop()
         full.finish()
-        windows = BlockWindows(quantized.stream, full.stream, state.index)
+        windows = BlockWindows(quantized.stream, state.index, full.stream.hidden.get)
         tuned = self.refit(
             state.block,
             state.layers,
@@ -46,5 +46,5 @@ class RefitBlock:
             passes=[quantized],
             layers=tuned.layers,
             norm_weights={**state.norm_weights, **tuned.norm_weights},
-            facts=replace(state.facts, refit_loss=(tuned.losses[0], tuned.losses[-1])),
+            facts=replace(state.facts, refit_loss=tuned.change),
         )

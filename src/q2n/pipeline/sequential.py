@@ -3,12 +3,11 @@
     the embeddings' outputs open the streams
     for each block:
         finished before:  its weights are read back, and the streams run through it
-        else:             it passes the stages of `block_stages`: rewrite, measure, quantize, refit,
-                          store, advance
+        else:             it passes the stages of `block_stages`
 
-The inputs come from the quantized prefix. Where a method asks for cross moments, or the block is
-refitted, a second stream carries what the full-precision model has at the same place. A finished
-block of an interrupted run is not quantized again.
+The inputs come from the quantized prefix. Where a method asks for cross moments, or gradient steps
+are taken on the block, a second stream carries what the full-precision model has at the same place.
+A finished block of an interrupted run is not quantized again.
 
 Each of several ranks runs its share of the windows through all blocks, and the block's turn has
 stages in which they meet (among_ranks.py). The first rank alone reads and writes the store.
@@ -70,8 +69,9 @@ class SequentialLoop:
         self.stopwatch = Stopwatch()
         self.required = method.required_statistics
         self.is_rewritten = rewrite is not None
-        self.reads_text = bool(self.required) or refit is not None or self.is_rewritten
-        self.two_streams = RequiredStatistics.CROSS in self.required or refit is not None
+        fits = refit is not None or method.fits_blocks
+        self.reads_text = bool(self.required) or fits or self.is_rewritten
+        self.two_streams = RequiredStatistics.CROSS in self.required or fits
         self.method_name = method.name
         self.stages = block_stages(
             method,

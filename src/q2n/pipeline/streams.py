@@ -5,13 +5,13 @@ the full-precision model has at the same place, where a method asks for it. Each
 of what blocks carry beside the hidden states, such as keys and values that layers share.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from q2n.linalg.products import fast_products
@@ -121,11 +121,16 @@ class Probe:
             self._carried = self.at(index).run(block).carried
 
 
-class BlockWindows:
-    """Single windows of a block's input and its full-precision output, by number."""
+Outputs = Callable[[int], Float[Tensor, "*batch hidden"]]
+"""What a block has given, by batch, on the device."""
 
-    def __init__(self, inputs: Stream, outputs: Stream, index: int):
-        self.inputs, self.outputs, self.index = inputs, outputs, index
+
+class BlockWindows:
+    """Single windows of a block's input and of the outputs to reach, by number."""
+
+    def __init__(self, inputs: Stream, index: int, full: Outputs, own: Outputs | None = None):
+        """Args: `full` and `own` are the outputs of a `Window`."""
+        self.inputs, self.index, self.full, self.own = inputs, index, full, own
         self._places = [
             (batch, row) for batch, size in enumerate(inputs.windows) for row in range(size)
         ]
@@ -134,11 +139,27 @@ class BlockWindows:
         return len(self._places)
 
     def __call__(self, number: int) -> Window:
-        """Input and output of one window."""
+        """Input and outputs of one window."""
         batch, row = self._places[number]
         inputs, windows = self.inputs.inputs(batch, self.index), self.inputs.windows[batch]
-        target = part(self.outputs.hidden.get(batch), inputs.call.hidden_axis, row, windows)
-        return inputs.window(row, windows), target
+
+        def cut(outputs: Outputs) -> Float[Tensor, "*window hidden"]:
+            return part(outputs(batch), inputs.call.hidden_axis, row, windows)
+
+        own = None if self.own is None else cut(self.own)
+        return Window(inputs.window(row, windows), cut(self.full), own)
+
+
+def outputs_of(stream: Stream, block: nn.Module, index: int) -> Outputs:
+    """What a block makes of a stream, which stays where it is. It lies where the stream's hidden
+    states do, or in main memory if these are on disk."""
+    device = stream.hidden.device
+    with fast_products(device, torch.float32):
+        found = [
+            stream.inputs(batch, index).run(block).hidden.to(stream.hidden.storage)
+            for batch in range(len(stream))
+        ]
+    return lambda batch: found[batch].to(device)
 
 
 class StreamThroughBlock:

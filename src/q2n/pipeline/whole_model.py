@@ -64,7 +64,7 @@ def refit_stored(
         before = BlockFacts.from_json(values)
         facts = replace(before, seconds=before.seconds + share)
         if index == 0:
-            facts = replace(facts, model_refit_loss=(tuned.losses[0], tuned.losses[-1]))
+            facts = replace(facts, model_refit_loss=tuned.change)
         layers = {name: tuned.layers[name] for name in values["layers"]}
         result.write_block(index, layers, facts, norms[index])
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from q2n.grids.learned_range import RangeFit
+from q2n.layers.learned_factors import FactorFit
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import Work
 from q2n.pipeline.options import LoopOptions
@@ -30,6 +32,10 @@ class Load:
     """2 where the full-precision model runs beside the quantized prefix; 0 without text."""
     block_refit: int
     """Gradient steps a block; 0: none."""
+    range_fit: RangeFit | None
+    """Gradient steps on the ranges of a block before it is rounded."""
+    factor_fit: FactorFit | None
+    """The same on its factors afterwards."""
     model_refit: int
     """Gradient steps of the whole model; 0: none."""
     sizes: LayerSizes
@@ -40,6 +46,19 @@ class Load:
     ranks: int = 1
     """Devices. Each holds its share of the windows; Gram matrices are added up; the matrices of a
     site, or its experts, are divided among them."""
+
+    @property
+    def block_steps(self) -> int:
+        """Gradient steps a block, of all kinds."""
+        epochs = sum(x.epochs for x in (self.range_fit, self.factor_fit) if x is not None)
+        return self.block_refit + epochs * self.windows
+
+    @property
+    def targets(self) -> int:
+        """Outputs of a block that are kept for its gradient steps, as large as a stream each."""
+        if self.range_fit is None:
+            return int(self.factor_fit is not None)
+        return 1 + self.range_fit.both_targets
 
     @property
     def tokens(self) -> int:

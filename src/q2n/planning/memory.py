@@ -8,7 +8,8 @@
                together
     solve      the same, for the allocator keeps what the batch took; the matrices that a method
                works with
-    refit      latent codes and what a backward pass keeps of one window; or the whole model
+    refit      latent codes, what a backward pass keeps of one window, and the outputs to reach; or
+               the whole model
     write      a finished block, and one tensor beside its copy
     evaluate   the head; one block; the states of all windows; logits of a few tokens
 
@@ -103,10 +104,11 @@ class MemoryOfStages:
     def refit(self) -> Held:
         """While gradient steps are taken; nothing where there are none."""
         found = []
-        if self.run.block_refit:
+        if self.run.block_steps:
             backward = 3 * self.block.most.at(self.run.length, self.run.length)
             latent = LATENT * self.block.quantized
-            found.append(self._standing(self.block, []) + self._device(backward + latent))
+            targets = self._inputs(self.run.tokens, self.run.targets)
+            found.append(self._standing(self.block, []) + targets + self._device(backward + latent))
         if self.run.model_refit:
             shapes, length = self.shapes, self.run.length
             latent = LATENT * sum(block.quantized for block in shapes.blocks)

@@ -7,7 +7,7 @@
                paused, the front of the block again for every round. For a rewrite one more pass
                and Gram matrices of its own
     solve      what the method and a rewrite say of themselves (`Method.work`, `Rewrite.work`)
-    refit      3 passes a gradient step: forward, backward twice
+    refit      3 passes a gradient step: forward, backward twice; of the method's own fits too
     write      finished blocks to the disk and back, the checkpoint to the disk
     evaluate   the text through both models and their heads, which are read from the disk
 
@@ -81,7 +81,7 @@ class SecondsOfStages:
         """Gradient steps of a window each."""
         forward = sum(self._pass(block, self.run.length) for block in self.shapes.blocks)
         head = 2 * self.shapes.words * self.shapes.hidden * self.run.length
-        steps = self.run.block_refit * forward + self.run.model_refit * (forward + head)
+        steps = self.run.block_steps * forward + self.run.model_refit * (forward + head)
         return {"computing": 3 * steps / self.rates.product}
 
     def write(self) -> Parts:

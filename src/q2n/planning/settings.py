@@ -102,6 +102,8 @@ def _load(
         rewrite=None if plan.rewrite is None else plan.rewrite.work,
         streams=plan.streams,
         block_refit=plan.block_refit.steps if plan.block_refit is not None else 0,
+        range_fit=plan.method.range_fit,
+        factor_fit=plan.method.factor_fit,
         model_refit=plan.model_refit.steps if plan.model_refit is not None else 0,
         sizes=layer_sizes(plan.method, format.codec, blocks.source.dtype),
         kept_bytes=format.container.kept(blocks.source, blocks.targets()).bits / 8,

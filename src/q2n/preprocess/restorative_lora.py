@@ -29,7 +29,8 @@ from q2n.errors import InputError, NumericalError
 from q2n.option_types import Count, Patterns, Positive, Range, Seed, check_fields
 from q2n.patterns import matches
 from q2n.preprocess.resume_file import ResumeFile
-from q2n.refit.tuner import in_fast_dtype, shuffled
+from q2n.refit.descent import in_fast_dtype
+from q2n.refit.tuner import shuffled
 
 WARM_UP = 0.05
 CLIPPED_NORM = 1.0

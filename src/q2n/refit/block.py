@@ -11,6 +11,7 @@ tokens: a plain mean would see little but the few tokens with massive activation
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -18,10 +19,24 @@ from torch import Tensor, nn
 
 from q2n.layers.quantized import QuantizedLinear
 from q2n.models.calls import BlockInput
-from q2n.refit.tuner import Call, Rates, Refit, Tuned, shuffled, tune
+from q2n.refit.descent import Call
+from q2n.refit.tuner import Rates, Refit, Tuned, shuffled, tune
 
-Window = tuple[BlockInput, Float[Tensor, "*window h"]]
-"""What a block is called with for one window, and the output to reach."""
+
+class Window(NamedTuple):
+    """What a block is called with for one window, and what to reach."""
+
+    inputs: BlockInput
+    """What the quantized prefix gives."""
+    full: Float[Tensor, "*window h"]
+    """The full-precision model's output of the block."""
+    own: Float[Tensor, "*window h"] | None = None
+    """What the full-precision block makes of `inputs`, where it is asked for."""
+
+    @property
+    def targets(self) -> list[Float[Tensor, "*window h"]]:
+        """The outputs to reach."""
+        return [self.full] if self.own is None else [self.full, self.own]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +67,8 @@ class BlockRefit(Refit):
         order = shuffled(count, self.steps, seed)
 
         def loss(call: Call, step: int) -> Tensor:
-            inputs, target = windows(order[step])
-            return relative_error(inputs.run(call).hidden, target)
+            window = windows(order[step])
+            return relative_error(window.inputs.run(call).hidden, window.full)
 
         return tune(block, layers, self.rates, self.steps, loss, name=name)
 

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from q2n.layers.quantized import QuantizedLinear
-from q2n.refit.tuner import Call, Rates, Refit, Tuned, in_fast_dtype, shuffled, tune
+from q2n.refit.descent import Call, in_fast_dtype
+from q2n.refit.tuner import Rates, Refit, Tuned, shuffled, tune
 
 _CHUNK = 256
 """Tokens whose logits are held at once."""
@@ -70,15 +71,16 @@ class ModelRefit(Refit):
         def loss(call: Call, step: int) -> Tensor:
             window = tokens[order[step]].unsqueeze(0).to(model.device)
             states = call(window, use_cache=False).last_hidden_state
-            progress()
             return _Divergence.apply(states[0], teacher[order[step]].to(states.device), head)
 
         own = {name.removeprefix(prefix): layer.to(model.device) for name, layer in layers.items()}
-        tuned = tune(body, own, self.rates, self.steps, loss, name=type(model).__name__)
+        kind = type(model).__name__
+        tuned = tune(body, own, self.rates, self.steps, loss, progress=progress, name=kind)
         return Tuned(
             {prefix + name: layer for name, layer in tuned.layers.items()},
             {prefix + name: weight for name, weight in tuned.norm_weights.items()},
             tuned.losses,
+            tuned.change,
         )
 
 

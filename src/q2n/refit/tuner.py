@@ -1,30 +1,25 @@
-"""Adam on what a quantized module stores in full precision: scales and norm weights.
+"""Gradient steps on what a quantized module stores in full precision: scales and norm weights.
 
-The module itself is not changed: each step computes the dense weights of its quantized linears
-from their trainable forms and runs the module with those in their place. Matrix products are in
-bfloat16 where the machine has them, parameters and losses in float32. A rate is a relative
-change per step; it rises over the first tenth of the steps and then falls to 0 in a straight line.
+How steps are taken: descent.py. A rate is a relative change per step; it rises over the first
+tenth of the steps and then falls to 0 in a straight line. Where the loss has risen on the windows
+of the check, everything stays as it was.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.optim import Adam
-from torch.optim.lr_scheduler import LambdaLR
 
-from q2n.errors import InputError, NumericalError
-from q2n.layers.quantized import QuantizedLinear, Trainable
-from q2n.models.targets import Target, targets_in
+from q2n.errors import InputError
+from q2n.layers.quantized import QuantizedLinear
+from q2n.models.targets import targets_in
+from q2n.refit.descent import Call, Course, LossChange, dense_weights, descend
 
-_WARM_UP = 0.1
 _BETAS = (0.9, 0.99)
+_CHECKED = 4
+"""Windows on which a refit is checked, at most: those of its first steps."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +56,8 @@ class Tuned:
     """In their own dtype."""
     losses: list[float]
     """The loss of each step before it was taken."""
-
-
-Call = Callable[..., Any]
-"""The module with the tuned weights in their place."""
+    change: LossChange
+    """Of the loss on the windows of the check; everything is as it was where it rose."""
 
 
 def tune(
@@ -74,6 +67,7 @@ def tune(
     steps: int,
     loss: Callable[[Call, int], Float[Tensor, ""]],
     *,
+    progress: Callable[[], None] = lambda: None,
     name: str,
 ) -> Tuned:
     """Take `steps` steps down `loss(call, step)`.
@@ -82,6 +76,7 @@ def tune(
         module: runs the forward pass; its own parameters stay as they are.
         layers: its quantized linears, by the names of the module's targets.
         loss: computes a scalar from `call(*args)`, which runs the module.
+        progress: called after the loss of each step.
         name: of the module, for messages.
 
     Raises:
@@ -90,40 +85,42 @@ def tune(
     trainables = {key: layer.trainable(rounding=rates.code > 0) for key, layer in layers.items()}
     targets, norms = targets_in(module), _norm_vectors(module)
     originals = norm_weights(module) if rates.norm > 0 else {}
-    changes = {key: torch.zeros_like(norms[key]) for key in originals}
-    optimizer, schedule = _optimizer(trainables.values(), changes.values(), rates, steps)
-    dtype = fast_dtype(module)
-    losses: list[float] = []
-    with torch.enable_grad():
-        for step in range(steps):
-            weights = _dense_weights(targets, trainables, dtype)
-            weights |= norms | {key: norms[key] * (1 + change) for key, change in changes.items()}
-            with in_fast_dtype(module):
-                value = loss(partial(_call, module, weights), step)
-            losses.append(float(value.detach()))
-            if not torch.isfinite(value):
-                raise NumericalError(
-                    f"{name}: the loss of refit step {step} is {losses[-1]}; "
-                    "use --refit off, or --dtype float32"
-                )
-            value.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            schedule.step()
+    changes = {key: torch.zeros_like(norms[key]).requires_grad_() for key in originals}
+    codes = [x.code_change for x in trainables.values() if x.code_change is not None]
+
+    def check(call: Call) -> Float[Tensor, ""]:
+        return torch.stack([loss(call, step) for step in range(min(_CHECKED, steps))]).mean()
+
+    def stepped(call: Call, step: int) -> Float[Tensor, ""]:
+        value = loss(call, step)
+        progress()
+        return value
+
+    def weights(dtype: torch.dtype) -> dict[str, Tensor]:
+        changed = {key: norms[key] * (1 + change) for key, change in changes.items()}
+        return dense_weights(targets, trainables, dtype) | norms | changed
+
+    descent = descend(
+        module,
+        weights,
+        [
+            ([x.scale_change for x in trainables.values()], rates.scale),
+            (list(changes.values()), rates.norm),
+            (codes, rates.code),
+        ],
+        Course(steps=steps, betas=_BETAS, falling=True),
+        stepped,
+        check,
+        name=name,
+        without="--refit off",
+    )
+    if descent.rose:
+        return Tuned(dict(layers), dict(originals), descent.losses, descent.change)
     tuned_norms = {
         key: (norms[key] * (1 + changes[key].detach())).to(x.dtype) for key, x in originals.items()
     }
-    return Tuned({key: x.quantized() for key, x in trainables.items()}, tuned_norms, losses)
-
-
-def _dense_weights(
-    targets: Mapping[str, Target], trainables: Mapping[str, Trainable], dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """What stands in the place of the quantized parameters, by name and laid out as they are."""
-    return {
-        targets[key].parameter: targets[key].stored(x.weight(dtype))
-        for key, x in trainables.items()
-    }
+    tuned = {key: x.quantized() for key, x in trainables.items()}
+    return Tuned(tuned, tuned_norms, descent.losses, descent.change)
 
 
 def norm_weights(module: nn.Module) -> dict[str, Float[Tensor, " _"]]:
@@ -149,47 +146,8 @@ def _norms(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, part
 
 
-def fast_dtype(module: nn.Module) -> torch.dtype:
-    """bfloat16 where the module's device multiplies it fast or the module is not in float32
-    anyway, else float32."""
-    own = next(module.parameters())
-    fast = own.device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if fast or own.dtype != torch.float32 else torch.float32
-
-
-def in_fast_dtype(module: nn.Module) -> AbstractContextManager[Any]:
-    """Matrix products inside are in the module's fast dtype."""
-    dtype, device = fast_dtype(module), next(module.parameters()).device
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-
-
 def shuffled(count: int, steps: int, seed: int) -> list[int]:
     """A number below `count` for each step; each comes once before one comes again."""
     generator = torch.Generator().manual_seed(seed)
     rounds = [torch.randperm(count, generator=generator) for _ in range(-(-steps // count))]
     return torch.cat(rounds)[:steps].tolist()
-
-
-def _call(module: nn.Module, weights: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-    return functional_call(module, weights, args, kwargs, tie_weights=False)
-
-
-def _optimizer(
-    trainables: Collection[Trainable], changes: Collection[Tensor], rates: Rates, steps: int
-) -> tuple[Adam, LambdaLR]:
-    """Adam with a rate for each kind of parameter, and the rates' course."""
-    for change in changes:
-        change.requires_grad_(True)
-    groups = [
-        {"params": [x.scale_change for x in trainables], "lr": rates.scale},
-        {"params": list(changes), "lr": rates.norm},
-        {
-            "params": [x.code_change for x in trainables if x.code_change is not None],
-            "lr": rates.code,
-        },
-    ]
-    optimizer = Adam([x for x in groups if x["params"]], betas=_BETAS, fused=True)
-    warm = max(1, round(_WARM_UP * steps))
-    return optimizer, LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / warm) * (1 - step / steps)
-    )

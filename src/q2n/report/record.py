@@ -12,6 +12,8 @@ RECORD_FILE = "q2n.json"
 TIMINGS_FILE = "q2n_timings.json"
 
 
+_FITS = ("fit_loss", "refit_loss", "model_refit_loss")
+"""What a block's facts have of gradient steps: a loss before and after them."""
 RARE = 0.1
 """Of an even share of the tokens: what an expert below it saw is worth a note."""
 
@@ -79,6 +81,8 @@ class BlockRecord:
     """Layer -> what took how long."""
     not_scaled: Sequence[str] = ()
     """Linears to whose inputs a rewrite has given no scale, for nothing could take it."""
+    taken_back: bool = False
+    """Whether gradient steps on it made their loss worse, and were given up."""
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> Self:
@@ -100,6 +104,7 @@ class BlockRecord:
             layers=layers,
             layer_seconds=times,
             not_scaled=facts.get("not_scaled", ()),
+            taken_back=any(not facts[x][1] <= facts[x][0] for x in _FITS if x in facts),
         )
 
 
@@ -186,6 +191,7 @@ def notes_of(blocks: Iterable[BlockRecord]) -> list[str]:
         *_rare_experts(blocks),
         *_without_input(blocks),
         *_fell_back(blocks),
+        *_taken_back(blocks),
     ]
 
 
@@ -262,6 +268,16 @@ def _fell_back(blocks: Sequence[BlockRecord]) -> list[str]:
         f"{len(names)} linears are stored in {kind}, for their width is not a multiple of the 256 "
         f"columns of a block of the type asked for: {_first_few(names)}"
         for kind, names in others.items()
+    ]
+
+
+def _taken_back(blocks: Sequence[BlockRecord]) -> list[str]:
+    names = [block.block for block in blocks if block.taken_back]
+    if not names:
+        return []
+    return [
+        f"Gradient steps on {len(names)} blocks made their loss on the calibration text worse and "
+        f"were given up: {_first_few(names)}"
     ]
 
 

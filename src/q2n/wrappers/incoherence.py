@@ -40,6 +40,14 @@ class Incoherence(Wrapper):
     projection: Mode = "kronecker"
     """How the random rotations are made (linalg/random_orthogonal.py)."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.inner.fits_blocks:
+            raise InputError(
+                f"{self.inner.title} is fitted on the weights as they are, not in a random basis: "
+                "leave out --incoherence"
+            )
+
     @property
     def title(self) -> str:
         return f"{self.inner.title} in a random basis ({self.projection})"
