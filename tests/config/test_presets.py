@@ -13,12 +13,14 @@ from q2n.config.presets import (
 from q2n.config.reading import read_settings
 from q2n.config.settings import Settings
 from q2n.errors import InputError
+from q2n.grids.per_token import TokenGrid
 from q2n.methods import METHODS
 from q2n.methods.gptq import GPTQ
 from q2n.methods.ldlq import LDLQ
 from q2n.methods.owq import OWQ
 from q2n.methods.rtn import RTN
 from q2n.refit.model import ModelRefit
+from q2n.refit.rotation import RotationLearning
 from q2n.transforms.model_changes import ModelChanges
 from q2n.wrappers.correction import InputErrorCorrection
 from q2n.wrappers.incoherence import Incoherence
@@ -57,6 +59,23 @@ def test_quarot_is_rotated_gptq_on_a_signed_grid():
     assert plan.method == GPTQ(bits=4, grid="signed", symmetric=True, clip="mse", act_order=False)
     assert plan.changes == ModelChanges(rotate="hadamard", activation_bits=4)
     assert plan.storage.runtime and not storage(plan.method, ModelChanges()).runtime
+
+
+def test_spinquant_is_quarot_with_a_learned_rotation():
+    plan, quarot = built(method="spinquant", bits=4), built(method="quarot", bits=4)
+    assert plan.method == quarot.method
+    assert plan.changes == ModelChanges(rotate="learned", activation_bits=4)
+    assert quarot.rotation_learning is None
+    learning = RotationLearning(steps=100, loss="cross_entropy", weights=None)
+    assert plan.rotation_learning == learning
+    own = {"rotate_steps": 7, "rotate_loss": "divergence", "rotate_weight_bits": 4}
+    changed = built(method="spinquant", **own).rotation_learning
+    assert changed == RotationLearning(steps=7, loss="divergence", weights=TokenGrid(bits=4))
+
+
+def test_a_learned_rotation_reads_text():
+    plan = built(method="rtn", rotate="learned", activation_bits=8)
+    assert plan.reads_text and plan.streams == 0  # no text runs through the blocks
 
 
 @pytest.mark.parametrize("quality", QUALITY_NAMES)
@@ -106,6 +125,7 @@ def test_good_chooses_the_best_grid_of_each_method():
         "exl3": (None, None),
         "quip": (None, "trellis"),
         "quarot": ("mse", "signed"),
+        "spinquant": ("mse", "signed"),
     }
     assert read(method="quip").options["ldlq"]["grid"] == "uniform"
 

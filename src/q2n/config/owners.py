@@ -10,6 +10,7 @@ from q2n.method import Method, Wrapper
 from q2n.methods import METHODS
 from q2n.refit.block import BlockRefit
 from q2n.refit.model import ModelRefit
+from q2n.refit.rotation import RotationLearning
 from q2n.transforms.model_changes import ModelChanges
 from q2n.wrappers.correction import InputErrorCorrection
 from q2n.wrappers.incoherence import Incoherence
@@ -68,21 +69,25 @@ class Plan:
     """What a format must hold."""
     block_refit: BlockRefit | None
     model_refit: ModelRefit | None
+    rotation_learning: RotationLearning | None
+    """Before the first block."""
     title: str
     """All of it in one line, for a model card."""
 
     @property
     def reads_text(self) -> bool:
         """Whether calibration text is needed."""
-        refits = self.block_refit is not None or self.model_refit is not None
-        return bool(self.method.required_statistics) or refits
+        learns = self.model_refit is not None or self.rotation_learning is not None
+        return self.streams > 0 or learns
 
     @property
     def streams(self) -> int:
         """Models that run side by side through each block: 2 where the full-precision one runs
-        beside the quantized prefix, 0 without calibration text."""
-        two = RequiredStatistics.CROSS in self.method.required_statistics
-        return (2 if two or self.block_refit is not None else 1) if self.reads_text else 0
+        beside the quantized prefix, 0 where no text does."""
+        required = self.method.required_statistics
+        if RequiredStatistics.CROSS in required or self.block_refit is not None:
+            return 2
+        return 1 if required or self.model_refit is not None else 0
 
 
 def build_plan(settings: Settings) -> Plan:
@@ -101,5 +106,14 @@ def build_plan(settings: Settings) -> Plan:
         storage=storage(method, changes),
         block_refit=BlockRefit(steps=steps) if refit in ("block", "both") else None,
         model_refit=ModelRefit(steps=steps) if refit in ("model", "both") else None,
+        rotation_learning=_rotation_learning(changes),
         title=", ".join(part for part in parts if part),
+    )
+
+
+def _rotation_learning(changes: ModelChanges) -> RotationLearning | None:
+    if changes.rotate != "learned":
+        return None
+    return RotationLearning(
+        steps=changes.rotate_steps, loss=changes.rotate_loss, weights=changes.learned_weights
     )

@@ -29,12 +29,22 @@ METHOD_PRESETS: dict[str, dict[str, Any]] = {
         "rotate": "hadamard",
         "activation_bits": 4,
     },
+    "spinquant": {
+        "method": "gptq",
+        "grid": "signed",
+        "symmetric": True,
+        "clip": "mse",
+        "act_order": False,
+        "rotate": "learned",
+        "activation_bits": 4,
+    },
 }
 """`--method NAME` of a published method that is another one with these settings."""
 
 PRESET_SUMMARIES = {
     "quip": "As published: LDLQ in a random basis. Far better: ldlq with --incoherence.",
     "quarot": "GPTQ on a signed grid after Hadamard rotations, activations in 4 bits.",
+    "spinquant": "GPTQ on a signed grid after learned rotations, activations in 4 bits.",
 }
 
 _CLOSED_FORMS: dict[str, Any] = {"correct": True, "output_scales": "full_precision"}
@@ -54,6 +64,7 @@ _GOOD: dict[str, dict[str, Any]] = {
     "owq": {**_CLOSED_FORMS, "clip": "scale_zero"},
     "exl3": _CLOSED_FORMS,
     "quarot": _CLOSED_FORMS,
+    "spinquant": _CLOSED_FORMS,
 }
 QUALITIES: dict[str, dict[str, dict[str, Any]]] = {
     "good": _GOOD,

@@ -79,6 +79,11 @@ class Ranks(ABC):
                 f"other through the windows of all, and there are {self.size}; use --refit model, "
                 "or start one rank"
             )
+        if self.are_several and settings.get("rotate") == "learned":
+            raise InputError(
+                f"--rotate learned takes one rank, for its steps follow each other, and there are "
+                f"{self.size}; use --rotate hadamard, or start one rank"
+            )
 
 
 @dataclass(frozen=True)

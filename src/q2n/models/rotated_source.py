@@ -60,7 +60,10 @@ def changed_source(
     rounded = _quantized_linears(model, layout, layers)
     if changes.rotate == "none":
         return RuntimeSource(source, _runtime_parts(layout, changes, rounded, None))
-    rotation = DecoderRotation.build(sizes, changes.rotate, seed)
+    learned = changes.rotate == "learned"
+    rotation = DecoderRotation.build(
+        sizes, "hadamard" if learned else changes.rotate, seed, mixes_heads=not learned
+    )
     return RotatedSource(
         source, _runtime_parts(layout, changes, rounded, rotation), layout, rotation
     )
@@ -75,8 +78,9 @@ def _runtime_parts(
     rotated = {}
     if rotation is not None:
         rotated = {
-            layout.everywhere(OUTPUT): rotation.mixing,
-            layout.everywhere(DOWN): rotation.gated,
+            layout.everywhere(name): matrix
+            for name, matrix in ((OUTPUT, rotation.mixing), (DOWN, rotation.gated))
+            if not matrix.is_identity
         }
     return RuntimeParts(
         rotated=rotated,
