@@ -77,3 +77,84 @@ class Measurement:
 def _states(model: PreTrainedModel, tokens: torch.Tensor) -> list[torch.Tensor]:
     found = states_of(model.base_model, tokens, set(range(len(tokens))))
     return [found[index] for index in range(len(tokens))]
+
+
+@torch.no_grad()
+def _apart(
+    states: torch.Tensor, head: torch.nn.Module, teacher: torch.Tensor, own: torch.nn.Module
+) -> float:
+    """Mean KL over the tokens of a window; each model has its own head."""
+    log_s, log_p = head(states).log_softmax(1), own(teacher).log_softmax(1)
+    return float(((log_p - log_s) * log_p.exp()).sum(1).mean())
+
+
+def learned(measurement: Measurement, seed: int, steps: int, loss: str, bits: int) -> TurnedSource:
+    """The model under a rotation that is learned on windows of the calibration text."""
+    changes = ModelChanges(
+        rotate="learned",
+        activation_bits=4,
+        rotate_steps=steps,
+        rotate_loss=loss,  # type: ignore[arg-type]
+        rotate_weight_bits=bits,  # type: ignore[arg-type]
+    )
+    source = changed_source(measurement.source, changes, seed)
+    assert isinstance(source, RotatedSource) and source.runtime is not None
+    windows = measurement.texts.calibration("wikitext2", count=steps, length=LENGTH, seed=seed)
+    learning = RotationLearning(
+        steps=steps, loss=changes.rotate_loss, weights=changes.learned_weights
+    )
+    start = time.perf_counter()
+    turn, losses = learning(
+        assemble(source),
+        source.layout,
+        source.runtime,
+        windows.tokens,
+        seed=seed,
+        progress=lambda: None,
+    )
+    print(f"seed {seed}: {time.perf_counter() - start:.0f} s, losses", end=" ")
+    print(*(f"{x:.3f}" for x in losses), flush=True)
+    return TurnedSource(source, turn)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--data", required=True, help="folder of the texts")
+    parser.add_argument("--windows", type=int, default=16, help="of calibration, 512 tokens each")
+    parser.add_argument("--evaluated", type=int, default=16, help="windows of each text")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--loss", default="cross_entropy")
+    parser.add_argument("--weight-bits", type=int, default=16, help="while the rotation is learned")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--methods", nargs="*", default=list(METHODS))
+    given = parser.parse_args()
+    measurement = Measurement(given.model, given.data, given.windows, given.evaluated)
+    for seed in given.seeds:
+        hadamard = ModelChanges(rotate="hadamard", activation_bits=4)
+        sources = {
+            "hadamard": changed_source(measurement.source, hadamard, seed),
+            "learned": learned(measurement, seed, given.steps, given.loss, given.weight_bits),
+        }
+        for name in given.methods:
+            found = {}
+            for rotation, source in sources.items():
+                model = measurement.quantized(source, METHODS[name], seed)
+                found[rotation] = measurement.divergences(model)
+            for text in TEXTS:
+                show(seed, name, text, *(torch.tensor(x[text]) for x in found.values()))
+
+
+def show(seed: int, method: str, text: str, one: torch.Tensor, other: torch.Tensor) -> None:
+    """Means over windows, and the paired difference with its standard error."""
+    change = other - one
+    error = float(change.std()) / len(change) ** 0.5
+    print(
+        f"seed {seed} {method} {text}: hadamard {float(one.mean()):.4f}, learned "
+        f"{float(other.mean()):.4f}, {float(change.mean()):+.4f} +- {error:.4f}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from rotatable import MODELS, model_of, tokens
+from tiny import tiny_model
 
 from q2n.data.corpora import load_corpus
 from q2n.data.tokenizer import load_tokenizer
