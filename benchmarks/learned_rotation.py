@@ -7,7 +7,9 @@ and the losses of the steps.
     python benchmarks/learned_rotation.py smollm2-135m --data DIR --windows 16 --steps 50
 """
 
+import argparse
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -19,11 +21,15 @@ from q2n.methods.gptq import GPTQ
 from q2n.methods.rtn import RTN
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.model_source import ModelSource, assemble
+from q2n.models.rotated_source import RotatedSource, changed_source
 from q2n.models.source import open_source
+from q2n.models.turned_source import TurnedSource
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.sequential import SequentialLoop
 from q2n.pipeline.store import RunStore
 from q2n.refit.predictions import states_of
+from q2n.refit.rotation import RotationLearning
+from q2n.transforms.model_changes import ModelChanges
 from q2n.transforms.runtime import attach_quantizers
 
 LENGTH = 512
