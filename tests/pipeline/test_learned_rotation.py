@@ -29,6 +29,7 @@ def run(tmp_path):
             "bits": 8,
             "format": "native",
             "activation_bits": 8,
+            "activation_clip_ratio": 1.0,
             "rotate_steps": 3,
             "corpus": str(tmp_path / "text.txt"),
             "windows": 4,

@@ -43,4 +43,4 @@ def retracted(q: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
     positive diagonal of R, in float64, rounded once."""
     orthogonal, triangle = torch.linalg.qr(q.double())
     signs = triangle.diagonal(dim1=-2, dim2=-1).sign()
-    return (orthogonal * signs[..., None, :]).to(q.dtype)
+    return (orthogonal * signs[..., None, :]).to(q.dtype).contiguous()

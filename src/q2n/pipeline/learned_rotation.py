@@ -45,6 +45,6 @@ def learned(
                 seed=seed,
                 progress=bar.advance,
             )
-        store.turn.write(0, {"losses": losses}, save({"stream": turn.stream, "heads": turn.heads}))
+        store.turn.write(0, {"losses": losses}, save(vars(turn)))
     tensors = load(store.turn.tensors(0, store.turn.read(0)))
-    return opened.with_source(TurnedSource(source, Turn(tensors["stream"], tensors["heads"])))
+    return opened.with_source(TurnedSource(source, Turn(**tensors)))
