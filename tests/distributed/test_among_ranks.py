@@ -89,6 +89,7 @@ def test_any_number_of_ranks_goes_on(place, tmp_path):
     [
         ({"windows": 1}, "2 ranks and 1 calibration windows"),
         ({"refit": "block"}, "--refit block takes one rank"),
+        ({"method": "spinquant", "format": "native"}, "--rotate learned takes one rank"),
     ],
 )
 def test_what_ranks_cannot_do_is_refused(place, tmp_path, quantize, settings, says):

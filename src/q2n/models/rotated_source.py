@@ -60,9 +60,11 @@ def changed_source(
     rounded = _quantized_linears(model, layout, layers)
     if changes.rotate == "none":
         return RuntimeSource(source, _runtime_parts(layout, changes, rounded, None))
-    learned = changes.rotate == "learned"
     rotation = DecoderRotation.build(
-        sizes, "hadamard" if learned else changes.rotate, seed, mixes_heads=not learned
+        sizes,
+        "random" if changes.rotate == "random" else "hadamard",
+        seed,
+        mixes_heads=changes.rotate != "learned",
     )
     return RotatedSource(
         source, _runtime_parts(layout, changes, rounded, rotation), layout, rotation

@@ -30,6 +30,8 @@ from q2n.planning.shapes import BlockShape, ModelShapes, Number, SiteShape
 
 FLOAT = 4
 """Bytes of a number in float32, in which statistics and methods compute."""
+DOUBLE = 8
+"""The same in float64, as a learned rotation is stored."""
 SQUARES = 6
 """Matrices [m, m] that a method works with: Gram matrix, factor, eigenvectors, work space."""
 LAYERS = 6
@@ -150,6 +152,8 @@ class MemoryOfStages:
         if self.run.model_refit:
             finished *= 2
         inputs = self.run.streams * self._input_bytes(self.run.tokens)
+        if self.run.rotation_steps:
+            finished += DOUBLE * self.shapes.hidden**2
         spilled = max(0.0, inputs - self.run.options.bytes_in_memory)
         return finished + max(spilled, self.checkpoint())
 
