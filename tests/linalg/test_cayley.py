@@ -73,4 +73,5 @@ def test_retraction_is_orthogonal_and_near():
     assert found.dtype == torch.float32
     assert (found.double() @ found.double().mT - torch.eye(24)).abs().max() < 1e-6
     assert (found - bent).abs().max() < 2e-3
-    torch.testing.assert_close(retracted(q), q, rtol=0, atol=1e-14)
+    for same in (q, -q):  # whatever signs a QR decomposition prefers
+        torch.testing.assert_close(retracted(same), same, rtol=0, atol=1e-14)
