@@ -94,7 +94,9 @@ def _apart(
     return float(((log_p - log_s) * log_p.exp()).sum(1).mean())
 
 
-def learned(measurement: Measurement, seed: int, steps: int, loss: str, bits: int) -> TurnedSource:
+def learned(
+    measurement: Measurement, seed: int, steps: int, rate: float, loss: str, bits: int
+) -> TurnedSource:
     """The model under a rotation that is learned on windows of the calibration text."""
     changes = ModelChanges(
         rotate="learned",
@@ -107,7 +109,7 @@ def learned(measurement: Measurement, seed: int, steps: int, loss: str, bits: in
     assert isinstance(source, RotatedSource) and source.runtime is not None
     windows = measurement.texts.calibration("wikitext2", count=steps, length=LENGTH, seed=seed)
     learning = RotationLearning(
-        steps=steps, loss=changes.rotate_loss, weights=changes.learned_weights
+        steps=steps, rate=rate, loss=changes.rotate_loss, weights=changes.learned_weights
     )
     start = time.perf_counter()
     turn, losses = learning(
@@ -130,6 +132,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=16, help="of calibration, 512 tokens each")
     parser.add_argument("--evaluated", type=int, default=16, help="windows of each text")
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--rate", type=float, default=1.5)
     parser.add_argument("--loss", default="cross_entropy")
     parser.add_argument("--weight-bits", type=int, default=16, help="while the rotation is learned")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
@@ -140,7 +143,9 @@ def main() -> None:
         hadamard = ModelChanges(rotate="hadamard", activation_bits=4)
         sources = {
             "hadamard": changed_source(measurement.source, hadamard, seed),
-            "learned": learned(measurement, seed, given.steps, given.loss, given.weight_bits),
+            "learned": learned(
+                measurement, seed, given.steps, given.rate, given.loss, given.weight_bits
+            ),
         }
         for name in given.methods:
             found = {}

@@ -66,11 +66,18 @@ def test_spinquant_is_quarot_with_a_learned_rotation():
     assert plan.method == quarot.method
     assert plan.changes == ModelChanges(rotate="learned", activation_bits=4)
     assert quarot.rotation_learning is None
-    learning = RotationLearning(steps=100, loss="cross_entropy", weights=None)
+    learning = RotationLearning(steps=100, rate=1.5, loss="cross_entropy", weights=None)
     assert plan.rotation_learning == learning
-    own = {"rotate_steps": 7, "rotate_loss": "divergence", "rotate_weight_bits": 4}
+    own = {
+        "rotate_steps": 7,
+        "rotate_rate": 0.5,
+        "rotate_loss": "divergence",
+        "rotate_weight_bits": 4,
+    }
     changed = built(method="spinquant", **own).rotation_learning
-    assert changed == RotationLearning(steps=7, loss="divergence", weights=TokenGrid(bits=4))
+    assert changed == RotationLearning(
+        steps=7, rate=0.5, loss="divergence", weights=TokenGrid(bits=4)
+    )
 
 
 def test_a_learned_rotation_reads_text():

@@ -115,5 +115,8 @@ def _rotation_learning(changes: ModelChanges) -> RotationLearning | None:
     if changes.rotate != "learned":
         return None
     return RotationLearning(
-        steps=changes.rotate_steps, loss=changes.rotate_loss, weights=changes.learned_weights
+        steps=changes.rotate_steps,
+        rate=changes.rotate_rate,
+        loss=changes.rotate_loss,
+        weights=changes.learned_weights,
     )

@@ -8,7 +8,7 @@ are frozen. In each step
     weights are turned and, if asked for, rounded to the nearest;
     inputs of linears and the cache are rounded as the run rounds them;
     gradients pass all rounding unchanged (straight through);
-    Q and N take a step of Cayley SGD (linalg/cayley.py), rate 1.5 falling to 0 along a cosine.
+    Q and N take a step of Cayley SGD (linalg/cayley.py), whose rate falls to 0 along a cosine.
 
 The loss is the cross entropy of the token that comes (published) or the KL divergence from the
 full-precision model. With GPTQ in the second step the rotation is better learned with activations
@@ -40,7 +40,6 @@ from q2n.refit.tuner import in_fast_dtype, shuffled
 from q2n.transforms.runtime import RuntimeParts, attach_quantizers
 from q2n.transforms.turn import Turn
 
-RATE: Final = 1.5
 RETRACTED_AFTER: Final = 101
 """Steps. The released code draws one step in 101 at random."""
 
@@ -51,6 +50,8 @@ class RotationLearning:
 
     steps: int
     """Of a calibration window each."""
+    rate: float
+    """Length of the first step, at most."""
     loss: Literal["cross_entropy", "divergence"]
     weights: TokenGrid | None
     """How the rows of weights are rounded meanwhile; None: not at all."""
@@ -110,7 +111,7 @@ class RotationLearning:
 
     @torch.no_grad()
     def _stepped(self, found: list[Tensor], slopes: tuple[Tensor, ...], step: int) -> list[Tensor]:
-        rate = RATE * (1 + math.cos(math.pi * step / self.steps)) / 2
+        rate = self.rate * (1 + math.cos(math.pi * step / self.steps)) / 2
         new = [cayley_step(x.detach(), g, rate) for x, g in zip(found, slopes, strict=True)]
         return [retracted(x) for x in new] if (step + 1) % RETRACTED_AFTER == 0 else new
 

@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from q2n.errors import InputError
 from q2n.grids.per_token import TokenGrid
-from q2n.option_types import Count, GroupSize, ShareAboveZero, check_fields
+from q2n.option_types import Count, GroupSize, Positive, ShareAboveZero, check_fields
 
 TokenBits = Literal[2, 3, 4, 5, 6, 7, 8, 16]
 OFF: Final = 16
@@ -27,6 +27,8 @@ class ModelChanges:
     on the loss of the rounded model (SpinQuant)."""
     rotate_steps: Count = 100
     """Gradient steps of a learned rotation, a calibration window each."""
+    rotate_rate: Positive = 1.5
+    """Length of the first step of a learned rotation, at most; it falls to 0 along a cosine."""
     rotate_loss: Literal["cross_entropy", "divergence"] = "cross_entropy"
     """What a learned rotation lowers: cross_entropy of the token that comes, or the KL divergence
     from the full-precision model."""
