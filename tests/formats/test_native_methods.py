@@ -28,6 +28,7 @@ OPTIONS = {
     "leanquant": {"bits": 3},
     "owq": {"bits": 3, "target_rank": 2},
     "quarot": {"kv_bits": 4},
+    "spinquant": {"kv_bits": 4, "rotate_steps": 2},
     "exl3": {"bits": 5, "only": ["*down_proj"]},
 }
 
