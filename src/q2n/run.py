@@ -2,7 +2,8 @@
 
 Run(...)           everything that can be refused is looked at: options against every shape,
                    the texts, the output, other ranks against the first
-quantize_blocks    the blocks are quantized and stored one by one
+quantize_blocks    the rotation is learned, if it is to be; the blocks are quantized and stored one
+                   by one
 write              the checkpoint is written, measured and described in a folder that gets its
                    name when all of it is there
 """
@@ -38,6 +39,7 @@ from q2n.models.auto_classes import loaded_as
 from q2n.models.opened import OpenedModel
 from q2n.pipeline.facts import RunStart
 from q2n.pipeline.finished import check_finished
+from q2n.pipeline.learned_rotation import learned
 from q2n.pipeline.rewrite_block import RewriteBlock
 from q2n.pipeline.sequential import SequentialLoop
 from q2n.pipeline.store import RunStore
@@ -169,25 +171,24 @@ class Run:
         config = self.config
         for note in self.notes:
             self.reporter.note(note)
-        loop = SequentialLoop(
-            self.opened.blocks,
-            self.plan.method,
-            self.store,
-            loop_options(self.config),
-            scale_dtype=self.format.codec.scale_dtype(self.opened.source.dtype),
-            refit=self.plan.block_refit,
-            rewrite=self._rewrite,
-            reporter=self.reporter,
-            ranks=self.ranks,
-        )
         if not self.ranks.is_first:
-            loop.run(self.windows, tell(self.ranks, None))
+            self._loop().run(self.windows, tell(self.ranks, None))
             return
         try:
             finished = self.store.start(self.fingerprint, self.labels, resume=self.resume)
             for stored in (self.store, refitted(self.store)):
                 check_finished(stored, self.opened.blocks)
-            loop.run(self.windows, tell(self.ranks, finished))
+            if self.plan.rotation_learning is not None:
+                assert self.windows is not None
+                self.opened = learned(
+                    self.store,
+                    self.plan.rotation_learning,
+                    self.opened,
+                    self.windows,
+                    seed=config.seed,
+                    reporter=self.reporter,
+                )
+            self._loop().run(self.windows, tell(self.ranks, finished))
             if self.plan.model_refit is not None:
                 assert self.windows is not None
                 refit_stored(
@@ -198,10 +199,23 @@ class Run:
                     seed=config.seed,
                     reporter=self.reporter,
                 )
-        except BaseException:  # Ctrl-C too: without a finished block there is nothing to go on with
-            if self.store.is_begun and not self.store.finished():
+        except BaseException:  # Ctrl-C too: without work there is nothing to go on with
+            if self.store.is_begun and not self.store.holds_work:
                 self.store.remove()
             raise
+
+    def _loop(self) -> SequentialLoop:
+        return SequentialLoop(
+            self.opened.blocks,
+            self.plan.method,
+            self.store,
+            loop_options(self.config),
+            scale_dtype=self.format.codec.scale_dtype(self.opened.source.dtype),
+            refit=self.plan.block_refit,
+            rewrite=self._rewrite,
+            reporter=self.reporter,
+            ranks=self.ranks,
+        )
 
     @property
     def _rewrite(self) -> RewriteBlock | None:

@@ -118,13 +118,16 @@ def test_an_output_folder_that_exists(quantize, one_line, tmp_path):
     assert (tmp_path / "out" / "mine.txt").read_text() == "precious"
 
 
-@pytest.mark.parametrize("method", ["quip", "pbllm", "leanquant", "owq", "quarot", "ldlq"])
+ROTATED = ("quarot", "spinquant")
+
+
+@pytest.mark.parametrize("method", ["quip", "pbllm", "leanquant", "owq", *ROTATED, "ldlq"])
 def test_default_format_lists_formats_that_hold_the_method(quantize, one_line, method):
     code, out = quantize("--method", method)
     line = one_line()
     assert code == 2 and f"compressed-tensors cannot hold what {method} stores" in line
     formats = ", ".join(table().methods[method].formats)
-    assert formats == ("native" if method == "quarot" else "native, dequantized")
+    assert formats == ("native" if method in ROTATED else "native, dequantized")
     assert line.rstrip().endswith(f"formats that can: {formats}")
     assert not out.exists() and not out.with_name("out.partial").exists()
 

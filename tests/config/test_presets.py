@@ -14,6 +14,7 @@ from q2n.config.reading import read_settings
 from q2n.config.settings import Settings
 from q2n.errors import InputError
 from q2n.grids.granularity import PerGroup
+from q2n.grids.per_token import TokenGrid
 from q2n.grids.uniform import UniformGrid
 from q2n.methods import METHODS
 from q2n.methods.gptq import GPTQ
@@ -21,6 +22,7 @@ from q2n.methods.ldlq import LDLQ
 from q2n.methods.owq import OWQ
 from q2n.methods.rtn import RTN
 from q2n.refit.model import ModelRefit
+from q2n.refit.rotation import RotationLearning
 from q2n.rewrites.awq import AWQ
 from q2n.transforms.model_changes import ModelChanges
 from q2n.wrappers.correction import InputErrorCorrection
@@ -103,6 +105,30 @@ def test_omniquant_rounds_in_learned_ranges():
     assert built(method="gptq").alone_for is None
 
 
+def test_spinquant_is_quarot_with_a_learned_rotation():
+    plan, quarot = built(method="spinquant", bits=4), built(method="quarot", bits=4)
+    assert plan.method == quarot.method
+    assert plan.changes == ModelChanges(rotate="learned", activation_bits=4)
+    assert quarot.rotation_learning is None
+    learning = RotationLearning(steps=100, rate=1.5, loss="cross_entropy", weights=None)
+    assert plan.rotation_learning == learning
+    own = {
+        "rotate_steps": 7,
+        "rotate_rate": 0.5,
+        "rotate_loss": "divergence",
+        "rotate_weight_bits": 4,
+    }
+    changed = built(method="spinquant", **own).rotation_learning
+    assert changed == RotationLearning(
+        steps=7, rate=0.5, loss="divergence", weights=TokenGrid(bits=4)
+    )
+
+
+def test_a_learned_rotation_reads_text():
+    plan = built(method="rtn", rotate="learned", activation_bits=8)
+    assert plan.reads_text and plan.streams == 0  # no text runs through the blocks
+
+
 @pytest.mark.parametrize("quality", QUALITY_NAMES)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_is_its_settings_written_out(name, quality):
@@ -153,6 +179,7 @@ def test_good_chooses_the_best_grid_of_each_method():
         "quarot": ("mse", "signed"),
         "awq": ("scale_zero", "uniform"),
         "omniquant": ("learned", "uniform"),
+        "spinquant": ("mse", "signed"),
     }
     assert read(method="quip").options["ldlq"]["grid"] == "uniform"
 

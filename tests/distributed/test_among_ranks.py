@@ -92,6 +92,7 @@ def test_any_number_of_ranks_goes_on(place, tmp_path):
         ({"rewrite": "awq"}, "--rewrite awq takes one rank"),
         ({"clip": "learned"}, "--clip learned takes one rank"),
         ({"method": "ptq161", "group_size": None}, "--method ptq161 takes one rank"),
+        ({"method": "spinquant", "format": "native"}, "--rotate learned takes one rank"),
     ],
 )
 def test_what_ranks_cannot_do_is_refused(place, tmp_path, quantize, settings, says):

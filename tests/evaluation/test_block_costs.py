@@ -207,6 +207,18 @@ def test_a_changed_norm_outside_the_blocks_is_said():
 
 
 @pytest.mark.slow
+def test_a_learned_rotation_is_refused(tmp_path):
+    from tiny import save_tiny, tiny_text
+
+    save_tiny(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(tiny_text())
+    own = {"method": "spinquant", "bits": 4, "format": "native", "rotate_steps": 1}
+    done = quantize(tmp_path, "out", output_scales=False, **own)
+    with pytest.raises(InputError, match="rotation of this checkpoint was learned"):
+        q2n.inspect_fidelity(done.directory, ppl=tmp_path / "text.txt", length=16, windows=5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [{}, {"method": "quarot", "bits": 4, "format": "native"}, {"method": "quip", "bits": 2}],

@@ -28,6 +28,7 @@ OPTIONS = {
     "leanquant": {"bits": 3},
     "owq": {"bits": 3, "target_rank": 2},
     "quarot": {"kv_bits": 4},
+    "spinquant": {"kv_bits": 4, "rotate_steps": 2},
     "exl3": {"bits": 5, "only": ["*down_proj"]},
     "omniquant": {"bits": 3, "clip_epochs": 1},
     "ptq161": {"fit_epochs": 1},

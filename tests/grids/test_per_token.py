@@ -20,6 +20,14 @@ def test_it_rounds_each_token_by_itself(symmetric, bits, group_size, clip):
     np.testing.assert_allclose(grid.quantize(x), expected, rtol=0, atol=1e-5)
 
 
+def test_a_gradient_passes_rounding_unchanged():
+    x = torch.randn(3, 16, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    slope = torch.arange(48.0).view(3, 16)
+    for grid in (TokenGrid(bits=2, clip=0.5), TokenGrid(symmetric=False, group_size=4)):
+        (found,) = torch.autograd.grad(grid.quantize(x), x, slope)
+        assert torch.equal(found, slope)
+
+
 def test_the_number_of_levels_and_the_dtype():
     x = torch.randn(4, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
     rounded = TokenGrid(bits=3).quantize(x)

@@ -110,5 +110,6 @@ CASES: dict[str, dict[str, Any]] = {
     "quarot unrotated": {**NATIVE, "method": "quarot", "rotate": "none"},
     "quarot paper": {**NATIVE, "method": "quarot", "nullspace": "paper"},
     "quarot good": {**NATIVE, "method": "quarot", "quality": "good"},
+    "spinquant": {**NATIVE, "method": "spinquant", "rotate_steps": 4},
     "quarot best": {**NATIVE, "method": "quarot", "quality": "best", "refit_steps": 6},
 }

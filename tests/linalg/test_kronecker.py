@@ -120,6 +120,13 @@ def test_a_matrix_survives_json(name):
     assert torch.equal(matrix.undo(x), again.undo(x))
 
 
+def test_an_identity_is_known_by_its_parts():
+    same = KroneckerMatrix((Factor.identity(3), Factor.identity(4)))
+    assert same.is_identity
+    assert not KroneckerMatrix(same.factors, signs=torch.ones(12)).is_identity
+    assert not KroneckerMatrix((Factor.identity(3), Factor.hadamard(4))).is_identity
+
+
 def test_a_ready_matrix_gives_the_same():
     matrix = CASES["everything"]
     x = normal(3, 60).bfloat16()

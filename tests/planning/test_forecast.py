@@ -107,6 +107,24 @@ def test_a_limit_of_inputs_is_kept():
     assert shapes.load.options == LoopOptions(seed=0)
 
 
+def test_a_learned_rotation_is_counted():
+    own = {"method": "rtn", "bits": 4, "activation_bits": 8, "format": "native"}
+    without, few, many = (
+        described(**own, **more).forecast(RATES)
+        for more in (
+            {"rotate": "hadamard"},
+            {"rotate": "learned", "rotate_steps": 10},
+            {"rotate": "learned", "rotate_steps": 30},
+        )
+    )
+    assert without.stage("rotate").seconds == without.stage("rotate").host_bytes == 0
+    assert many.stage("rotate").seconds == pytest.approx(3 * few.stage("rotate").seconds)
+    # the model and its weights once more
+    assert few.stage("rotate").host_bytes > 1e8 + 2 * described(**own).shapes.bytes - 128 * 64 * 8
+    assert few.stage("measure") == without.stage("measure")  # no text runs through the blocks
+    assert few.disk_bytes == without.disk_bytes + 8 * 64**2
+
+
 def test_ranks_share_windows_and_layers():
     one, four = (described(on_device=True, ranks=n, windows=64).forecast(RATES) for n in (1, 4))
     assert four.stage("measure").device_bytes < one.stage("measure").device_bytes

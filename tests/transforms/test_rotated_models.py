@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from tiny import VOCABULARY, tiny_model
+from rotatable import MODELS, model_of, tokens
+from tiny import tiny_model
 
 from q2n.data.corpora import load_corpus
 from q2n.data.tokenizer import load_tokenizer
@@ -20,51 +21,25 @@ from q2n.transforms.runtime import RuntimeParts, attach, attach_quantizers
 pytestmark = pytest.mark.slow
 
 
-MODELS = {
-    "llama": ("llama", {}),
-    "tied": ("llama", {"tie_word_embeddings": True}),
-    "9 heads": (  # no Hadamard matrix of the heads, and 18 channels have an odd part of 9
-        "llama",
-        {"hidden_size": 90, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 10},
-    ),
-    "biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
-    "qwen2": ("qwen2", {}),
-    "qwen3": ("qwen3", {}),
-}
 CACHE = {"kv_bits": 4, "kv_clip_ratio": 1.0}
-
-
-def _model(name="llama"):
-    """A model whose norm weights and biases are not those of the initialisation."""
-    architecture, options = MODELS[name]
-    model = tiny_model(architecture, **options)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
-            parameter.data.add_(0.5 * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
-def _tokens(length=40):
-    return torch.randint(VOCABULARY, (2, length), generator=torch.Generator().manual_seed(2))
 
 
 @pytest.mark.parametrize("rotation", ["hadamard", "random"])
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_the_rotated_model_gives_the_same_logits(name, rotation, monkeypatch):
-    model = _model(name)
+    model = model_of(name)
     source = changed_source(open_source(model), ModelChanges(rotate=rotation, **CACHE), 3)
-    expected = model(_tokens()).logits
+    expected = model(tokens()).logits
     rotated = assemble(source)
     assert rotated.get_input_embeddings().weight is not rotated.get_output_embeddings().weight
     # logits are about 4; float32 rounding through three blocks
-    torch.testing.assert_close(rotated(_tokens()).logits, expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(rotated(tokens()).logits, expected, rtol=0, atol=2e-5)
     # with R3, but nothing rounded
     monkeypatch.setattr(TokenGrid, "quantize", lambda self, x: x)
     attach_quantizers(rotated, source.runtime)
-    torch.testing.assert_close(rotated(_tokens()).logits, expected, rtol=0, atol=2e-5)
-    torch.testing.assert_close(model(_tokens()).logits, expected, rtol=0, atol=0)  # untouched
+    torch.testing.assert_close(rotated(tokens()).logits, expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(model(tokens()).logits, expected, rtol=0, atol=0)  # untouched
 
 
 @torch.no_grad()
@@ -84,7 +59,7 @@ def test_real_weights_on_real_text(smollm2_head):
 
 @torch.no_grad()
 def test_norm_weights_become_one_and_stream_is_mixed():
-    model = _model("tied")
+    model = model_of("tied")
     with torch.no_grad():
         model.get_input_embeddings().weight[:, 5] *= 100  # an outlying channel
     source = changed_source(open_source(model), ModelChanges(rotate="hadamard"), 0)
@@ -102,7 +77,7 @@ def test_norm_weights_become_one_and_stream_is_mixed():
 @torch.no_grad()
 def test_runtime_parts_survive_json():
     source = changed_source(
-        open_source(_model("9 heads")),
+        open_source(model_of("9 heads")),
         ModelChanges(rotate="hadamard", activation_bits=4, **CACHE),
         0,
     )
@@ -110,19 +85,19 @@ def test_runtime_parts_survive_json():
     attach_quantizers(one, source.runtime)
     parts = RuntimeParts.from_json(json.loads(json.dumps(source.runtime.to_json())))
     attach_quantizers(other, parts)
-    logits = one(_tokens()).logits
-    assert torch.equal(other(_tokens()).logits, logits)
+    logits = one(tokens()).logits
+    assert torch.equal(other(tokens()).logits, logits)
     plain = assemble(source)
     for module in plain.modules():
         module._forward_pre_hooks.clear()
     attach(plain, parts)
-    assert torch.equal(plain(_tokens()).logits, logits)
+    assert torch.equal(plain(tokens()).logits, logits)
 
 
 @torch.no_grad()
 def test_only_linears_of_blocks_read_rounded_inputs():
     parts = ModelChanges(activation_bits=3, activation_clip_ratio=1.0)
-    source = changed_source(open_source(_model()), parts, 0)
+    source = changed_source(open_source(model_of()), parts, 0)
     model = assemble(source)
     attach_quantizers(model, source.runtime)
     levels = {}
@@ -131,7 +106,7 @@ def test_only_linears_of_blocks_read_rounded_inputs():
             module.register_forward_pre_hook(
                 lambda _, args, name=name: levels.update({name: len(args[0][0, 0].unique())})
             )
-    model(_tokens())
+    model(tokens())
     assert len(levels) == 3 * 7 + 1
     assert levels.pop("lm_head") > 8
     assert all(count <= 8 for count in levels.values())
@@ -139,15 +114,15 @@ def test_only_linears_of_blocks_read_rounded_inputs():
 
 @torch.no_grad()
 def test_cache_rounding_is_equal_at_once_or_stepwise():
-    source = changed_source(open_source(_model()), ModelChanges(rotate="hadamard", **CACHE), 0)
+    source = changed_source(open_source(model_of()), ModelChanges(rotate="hadamard", **CACHE), 0)
     model = assemble(source)
-    exact = model(_tokens()).logits
+    exact = model(tokens()).logits
     attach_quantizers(model, source.runtime)
-    rounded = model(_tokens()).logits
+    rounded = model(tokens()).logits
     assert (rounded - exact).abs().max() > 0.01
-    tokens, past, stepwise = _tokens(), None, []
-    for position in range(tokens.shape[1]):
-        output = model(tokens[:, position : position + 1], past_key_values=past, use_cache=True)
+    text, past, stepwise = tokens(), None, []
+    for position in range(text.shape[1]):
+        output = model(text[:, position : position + 1], past_key_values=past, use_cache=True)
         past = output.past_key_values
         stepwise.append(output.logits)
     # another order of summation now and then moves a key across a rounding border

@@ -31,7 +31,7 @@ def add_preprocess(commands: Any) -> None:
     parser.add_argument("--steps", type=int, help="Windows to see, one a step; default: 1000.")
     parser.add_argument("--accumulation", type=int, help="Steps of an update; default: 2.")
     parser.add_argument("--rank", type=int, help="Of each update; default: 64.")
-    parser.add_argument("--alpha", type=float, help="Weight of the updates, times rank; 16.")
+    parser.add_argument("--alpha", type=int, help="Weight of the updates, times rank; 16.")
     parser.add_argument("--dropout", type=float, help="Of the updates' inputs; default: 0.1.")
     parser.add_argument("--learning-rate", type=float, help="The largest one; default: 1e-4.")
     parser.add_argument(

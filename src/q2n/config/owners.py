@@ -17,9 +17,10 @@ from q2n.methods import METHODS
 from q2n.option_types import WideBits
 from q2n.refit.block import BlockRefit
 from q2n.refit.model import ModelRefit
+from q2n.refit.rotation import RotationLearning
 from q2n.rewrites import REWRITES
 from q2n.rewrites.rewrite import Rewrite
-from q2n.transforms.model_changes import OFF, ModelChanges
+from q2n.transforms.model_changes import ModelChanges
 from q2n.wrappers.correction import InputErrorCorrection
 from q2n.wrappers.incoherence import Incoherence
 from q2n.wrappers.nullspace import NullSpace
@@ -90,7 +91,8 @@ def search_grid(method: str, options: Mapping[str, Any]) -> UniformGrid:
 def storage(method: Method, changes: ModelChanges) -> StorageSpec:
     """What a format must hold: the method's layers and, maybe, parts that run beside them; rounded
     inputs, which more readers know, are no such part."""
-    return replace(method.storage, runtime=not replace(changes, activation_bits=OFF).none)
+    beside = changes.rotate != "none" or changes.cache is not None
+    return replace(method.storage, runtime=beside)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +111,10 @@ class Plan:
     """By which it searches, if it does."""
     block_refit: BlockRefit | None
     model_refit: ModelRefit | None
+    rotation_learning: RotationLearning | None
+    """Before the first block."""
     alone_for: str | None
-    """The flag of what several ranks cannot do together: gradient steps on a block, a rewrite."""
+    """The flag of what several ranks cannot do together: gradient steps, a rewrite."""
     title: str
     """All of it in one line, for a model card."""
 
@@ -122,16 +126,18 @@ class Plan:
     @property
     def reads_text(self) -> bool:
         """Whether calibration text is needed."""
-        parts = (self.rewrite, self.model_refit)
-        more = self.fits_blocks or any(x is not None for x in parts)
-        return bool(self.method.required_statistics) or more
+        learns = self.model_refit is not None or self.rotation_learning is not None
+        return self.streams > 0 or learns
 
     @property
     def streams(self) -> int:
         """Models that run side by side through each block: 2 where the full-precision one runs
-        beside the quantized prefix, 0 without calibration text."""
-        two = RequiredStatistics.CROSS in self.method.required_statistics
-        return (2 if two or self.fits_blocks else 1) if self.reads_text else 0
+        beside the quantized prefix, 0 where no text does."""
+        required = self.method.required_statistics
+        if RequiredStatistics.CROSS in required or self.fits_blocks:
+            return 2
+        once = self.rewrite is not None or self.model_refit is not None
+        return 1 if required or once else 0
 
 
 def build_plan(settings: Settings) -> Plan:
@@ -161,13 +167,16 @@ def build_plan(settings: Settings) -> Plan:
         rewrite=rewrite,
         grid=grid,
         block_refit=BlockRefit(steps=steps) if refit in ("block", "both") else None,
-        alone_for=_alone_for(settings, method),
+        alone_for=_alone_for(settings, method, changes),
         model_refit=ModelRefit(steps=steps) if refit in ("model", "both") else None,
+        rotation_learning=_rotation_learning(changes),
         title=", ".join(part for part in parts if part),
     )
 
 
-def _alone_for(settings: Settings, method: Method) -> str | None:
+def _alone_for(settings: Settings, method: Method, changes: ModelChanges) -> str | None:
+    if changes.rotate == "learned":
+        return "--rotate learned"
     if settings.run.rewrite != "off":
         return f"--rewrite {settings.run.rewrite}"
     if settings.run.refit in ("block", "both"):
@@ -175,3 +184,14 @@ def _alone_for(settings: Settings, method: Method) -> str | None:
     if method.range_fit is not None:
         return "--clip learned"
     return f"--method {settings.method}" if method.factor_fit is not None else None
+
+
+def _rotation_learning(changes: ModelChanges) -> RotationLearning | None:
+    if changes.rotate != "learned":
+        return None
+    return RotationLearning(
+        steps=changes.rotate_steps,
+        rate=changes.rotate_rate,
+        loss=changes.rotate_loss,
+        weights=changes.learned_weights,
+    )

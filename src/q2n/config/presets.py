@@ -31,6 +31,15 @@ METHOD_PRESETS: dict[str, dict[str, Any]] = {
     },
     "awq": {"method": "rtn", "rewrite": "awq", "rewrite_clip": True},
     "omniquant": {"method": "rtn", "clip": "learned"},
+    "spinquant": {
+        "method": "gptq",
+        "grid": "signed",
+        "symmetric": True,
+        "clip": "mse",
+        "act_order": False,
+        "rotate": "learned",
+        "activation_bits": 4,
+    },
 }
 """`--method NAME` of a published method that is another one with these settings."""
 
@@ -39,6 +48,7 @@ PRESET_SUMMARIES = {
     "quarot": "GPTQ on a signed grid after Hadamard rotations, activations in 4 bits.",
     "awq": "As published: round to nearest after scales and clipping; see --rewrite.",
     "omniquant": "Round to nearest in ranges learned on each block's output; needs text.",
+    "spinquant": "GPTQ on a signed grid after learned rotations, activations in 4 bits.",
 }
 
 _CLOSED_FORMS: dict[str, Any] = {"correct": True, "output_scales": "full_precision"}
@@ -61,6 +71,7 @@ _GOOD: dict[str, dict[str, Any]] = {
     "awq": {**_CLOSED_FORMS, "clip": "scale_zero", "rewrite_clip": False},
     "omniquant": _CLOSED_FORMS,
     "ptq161": _CLOSED_FORMS,
+    "spinquant": _CLOSED_FORMS,
 }
 QUALITIES: dict[str, dict[str, dict[str, Any]]] = {
     "good": _GOOD,

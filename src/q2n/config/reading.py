@@ -154,19 +154,23 @@ def _options_of(owner: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return own
 
 
-IDLE_WITHOUT: dict[str, tuple[str, Any, str]] = {
-    **dict.fromkeys(("kv_group_size", "kv_clip_ratio"), ("kv_bits", 16, "--kv-bits")),
+IDLE_WITHOUT: dict[str, tuple[str, tuple[Any, ...], str]] = {
+    **dict.fromkeys(("kv_group_size", "kv_clip_ratio"), ("kv_bits", (16,), "--kv-bits")),
     **dict.fromkeys(
         ("activation_symmetric", "activation_group_size", "activation_clip_ratio"),
-        ("activation_bits", 16, "--activation-bits"),
+        ("activation_bits", (16,), "--activation-bits"),
     ),
-    **dict.fromkeys(("adam_steps", "adam_rate"), ("solver", "closed", "--solver adam")),
-    "refit_steps": ("refit", "off", "--refit"),
-    "incoherence_around": ("incoherence", "off", "--incoherence"),
-    "ppl_windows": ("ppl", None, "--ppl"),
-    "activations_limit": ("activations", "disk", "--activations device or cpu"),
+    **dict.fromkeys(("adam_steps", "adam_rate"), ("solver", ("closed",), "--solver adam")),
+    **dict.fromkeys(
+        ("rotate_steps", "rotate_rate", "rotate_loss", "rotate_weight_bits"),
+        ("rotate", ("none", "hadamard", "random"), "--rotate learned"),
+    ),
+    "refit_steps": ("refit", ("off",), "--refit"),
+    "incoherence_around": ("incoherence", ("off",), "--incoherence"),
+    "ppl_windows": ("ppl", (None,), "--ppl"),
+    "activations_limit": ("activations", ("disk",), "--activations device or cpu"),
 }
-"""Setting -> the one without which it does nothing, that one's value for off, and the flag that
+"""Setting -> the one without which it does nothing, that one's values for off, and the flag that
 turns it on."""
 
 
@@ -180,7 +184,7 @@ def _refuse_idle(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     for name, (switch, off, flag) in IDLE_WITHOUT.items():
         owner = next(options for options in table().owners.values() if name in options)
         if name in given and given[name] != owner[name].default:
-            if switch in settings and settings[switch] == off:
+            if switch in settings and settings[switch] in off:
                 raise InputError(
                     f"option {name!r} does nothing without {flag}: add it, or leave {name!r} out"
                 )

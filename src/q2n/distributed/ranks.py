@@ -66,7 +66,7 @@ class Ranks(ABC):
             )
 
     def refuse(self, flag: str | None) -> None:
-        """Refuse what works on a block with all windows in one process: gradient steps, rewrites.
+        """Refuse what works with all windows in one process: gradient steps, rewrites.
 
         Args:
             flag: what asks for them; None: nothing does.
@@ -76,8 +76,8 @@ class Ranks(ABC):
         """
         if self.are_several and flag is not None:
             raise InputError(
-                f"{flag} takes one rank, for it works on each block with the windows of all, and "
-                f"there are {self.size}; leave it out, or start one rank"
+                f"{flag} takes one rank, for it works with the windows of all, and there are "
+                f"{self.size}; leave it out, or start one rank"
             )
 
 

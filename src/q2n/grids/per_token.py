@@ -8,9 +8,13 @@ Symmetric: `s = c max|x| / (2^(b-1) - 1)`, codes `-2^(b-1) .. 2^(b-1) - 1`. Asym
 c < 1 cuts off the few largest values and makes the step finer for the others. The result is
 dequantized at once: what is simulated is the rounding, not the integer arithmetic. A group of
 zeros stays zero. Source: QuaRot (Ashkboos et al. 2024).
+
+A gradient passes the rounding unchanged (straight through), as rounding itself has none.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -55,6 +59,9 @@ class TokenGrid:
 
     def quantize(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
         """The nearest values on each token's grid, in the dtype of x; computed in float32."""
+        return _StraightThrough.apply(x, self._rounded)
+
+    def _rounded(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
         size = x.shape[-1] if self.group_size == -1 else self.group_size
         groups = in_groups(x.float(), size)
         rounded = self._symmetric(groups) if self.symmetric else self._asymmetric(groups)
@@ -72,6 +79,16 @@ class TokenGrid:
         scale = _usable((hi - lo) / top)
         zero = torch.round(-lo / scale)
         return (groups / scale).round_().add_(zero).clamp_(0, top).sub_(zero).mul_(scale)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
+        return rounded(x)
+
+    @staticmethod
+    def backward(ctx: Any, above: Tensor) -> Any:
+        return above, None
 
 
 def _usable(scale: Tensor) -> Tensor:

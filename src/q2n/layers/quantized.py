@@ -125,7 +125,7 @@ class QuantizedLinear(ABC):
         Raises:
             InputError: rows of this representation share more than metadata.
         """
-        taken: dict[str, Tensor] = {}
+        taken: dict[str, Any] = {}
         for name, value in _values(self):
             if not isinstance(value, Tensor):
                 continue

@@ -120,6 +120,12 @@ class KroneckerMatrix:
         """n."""
         return prod(factor.size for factor in self.factors)
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether M is I by how it is made."""
+        moves = (self.signs, self.into, self.out)
+        return not self._products and all(part is None for part in moves)
+
     def apply(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
         """`M x` for each vector of the last axis: `x M^T` for rows x."""
         work = _signed(_working(x).reshape(-1, self.size), self.signs)

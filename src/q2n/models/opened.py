@@ -1,7 +1,8 @@
 """A model that a run works on: its original tensors, the changed ones, and its blocks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from transformers import PreTrainedModel
 
@@ -45,6 +46,11 @@ class OpenedModel:
         if uncovered := uncovered_note(self.blocks.blocks):
             notes.append(uncovered)
         return notes + self.blocks.notes()
+
+    def with_source(self, source: ModelSource) -> Self:
+        """The same original with its layers quantized as this source has them."""
+        blocks = BlockwiseModel(source, self.blocks.device, self.blocks.layers)
+        return replace(self, source=source, blocks=blocks)
 
     def in_memory(self, source: ModelSource) -> PreTrainedModel:
         """One of the two as a whole, on the device of the run."""

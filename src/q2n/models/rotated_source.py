@@ -60,7 +60,12 @@ def changed_source(
     rounded = _quantized_linears(model, layout, layers)
     if changes.rotate == "none":
         return RuntimeSource(source, _runtime_parts(layout, changes, rounded, None))
-    rotation = DecoderRotation.build(sizes, changes.rotate, seed)
+    rotation = DecoderRotation.build(
+        sizes,
+        "random" if changes.rotate == "random" else "hadamard",
+        seed,
+        mixes_heads=changes.rotate != "learned",
+    )
     return RotatedSource(
         source, _runtime_parts(layout, changes, rounded, rotation), layout, rotation
     )
@@ -75,8 +80,9 @@ def _runtime_parts(
     rotated = {}
     if rotation is not None:
         rotated = {
-            layout.everywhere(OUTPUT): rotation.mixing,
-            layout.everywhere(DOWN): rotation.gated,
+            layout.everywhere(name): matrix
+            for name, matrix in ((OUTPUT, rotation.mixing), (DOWN, rotation.gated))
+            if not matrix.is_identity
         }
     return RuntimeParts(
         rotated=rotated,

@@ -23,9 +23,10 @@ from q2n.errors import InputError, ResumeError
 from q2n.pipeline.activations import is_batch_file
 
 RUN_FILE = "run.json"
-BLOCK, REFIT = "block", "refit"
-"""Stems: the blocks as they were quantized, and after the whole model was refitted."""
-_BLOCK_FILE = re.compile(rf"({BLOCK}|{REFIT})-\d{{5}}\.(json|safetensors)(\.\d+\.tmp)?")
+BLOCK, REFIT, TURN = "block", "refit", "turn"
+"""Stems: the blocks as they were quantized, and after the whole model was refitted; the turn of a
+learned rotation, a single file."""
+_BLOCK_FILE = re.compile(rf"({BLOCK}|{REFIT}|{TURN})-\d{{5}}\.(json|safetensors)(\.\d+\.tmp)?")
 _RUN_FILE = re.compile(r"run\.json(\.\d+\.tmp)?")
 
 

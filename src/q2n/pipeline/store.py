@@ -7,6 +7,7 @@ A run that writes DIR works in DIR.partial until its checkpoint is complete:
     block-00000.safetensors  the quantized layers of one block, and norm weights that changed
     block-00000.json         their metadata and records, facts, checksums
     refit-00000.*            the same after the model as a whole was refitted, if it was
+    turn-00000.*             the learned rotation, if there is one
 
 Nothing else is needed: the inputs of the next block are computed again from the finished ones.
 How the files are kept whole: block_files.py.
@@ -28,7 +29,7 @@ from q2n.disk.folders import (
 )
 from q2n.errors import InputError, ResumeError
 from q2n.layers.quantized import QuantizedLinear
-from q2n.pipeline.block_files import BLOCK, REFIT, BlockFiles, is_run_file
+from q2n.pipeline.block_files import BLOCK, REFIT, TURN, BlockFiles, is_run_file
 from q2n.pipeline.facts import BlockFacts, RunStart
 from q2n.pipeline.layer_bytes import described, rebuilt, stored_tensors
 
@@ -41,6 +42,8 @@ class RunStore:
     def __init__(self, folder: Path, stem: str = BLOCK):
         self.folder, self.stem = folder, stem
         self._files = BlockFiles(folder, stem)
+        self.turn = BlockFiles(folder, TURN)
+        """Of a learned rotation."""
 
     def another(self, stem: str) -> "RunStore":
         """A second set of blocks in the same folder."""
@@ -51,16 +54,24 @@ class RunStore:
         """Whether the folder is there, and ours."""
         return is_working_folder(self.folder)
 
+    @property
+    def holds_work(self) -> bool:
+        """Whether there is something to go on with: finished blocks or a learned rotation.
+
+        Raises:
+            ResumeError: something in it is damaged.
+        """
+        return bool(self.finished() or self.turn.count())
+
     def require(self, *, resume: bool) -> None:
         """Refuse a folder that a run cannot begin or go on in, before anything is read.
 
         Raises:
-            InputError: it is somebody else's, or there are finished blocks and `resume` was not
-                asked for.
+            InputError: it is somebody else's, or it holds work and `resume` was not asked for.
             ResumeError: something in it is damaged.
         """
         require_ours(self.folder)
-        if self.finished() and not resume:
+        if self.holds_work and not resume:
             raise InputError(
                 f"{self.folder} holds an interrupted run: go on with --resume, or delete it"
             )
@@ -71,8 +82,8 @@ class RunStore:
         """Begin or go on; returns the number of finished blocks.
 
         `fingerprint` is flat: a difference is named by its key. `labels` are names of things
-        whose content is in the fingerprint; they are written down, not compared. A run that has no
-        finished block is begun anew. Tensors of finished blocks are read once, for their checksums.
+        whose content is in the fingerprint; they are written down, not compared. A run that holds
+        no work is begun anew. Tensors of finished blocks are read once, for their checksums.
 
         Raises:
             InputError: as `require`, or the folder cannot be written.
@@ -81,8 +92,7 @@ class RunStore:
         """
         self.require(resume=resume)
         make_working_folder(self.folder)
-        finished = len(self.finished())
-        if finished == 0:
+        if not self.holds_work:
             start = RunStart(fingerprint=fingerprint, labels=labels)
             self._files.begin(start.to_json())
             return 0
@@ -93,7 +103,7 @@ class RunStore:
             )
         for stored in (self, self.another(REFIT)):
             stored.verify()
-        return finished
+        return len(self.finished())
 
     def started_with(self) -> RunStart:
         """What the run was begun with.

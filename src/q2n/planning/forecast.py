@@ -56,6 +56,7 @@ def forecast(shapes: ModelShapes, load: Load, rates: Rates) -> Forecast:
     time = SecondsOfStages(shapes, load, rates, memory)
     stages = (
         _stage("load", time.load(), memory.load()),
+        _stage("rotate", time.rotate(), memory.rotate()),
         _stage("measure", time.measure(), memory.measure()),
         _stage("solve", time.solve(), memory.solve()),
         _stage("refit", time.refit(), memory.refit()),

@@ -16,7 +16,7 @@ class Load:
     """One run."""
 
     windows: int
-    """Of calibration text; 0 for a method that reads none."""
+    """Of calibration text that runs through the blocks; 0 where none does."""
     length: int
     """Tokens of each."""
     evaluated: int
@@ -38,6 +38,8 @@ class Load:
     """The same on its factors afterwards."""
     model_refit: int
     """Gradient steps of the whole model; 0: none."""
+    rotation_steps: int
+    """Gradient steps of a learned rotation; 0: none."""
     sizes: LayerSizes
     kept_bytes: Number
     """What the checkpoint holds besides the quantized layers."""

@@ -3,6 +3,8 @@
     always     libraries; embeddings and what else stands outside of the blocks
     load       one tensor beside its copy while it is read and checked; or the next block beside
                what stands from the one before
+    rotate     of a learned rotation: the model, its weights as they are turned, and what a backward
+               pass keeps of one window
     measure    the block, once for each stream; block inputs; what paused passes hold; one batch in
                full; the Gram matrices of one round of sites, or those that a rewrite measures
                together
@@ -30,6 +32,8 @@ from q2n.planning.shapes import BlockShape, ModelShapes, Number, SiteShape
 
 FLOAT = 4
 """Bytes of a number in float32, in which statistics and methods compute."""
+DOUBLE = 8
+"""The same in float64, as a learned rotation is stored."""
 SQUARES = 6
 """Matrices [m, m] that a method works with: Gram matrix, factor, eigenvectors, work space."""
 LAYERS = 6
@@ -71,6 +75,15 @@ class MemoryOfStages:
         largest = max(self.shapes.outside_bytes, self.shapes.head_bytes)
         first = self.always + Held(host=READ * largest)
         return most(first, *(self._standing(block, block.sites[-1:]) for block in self._kinds()))
+
+    def rotate(self) -> Held:
+        """While a rotation is learned; nothing where none is."""
+        if not self.run.rotation_steps:
+            return Held()
+        shapes, length = self.shapes, self.run.length
+        inside = sum(block.bytes + 2 * block.most.at(length, length) for block in shapes.blocks)
+        logits = 4 * length * shapes.words * FLOAT
+        return self.always + self._device(shapes.bytes + inside + logits)
 
     def measure(self) -> Held:
         """While passes run to the sites."""
@@ -145,6 +158,8 @@ class MemoryOfStages:
         if self.run.model_refit:
             finished *= 2
         inputs = self.run.streams * self._input_bytes(self.run.tokens)
+        if self.run.rotation_steps:
+            finished += DOUBLE * self.shapes.hidden**2
         spilled = max(0.0, inputs - self.run.options.bytes_in_memory)
         checkpoint = self.checkpoint()
         return finished + max(spilled, checkpoint + min(checkpoint, SHARD_BYTES))

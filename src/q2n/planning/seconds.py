@@ -1,6 +1,8 @@
 """How long each stage takes: operations and bytes over rates.
 
     load       the checkpoint once for its checksum, each block once more for every stream
+    rotate     of a learned rotation: 3 passes a gradient step, and 3 products of every weight with
+               the rotation
     measure    2 operations for each weight that a token meets, attention over half of all pairs of
                tokens; 0.56 of a Gram matrix's 2 T m^2; cross moments of a part of the tokens;
                the product of each window added to a sum in float64. Where passes do not stay
@@ -83,6 +85,17 @@ class SecondsOfStages:
         head = 2 * self.shapes.words * self.shapes.hidden * self.run.length
         steps = self.run.block_steps * forward + self.run.model_refit * (forward + head)
         return {"computing": 3 * steps / self.rates.product}
+
+    def rotate(self) -> Parts:
+        """Gradient steps of a learned rotation, a window each. A weight is turned on each side that
+        meets the stream; its slope goes back to the turn."""
+        shapes, length = self.shapes, self.run.length
+        forward = sum(self._pass(block, length) for block in shapes.blocks)
+        head = 2 * shapes.words * shapes.hidden * length
+        turns = sum(2 * block.quantized * shapes.hidden for block in shapes.blocks)
+        return {
+            "computing": 3 * self.run.rotation_steps * (forward + head + turns) / self.rates.product
+        }
 
     def write(self) -> Parts:
         """Finished blocks and the checkpoint."""

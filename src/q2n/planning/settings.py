@@ -92,7 +92,7 @@ def _load(
     ranks: int,
 ) -> Load:
     return Load(
-        windows=config.windows if plan.reads_text else 0,
+        windows=config.windows if plan.streams else 0,
         length=config.length,
         evaluated=config.ppl_windows if config.ppl else 0,
         divergence=config.kl,
@@ -105,6 +105,7 @@ def _load(
         range_fit=plan.method.range_fit,
         factor_fit=plan.method.factor_fit,
         model_refit=plan.model_refit.steps if plan.model_refit is not None else 0,
+        rotation_steps=plan.changes.rotate_steps if plan.rotation_learning is not None else 0,
         sizes=layer_sizes(plan.method, format.codec, blocks.source.dtype),
         kept_bytes=format.container.kept(blocks.source, blocks.targets()).bits / 8,
         on_device=on_device,

@@ -47,7 +47,7 @@ class RestorativeLora:
     """Steps whose gradients make one update."""
     rank: Count = 64
     """Of the update of each linear."""
-    alpha: Positive = 16.0
+    alpha: Count = 16
     """The update is weighted by alpha / rank."""
     dropout: Annotated[float, Range(low=0, high=1, open_high=True)] = 0.1
     """Share of a linear's inputs that its update does not see in a step."""

@@ -109,5 +109,5 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].view(torch.uint8).numpy())
+        digest.update(tensors[name].view(torch.uint8).numpy().data)
     return digest.hexdigest()

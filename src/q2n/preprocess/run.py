@@ -122,12 +122,12 @@ def preprocess(
                 losses.append(loss)
                 bar.detail(f"loss {loss:.3f}")
                 bar.advance()
-        FORMATS["dequantized"].write(
-            target,
-            ObjectSource(model, trust_remote_code=on.trust_remote_code),
-            {},
-            lambda written, _: tokenizer.save_pretrained(written),
-        )
+
+        def complete(written: Path, _: int) -> None:
+            tokenizer.save_pretrained(written)
+
+        merged = ObjectSource(model, trust_remote_code=on.trust_remote_code)
+        FORMATS["dequantized"].write(target, merged, {}, complete)
     return Preprocessed(target, losses)
 
 

@@ -72,6 +72,11 @@ def _in_the_same_basis(
     )
     seed = settings.get("seed", 0)
     require("seed", seed, ValueKind.of(Seed))
+    if changes.rotate == "learned":
+        raise InputError(
+            "the rotation of this checkpoint was learned, and a checkpoint does not keep it: "
+            "without it the original cannot be set beside its blocks"
+        )
     notes = []
     if changes.activations is not None:
         notes.append(

@@ -8,8 +8,9 @@ bits, which weights alone cannot hold: such a checkpoint has runtime parts (tran
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from q2n.errors import InputError
 from q2n.grids.per_token import TokenGrid
-from q2n.option_types import GroupSize, ShareAboveZero, check_fields
+from q2n.option_types import Count, GroupSize, Positive, ShareAboveZero, check_fields
 
 TokenBits = Literal[2, 3, 4, 5, 6, 7, 8, 16]
 OFF: Final = 16
@@ -20,9 +21,20 @@ OFF: Final = 16
 class ModelChanges:
     """A rotation of the model, rounded inputs of its linears, a rounded cache."""
 
-    rotate: Literal["none", "hadamard", "random"] = "none"
+    rotate: Literal["none", "hadamard", "random", "learned"] = "none"
     """Rotate the residual stream, heads and gated products (QuaRot): hadamard, with random signs;
-    random, the residual stream by any orthogonal matrix."""
+    random, the residual stream by any orthogonal matrix; learned, from hadamard by gradient steps
+    on the loss of the rounded model (SpinQuant)."""
+    rotate_steps: Count = 100
+    """Gradient steps of a learned rotation, a calibration window each."""
+    rotate_rate: Positive = 1.5
+    """Length of the first step of a learned rotation, at most; it falls to 0 along a cosine."""
+    rotate_loss: Literal["cross_entropy", "divergence"] = "cross_entropy"
+    """What a learned rotation lowers: cross_entropy of the token that comes, or the KL divergence
+    from the full-precision model."""
+    rotate_weight_bits: TokenBits = OFF
+    """Bits to which weights are rounded while a rotation is learned, rows to the nearest; 16: not
+    rounded, best before a method with error feedback."""
     activation_bits: TokenBits = OFF
     """Bits of the inputs of the quantized linears, 2 to 8; 16: not rounded."""
     activation_symmetric: bool = True
@@ -40,6 +52,13 @@ class ModelChanges:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.rotate == "learned" and not (
+            self.activations or self.cache or self.learned_weights
+        ):
+            raise InputError(
+                "--rotate learned learns from what rounding loses, and nothing is rounded: give "
+                "--activation-bits, --kv-bits or --rotate-weight-bits, or take --rotate hadamard"
+            )
 
     @property
     def none(self) -> bool:
@@ -69,6 +88,13 @@ class ModelChanges:
             group_size=self.kv_group_size,
             clip=self.kv_clip_ratio,
         )
+
+    @property
+    def learned_weights(self) -> TokenGrid | None:
+        """How the rows of weights are rounded while a rotation is learned; None: not at all."""
+        if self.rotate_weight_bits == OFF:
+            return None
+        return TokenGrid(bits=self.rotate_weight_bits)
 
     @property
     def title(self) -> str:
