@@ -95,7 +95,13 @@ def _apart(
 
 
 def learned(
-    measurement: Measurement, seed: int, steps: int, rate: float, loss: str, bits: int
+    measurement: Measurement,
+    seed: int,
+    steps: int,
+    windows: int,
+    rate: float,
+    loss: str,
+    bits: int,
 ) -> TurnedSource:
     """The model under a rotation that is learned on windows of the calibration text."""
     changes = ModelChanges(
@@ -107,16 +113,22 @@ def learned(
     )
     source = changed_source(measurement.source, changes, seed)
     assert isinstance(source, RotatedSource) and source.runtime is not None
-    windows = measurement.texts.calibration("wikitext2", count=steps, length=LENGTH, seed=seed)
+    text = measurement.texts.calibration(
+        "wikitext2", count=steps * windows, length=LENGTH, seed=seed
+    )
     learning = RotationLearning(
-        steps=steps, rate=rate, loss=changes.rotate_loss, weights=changes.learned_weights
+        steps=steps,
+        windows=windows,
+        rate=rate,
+        loss=changes.rotate_loss,
+        weights=changes.learned_weights,
     )
     start = time.perf_counter()
     turn, losses = learning(
         assemble(source),
         source.layout,
         source.runtime,
-        windows.tokens,
+        text.tokens,
         seed=seed,
         progress=lambda: None,
     )
@@ -132,8 +144,9 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=16, help="of calibration, 512 tokens each")
     parser.add_argument("--evaluated", type=int, default=16, help="windows of each text")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--rate", type=float, default=1.5)
-    parser.add_argument("--loss", default="cross_entropy")
+    parser.add_argument("--step-windows", type=int, default=4, help="averaged in a step")
+    parser.add_argument("--rate", type=float, default=0.3)
+    parser.add_argument("--loss", default="divergence")
     parser.add_argument("--weight-bits", type=int, default=16, help="while the rotation is learned")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
@@ -144,7 +157,13 @@ def main() -> None:
         sources = {
             "hadamard": changed_source(measurement.source, hadamard, seed),
             "learned": learned(
-                measurement, seed, given.steps, given.rate, given.loss, given.weight_bits
+                measurement,
+                seed,
+                given.steps,
+                given.step_windows,
+                given.rate,
+                given.loss,
+                given.weight_bits,
             ),
         }
         for name in given.methods:

@@ -110,17 +110,18 @@ def test_spinquant_is_quarot_with_a_learned_rotation():
     assert plan.method == quarot.method
     assert plan.changes == ModelChanges(rotate="learned", activation_bits=4)
     assert quarot.rotation_learning is None
-    learning = RotationLearning(steps=100, rate=1.5, loss="cross_entropy", weights=None)
+    learning = RotationLearning(steps=100, windows=4, rate=0.3, loss="divergence", weights=None)
     assert plan.rotation_learning == learning
     own = {
         "rotate_steps": 7,
         "rotate_rate": 0.5,
-        "rotate_loss": "divergence",
+        "rotate_windows": 2,
+        "rotate_loss": "cross_entropy",
         "rotate_weight_bits": 4,
     }
     changed = built(method="spinquant", **own).rotation_learning
     assert changed == RotationLearning(
-        steps=7, rate=0.5, loss="divergence", weights=TokenGrid(bits=4)
+        steps=7, windows=2, rate=0.5, loss="cross_entropy", weights=TokenGrid(bits=4)
     )
 
 
@@ -198,16 +199,16 @@ def test_a_quality_leaves_out_what_makes_quip_worse(quality):
 @pytest.mark.parametrize("quality", QUALITIES)
 def test_what_is_set_beside_a_quality_wins(quality):
     plan = built(quality=quality, correct=False, refit="block", refit_steps=7)
-    assert plan.method == OutputScales(inner=GPTQ(clip="scale_zero"))
+    assert plan.method == OutputScales(inner=GPTQ(clip="scale_zero", range_trials=True))
     assert plan.model_refit is None and plan.block_refit.steps == 7
     without = build_method(read(quality=quality, output_scales=False))
-    assert without == InputErrorCorrection(inner=GPTQ(clip="scale_zero"))
+    assert without == InputErrorCorrection(inner=GPTQ(clip="scale_zero", range_trials=True))
     both = build_method(read(quality=quality, nullspace="paper"))
     assert type(both) is OutputScales and type(both.inner) is NullSpace
     options = {"scales_ridge": 0.25, "correction_ridge": 0.75, "clip": "minmax"}
     method = build_method(read(quality=quality, **options))
     assert (method.scales_ridge, method.inner.correction_ridge) == (0.25, 0.75)
-    assert method.inner.inner == GPTQ()
+    assert method.inner.inner == GPTQ(range_trials=True)
     assert build_method(read(quality=quality, method="rtn")).inner.inner == RTN(clip="scale_zero")
 
 

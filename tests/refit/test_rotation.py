@@ -42,7 +42,7 @@ def source_of(layers=EVERY_LAYER, **changes):
 
 
 def learned(source, steps=12, loss="divergence", weights=None, seed=0, progress=lambda: None):
-    learning = RotationLearning(steps=steps, rate=1.5, loss=loss, weights=weights)
+    learning = RotationLearning(steps=steps, windows=1, rate=1.5, loss=loss, weights=weights)
     return learning(
         assemble(source), source.layout, source.runtime, tokens(), seed=seed, progress=progress
     )
@@ -126,6 +126,6 @@ def test_a_loss_that_is_not_finite_is_named():
     model = assemble(source)
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[3, 4] = torch.nan
-    learning = RotationLearning(steps=2, rate=1.5, loss="cross_entropy", weights=None)
+    learning = RotationLearning(steps=2, windows=2, rate=1.5, loss="cross_entropy", weights=None)
     with pytest.raises(NumericalError, match="loss of step 0 of the learned rotation is nan"):
         learning(model, source.layout, source.runtime, tokens(), seed=0, progress=lambda: None)

@@ -191,6 +191,7 @@ def _rotation_learning(changes: ModelChanges) -> RotationLearning | None:
         return None
     return RotationLearning(
         steps=changes.rotate_steps,
+        windows=changes.rotate_windows,
         rate=changes.rotate_rate,
         loss=changes.rotate_loss,
         weights=changes.learned_weights,

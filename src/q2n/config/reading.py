@@ -162,7 +162,7 @@ IDLE_WITHOUT: dict[str, tuple[str, tuple[Any, ...], str]] = {
     ),
     **dict.fromkeys(("adam_steps", "adam_rate"), ("solver", ("closed",), "--solver adam")),
     **dict.fromkeys(
-        ("rotate_steps", "rotate_rate", "rotate_loss", "rotate_weight_bits"),
+        ("rotate_steps", "rotate_windows", "rotate_rate", "rotate_loss", "rotate_weight_bits"),
         ("rotate", ("none", "hadamard", "random"), "--rotate learned"),
     ),
     "refit_steps": ("refit", ("off",), "--refit"),

@@ -65,7 +65,10 @@ class GPTQ(LearnedClip):
                 "use --static-groups or --act-order false"
             )
         if self.range_trials and not self.static_groups and self.group_size != -1:
-            raise InputError("range_trials fits all groups before the sweep: use --static-groups")
+            raise InputError(
+                "range_trials fits all groups before the sweep: use --static-groups, or "
+                "--range-trials false"
+            )
         if self.clip == "learned" and not self.static_groups and self.group_size != -1:
             raise InputError(
                 "learned ranges are fitted before the sweep: use --static-groups, or --clip mse"

@@ -64,7 +64,6 @@ def changed_source(
         sizes,
         "random" if changes.rotate == "random" else "hadamard",
         seed,
-        mixes_heads=changes.rotate != "learned",
     )
     return RotatedSource(
         source, _runtime_parts(layout, changes, rounded, rotation), layout, rotation

@@ -105,7 +105,9 @@ def _load(
         range_fit=plan.method.range_fit,
         factor_fit=plan.method.factor_fit,
         model_refit=plan.model_refit.steps if plan.model_refit is not None else 0,
-        rotation_steps=plan.changes.rotate_steps if plan.rotation_learning is not None else 0,
+        rotation_steps=plan.changes.rotate_steps * plan.changes.rotate_windows
+        if plan.rotation_learning is not None
+        else 0,
         sizes=layer_sizes(plan.method, format.codec, blocks.source.dtype),
         kept_bytes=format.container.kept(blocks.source, blocks.targets()).bits / 8,
         on_device=on_device,

@@ -50,7 +50,8 @@ class RotationLearning:
     """How a rotation is learned."""
 
     steps: int
-    """Of a calibration window each."""
+    windows: int
+    """Of a step, whose losses are averaged: one window's gradient alone is mostly noise."""
     rate: float
     """Length of the first step, at most."""
     loss: Literal["cross_entropy", "divergence"]
@@ -78,7 +79,7 @@ class RotationLearning:
         Raises:
             NumericalError: the loss is not finite.
         """
-        order = shuffled(len(tokens), self.steps, seed)
+        order = shuffled(len(tokens), self.steps * self.windows, seed)
         model.requires_grad_(False)
         quantized = _TurnedModel(model, layout, parts, self.weights)
         loss = self._loss(model, tokens, order)
@@ -88,13 +89,17 @@ class RotationLearning:
         found = [x.to(model.device) for x in (start.stream, start.heads)]
         losses: list[float] = []
         with torch.enable_grad():
-            for step, window in enumerate(order):
+            for step in range(self.steps):
                 turn = Turn(*(x.requires_grad_() for x in found))
-                with in_fast_dtype(model):
-                    states = quantized.states(turn, tokens[window].to(model.device))
-                value = loss(states, window)
-                losses.append(_finite(float(value.detach()), step))
-                slopes = torch.autograd.grad(value, found)
+                total, slopes = 0.0, [torch.zeros_like(x) for x in found]
+                for window in order[step * self.windows :][: self.windows]:
+                    with in_fast_dtype(model):
+                        states = quantized.states(turn, tokens[window].to(model.device))
+                    value = loss(states, window) / self.windows
+                    total += _finite(float(value.detach()), step)
+                    for slope, more in zip(slopes, torch.autograd.grad(value, found), strict=True):
+                        slope += more
+                losses.append(total)
                 found = self._stepped(found, slopes, step)
                 progress()
         return Turn(*(retracted(x.double()).cpu() for x in found)), losses
@@ -111,7 +116,7 @@ class RotationLearning:
         return lambda states, window: divergence(states, teacher[window].to(states.device), head)
 
     @torch.no_grad()
-    def _stepped(self, found: list[Tensor], slopes: tuple[Tensor, ...], step: int) -> list[Tensor]:
+    def _stepped(self, found: list[Tensor], slopes: list[Tensor], step: int) -> list[Tensor]:
         rate = self.rate * (1 + math.cos(math.pi * step / self.steps)) / 2
         new = [cayley_step(x.detach(), g, rate) for x, g in zip(found, slopes, strict=True)]
         return [retracted(x) for x in new] if (step + 1) % RETRACTED_AFTER == 0 else new

@@ -59,16 +59,9 @@ class DecoderRotation:
     """D, at runtime in front of down."""
 
     @classmethod
-    def build(
-        cls,
-        sizes: DecoderSizes,
-        residual: Literal["hadamard", "random"],
-        seed: int,
-        *,
-        mixes_heads: bool = True,
-    ) -> Self:
+    def build(cls, sizes: DecoderSizes, residual: Literal["hadamard", "random"], seed: int) -> Self:
         """Hadamard matrices where there are any, Haar matrices where not; R with random signs, or
-        a Haar matrix altogether if it is to be `random`. A = I unless `mixes_heads`."""
+        a Haar matrix altogether if it is to be `random`."""
         stream = (
             KroneckerMatrix((haar_factor(sizes.hidden, seed, stream=0),))
             if residual == "random"
@@ -77,9 +70,7 @@ class DecoderRotation:
                 random_signs(sizes.hidden, seed, stream=1),
             )
         )
-        mixing: tuple[Factor, ...] = (Factor.identity(sizes.heads),)
-        if mixes_heads:
-            mixing = mixing_factors(sizes.heads, seed, stream=2)
+        mixing = mixing_factors(sizes.heads, seed, stream=2)
         head = mixing_factors(sizes.head_dim, seed, stream=3)
         return cls(
             residual=stream,

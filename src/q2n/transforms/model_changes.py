@@ -26,12 +26,14 @@ class ModelChanges:
     random, the residual stream by any orthogonal matrix; learned, from hadamard by gradient steps
     on the loss of the rounded model (SpinQuant)."""
     rotate_steps: Count = 100
-    """Gradient steps of a learned rotation, a calibration window each."""
-    rotate_rate: Positive = 1.5
+    """Gradient steps of a learned rotation."""
+    rotate_windows: Count = 4
+    """Calibration windows of each step, whose losses are averaged."""
+    rotate_rate: Positive = 0.3
     """Length of the first step of a learned rotation, at most; it falls to 0 along a cosine."""
-    rotate_loss: Literal["cross_entropy", "divergence"] = "cross_entropy"
-    """What a learned rotation lowers: cross_entropy of the token that comes, or the KL divergence
-    from the full-precision model."""
+    rotate_loss: Literal["divergence", "cross_entropy"] = "divergence"
+    """What a learned rotation lowers: the KL divergence from the full-precision model, or
+    cross_entropy of the token that comes (published, at rate 1.5)."""
     rotate_weight_bits: TokenBits = OFF
     """Bits to which weights are rounded while a rotation is learned, rows to the nearest; 16: not
     rounded, best before a method with error feedback."""
