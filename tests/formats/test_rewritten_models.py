@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from formats.gguf.checkpoints import save
 from mixtures import MIXTURES, tiny_mixture
 from tiny import tiny_model, tiny_text, tiny_tokenizer
 
@@ -13,9 +14,12 @@ TOKENS = torch.arange(24).reshape(2, 12) + 3
 
 def quantized(folder, architecture, format, **settings):
     if not (folder / "model").exists():
-        make = tiny_mixture if architecture in MIXTURES else tiny_model
-        make(architecture, layers=2).save_pretrained(folder / "model")
-        tiny_tokenizer().save_pretrained(folder / "model")
+        if format == "gguf":  # with a tokenizer that llama.cpp has
+            save(folder / "model", architecture)
+        else:
+            make = tiny_mixture if architecture in MIXTURES else tiny_model
+            make(architecture, layers=2).save_pretrained(folder / "model")
+            tiny_tokenizer().save_pretrained(folder / "model")
         (folder / "text.txt").write_text(tiny_text())
     given = {"method": "rtn", "rewrite": "awq", "windows": 4, "length": 16, **settings}
     corpus = str(folder / "text.txt")

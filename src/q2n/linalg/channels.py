@@ -28,8 +28,7 @@ class ChannelStatistics:
         self._moments.update(x)
         magnitude = x.detach().reshape(-1, x.shape[-1]).float().abs()
         self._magnitude += magnitude.sum(0)
-        if len(magnitude):
-            self._largest = torch.maximum(self._largest, magnitude.amax(0))
+        self._largest = torch.maximum(self._largest, magnitude.amax(0))
 
     @property
     def tokens(self) -> int:
