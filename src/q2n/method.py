@@ -80,6 +80,8 @@ class Method(ABC):
 
     name: ClassVar[str]
     """Name on the command line."""
+    strategy: ClassVar[str] = ""
+    """What it mainly rests on, in the classes of PTQ-Bench (docs/methods.md)."""
     bits_offered: ClassVar[str] = ", ".join(map(str, get_args(Bits)))
     """The widths that its options can ask for, in words (`q2n methods` prints it)."""
 

@@ -31,11 +31,11 @@ def run(parsed: Namespace) -> None:
 
     from q2n.logging import Screen
 
-    methods = Table("method", "bits", "stores", "", box=None)
+    methods = Table("method", "class", "bits", "stores", "", box=None)
     formats = Table("stored", "formats that can hold it", "", box=None)
     holders = {}
     for name, entry in table().methods.items():
-        methods.add_row(f"[bold]{name}", entry.bits, entry.storage, entry.summary)
+        methods.add_row(f"[bold]{name}", entry.strategy, entry.bits, entry.storage, entry.summary)
         holders[entry.storage] = ", ".join(entry.formats)
     on_blocks = [name for name in table().methods if offers_blocks(table().owners.get(name, {}))]
     for storage, text in table().storages.items():

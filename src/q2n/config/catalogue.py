@@ -25,7 +25,7 @@ from q2n.config.options import (
     Table,
 )
 from q2n.config.owners import BY_SWITCH, WRAPPERS, storage
-from q2n.config.presets import ALIASES, METHOD_PRESETS, PRESET_SUMMARIES
+from q2n.config.presets import ALIASES, METHOD_PRESETS, PRESET_STRATEGIES, PRESET_SUMMARIES
 from q2n.config.runtimes import RUNTIMES
 from q2n.config.settings import RunSettings
 from q2n.formats import FORMATS
@@ -155,11 +155,12 @@ def _preset_storage(preset: Mapping[str, Any]) -> StorageSpec:
 
 
 def _entry(name: str, text: str, spec: StorageSpec, method: Any = None) -> MethodEntry:
-    bits = (method or METHODS[name]).bits_offered
+    built = method or METHODS[name]
     return MethodEntry(
         name=name,
         summary=text,
-        bits=bits,
+        strategy=PRESET_STRATEGIES.get(name, built.strategy),
+        bits=built.bits_offered,
         storage=_label(spec),
         formats=tuple(formats_for(spec)),
     )

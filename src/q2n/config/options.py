@@ -60,6 +60,8 @@ class MethodEntry:
 
     name: str
     summary: str
+    strategy: str
+    """`Method.strategy`."""
     bits: str
     """The widths that it offers."""
     storage: str

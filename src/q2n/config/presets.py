@@ -51,6 +51,15 @@ PRESET_SUMMARIES = {
     "spinquant": "GPTQ on a signed grid after learned rotations, activations in 4 bits.",
 }
 
+PRESET_STRATEGIES = {
+    "quip": "rotation",
+    "quarot": "rotation",
+    "spinquant": "rotation",
+    "awq": "salience",
+    "omniquant": "optimization",
+}
+"""`Method.strategy` of the presets."""
+
 _CLOSED_FORMS: dict[str, Any] = {"correct": True, "output_scales": "full_precision"}
 _GOOD: dict[str, dict[str, Any]] = {
     "rtn": {**_CLOSED_FORMS, "clip": "scale_zero"},

@@ -48,6 +48,7 @@ class EXL3(Method):
     """exllamav3's trellis codes with feedback; small layers only (see docs/formats.md)."""
 
     name: ClassVar[str] = "exl3"
+    strategy: ClassVar[str] = "compensation, rotation"
     bits_offered: ClassVar[str] = "1 to 8"
 
     bits: CodeBits = 4

@@ -41,6 +41,7 @@ class GPTQ(LearnedClip):
     """Column by column with error feedback from the input's second moments."""
 
     name: ClassVar[str] = "gptq"
+    strategy: ClassVar[str] = "compensation"
 
     act_order: bool = True
     """Visit the columns with the largest input first."""

@@ -51,6 +51,7 @@ class LDLQ(Method):
     """Rounding with feedback from the LDL factor of the input's second moments."""
 
     name: ClassVar[str] = "ldlq"
+    strategy: ClassVar[str] = "compensation"
     block_size: ClassVar[int] = 128
     """Columns between two matrix products."""
 

@@ -42,6 +42,7 @@ class LeanQuant(Method):
     """GPTQ on a codebook or uniform grid that spares the columns where errors cost most."""
 
     name: ClassVar[str] = "leanquant"
+    strategy: ClassVar[str] = "compensation"
 
     bits: Bits = 4
     """Bits per weight: 2, 3, 4 or 8."""

@@ -61,6 +61,7 @@ class OWQ(UniformMethod):
     """GPTQ with a searched grid and the most sensitive columns in 16 bits."""
 
     name: ClassVar[str] = "owq"
+    strategy: ClassVar[str] = "salience"
 
     grid: Literal["uniform", "signed"] = "uniform"
     """As GPTQ's; ggml's blocks have no place for columns in 16 bits."""

@@ -57,6 +57,7 @@ class PBLLM(Method):
     """Most weights at 1 bit (or 0, 2, 4), the salient ones at 8, with error feedback."""
 
     name: ClassVar[str] = "pbllm"
+    strategy: ClassVar[str] = "salience"
     bits_offered: ClassVar[str] = "1, 2, 4 and 8 in one layer"
 
     low_fraction: ShareInside = 0.9

@@ -38,6 +38,7 @@ class PTQ161(Method):
     """Binary, salient input channels at 4 bits, factors learned on each block's output."""
 
     name: ClassVar[str] = "ptq161"
+    strategy: ClassVar[str] = "salience, optimization"
     bits_offered: ClassVar[str] = "1 and 2, 3, 4 or 8 in one layer"
 
     salient_fraction: ShareInside = 0.2

@@ -17,6 +17,7 @@ class RTN(LearnedClip):
     """Round to nearest on a uniform grid; no calibration."""
 
     name: ClassVar[str] = "rtn"
+    strategy: ClassVar[str] = "none"
 
     @property
     def required_statistics(self) -> RequiredStatistics:
