@@ -28,7 +28,9 @@ def test_every_format_holds_the_refitted_norm_weights(place, monkeypatch, format
         rmtree(self.folder)
 
     monkeypatch.setattr("q2n.pipeline.store.RunStore.remove", keep)
-    done = quantize(place, "out", format=format, **{**BEST, "group_size": 32, "bits": 4})
+    done = quantize(
+        place, "out", format=format, **{**BEST, "refit_steps": 16, "bits": 2, "group_size": 32}
+    )
     original, found = tiny_model().state_dict(), load_model(done.directory).state_dict()
     assert len(stored) == 7  # two norms a block and the last
     for name, tensor in found.items():

@@ -92,7 +92,8 @@ def test_a_layer_with_nothing_but_zeros_as_input(tmp_path, settings):
     found, record = quantized(tmp_path, model, bits=8, **settings)
     name = "model.layers.0.self_attn.o_proj"
     assert record["layers"][name]["dead_columns"] == 64
-    assert record["notes"] == [
+    notes = [x for x in record["notes"] if "given up" not in x]  # of a refit of two steps
+    assert notes == [
         "1 linears got nothing but zeros as input on the calibration text, and are rounded without "
         f"feedback or correction: {name}"
     ]

@@ -20,7 +20,8 @@ def test_facts_of_a_block_come_back():
         model_refit_loss=(0.3, 0.25),
     )
     assert through_json(plain) == plain and through_json(full) == full
-    assert plain.to_json() == {"block": "a", "seconds": 1.5, "never_called": (), "ignored": ()}
+    empty = {"never_called": (), "ignored": (), "not_scaled": ()}
+    assert plain.to_json() == {"block": "a", "seconds": 1.5, **empty}
 
 
 def test_other_keys_of_a_block_are_skipped():

@@ -30,11 +30,12 @@ def test_windows_of_uneven_batches_are_counted_through():
     ]
     for index in range(2):
         windows = BlockWindows(
-            stream_of(inputs, calls, keys), stream_of(outputs, calls, keys), index
+            stream_of(inputs, calls, keys), index, stream_of(outputs, calls, keys).hidden.get
         )
         assert len(windows) == 8
         for number in range(8):
-            one, target = windows(number)
+            window = windows(number)
+            one, target = window.inputs, window.full
             row = slice(number, number + 1)
             hidden, mask, held = one.call.arguments(one.hidden, one.carried)[0]
             assert torch.equal(hidden, torch.cat(inputs, 1)[:, row])

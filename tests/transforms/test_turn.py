@@ -57,6 +57,9 @@ def test_no_turn_changes_no_number():
     assert all(torch.equal(turned.tensor(x), source.tensor(x)) for x in source.names())
 
 
-def test_heads_are_not_mixed_at_runtime():
+def test_heads_are_mixed_at_runtime():
     source = changed_source(open_source(model_of()), LEARNED, 3)
-    assert list(source.runtime.rotated) == ["model.layers.*.mlp.down_proj"]
+    assert list(source.runtime.rotated) == [
+        "model.layers.*.self_attn.o_proj",
+        "model.layers.*.mlp.down_proj",
+    ]

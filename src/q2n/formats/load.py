@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from q2n.errors import InputError, NumericalError, reason_of
-from q2n.formats.table import READ
+from q2n.formats.table import ALSO_READ, FORMATS
 from q2n.models.auxiliary_files import GENERATION
 from q2n.models.config_file import BAD_CONFIG, quantization_config
 from q2n.models.model_source import ModelSource
@@ -32,7 +32,7 @@ def open_checkpoint(
     directory = Path(directory)
     wanted = "auto" if dtype is None else str(dtype).removeprefix("torch.")
     with _naming(directory):
-        for format in READ:
+        for format in (*ALSO_READ, *FORMATS.values()):
             if format.container.recognizes(directory):
                 return format.container.open(
                     directory, format.codec, wanted, trust_remote_code=trust_remote_code

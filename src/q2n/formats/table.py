@@ -32,8 +32,7 @@ FORMATS: dict[str, Format] = {
 }
 """By name on the command line; the first is the default."""
 
-READ: tuple[Format, ...] = (
+ALSO_READ: tuple[Format, ...] = (
     Format("compressed-tensors", IntQuantized(), HFFolder(IntQuantizedEntry(rounds_inputs=True))),
-    *FORMATS.values(),
 )
-"""What checkpoints are read as; the first that recognizes one."""
+"""Variants of formats, which recognize their checkpoints before these do."""

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from q2n.models.calls import BlockInput, BlockOutput, map_tensors
@@ -222,5 +222,5 @@ def _tensors(carried: Any) -> list[Tensor]:
     return found
 
 
-def _close(new: Float[Tensor, "..."], old: Float[Tensor, "..."], tolerance: float) -> bool:
+def _close(new: Shaped[Tensor, "..."], old: Shaped[Tensor, "..."], tolerance: float) -> bool:
     return bool((new.float() - old.float()).norm() <= tolerance * old.float().norm())

@@ -54,9 +54,10 @@ def forecast(shapes: ModelShapes, load: Load, rates: Rates) -> Forecast:
     """What this run on this model needs on this machine."""
     memory = MemoryOfStages(shapes, load, rates.libraries_bytes)
     time = SecondsOfStages(shapes, load, rates, memory)
+    learned = [_stage("rotate", time.rotate(), memory.rotate())] if load.rotation_steps else []
     stages = (
         _stage("load", time.load(), memory.load()),
-        _stage("rotate", time.rotate(), memory.rotate()),
+        *learned,
         _stage("measure", time.measure(), memory.measure()),
         _stage("solve", time.solve(), memory.solve()),
         _stage("refit", time.refit(), memory.refit()),
