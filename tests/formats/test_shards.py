@@ -82,3 +82,11 @@ def test_windows_of_a_tensor_are_written(tmp_path: Path) -> None:
     loaded = load_file(tmp_path / "model.safetensors")
     assert loaded["a"].tolist() == [0, 1, 2]
     assert torch.equal(loaded["b"], whole.reshape(10, 100).T)
+
+
+def test_files_have_the_usual_mode(tmp_path):
+    (tmp_path / "plain").touch()
+    writer = ShardWriter(tmp_path, 1000)
+    writer.add("a", torch.ones(3))
+    (file,) = writer.finish()
+    assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode

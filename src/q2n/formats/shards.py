@@ -67,8 +67,11 @@ class ShardWriter:
         return files
 
     def _write_file(self) -> None:
-        tensors = self._waiting.mapped()
-        save_file(tensors, self._unnamed(len(self._shards)), metadata={"format": "pt"})
+        tensors, file = self._waiting.mapped(), self._unnamed(len(self._shards))
+        file.touch()
+        mode = file.stat().st_mode
+        save_file(tensors, file, metadata={"format": "pt"})
+        file.chmod(mode)  # safetensors lets nobody else read it
         self._shards.append(list(tensors))
         self._waiting = _Waiting(self.directory)
 
