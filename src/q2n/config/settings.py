@@ -52,7 +52,7 @@ class RunSettings:
     """Quantization method, or a preset of one: see `q2n methods`."""
     quality: Literal["good", "best"] | None = None
     """Several settings at once: good (correct, output_scales and the best grid of the method;
-    closed forms, 2.5 times as long) or best (good, then refit model). What is set beside it
+    closed forms, 2.5 to 3 times as long) or best (good, then refit model). What is set beside it
     wins."""
     ignore: Patterns = ()
     """Patterns of names of layers that stay in full precision ("*down_proj", or "down_proj")."""

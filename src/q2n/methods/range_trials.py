@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from q2n.grids.fitted import FittedGrid
 from q2n.kernels.column_sweep import Sweep
@@ -48,18 +50,18 @@ def best_rows(
     Args:
         rounded: the weight of a grid rounded to it, with the feedback `back`.
     """
-    best, least, choice = None, None, None
-    for number, grid in enumerate(grids):
+
+    def result(grid: FittedGrid[Layer]) -> tuple[Layer, Float[Tensor, " out"]]:
         swept = rounded(grid)
         layer = grid.stored(swept.layer_codes(back.order, grid.weight.shape[1]))
-        cost = back.cost(swept.error)
-        if best is None or least is None or choice is None:
-            best, least = layer, cost
-            choice = torch.zeros(len(cost), dtype=torch.int64, device=cost.device)
-            continue
+        return layer, back.cost(swept.error)
+
+    best, least = result(next(grids))
+    choice, number = torch.zeros_like(least, dtype=torch.int64), 0
+    for number, grid in enumerate(grids, 1):
+        layer, cost = result(grid)
         better = cost < least
         best, least = best.with_rows(better, layer), torch.minimum(cost, least)
         choice.masked_fill_(better, number)
-    assert best is not None and choice is not None
     shares = torch.bincount(choice, minlength=number + 1) / len(choice)
     return best.with_record(range_shares=[round(float(share), 4) for share in shares])
