@@ -117,7 +117,7 @@ def test_a_learned_rotation_is_counted():
             {"rotate": "learned", "rotate_steps": 30},
         )
     )
-    assert without.stage("rotate").seconds == without.stage("rotate").host_bytes == 0
+    assert "rotate" not in [stage.name for stage in without.stages]
     assert many.stage("rotate").seconds == pytest.approx(3 * few.stage("rotate").seconds)
     # the model and its weights once more
     assert few.stage("rotate").host_bytes > 1e8 + 2 * described(**own).shapes.bytes - 128 * 64 * 8
