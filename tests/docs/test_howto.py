@@ -19,7 +19,6 @@ from q2n.formats.load import load_model
 from q2n.formats.table import FORMATS
 from q2n.kernels import dispatch
 from q2n.layers import REPRESENTATIONS
-from q2n.linalg.channels import ChannelStatistics
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 from q2n.method import LayerProblem
 from q2n.methods.gptq import GPTQ
@@ -97,7 +96,7 @@ def test_the_rewrite_evens_out_the_channels(example):
     torch.manual_seed(0)
     tokens = torch.randn(50, 24) * torch.logspace(-1, 1, 24)
     tokens[:, 3] = 0
-    inputs = ChannelStatistics(24, gram=False)
+    inputs = InputStatistics(24, RequiredStatistics.SIZES)
     inputs.update(tokens)
     scale = (
         example("rewrite")

@@ -9,7 +9,7 @@ from tiny import tiny_model
 from q2n.disk.folders import MARKER
 from q2n.errors import InputError
 from q2n.grids.uniform import UniformGrid
-from q2n.linalg.channels import ChannelStatistics
+from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 from q2n.logging import Reporter
 from q2n.methods.gptq import GPTQ
 from q2n.methods.rtn import RTN
@@ -98,7 +98,7 @@ def test_the_scale_is_that_of_the_inputs_of_the_site(tmp_path):
     run_loop(tiny_model(layers=1), GPTQ(bits=3), tmp_path, rewrite=AWQ())
     model = tiny_model(layers=1)
     names = [f"model.layers.0.self_attn.{x}_proj" for x in "qkv"]
-    inputs = ChannelStatistics(64, gram=True)
+    inputs = InputStatistics(64, RequiredStatistics.GRAM | RequiredStatistics.SIZES)
     inputs.update(input_of(model, names[0]))
     weights = [stored_weight(model, name) for name in names]
     reading = Reading(name="q", weights=weights, inputs=inputs, grid=UniformGrid(bits=3))

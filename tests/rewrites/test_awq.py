@@ -7,7 +7,7 @@ from oracles import awq as oracle
 
 from q2n.grids.granularity import granularity_of
 from q2n.grids.uniform import UniformGrid
-from q2n.linalg.channels import ChannelStatistics
+from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 from q2n.rewrites.awq import AWQ
 from q2n.rewrites.rewrite import Reading
 
@@ -30,7 +30,7 @@ def weights_of(*rows: int) -> list[torch.Tensor]:
 
 
 def reading(weights, tokens, *, bits=3, group_size=16) -> Reading:
-    inputs = ChannelStatistics(WIDTH, gram=True)
+    inputs = InputStatistics(WIDTH, RequiredStatistics.GRAM | RequiredStatistics.SIZES)
     for part in tokens.split(70):
         inputs.update(part)
     grid = UniformGrid(bits=bits, granularity=granularity_of(group_size, ragged=True))

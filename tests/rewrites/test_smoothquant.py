@@ -5,13 +5,13 @@ import torch
 from oracles import smoothquant as oracle
 
 from q2n.errors import InputError
-from q2n.linalg.channels import ChannelStatistics
+from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 from q2n.rewrites.rewrite import Reading
 from q2n.rewrites.smoothquant import SmoothQuant
 
 
 def reading(weights, tokens) -> Reading:
-    inputs = ChannelStatistics(tokens.shape[1], gram=False)
+    inputs = InputStatistics(tokens.shape[1], RequiredStatistics.SIZES)
     for part in tokens.split(7):
         inputs.update(part)
     return Reading(name="layer", weights=weights, inputs=inputs)

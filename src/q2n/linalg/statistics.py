@@ -272,7 +272,12 @@ class InputStatistics:
             if fold.tokens:
                 fold.require_finite(name)
         largest = torch.finfo(self.dtype).max
-        for what, total in (("Gram matrix", self._gram), ("cross moment", self._residual)):
+        sums = {
+            "Gram matrix": self._gram,
+            "cross moment": self._residual,
+            "sum of |x|": None if self._sizes is None else self._sizes.total,
+        }
+        for what, total in sums.items():
             if total is not None and not all(abs(x) <= largest for x in total.aminmax()):
                 raise NumericalError(
                     f"{name}: the {what} of its input is not finite: an activation is NaN or too "

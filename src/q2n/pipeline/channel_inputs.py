@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from q2n.linalg.channels import ChannelStatistics
 from q2n.linalg.products import fast_products
+from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 from q2n.models.experts import OneByOne, Stage, Wanted, Watcher
 from q2n.models.junctions import Junction
 from q2n.pipeline.options import LoopOptions
@@ -29,7 +29,7 @@ def channel_statistics(
     options: LoopOptions,
     *,
     gram: bool,
-) -> list[ChannelStatistics]:
+) -> list[InputStatistics]:
     """Of each junction.
 
     Args:
@@ -37,7 +37,9 @@ def channel_statistics(
         gram: whether Gram matrices are wanted.
     """
     stream, block, device = through.stream, through.block.block, through.stream.hidden.device
-    found = [ChannelStatistics(x.width, gram=gram, device=device) for x in junctions]
+    required = RequiredStatistics.GRAM if gram else RequiredStatistics.NONE
+    required |= RequiredStatistics.SIZES
+    found = [InputStatistics(x.width, required, device) for x in junctions]
     with _watched(block, junctions, found, options, stream.tokens):
         with fast_products(device, torch.float32):
             for batch in range(len(stream)):
@@ -49,12 +51,12 @@ def channel_statistics(
 def _watched(
     block: nn.Module,
     junctions: Sequence[Junction],
-    found: Sequence[ChannelStatistics],
+    found: Sequence[InputStatistics],
     options: LoopOptions,
     tokens: int,
 ) -> Iterator[None]:
     """The junctions report to their statistics."""
-    hooks, mixtures = [], dict[str, dict[int, ChannelStatistics]]()
+    hooks, mixtures = [], dict[str, dict[int, InputStatistics]]()
     for junction, statistics in zip(junctions, found, strict=True):
         if junction.expert is not None:
             mixtures.setdefault(junction.watched, {})[junction.expert] = statistics
@@ -77,7 +79,7 @@ def _watched(
 
 
 def _update(
-    statistics: ChannelStatistics, _: nn.Module, args: Any, kwargs: Mapping[str, Any]
+    statistics: InputStatistics, _: nn.Module, args: Any, kwargs: Mapping[str, Any]
 ) -> None:
     tensors = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
     statistics.update(next(x for x in tensors if x.is_floating_point()))
@@ -87,7 +89,7 @@ def _update(
 class _LastInputs(Watcher):
     """Sees what experts of one mixture hand to their last matrices."""
 
-    statistics: Mapping[int, ChannelStatistics]
+    statistics: Mapping[int, InputStatistics]
     """By expert; of the others nothing is wanted."""
     options: LoopOptions
     tokens: int

@@ -18,8 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from q2n.grids.uniform import UniformGrid
-from q2n.linalg.channels import ChannelStatistics
-from q2n.linalg.statistics import RequiredStatistics, bytes_of_sums
+from q2n.linalg.statistics import InputStatistics, RequiredStatistics, bytes_of_sums
 from q2n.models.attention_scores import feeds_scores
 from q2n.models.junctions import Junction
 from q2n.pipeline.block_state import BlockState
@@ -74,7 +73,7 @@ class RewriteBlock:
             yield part
 
     def _rewritten(
-        self, state: BlockState, junction: Junction, statistics: ChannelStatistics
+        self, state: BlockState, junction: Junction, statistics: InputStatistics
     ) -> BlockState:
         """The state after one junction."""
         names = [name for name in junction.readers if name in state.targets]

@@ -62,7 +62,8 @@ class AWQ(Rewrite):
         return float(RATIOS)
 
     def scale(self, reading: Reading) -> Float[Tensor, " in"]:
-        magnitude, gram = reading.inputs.mean_magnitude, reading.inputs.gram
+        magnitude = reading.inputs.sizes.total / reading.inputs.tokens
+        gram = reading.inputs.gram
         least, best = torch.inf, torch.ones_like(magnitude)
         for ratio in range(RATIOS):
             scale = magnitude.pow(ratio / RATIOS).clamp(min=_LEAST)

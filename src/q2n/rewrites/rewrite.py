@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from q2n.grids.uniform import UniformGrid
-from q2n.linalg.channels import ChannelStatistics
 from q2n.linalg.groups import in_groups
+from q2n.linalg.statistics import InputStatistics
 from q2n.option_types import check_fields
 
 
@@ -32,7 +32,7 @@ class Reading:
     """Full name of the first of them, for messages."""
     weights: Sequence[Float[Tensor, "_ in"]]
     """Their original weights in float32; numbers of rows differ."""
-    inputs: ChannelStatistics
+    inputs: InputStatistics
     grid: UniformGrid | None = None
     """Round to nearest in the run's own bits and groups, for a rewrite that searches."""
 

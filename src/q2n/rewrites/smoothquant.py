@@ -44,7 +44,7 @@ class SmoothQuant(Rewrite):
         return 0.0
 
     def scale(self, reading: Reading) -> Float[Tensor, " in"]:
-        inputs = reading.inputs.largest_magnitude
+        inputs = reading.inputs.sizes.largest
         weights = torch.stack([weight.abs().amax(0) for weight in reading.weights]).amax(0)
         moved = inputs**self.smooth_alpha / weights.clamp(min=_LEAST) ** (1 - self.smooth_alpha)
         return moved.clamp(min=_LEAST)

@@ -4,30 +4,31 @@ import pytest
 import torch
 
 from q2n.errors import InputError, NumericalError
-from q2n.linalg.channels import ChannelStatistics
+from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 
 
 def test_statistics_are_those_of_all_tokens():
     torch.manual_seed(0)
     x = torch.randn(30, 2, 6)
-    statistics = ChannelStatistics(6, gram=True)
+    statistics = InputStatistics(6, RequiredStatistics.GRAM | RequiredStatistics.SIZES)
     for part in x.split(7):
         statistics.update(part)
     rows = x.view(-1, 6)
     assert statistics.tokens == 60
-    torch.testing.assert_close(statistics.mean_magnitude, rows.abs().mean(0))
-    assert torch.equal(statistics.largest_magnitude, rows.abs().amax(0))
+    torch.testing.assert_close(statistics.sizes.total / 60, rows.abs().mean(0))
+    assert torch.equal(statistics.sizes.largest, rows.abs().amax(0))
     torch.testing.assert_close(statistics.gram, rows.T @ rows)
 
 
 def test_a_gram_matrix_must_be_asked_for():
     with pytest.raises(InputError, match="without"):
-        _ = ChannelStatistics(6, gram=False).gram
+        _ = InputStatistics(6, RequiredStatistics.SIZES).gram
 
 
 @pytest.mark.parametrize("gram", [True, False])
 def test_a_bad_input_is_named(gram):
-    statistics = ChannelStatistics(3, gram=gram)
+    required = RequiredStatistics.GRAM if gram else RequiredStatistics.NONE
+    statistics = InputStatistics(3, required | RequiredStatistics.SIZES)
     statistics.update(torch.tensor([[1.0, torch.nan, 2.0]]))
     with pytest.raises(NumericalError, match="the layer"):
         statistics.require_finite("the layer")
