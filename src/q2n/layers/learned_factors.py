@@ -36,7 +36,7 @@ class LearnedFactors(nn.Module):
         self.magnitude = nn.Parameter(layer.magnitude.float())
         self.row = nn.Parameter(torch.ones_like(self.magnitude))
         self.column = nn.Parameter(layer.factor.float())
-        self._signs = 2 * layer.low_codes.to(torch.int8) - 1
+        self._signs = layer.signs()
         self._mean, self._high = layer.mean.float().unsqueeze(1), layer.high()
 
     def weight(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:

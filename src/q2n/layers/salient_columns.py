@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
-from jaxtyping import Bool, Float, Shaped, UInt8
+from jaxtyping import Bool, Float, Int8, Shaped, UInt8
 from torch import Tensor, nn
 
 from q2n.layers.autograd import zero_change
@@ -46,14 +46,17 @@ class SalientColumnsLinear(QuantizedLinear):
         return len(self.low_codes), len(self.salient)
 
     def dequantize(self) -> Float[Tensor, "out in"]:
-        signs = 2 * self.low_codes.float() - 1
-        low = self.mean.float().unsqueeze(1) + self.magnitude.float().unsqueeze(1) * signs
+        low = self.mean.float().unsqueeze(1) + self.magnitude.float().unsqueeze(1) * self.signs()
         return self.merged(low * self.factor.float(), self.high())
 
-    def high(self) -> Float[Tensor, "out high"]:
-        """The weights of the salient columns."""
+    def signs(self) -> Int8[Tensor, "out low"]:
+        """s."""
+        return 2 * self.low_codes.to(torch.int8) - 1
+
+    def high(self, scale: Float[Tensor, " out"] | None = None) -> Float[Tensor, "out high"]:
+        """The weights of the salient columns, with their own scales or others."""
         steps = self.high_codes.float() - self.zero.float().unsqueeze(1)
-        return steps * self.scale.float().unsqueeze(1)
+        return steps * (self.scale if scale is None else scale).float().unsqueeze(1)
 
     def merged(
         self, low: Float[Tensor, "out low"], high: Float[Tensor, "out high"]
@@ -116,14 +119,13 @@ class TrainableSalientColumns(nn.Module):
         rows, low = layer.shape[0], len(layer.factor)
         self._sizes = [rows, rows, rows, low]
         self.scale_change = zero_change(layer.mean.new_empty(sum(self._sizes)))
-        self._signs = (2 * layer.low_codes.to(torch.int8) - 1).to(torch.int8)
+        self._signs = layer.signs()
 
     def weight(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
         """The dense weight, differentiable in the parameters."""
         scale, magnitude, mean, factor = self._changed()
         low = (mean.unsqueeze(1) + magnitude.unsqueeze(1) * self._signs) * factor
-        steps = self.layer.high_codes.float() - self.layer.zero.float().unsqueeze(1)
-        return self.layer.merged(low, steps * scale.unsqueeze(1)).to(dtype)
+        return self.layer.merged(low, self.layer.high(scale)).to(dtype)
 
     @torch.no_grad()
     def quantized(self) -> SalientColumnsLinear:

@@ -60,20 +60,25 @@ class GPTQ(LearnedClip):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.act_order and not self.static_groups and self.group_size != -1:
+        if self.act_order and self._fits_on_the_way:
             raise InputError(
                 "act_order visits the columns of a group at different times: "
                 "use --static-groups or --act-order false"
             )
-        if self.range_trials and not self.static_groups and self.group_size != -1:
+        if self.range_trials and self._fits_on_the_way:
             raise InputError(
                 "range_trials fits all groups before the sweep: use --static-groups, or "
                 "--range-trials false"
             )
-        if self.clip == "learned" and not self.static_groups and self.group_size != -1:
+        if self.clip == "learned" and self._fits_on_the_way:
             raise InputError(
                 "learned ranges are fitted before the sweep: use --static-groups, or --clip mse"
             )
+
+    @property
+    def _fits_on_the_way(self) -> bool:
+        """Whether groups are fitted when the sweep reaches them."""
+        return not self.static_groups and self.group_size != -1
 
     @property
     def required_statistics(self) -> RequiredStatistics:
@@ -139,7 +144,7 @@ class GPTQ(LearnedClip):
         return compensated(problem.weight, quantized, back, self.block_size)
 
     def _group_fit(self, problem: LayerProblem, rule: Rule) -> GroupFit | None:
-        if self.static_groups or self.group_size == -1:
+        if not self._fits_on_the_way:
             return None
         assert isinstance(rule, UniformRule)
 

@@ -53,8 +53,18 @@ class ResumeFile:
         write_whole(self.path, save(tensors, about))
 
     def steps(self) -> int:
-        """How many steps were taken before. Raises as `read_into`."""
-        return int(self._read()[1]["step"]) if self.path.exists() else 0
+        """How many steps were taken before, as the file says; its tensors are not read.
+
+        Raises:
+            ResumeError: it is no such file.
+        """
+        if not self.path.exists():
+            return 0
+        try:
+            with safe_open(self.path, "pt") as file:
+                return int((file.metadata() or {})["step"])
+        except (SafetensorError, OSError, KeyError) as cause:
+            raise ResumeError(f"{self.path} is damaged ({cause}); {_REMEDY}") from cause
 
     @torch.no_grad()
     def read_into(self, weights: Mapping[str, Tensor], optimizer: Optimizer) -> int:

@@ -1,6 +1,5 @@
 """One preprocessing: from a model that was quantized once to one for the second round."""
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,14 +21,15 @@ from q2n.disk.folders import (
 )
 from q2n.disk.lock import run_lock
 from q2n.errors import InputError
+from q2n.evaluation.tasks.cache import checkpoint_digest
 from q2n.formats import FORMATS
 from q2n.formats.load import open_checkpoint
 from q2n.logging import Reporter
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.checkpoint_files import resolve_checkpoint
 from q2n.models.devices import parse_device, requested_dtype
-from q2n.models.model_source import assemble
 from q2n.models.object_source import ObjectSource
+from q2n.models.opened import OpenedModel
 from q2n.option_types import WindowLength, check_fields
 from q2n.patterns import listed
 from q2n.preprocess.restorative_lora import RestorativeLora
@@ -102,19 +102,19 @@ def preprocess(
     with run_lock(target), _working_folder(target, resume) as place:
         dtype = requested_dtype(on.dtype)
         source = open_checkpoint(folder, dtype, trust_remote_code=on.trust_remote_code)
-        blocks = BlockwiseModel(source)
+        opened = OpenedModel(source, source, BlockwiseModel(source, parse_device(on.device)))
         tokenizer = load_tokenizer(folder, on.trust_remote_code)
         windows = Texts(folder, tokenizer, protocol=on.protocol, data_dir=on.data_dir).calibration(
             on.corpus,
             count=how.steps,
             length=on.length,
             seed=how.seed,
-            longest=getattr(source.config.get_text_config(), "max_position_embeddings", None),
-            vocabulary=blocks.vocabulary,
+            longest=opened.longest,
+            vocabulary=opened.blocks.vocabulary,
         )
-        told = {**asdict(how), "model": _digest(folder), "text": windows.sha256}
-        model = assemble(source, parse_device(on.device))
-        linears = _linears(model, blocks, reporter)
+        told = {**asdict(how), "model": checkpoint_digest(folder), "text": windows.sha256}
+        model = opened.in_memory(source)
+        linears = _linears(model, opened.blocks, reporter)
         kept = ResumeFile(place / RESUME_FILE, told)
         losses = []
         with reporter.bar("restorative LoRA", how.steps, done=kept.steps()) as bar:
@@ -129,15 +129,6 @@ def preprocess(
         merged = ObjectSource(model, trust_remote_code=on.trust_remote_code)
         FORMATS["dequantized"].write(target, merged, {}, complete)
     return Preprocessed(target, losses)
-
-
-def _digest(folder: Path) -> str:
-    """SHA-256 of a checkpoint's files."""
-    whole = hashlib.sha256()
-    for file in sorted(x for x in folder.iterdir() if x.is_file()):
-        with file.open("rb") as stream:
-            whole.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
-    return whole.hexdigest()
 
 
 def _linears(model: PreTrainedModel, blocks: BlockwiseModel, reporter: Reporter) -> list[str]:
