@@ -49,6 +49,12 @@ def test_the_end_of_the_first_rank_is_noticed(three):
     assert three[2].ended(10.0) == Ended(0, "model.layers.0.self_attn.o_proj", None)
 
 
+def test_a_rank_that_leaves_takes_nobody_else_for_ended(three):
+    three[0].leave()
+    assert three[0].ended(0.5) is None
+    assert three[1].ended(10.0) == three[2].ended(10.0) == Ended(0, "the start", None)
+
+
 def test_a_reason_goes_along(three):
     three[2].failed("NumericalError: too large")
     assert three[1].ended(10.0) == Ended(2, "the start", "NumericalError: too large")

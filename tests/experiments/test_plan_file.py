@@ -123,6 +123,9 @@ def test_a_key_does_not_depend_on_where_the_data_lies_or_how_settings_are_spelt(
     respelt = plan(tmp_path)
     respelt["settings"]["wbits"] = respelt["settings"].pop("bits")
     assert keys() == [x.key for x in cells_of(read_plan(written(respelt, tmp_path)))]
+    plain = plan(tmp_path)
+    plain["settings"] |= {"damping": 0.01, "rewrite": "off", "seed": 0}  # the defaults
+    assert keys() == [x.key for x in cells_of(read_plan(written(plain, tmp_path)))]
     other = plan(tmp_path)
     other["settings"]["damping"] = 0.02
     changed = [x.key for x in cells_of(read_plan(written(other, tmp_path)))]

@@ -205,6 +205,21 @@ def test_what_another_plan_has_is_not_done_again_by_retry(there, tmp_path):
     assert (outcome.done, outcome.copied) == (0, 5)
 
 
+def test_what_records_from_elsewhere_have_is_copied(there, tmp_path):
+    request = request_of(there, tmp_path)
+    run_sweep(replace(request, part=(1, 3)), tmp_path / "before")
+    lines = [json.dumps(x.to_json()) for x in records(tmp_path / "before")]
+    (tmp_path / "known.jsonl").write_text("\n".join(lines))
+    known = [tmp_path / "known.jsonl"]
+    left, _ = estimated(request.cells(), tmp_path / "runs", known)
+    assert len(left) == 3
+    outcome = run_sweep(request, tmp_path / "runs", known=known)
+    assert (outcome.done, outcome.copied) == (3, 2)
+    with pytest.raises(InputError, match="is not there"):
+        run_sweep(request, tmp_path / "other", known=[tmp_path / "nowhere"])
+    assert not (tmp_path / "other").exists()
+
+
 def test_results_are_copied_rather_than_refusals(there, tmp_path):
     request, runs = request_of(there, tmp_path), Runs(tmp_path / "runs")
     run_sweep(request, runs.folder)

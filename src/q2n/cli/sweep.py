@@ -35,6 +35,13 @@ def add_sweep(commands: Any) -> None:
         metavar="AXIS=LABEL",
         help="Only the cells with this label; may be given once an axis.",
     )
+    parser.add_argument(
+        "--known",
+        action="append",
+        default=[],
+        metavar="RECORDS",
+        help="Records from elsewhere (folder, .json, .jsonl): cells that stand there are copied.",
+    )
     parser.add_argument("--part", metavar="K/N", help="Every N-th cell from the K-th on, from 1.")
     parser.add_argument("--data-dir", help="Folder to read texts and tasks from, not the hub.")
     parser.add_argument(
@@ -96,13 +103,18 @@ def _sweep(request: Request, parsed: Namespace) -> None:
     from q2n.logging import Screen
 
     outcome = run_sweep(
-        request, parsed.output, keep=parsed.keep, retry=parsed.retry, reporter=reporter(parsed)
+        request,
+        parsed.output,
+        keep=parsed.keep,
+        retry=parsed.retry,
+        known=parsed.known,
+        reporter=reporter(parsed),
     )
     if parsed.json:
         print(json.dumps(asdict(outcome)))
     elif not parsed.quiet:
         text = f"{outcome.done} cells done, {outcome.found} were there"
-        text += f", {outcome.copied} copied from other plans" if outcome.copied else ""
+        text += f", {outcome.copied} copied from other records" if outcome.copied else ""
         text += f", {outcome.elsewhere} left to other processes" if outcome.elsewhere else ""
         text += f", {outcome.refused} refused (--retry does them again)" if outcome.refused else ""
         Screen(highlight=False).print(f"{text}; q2n report {parsed.output}", markup=False)
@@ -115,7 +127,7 @@ def _print_cells(cells: list[Cell], parsed: Namespace) -> None:
     from q2n.experiments.run import estimated
     from q2n.logging import Screen
 
-    left, time = estimated(cells, parsed.output)
+    left, time = estimated(cells, parsed.output, parsed.known)
     if parsed.json:
         print(json.dumps({"cells": [dict(cell.labels) for cell in left], **time}))
         return

@@ -35,11 +35,6 @@ NOT_IN_FINGERPRINT = (
 """Settings that a hash of the content stands for, or that do not touch the result."""
 
 
-LATER = {"rewrite": "off"}
-"""Settings that came after the first records, and the value at which all is as it was before them:
-a fingerprint leaves them out there, so that those records keep their names."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """What a run is told besides the options of what it runs."""
@@ -174,5 +169,4 @@ class Settings:
         """What of them the bytes of a result depend on, as JSON values."""
         flat = self.flat()
         own = {key: value for key, value in flat.items() if key not in NOT_IN_FINGERPRINT}
-        own = {key: value for key, value in own.items() if LATER.get(key) != value}
         return json.loads(json.dumps(own))

@@ -84,7 +84,10 @@ class Watch:
         return self._ended
 
     def leave(self) -> None:
-        """This process ends its part by itself: nobody must end it."""
+        """This process ends its part by itself: nobody must end it.
+
+        It closes its own connections, and must not take that for the others' end.
+        """
         self._leaving.set()
         for connection in self._connections.values():
             with suppress(OSError):  # the other end is gone
@@ -125,8 +128,8 @@ class Watch:
             self._learn(Ended(*values))
 
     def _learn(self, ended: Ended) -> None:
-        """The first end counts: others follow from it."""
-        if self._known.is_set() or ended.rank == self.rank:
+        """The first end counts: others follow from it, and from this rank's own."""
+        if self._known.is_set() or self._leaving.is_set() or ended.rank == self.rank:
             return
         if self.rank == 0:
             self._send(["ended", ended.rank, ended.place, ended.reason])

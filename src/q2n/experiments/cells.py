@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from q2n.config.options import RUN, table
 from q2n.config.reading import read_settings
 from q2n.errors import InputError
 from q2n.evaluation.tasks.harness import all_names, require_harness
@@ -43,7 +44,7 @@ class Cell:
         return _hash(
             {
                 "model": self.model,
-                "settings": None if settings is None else _fingerprint(settings),
+                "settings": None if settings is None else _changed(settings),
                 "texts": {name: portable(text) for name, text in self.texts.items()},
                 "tasks": self.tasks and asdict(self.tasks),
                 "spectra": self.spectra and asdict(self.spectra),
@@ -163,9 +164,17 @@ def _with_data(values: Mapping[str, Any], data_dir: str | None) -> dict[str, Any
     return dict(values) if data_dir is None else {"data_dir": data_dir, **values}
 
 
-def _fingerprint(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _changed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What is not as it is by default, presets written out: options that q2n gets later leave the
+    keys of all cells before them as they are."""
     read = read_settings(settings)
-    return {**read.fingerprint(), "corpus": read.run.corpus}
+    values = {**read.fingerprint(), "corpus": read.run.corpus}
+    usual = {
+        option.name: json.loads(json.dumps(option.default))
+        for owner in (RUN, *read.options)
+        for option in table().owners[owner].values()
+    }
+    return {name: value for name, value in values.items() if value != usual[name]}
 
 
 def portable(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from q2n.experiments.plan_file import read_plan
 from q2n.experiments.sweep import Outcome, Runs, sweep
 from q2n.logging import Reporter
 from q2n.option_types import shown
+from q2n.report.experiment import ExperimentRecord
+from q2n.report.sweeps.runs import read_runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,7 @@ def run_sweep(
     *,
     keep: bool = False,
     retry: bool = False,
+    known: Sequence[str | Path] = (),
     reporter: Reporter | None = None,
 ) -> Outcome:
     """Do the cells of a plan that no process has done or does.
@@ -79,24 +82,39 @@ def run_sweep(
         output: the folder of the records; several processes and plans may share it.
         keep: leave the checkpoints in it.
         retry: do again what was refused.
+        known: folders or files of records from elsewhere: cells that stand there are copied.
 
     Raises:
-        InputError: the plan is refused, or the folder cannot be written.
+        InputError: the plan is refused, records cannot be read, or the folder cannot be written.
     """
     reporter, cells = reporter or Reporter(), request.cells()
     if any(cell.tasks for cell in cells):
         require_harness()
-    runs = Runs(Path(output))
+    runs = Runs(Path(output), _records(known))
     measurer = Measurer(runs.work, reporter, data_dir=request.data_dir, keep=keep)
     return sweep(cells, runs, measurer, request.command, reporter, retry=retry)
 
 
-def estimated(cells: Sequence[Cell], output: str | Path) -> tuple[list[Cell], dict[str, Any]]:
-    """The cells that have no record yet, and how long they will take (`estimate.total`)."""
+def estimated(
+    cells: Sequence[Cell], output: str | Path, known: Sequence[str | Path] = ()
+) -> tuple[list[Cell], dict[str, Any]]:
+    """The cells that have no record yet, and how long they will take (`estimate.total`).
+
+    Raises:
+        InputError: as `run_sweep`.
+    """
+    elsewhere = _records(known)
+    keys = {record.key for record in elsewhere}
+    cells = [cell for cell in cells if cell.key not in keys]
     if not Path(output).exists():  # and is not made for the question
-        return list(cells), total(cells, [])
+        return list(cells), total(cells, elsewhere)
     runs = Runs(Path(output))
     found = [(cell, runs.record(cell)) for cell in cells]
     records = [record for _, record in found if record is not None]
     left = [cell for cell, record in found if record is None]
-    return left, total(left, records)
+    return left, total(left, [*records, *elsewhere])
+
+
+def _records(places: Sequence[str | Path]) -> Sequence[ExperimentRecord]:
+    """All that lie in these places; none where no place is given."""
+    return read_runs(map(Path, places)).records if places else ()

@@ -6,9 +6,9 @@
 
 A process goes through the cells: one that has a record is done; one whose lock another process
 holds is left to it; any other is done here. The record is looked for again under the lock, so that
-no cell is done twice. A cell that another plan has done (the same key) is copied under its new
-labels. A killed process leaves the run in progress to the next one that comes, which goes on with
-its finished blocks.
+no cell is done twice. A cell that another plan has done (the same key), or that stands in records
+from elsewhere, is copied under its new labels. A killed process leaves the run in progress to the
+next one that comes, which goes on with its finished blocks.
 """
 
 import json
@@ -35,7 +35,7 @@ Command = Callable[[Cell], str]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How many cells a process found done, did, copied from other plans, and left to others."""
+    """How many cells a process found done, did, copied from other records, and left to others."""
 
     found: int = 0
     done: int = 0
@@ -48,12 +48,15 @@ class Outcome:
 class Runs:
     """The folder of a sweep."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, known: Sequence[ExperimentRecord] = ()):
         """
+        Args:
+            known: records from elsewhere.
+
         Raises:
             InputError: it cannot be made or written to.
         """
-        self.folder = folder
+        self.folder, self._known = folder, known
         self.cells, self.locks, self.work = (folder / x for x in ("cells", "locks", "work"))
         try:
             for place in (self.cells, self.locks, self.work):
@@ -68,10 +71,12 @@ class Runs:
         return self._read(self.cells / cell.file)
 
     def same(self, cell: Cell, retry: bool) -> ExperimentRecord | None:
-        """Of any plan that did the same; one with results if there is one, with `retry` only such
-        a one."""
-        read = map(self._read, sorted(self.cells.glob(f"{cell.key}-*.json")))
-        found = sorted((x for x in read if x is not None), key=lambda x: x.refused is not None)
+        """Of any plan that did the same, here or elsewhere; one with results if there is one, with
+        `retry` only such a one."""
+        here = map(self._read, sorted(self.cells.glob(f"{cell.key}-*.json")))
+        elsewhere = (record for record in self._known if record.key == cell.key)
+        read = [record for record in (*here, *elsewhere) if record is not None]
+        found = sorted(read, key=lambda record: record.refused is not None)
         return next((x for x in found if not (retry and x.refused is not None)), None)
 
     def write(self, cell: Cell, record: ExperimentRecord) -> None:
