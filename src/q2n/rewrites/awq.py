@@ -47,7 +47,7 @@ class AWQ(Rewrite):
     searches: ClassVar[bool] = True
     into_linears: ClassVar[bool] = True
 
-    rewrite_windows: CountOrZero = 4
+    rewrite_windows: CountOrZero = 2
     """Calibration windows on which scales in front of queries, keys and values, and of gate and up,
     are judged by the output of the attention and of the MLP, as published; 0: by the linears' own
     outputs on all windows."""
