@@ -9,11 +9,12 @@ Search: for r = 0, 1/20, .. 19/20
     loss(r) = sum |F(Q(W diag(s)) diag(s)^-1) - F(W)|^2,
 
 and the s of the least loss stays; r = 0 is plain rounding. As published F is the output of the
-module around: for q, k, v the attention's, for gate, up the MLP's, by a forward pass for each ratio
-(on `rewrite_windows` of the text); for o and down it is the linear's own, tr(E G E^T) with the Gram
-matrix G, without a pass. The linears' own outputs would do for all, but q, k, v are then chosen
-for all that they compute, where the softmax takes little notice of most of it (docs/LOG.md). Other
-than as published, x is what the quantized prefix gives, and the range of a group always holds 0.
+module around: for q, k, v the attention's and for gate, up the MLP's, by a forward pass for each
+ratio, here on `rewrite_windows` windows of the text. For o and down it is the linear's own output,
+whose loss is tr(E G E^T) with the Gram matrix G, without a pass; so it could be for all, which is
+faster and worse: scores in the softmax hide most of what q and k lose, and sum |E x|^2 counts it.
+
+Other than as published x is what the quantized prefix gives, and the range of a group holds 0.
 
 Clip (`rewrite_clip`): then, for each row and group of `W diag(s)`, the bound b among
 max|w| (1 - i/20), i = 0 .. 9, of the least `sum ((Q(clamp(w, -b, b)) - w) x')^2` over the group's
@@ -47,7 +48,7 @@ class AWQ(Rewrite):
     searches: ClassVar[bool] = True
     into_linears: ClassVar[bool] = True
 
-    rewrite_windows: CountOrZero = 2
+    rewrite_windows: CountOrZero = 4
     """Calibration windows on which scales in front of queries, keys and values, and of gate and up,
     are judged by the output of the attention and of the MLP, as published; 0: by the linears' own
     outputs on all windows."""
