@@ -12,6 +12,7 @@ from torch import nn
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.calls import BlockCall, BlockInput, Hidden
 from q2n.models.junction_search import find_junctions
+from q2n.models.junctions import Junction
 from q2n.models.source import open_source
 from q2n.models.targets import targets_in
 
@@ -196,3 +197,14 @@ def test_in_half_precision_a_norm_loses_nothing(architecture):
 
 def _is_float(value) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def test_the_module_around_the_readers():
+    def around(*readers):
+        return Junction(readers, 64, readers[0]).module
+
+    assert around("self_attn.q_proj", "self_attn.k_proj") == "self_attn"
+    assert around("mlp.gate", "mlp.experts.0.up_proj", "mlp.experts.1.up_proj") == "mlp"
+    assert around("attn.c_attn") == "attn"
+    assert around("self_attn.q_proj", "mlp.fc1") == ""  # attention and MLP side by side
+    assert around("fc1") == ""

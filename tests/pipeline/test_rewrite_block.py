@@ -28,6 +28,8 @@ from q2n.rewrites.rewrite import Reading
 from q2n.rewrites.smoothquant import SmoothQuant
 
 NORM = "model.layers.0.input_layernorm.weight"
+CLOSED, JUDGED = AWQ(rewrite_windows=0), AWQ(rewrite_windows=1)
+"""Without a pass of a module, which takes a mixture long while types are checked; with few."""
 
 
 class Seen(RTN):
@@ -67,7 +69,7 @@ def logits(model):
         return model(input_ids=token_windows().tokens, use_cache=False).logits
 
 
-@pytest.mark.parametrize("rewrite", [AWQ(), SmoothQuant()], ids=["awq", "smoothquant"])
+@pytest.mark.parametrize("rewrite", [JUDGED, SmoothQuant()], ids=["awq", "smoothquant"])
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2", "opt", "qwen2_moe"])
 def test_without_rounding_the_model_computes_the_same(tmp_path, architecture, rewrite):
     def make():
@@ -83,7 +85,7 @@ def test_without_rounding_the_model_computes_the_same(tmp_path, architecture, re
 
 
 def test_routers_take_the_scale_of_their_norm(tmp_path):
-    run_loop(tiny_mixture(), RTN(bits=8), tmp_path, rewrite=AWQ())
+    run_loop(tiny_mixture(), RTN(bits=8), tmp_path, rewrite=JUDGED)
     stored = RunStore(tmp_path).norm_weights()
     norm, router = (f"model.layers.1.{x}" for x in ("post_attention_layernorm", "mlp.gate"))
     model = tiny_mixture()
@@ -95,14 +97,14 @@ def test_routers_take_the_scale_of_their_norm(tmp_path):
 
 def test_the_scale_is_that_of_the_inputs_of_the_site(tmp_path):
     """Of the first block, whose inputs are the original ones, with GPTQ after it."""
-    run_loop(tiny_model(layers=1), GPTQ(bits=3), tmp_path, rewrite=AWQ())
+    run_loop(tiny_model(layers=1), GPTQ(bits=3), tmp_path, rewrite=CLOSED)
     model = tiny_model(layers=1)
     names = [f"model.layers.0.self_attn.{x}_proj" for x in "qkv"]
     inputs = InputStatistics(64, RequiredStatistics.GRAM | RequiredStatistics.SIZES)
     inputs.update(input_of(model, names[0]))
     weights = [stored_weight(model, name) for name in names]
     reading = Reading(name="q", weights=weights, inputs=inputs, grid=UniformGrid(bits=3))
-    scale = AWQ().scale(reading)
+    scale = CLOSED.scale(reading)
     assert scale.max() / scale.min() > 1.1
     expected = model.get_parameter(NORM).detach() / scale
     torch.testing.assert_close(RunStore(tmp_path).norm_weights()[NORM], expected)
@@ -164,8 +166,8 @@ def test_clipping_spares_queries_and_keys(tmp_path):
 
 
 def test_little_memory_changes_nothing_but_the_order(tmp_path):
-    plain = rewritten(tiny_mixture(layers=1), tmp_path / "a", AWQ())
-    little = rewritten(tiny_mixture(layers=1), tmp_path / "b", AWQ(), expert_memory=1e-5)
+    plain = rewritten(tiny_mixture(layers=1), tmp_path / "a", CLOSED)
+    little = rewritten(tiny_mixture(layers=1), tmp_path / "b", CLOSED, expert_memory=1e-5)
     for name, weight in plain.state_dict().items():
         torch.testing.assert_close(little.state_dict()[name], weight, rtol=1e-4, atol=1e-5)
 
@@ -175,14 +177,14 @@ def test_experts_are_scaled_by_the_tokens_asked_for(tmp_path, options):
     plain = rewritten(tiny_mixture(layers=1), tmp_path / "a", SmoothQuant())
     other = rewritten(tiny_mixture(layers=1), tmp_path / "b", SmoothQuant(), **options)
     assert plain.state_dict().keys() == other.state_dict().keys()
-    first = rewritten(tiny_mixture(layers=1), tmp_path / "c", AWQ())
-    second = rewritten(tiny_mixture(layers=1), tmp_path / "d", AWQ(), **options)
+    first = rewritten(tiny_mixture(layers=1), tmp_path / "c", CLOSED)
+    second = rewritten(tiny_mixture(layers=1), tmp_path / "d", CLOSED, **options)
     down = "model.layers.0.mlp.experts.0.down_proj.weight"
     assert not torch.equal(first.state_dict()[down], second.state_dict()[down])
 
 
 def test_a_refit_of_the_model_keeps_what_is_no_norm(tmp_path):
-    run_loop(tiny_mixture(layers=1), RTN(bits=4), tmp_path, rewrite=AWQ())
+    run_loop(tiny_mixture(layers=1), RTN(bits=4), tmp_path, rewrite=CLOSED)
     store = RunStore(tmp_path)
     before = store.norm_weights()
     refit_stored(

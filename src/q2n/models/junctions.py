@@ -14,6 +14,7 @@ How junctions are found: junction_search.py.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Literal
 
 import torch
@@ -48,6 +49,13 @@ class Junction:
     """The tensor is what this expert hands to its last matrix."""
     source: Source | None = None
     """None: no scale can move here."""
+
+    @property
+    def module(self) -> str:
+        """The smallest module that holds all readers: an attention, an MLP; "" is the block."""
+        parents = [name.split(".")[:-1] for name in self.readers]
+        levels = takewhile(lambda names: len({*names}) == 1, zip(*parents, strict=False))
+        return ".".join(names[0] for names in levels)
 
     def holdable(self, block: nn.Module, scale: Float[Tensor, " width"]) -> Float[Tensor, " width"]:
         """The nearest scale whose division of a norm's weight is a number of the norm's dtype, so

@@ -2,7 +2,8 @@
 
     for junctions whose sums fit into memory together:
         measure          every batch runs through the block once
-        for each one:    the rewrite finds s; source and readers take it; weights may be clamped
+        for each one:    the rewrite finds s; source and readers take it; weights may be clamped.
+                         A search may run windows through the block (module_loss.py)
 
 In call order a linear is scaled as a reader before it is as a source, so each search sees the
 weights that the block came with. What of it is no weight to quantize (norms, biases, routers) goes
@@ -23,8 +24,9 @@ from q2n.models.attention_scores import feeds_scores
 from q2n.models.junctions import Junction
 from q2n.pipeline.block_state import BlockState
 from q2n.pipeline.channel_inputs import channel_statistics
+from q2n.pipeline.module_loss import ModuleLoss
 from q2n.pipeline.options import GIB, LoopOptions
-from q2n.rewrites.rewrite import Reading, Rewrite
+from q2n.rewrites.rewrite import Loss, Reading, Rewrite
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,13 @@ class RewriteBlock:
         full_name = state.full_name(names[0])
         statistics.require_finite(full_name)
         weights = [state.targets[name].weight() for name in names]
-        reading = Reading(name=full_name, weights=weights, inputs=statistics, grid=self.grid)
+        reading = Reading(
+            name=full_name,
+            weights=weights,
+            inputs=statistics,
+            grid=self.grid,
+            module_loss=self._module_loss(state, junction, names),
+        )
         scale = torch.ones(junction.width, device=weights[0].device)
         if self._moves(junction):
             scale = junction.holdable(state.block, self.rewrite.scale(reading))
@@ -90,6 +98,16 @@ class RewriteBlock:
                 target = state.targets[name]
                 target.set(self.rewrite.clipped(reading, target.weight(), scale))
         return state
+
+    def _module_loss(
+        self, state: BlockState, junction: Junction, names: Sequence[str]
+    ) -> Loss | None:
+        """For what a norm gives; what a linear gives is read by the last one of a module."""
+        windows = self.rewrite.judging_windows
+        if not windows or junction.source is None or junction.source.kind != "norm":
+            return None
+        targets = [state.targets[name] for name in names]
+        return ModuleLoss(state.passes[0], junction.module, targets, windows)
 
 
 def _moved(state: BlockState, junction: Junction, scale: Float[Tensor, " width"]) -> BlockState:

@@ -28,6 +28,8 @@ class Load:
     work: Work
     rewrite: float | None
     """Products of each layer's size that a rewrite computes; None: there is none."""
+    rewrite_passes: int
+    """Windows that run through each block for its search."""
     streams: int
     """2 where the full-precision model runs beside the quantized prefix; 0 without text."""
     block_refit: int

@@ -8,7 +8,8 @@
                the product of each window added to a sum in float64. Where passes do not stay
                paused, the front of the block again for every round. For a rewrite one more pass
                and Gram matrices of its own
-    solve      what the method and a rewrite say of themselves (`Method.work`, `Rewrite.work`)
+    solve      what the method and a rewrite say of themselves (`Method.work`, `Rewrite.work`,
+               `Rewrite.passes`)
     refit      3 passes a gradient step: forward, backward twice; of the method's own fits too
     write      finished blocks to the disk and back, the checkpoint to the disk
     evaluate   the text through both models and their heads, which are read from the disk
@@ -77,7 +78,9 @@ class SecondsOfStages:
             products = work.layer + (self.run.rewrite or 0.0)
             operations += layers * each * (2 * site.width * products + work.weight)
             operations += 2 * site.width**3 * (layers * work.alone + factors * work.site)
-        return {"computing": operations / self.rates.float32}
+        judged = sum(self._pass(block, self.run.length) for block in self.shapes.blocks)
+        passes = self.run.rewrite_passes * judged / self.rates.product
+        return {"computing": operations / self.rates.float32 + passes}
 
     def refit(self) -> Parts:
         """Gradient steps of a window each."""

@@ -100,6 +100,7 @@ def _load(
         required=plan.method.required_statistics,
         work=plan.method.work,
         rewrite=None if plan.rewrite is None else plan.rewrite.work,
+        rewrite_passes=0 if plan.rewrite is None else plan.rewrite.passes,
         streams=plan.streams,
         block_refit=plan.block_refit.steps if plan.block_refit is not None else 0,
         range_fit=plan.method.range_fit,

@@ -6,14 +6,15 @@ the run's own grid, `a_j` the mean of |x_j| over tokens, r a ratio.
 Search: for r = 0, 1/20, .. 19/20
 
     s = max(a^r, 1e-4),  divided by sqrt(max s min s),
-    loss(r) = sum |(Q(W diag(s)) diag(s)^-1 - W) x|^2 = tr(E G E^T),
+    loss(r) = sum |F(Q(W diag(s)) diag(s)^-1) - F(W)|^2,
 
-and the s of the least loss stays; r = 0 is plain rounding. With the Gram matrix G no input is kept
-and no forward pass is run for a ratio.
+and the s of the least loss stays; r = 0 is plain rounding. As published F is the output of the
+module around: for q, k, v the attention's and for gate, up the MLP's, by a forward pass for each
+ratio, here on `rewrite_windows` windows of the text. For o and down it is the linear's own output,
+whose loss is tr(E G E^T) with the Gram matrix G, without a pass; so it could be for all, which is
+faster and worse: scores in the softmax hide most of what q and k lose, and sum |E x|^2 counts it.
 
-As published a loss is that of the module around: for o and down that is the linear itself, as here;
-for q, k, v and for gate, up it is the attention's or the MLP's output. Here all are judged by the
-linears' own outputs. The range of a group always holds 0 here.
+Other than as published x is what the quantized prefix gives, and the range of a group holds 0.
 
 Clip (`rewrite_clip`): then, for each row and group of `W diag(s)`, the bound b among
 max|w| (1 - i/20), i = 0 .. 9, of the least `sum ((Q(clamp(w, -b, b)) - w) x')^2` over the group's
@@ -29,10 +30,12 @@ from torch import Tensor
 from torch.linalg import vecdot
 
 from q2n.linalg.groups import in_groups
-from q2n.linalg.output_error import energy
+from q2n.option_types import CountOrZero
 from q2n.rewrites.rewrite import Reading, Rewrite
 
 RATIOS = 20
+_MODULES = 2
+"""The attention and the MLP: not even whole blocks are run for both."""
 _LEAST = 1e-4
 _CLIP_STEPS, _CLIPS = 20, 10
 
@@ -45,6 +48,10 @@ class AWQ(Rewrite):
     searches: ClassVar[bool] = True
     into_linears: ClassVar[bool] = True
 
+    rewrite_windows: CountOrZero = 4
+    """Calibration windows on which scales in front of queries, keys and values, and of gate and up,
+    are judged by the output of the attention and of the MLP, as published; 0: by the linears' own
+    outputs on all windows."""
     rewrite_clip: bool = False
     """Then clamp the weights of each row and group to the bound of the least error of rounding to
     nearest, except those of queries and keys. Published for rtn."""
@@ -54,6 +61,10 @@ class AWQ(Rewrite):
         return "AWQ scales and clipping" if self.rewrite_clip else "AWQ scales"
 
     @property
+    def judging_windows(self) -> int:
+        return self.rewrite_windows
+
+    @property
     def clips(self) -> bool:
         return self.rewrite_clip
 
@@ -61,16 +72,18 @@ class AWQ(Rewrite):
     def work(self) -> float:
         return float(RATIOS)
 
+    @property
+    def passes(self) -> int:
+        return _MODULES * RATIOS * self.rewrite_windows
+
     def scale(self, reading: Reading) -> Float[Tensor, " in"]:
         magnitude = reading.inputs.sizes.total / reading.inputs.tokens
-        gram = reading.inputs.gram
         least, best = torch.inf, torch.ones_like(magnitude)
         for ratio in range(RATIOS):
             scale = magnitude.pow(ratio / RATIOS).clamp(min=_LEAST)
             scale = scale / (scale.max() * scale.min()).sqrt()
-            loss = sum(
-                energy(reading.rounded(weight * scale) / scale - weight, gram)
-                for weight in reading.weights
+            loss = reading.loss(
+                reading.rounded(weight * scale) / scale for weight in reading.weights
             )
             if loss < least:
                 least, best = loss, scale

@@ -10,7 +10,7 @@ rewrite's to know: models/junctions.py.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,8 +20,12 @@ from torch import Tensor
 
 from q2n.grids.uniform import UniformGrid
 from q2n.linalg.groups import in_groups
+from q2n.linalg.output_error import energy
 from q2n.linalg.statistics import InputStatistics
 from q2n.option_types import check_fields
+
+Loss = Callable[[Iterable[Float[Tensor, "_ in"]]], float]
+"""What is lost if the linears that read a tensor, which stays x, have these weights, in order."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,6 +39,16 @@ class Reading:
     inputs: InputStatistics
     grid: UniformGrid | None = None
     """Round to nearest in the run's own bits and groups, for a rewrite that searches."""
+    module_loss: Loss | None = None
+    """At the output of the module around them, for a rewrite that judges by it."""
+
+    def loss(self, weights: Iterable[Float[Tensor, "_ in"]]) -> float:
+        """`sum |F' - F|^2` over tokens, F the output of the module around the linears or, where
+        none is given, their own outputs: `sum |(W' - W) x|^2`."""
+        if self.module_loss is not None:
+            return self.module_loss(weights)
+        errors = (tried - weight for tried, weight in zip(weights, self.weights, strict=True))
+        return sum(energy(error, self.inputs.gram) for error in errors)
 
     @property
     def group_size(self) -> int:
@@ -72,6 +86,12 @@ class Rewrite(ABC):
         """What is done, in words, for a model card."""
 
     @property
+    def judging_windows(self) -> int:
+        """Calibration windows on which a search in front of several linears is judged by the output
+        of the module around them; 0: by their own outputs."""
+        return 0
+
+    @property
     def clips(self) -> bool:
         """Whether `clipped` changes weights."""
         return False
@@ -80,6 +100,11 @@ class Rewrite(ABC):
     @abstractmethod
     def work(self) -> float:
         """About how much is computed for each layer, in products of its size (`method.Work`)."""
+
+    @property
+    def passes(self) -> int:
+        """About how many windows run through each block for the search."""
+        return 0
 
     @abstractmethod
     def scale(self, reading: Reading) -> Float[Tensor, " in"]:
