@@ -20,6 +20,18 @@ def test_statistics_are_those_of_all_tokens():
     torch.testing.assert_close(statistics.gram, rows.T @ rows)
 
 
+def test_no_batch_changes_a_bit():
+    x = torch.randn(64, 33, 40, generator=torch.Generator().manual_seed(0)).exp()
+    totals = []
+    for size in (1, 3, 64):
+        statistics = InputStatistics(40, RequiredStatistics.SIZES)
+        for part in x.split(size):
+            statistics.update(part)
+        totals.append(statistics.sizes.total)
+    assert totals[0].dtype == torch.float32
+    assert all(torch.equal(total, totals[0]) for total in totals)
+
+
 def test_a_gram_matrix_must_be_asked_for():
     with pytest.raises(InputError, match="without"):
         _ = InputStatistics(6, RequiredStatistics.SIZES).gram

@@ -123,7 +123,13 @@ class Compared(CrossMethod):
 @pytest.mark.parametrize("site", ["self_attn.q_proj", "mlp.down_proj"])
 def test_both_streams_are_compared_in_one_scale(tmp_path, site):
     name, store = f"model.layers.0.{site}", RunStore(tmp_path)
-    run_loop(tiny_model(layers=1), Compared(bits=3), tmp_path, rewrite=AWQ(), cross_tokens=0)
+    run_loop(
+        tiny_model(layers=1),
+        Compared(bits=3),
+        tmp_path,
+        rewrite=AWQ(rewrite_windows=0),
+        cross_tokens=0,
+    )
     full, model = tiny_model(layers=1), tiny_model(layers=1)
     scale = Compared.weights[name].norm(dim=0) / stored_weight(full, name).norm(dim=0)
     assert scale.max() / scale.min() > 1.1

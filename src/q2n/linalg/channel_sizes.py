@@ -13,21 +13,29 @@ class ChannelSizes:
     """Of some tokens; those of two parts of a text add up."""
 
     total: Float[Tensor, " in"]
-    """Sum of |x|."""
+    """Sum of |x|; in float64 while tokens are added, so that no batch changes it."""
     largest: Float[Tensor, " in"]
     """max |x|."""
 
     @classmethod
     def none(cls, width: int, device: torch.device) -> Self:
         """Of no token."""
-        zeros = torch.zeros(width, device=device)
-        return cls(zeros, zeros)
+        return cls(
+            torch.zeros(width, dtype=torch.float64, device=device),
+            torch.zeros(width, device=device),
+        )
 
     @classmethod
     def of(cls, x: Float[Tensor, "*batch in"]) -> Self:
-        """Of the tokens x, in float32."""
+        """Of the tokens x."""
         sizes = x.detach().float().abs().reshape(-1, x.shape[-1])
-        return cls(sizes.sum(0), sizes.amax(0)) if len(sizes) else cls.none(x.shape[-1], x.device)
+        if not len(sizes):
+            return cls.none(x.shape[-1], x.device)
+        return cls(sizes.sum(0, dtype=torch.float64), sizes.amax(0))
+
+    def rounded(self) -> "ChannelSizes":
+        """In float32, to be read."""
+        return ChannelSizes(self.total.float(), self.largest)
 
     def __add__(self, other: "ChannelSizes") -> "ChannelSizes":
         return ChannelSizes(

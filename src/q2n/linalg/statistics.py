@@ -212,7 +212,7 @@ class InputStatistics:
     @property
     def sizes(self) -> ChannelSizes:
         """Sums and largest entries of |x| by channel. Raises as `gram`."""
-        return _gathered(self._sizes, RequiredStatistics.SIZES)
+        return _gathered(self._sizes, RequiredStatistics.SIZES).rounded()
 
     @property
     def folds(self) -> "list[InputStatistics]":
