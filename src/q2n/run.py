@@ -8,7 +8,10 @@ write              the checkpoint is written, measured and described in a folder
                    name when all of it is there
 """
 
+import hashlib
+import json
 import os
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,8 @@ from q2n.config.output import output_folder
 from q2n.config.owners import Plan, build_plan
 from q2n.config.runtimes import check_sizes, runtime_notes
 from q2n.config.settings import Settings
+from q2n.config.widths import FILE as WIDTHS_FILE
+from q2n.config.widths import check_names, widths_text
 from q2n.data.protocols import PROTOCOLS
 from q2n.data.texts import Texts
 from q2n.data.windows import TokenWindows
@@ -35,8 +40,11 @@ from q2n.evaluation.written import compare_written
 from q2n.formats.choice import choose_format
 from q2n.formats.format import Format
 from q2n.logging import Reporter
+from q2n.method import Method
+from q2n.methods.allocated import Allocated
 from q2n.models.auto_classes import loaded_as
 from q2n.models.opened import OpenedModel
+from q2n.pipeline.allocation import Allocation
 from q2n.pipeline.facts import RunStart
 from q2n.pipeline.finished import check_finished
 from q2n.pipeline.learned_rotation import learned
@@ -113,6 +121,7 @@ class Run:
             "kernels": f"numba {numba.__version__} {os.environ.get('Q2N_KERNELS', '')}".strip(),
             "model_sha256": source.digest(),
             "text_sha256": text.sha256 if text is not None else None,
+            "allocation_sha256": _widths_sha256(self.plan.method),
             **settings.fingerprint(),
             "device": self.opened.blocks.device.type,
         }
@@ -188,6 +197,7 @@ class Run:
                     seed=config.seed,
                     reporter=self.reporter,
                 )
+            self._allocate()
             self._loop().run(self.windows, tell(self.ranks, finished))
             if self.plan.model_refit is not None:
                 assert self.windows is not None
@@ -203,6 +213,21 @@ class Run:
             if self.store.is_begun and not self.store.holds_work:
                 self.store.remove()
             raise
+
+    def _allocate(self) -> None:
+        """Find the width of each layer, if that is asked for."""
+        if self.plan.allocate is None:
+            return
+        assert self.windows is not None and isinstance(self.plan.method, Allocated)
+        found = Allocation(
+            bits=self.plan.allocate,
+            options=loop_options(self.config),
+            scale_dtype=self.format.codec.scale_dtype(self.opened.source.dtype),
+        )
+        method = found(
+            self.store, self.plan.method, self.opened.blocks, self.windows, self.reporter
+        )
+        self.plan = replace(self.plan, method=method)
 
     def _loop(self) -> SequentialLoop:
         return SequentialLoop(
@@ -291,7 +316,7 @@ class Run:
         """What describes the checkpoint, and the texts of its files by name."""
         opened, format = self.opened, self.format
         quantized = [name for block in blocks for name in block.layers]
-        return describe(
+        done, texts = describe(
             About(
                 method=self.plan.title,
                 format=format.name,
@@ -312,6 +337,10 @@ class Run:
             kept=format.container.kept(opened.source, quantized),
             notes=self.notes,
         )
+        method = self.plan.method
+        if isinstance(method, Allocated) and method.widths:
+            texts[WIDTHS_FILE] = widths_text(method.widths, done.record["bits_per_weight"])
+        return done, texts
 
 
 def _notes(settings: Settings, opened: OpenedModel) -> list[str]:
@@ -324,14 +353,24 @@ def _notes(settings: Settings, opened: OpenedModel) -> list[str]:
     return notes
 
 
+def _widths_sha256(method: Method) -> str | None:
+    """Of the widths of a file, which its name does not tell."""
+    if not isinstance(method, Allocated) or not method.widths:
+        return None
+    return hashlib.sha256(json.dumps(dict(method.widths), sort_keys=True).encode()).hexdigest()
+
+
 def _check_layers(opened: OpenedModel, plan: Plan, format: Format, runtime: str | None) -> None:
     """Refuse a layer that the options, the format or the runtime do not fit, before any work."""
     targets = opened.blocks.targets()
+    if isinstance(plan.method, Allocated) and plan.method.widths:
+        check_names(plan.method.widths, targets)
     if any(target.experts for target in targets.values()):
         format.container.check_experts(opened.source, plan.storage, opened.blocks.experts_left())
     for name, target in targets.items():
         plan.method.check(name, target.shape)
-        format.codec.check(name, target.shape, plan.storage)
+        for storage in plan.method.storage_of(name):
+            format.codec.check(name, target.shape, storage)
         format.codec.check_layout(name, transposed=target.transposed)
         if runtime is not None:
             check_sizes(runtime, format.name, name, target.shape)
