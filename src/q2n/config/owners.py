@@ -186,9 +186,13 @@ def _whole_method(settings: Settings) -> Method:
     if run.allocate is None and run.allocation is None:
         return build_method(settings)
     candidates = {width: build_method(x) for width, x in by_width(settings).items()}
-    first = next(iter(candidates.values()))
-    if first.fits_blocks or (run.rewrite != "off" and build_rewrite(settings).searches):
-        what = "--rewrite awq" if run.rewrite != "off" else f"--method {run.method} as it is set"
+    first, rewrite = next(iter(candidates.values())), build_rewrite(settings)
+    least = min((x for x in candidates if isinstance(x, int)), default=0)
+    if run.allocate is not None and run.allocate < least:
+        raise InputError(f"allocate is {run.allocate:g}, and the smallest width is {least} bits")
+    if first.fits_blocks or (rewrite is not None and rewrite.searches):
+        searches = rewrite is not None and rewrite.searches
+        what = f"--rewrite {run.rewrite}" if searches else f"--method {run.method} as it is set"
         raise InputError(f"{what} takes one width for all layers: leave --allocate out")
     widths = {} if run.allocation is None else read_widths(run.allocation, candidates)
     return Allocated(candidates=candidates, widths=widths)

@@ -50,7 +50,8 @@ DENSE_ON_LOADING = {"dequantize": True}
 it transformers makes room for the zero points of another shape than they are stored in, and a plain
 `from_pretrained` of an asymmetric checkpoint fails; nor can it load a model whose initialization
 looks for the weights (models/initialization.py). With it, or after the first call without it,
-the model is dense in memory. vLLM does not read it."""
+the model is dense in memory. It knows one group of layers (5.23): those that differ in width are
+symmetric. vLLM does not read it."""
 
 
 class CompressedTensors(UniformCodec):
@@ -67,6 +68,14 @@ class CompressedTensors(UniformCodec):
             raise InputError(
                 f"{self.name} has no short last group: {name} has {shape[1]} inputs, which groups "
                 f"of {group_size} do not divide; choose a divisor, or -1 for one group per row"
+            )
+
+    def check(self, name: str, shape: tuple[int, int], storage: StorageSpec) -> None:
+        super().check(name, shape, storage)
+        if storage.mixed and isinstance(storage, UniformStorage) and not storage.symmetric:
+            raise InputError(
+                f"transformers loads {self.name} layers that differ in width on symmetric grids "
+                "only; add --symmetric, or use --format native or dequantized"
             )
 
     def encode(
@@ -243,10 +252,20 @@ class CompressedTensorsEntry(UniformEntry):
     def fitted(
         self, quantization: dict[str, Any], model: nn.Module, layers: Collection[str]
     ) -> dict[str, Any]:
-        """Compressed modules have no weight, and the initialization of some looks for it."""
+        """Compressed modules have no weight, and the initialization of some looks for it.
+
+        Raises:
+            InputError: then layers that differ in width cannot be loaded.
+        """
         assert isinstance(model, PreTrainedModel)
-        dense = DENSE_ON_LOADING if modules_that_set(model, layers) else {}
-        return {**quantization, **dense}
+        if not modules_that_set(model, layers):
+            return quantization
+        if len(quantization["config_groups"]) > 1:
+            raise InputError(
+                f"transformers loads layers of {type(model).__name__} in compressed-tensors only "
+                "if all have one width; use --format native or dequantized"
+            )
+        return {**quantization, **DENSE_ON_LOADING}
 
     def described_scheme(self, config: Mapping[str, Any]) -> Scheme:
         groups = list(config.get("config_groups", {}).values())

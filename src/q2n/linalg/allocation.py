@@ -26,7 +26,7 @@ class Point:
 
     cost: float
     """In whatever the sum is in."""
-    size: float
+    size: int
     """Stored bits."""
 
 
@@ -69,7 +69,7 @@ def _at_price(choices: Choices, price: float) -> dict[str, Width]:
     return {group: best(points) for group, points in choices.items()}
 
 
-def _size(choices: Choices, widths: Mapping[str, Width]) -> float:
+def _size(choices: Choices, widths: Mapping[str, Width]) -> int:
     return sum(choices[group][width].size for group, width in widths.items())
 
 

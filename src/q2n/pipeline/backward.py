@@ -9,9 +9,10 @@ Labels are drawn and not those that come: then gradients have mean 0, and their 
 matrix) is the Hessian of the divergence KL(p | q) that a change of the model brings. With several
 draws the forward passes are shared.
 
-One block at a time is in memory. A pass takes about 3 + 2 draws forward passes of the text. Nothing
-but the last block's output may lead from one block to the next: a model whose blocks read what
-earlier ones left (shared keys and values) is refused.
+One block at a time is in memory. Without gradients of weights a pass takes 2 + draws forward passes
+of the text, with them 2 + 2 draws; products are in the device's fast dtype. Nothing but the last
+block's output may lead from one block to the next: a model whose blocks read what earlier ones left
+(shared keys and values) is refused.
 """
 
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from q2n.models.calls import part
 from q2n.pipeline.activations import Activations, activations
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.streams import open_streams
+from q2n.refit.descent import in_fast_dtype
 
 CHUNK = 2**24
 """Logits in memory at once: 64 MB in float32."""
@@ -124,7 +126,7 @@ class Backward:
             for row in range(windows):
                 window = inputs.window(row, windows)
                 hidden = window.hidden.detach().requires_grad_()
-                with torch.enable_grad():
+                with torch.enable_grad(), in_fast_dtype(block):
                     output = replace(window, hidden=hidden).run(block).hidden
                 for draw, (gradient, earlier) in enumerate(zip(above, below, strict=True)):
                     output.backward(
@@ -152,7 +154,7 @@ class Backward:
         for start in range(0, len(tokens), step):
             rows = slice(start, start + step)
             states = hidden[None, rows].detach().requires_grad_()
-            with torch.enable_grad():
+            with torch.enable_grad(), in_fast_dtype(self.model.without_blocks):
                 after = self.model.run_after(tokens[None, rows], states, self.model.without_blocks)
                 log_p = after.logits[0].float().log_softmax(1)
                 labels = _drawn(log_p.detach().exp(), len(found), generator)

@@ -11,12 +11,17 @@ formed, nothing is assumed of its structure, and one pass serves all widths. Err
 added up before they are squared. With S windows and draws the standard error of a K is about
 sqrt(2 / S) of it; what is common to the widths cancels where they are compared.
 
+Of widths that are bits, 2 and 4 are tried. Each bit divides the cost of a layer by the same
+factor, to a few percent, so 3 bits lie between the two, in logarithms, and 8 beyond; sizes are
+straight in the bits.
+
 Layers that read one input are a group (runtimes fuse q, k, v and gate, up), as are all experts of
 a block.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +43,11 @@ from q2n.pipeline.measure import Measure
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.streams import Probe
 
-DRAWS = 4
-"""Labels at each position."""
+DRAWS = 1
+"""Labels at each position: more windows tell more than more labels on the same ones."""
+TINY = 1e-30
+TRIED = (2, 4)
+"""Bits, where all candidates are told by bits."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ class Trials:
     scale_dtype: torch.dtype
     errors: dict[tuple[str, Width], Float[Tensor, "rows columns"]] = field(default_factory=dict)
     """By target and width, laid out as the parameter is, in float16."""
-    sizes: dict[tuple[str, Width], float] = field(default_factory=dict)
+    sizes: dict[tuple[str, Width], int] = field(default_factory=dict)
     """Stored bits."""
 
     def __call__(self, state: BlockState) -> BlockState:
@@ -115,6 +123,13 @@ class BitCosts:
     options: LoopOptions
     scale_dtype: torch.dtype
     reporter: Reporter
+
+    @cached_property
+    def tried(self) -> Mapping[Width, Method]:
+        """The candidates that are tried."""
+        if not all(isinstance(x, int) for x in self.candidates):
+            return self.candidates
+        return {x: self.candidates[x] for x in TRIED}
 
     def __call__(self, model: BlockwiseModel, windows: TokenWindows, folder: Path) -> list[Group]:
         """All groups, in the model's order.
@@ -152,7 +167,7 @@ class BitCosts:
         state = enter_block(
             model, index, streams, probe, say, options=self.options, required=required
         )
-        trials = Trials(self.candidates, self.options, self.scale_dtype)
+        trials = Trials(self.tried, self.options, self.scale_dtype)
         measure = [Measure(required, self.options, model.device)] if required else []
         EachRound([*measure, trials], one_site=True)(state)
         for running in state.passes:
@@ -168,10 +183,10 @@ class BitCosts:
             for names in groups
             for name in names
         }
-        squares = torch.zeros(len(groups), len(self.candidates), dtype=torch.float64)
+        squares = torch.zeros(len(groups), len(self.tried), dtype=torch.float64)
         for _ in passes.through(state.index, state.block):
             for number, names in enumerate(groups):
-                for place, width in enumerate(self.candidates):
+                for place, width in enumerate(self.tried):
                     along = sum(
                         float((gradient.float() * trials.errors[name, width]).sum())
                         for name in names
@@ -182,15 +197,29 @@ class BitCosts:
         return [
             Group(
                 tuple(state.full_name(name) for name in names),
-                {
-                    width: Point(
-                        float(costs[number, place]), sum(trials.sizes[x, width] for x in names)
-                    )
-                    for place, width in enumerate(self.candidates)
-                },
+                self._points(
+                    {
+                        width: Point(cost, sum(trials.sizes[name, width] for name in names))
+                        for width, cost in zip(self.tried, costs[number].tolist(), strict=True)
+                    }
+                ),
             )
             for number, names in enumerate(groups)
         ]
+
+    def _points(self, tried: dict[Width, Point]) -> dict[Width, Point]:
+        """Those of all candidates, from those that were tried."""
+        if len(tried) == len(self.candidates):
+            return tried
+        one, other = (tried[x] for x in TRIED)
+        apart = TRIED[1] - TRIED[0]
+        factor = (max(other.cost, TINY) / max(one.cost, TINY)) ** (1 / apart)
+        step = (other.size - one.size) // apart
+        return {
+            bits: Point(one.cost * factor ** (bits - TRIED[0]), one.size + step * (bits - TRIED[0]))
+            for bits in self.candidates
+            if isinstance(bits, int)
+        }
 
 
 def _groups(sites: Sequence[Site]) -> list[tuple[str, ...]]:
