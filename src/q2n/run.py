@@ -8,8 +8,6 @@ write              the checkpoint is written, measured and described in a folder
                    name when all of it is there
 """
 
-import hashlib
-import json
 import os
 from dataclasses import replace
 from math import prod
@@ -20,13 +18,13 @@ import numba
 import torch
 import transformers
 
+from q2n.checks import check_layers, notes_of_settings, widths_sha256
 from q2n.config.opening import calibration_of, loop_options, model_of, texts_of
 from q2n.config.output import output_folder
-from q2n.config.owners import Plan, build_plan
-from q2n.config.runtimes import check_sizes, runtime_notes
+from q2n.config.owners import build_plan
 from q2n.config.settings import Settings
 from q2n.config.widths import FILE as WIDTHS_FILE
-from q2n.config.widths import check_names, widths_text
+from q2n.config.widths import widths_text
 from q2n.data.protocols import PROTOCOLS
 from q2n.data.texts import Texts
 from q2n.data.windows import TokenWindows
@@ -38,12 +36,9 @@ from q2n.errors import InputError, ResumeError
 from q2n.evaluation.compare import Comparison
 from q2n.evaluation.written import compare_written
 from q2n.formats.choice import choose_format
-from q2n.formats.format import Format
 from q2n.logging import Reporter
-from q2n.method import Method
 from q2n.methods.allocated import Allocated
 from q2n.models.auto_classes import loaded_as
-from q2n.models.opened import OpenedModel
 from q2n.pipeline.allocation import Allocation
 from q2n.pipeline.facts import RunStart
 from q2n.pipeline.finished import check_finished
@@ -94,7 +89,7 @@ class Run:
             activations=self.plan.changes.activations,
         )
         self.opened = model_of(config, model, self.plan.changes, ranks)
-        _check_layers(self.opened, self.plan, self.format, config.runtime)
+        check_layers(self.opened, self.plan, self.format, config.runtime)
         if not self.is_complete:
             required = bool(self.plan.method.required_statistics) or self.plan.grid is not None
             require_room(self.opened.blocks, statistics=required, streams=self.plan.streams)
@@ -102,7 +97,7 @@ class Run:
         self.notes: list[str] = [
             *self.opened.notes,
             *self.format.container.check(source, self.plan.storage),
-            *_notes(settings, self.opened),
+            *notes_of_settings(settings, self.opened),
         ]
         """What a user must know of the result, known before the first block: in sentences
         without a full stop, for the screen, the record and the card."""
@@ -121,7 +116,7 @@ class Run:
             "kernels": f"numba {numba.__version__} {os.environ.get('Q2N_KERNELS', '')}".strip(),
             "model_sha256": source.digest(),
             "text_sha256": text.sha256 if text is not None else None,
-            "allocation_sha256": _widths_sha256(self.plan.method),
+            "allocation_sha256": widths_sha256(self.plan.method),
             **settings.fingerprint(),
             "device": self.opened.blocks.device.type,
         }
@@ -341,36 +336,3 @@ class Run:
         if isinstance(method, Allocated) and method.widths:
             texts[WIDTHS_FILE] = widths_text(method.widths, done.record["bits_per_weight"])
         return done, texts
-
-
-def _notes(settings: Settings, opened: OpenedModel) -> list[str]:
-    """What follows from the settings that a user must know of the result."""
-    run = settings.run
-    flat = settings.flat()
-    notes = runtime_notes(run.runtime, run.format, flat.get("bits"), flat["activation_bits"])
-    if run.dtype == "half" and str(opened.source.config.dtype).endswith("float32"):
-        notes.append("The float32 model is run and written in bfloat16")
-    return notes
-
-
-def _widths_sha256(method: Method) -> str | None:
-    """Of the widths of a file, which its name does not tell."""
-    if not isinstance(method, Allocated) or not method.widths:
-        return None
-    return hashlib.sha256(json.dumps(dict(method.widths), sort_keys=True).encode()).hexdigest()
-
-
-def _check_layers(opened: OpenedModel, plan: Plan, format: Format, runtime: str | None) -> None:
-    """Refuse a layer that the options, the format or the runtime do not fit, before any work."""
-    targets = opened.blocks.targets()
-    if isinstance(plan.method, Allocated) and plan.method.widths:
-        check_names(plan.method.widths, targets)
-    if any(target.experts for target in targets.values()):
-        format.container.check_experts(opened.source, plan.storage, opened.blocks.experts_left())
-    for name, target in targets.items():
-        plan.method.check(name, target.shape)
-        for storage in plan.method.storage_of(name):
-            format.codec.check(name, target.shape, storage)
-        format.codec.check_layout(name, transposed=target.transposed)
-        if runtime is not None:
-            check_sizes(runtime, format.name, name, target.shape)

@@ -9,10 +9,10 @@ Labels are drawn and not those that come: then gradients have mean 0, and their 
 matrix) is the Hessian of the divergence KL(p | q) that a change of the model brings. With several
 draws the forward passes are shared.
 
-One block at a time is in memory. Without gradients of weights a pass takes 2 + draws forward passes
-of the text, with them 2 + 2 draws; products are in the device's fast dtype. Nothing but the last
-block's output may lead from one block to the next: a model whose blocks read what earlier ones left
-(shared keys and values) is refused.
+One block at a time is in memory, and the inputs of all blocks are on disk. Without gradients of
+weights a pass takes 2 + draws forward passes of the text, with them 2 + 2 draws; products are in
+the device's fast dtype. Nothing but the last block's output may lead from one block to the next: a
+model whose blocks read what earlier ones left (shared keys and values) is refused.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ from q2n.models.blocks import BlockwiseModel
 from q2n.models.calls import part
 from q2n.pipeline.activations import Activations, activations
 from q2n.pipeline.options import LoopOptions
-from q2n.pipeline.streams import open_streams
+from q2n.pipeline.streams import Stream, open_streams
 from q2n.refit.descent import in_fast_dtype
 
 CHUNK = 2**24
@@ -60,9 +60,8 @@ class Backward:
         draws: int,
     ):
         self.model, self.tokens, self.options, self.folder = model, tokens, options, folder
-        self._limit = options.bytes_in_memory / (len(model) + 1 + draws)
         [first] = open_streams(
-            model, tokens, ["inputs"], replace(options, activations_limit=None), folder
+            model, tokens, ["inputs-0"], replace(options, activations="disk"), folder
         )
         if first.calls[0][0].needed or first.calls[0][0].hidden_axis:
             raise InputError(
@@ -70,8 +69,8 @@ class Backward:
                 "gradients do not go that way: leave --allocate out, or give --allocation FILE"
             )
         self.inputs = [first]
-        """Of each block; then the last one's output."""
-        self.gradients = [self._place(f"gradients-{draw}") for draw in range(draws)]
+        """Of each block, on disk; then the last one's output."""
+        self.gradients = [self._place(f"gradients-{draw}", 1 + draws) for draw in range(draws)]
         """At the output of the block that comes next, by draw; each in float32."""
 
     def __enter__(self) -> Self:
@@ -95,11 +94,22 @@ class Backward:
         """Keep a block's output."""
         before = self.inputs[index]
         after = replace(
-            before, hidden=self._place(f"inputs-{index + 1}"), carried=[{} for _ in before.calls]
+            before,
+            hidden=activations("disk", self.model.device, self.folder / f"inputs-{index + 1}"),
+            carried=[{} for _ in before.calls],
         )
         for batch in range(len(before)):
             after.put(batch, before.inputs(batch, index).run(block))
         self.inputs.append(after)
+
+    def taken(self, index: int) -> Stream:
+        """The input of a block, where the run keeps its block inputs; to be closed."""
+        kept = self.inputs[index]
+        hidden = self._place("inputs", 1 + len(self.gradients))
+        stream = replace(kept, hidden=hidden, carried=[{} for _ in kept.calls])
+        for batch in range(len(kept)):
+            stream.hidden.put(batch, kept.hidden.get(batch))
+        return stream
 
     def draw(self) -> None:
         """The gradients at the last block's output. After `forward` of every block."""
@@ -165,9 +175,11 @@ class Backward:
                 found[draw][rows] = states.grad[0]
                 states.grad = None
 
-    def _place(self, name: str) -> Activations:
-        place, device = self.options.activations, self.model.device
-        return activations(place, device, self.folder / name, self._limit)
+    def _place(self, name: str, of: int) -> Activations:
+        """One of so many streams that lie where the run keeps its block inputs."""
+        options = self.options
+        limit = options.bytes_in_memory / of
+        return activations(options.activations, self.model.device, self.folder / name, limit)
 
 
 def _drawn(

@@ -163,15 +163,16 @@ class BitCosts:
         self, model: BlockwiseModel, index: int, passes: Backward, probe: Probe, say: Any
     ) -> list[Group]:
         required = next(iter(self.candidates.values())).required_statistics
-        streams = [passes.inputs[index]]
+        stream = passes.taken(index)
         state = enter_block(
-            model, index, streams, probe, say, options=self.options, required=required
+            model, index, [stream], probe, say, options=self.options, required=required
         )
         trials = Trials(self.tried, self.options, self.scale_dtype)
         measure = [Measure(required, self.options, model.device)] if required else []
         EachRound([*measure, trials], one_site=True)(state)
         for running in state.passes:
             running.drop()
+        stream.close()
         say(f"{state.name}: gradients")
         return self._weighed(state, trials, passes)
 
