@@ -33,6 +33,7 @@ ROOMS = [
     {"config"},
     {"planning"},
     {"preprocess"},
+    {"checks"},
     {"run"},
     {"api"},
     {"experiments"},

@@ -129,6 +129,16 @@ class Method(ABC):
         """What `quantize` returns, as far as the options tell: by it a checkpoint format says,
         before any work is done, whether it can hold the result."""
 
+    def storage_of(self, name: str) -> list[StorageSpec]:
+        """What `quantize` may return for the layer of this full name."""
+        return [self.storage]
+
+    @property
+    def trial(self) -> "Method":
+        """A cheaper form, whose errors are much like this one's: by it widths are compared before
+        anything is quantized."""
+        return self
+
     def check(self, name: str, shape: tuple[int, int]) -> None:  # noqa: B027 - optional
         """Refuse, before any work is done, a layer of `shape` (out, in) that the options do
         not fit; any shape will do unless a method says otherwise.
@@ -165,6 +175,10 @@ class Wrapper(Method):
     @property
     def factor_fit(self) -> FactorFit | None:
         return self.inner.factor_fit
+
+    @property
+    def trial(self) -> Method:
+        return self.inner.trial
 
     @property
     def own_work(self) -> Work:

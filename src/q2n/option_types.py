@@ -61,6 +61,8 @@ LARGEST = 1e18
 
 Bits = Literal[2, 3, 4, 8]
 """Widths of weights."""
+Width = int | str
+"""Of a layer's codes: bits, or the name of a type of blocks."""
 WideBits = Literal[2, 3, 4, 5, 6, 8]
 """The same where no table of levels limits them."""
 NonNegative = Annotated[float, Range(low=0, high=LARGEST)]

@@ -9,6 +9,7 @@ write              the checkpoint is written, measured and described in a folder
 """
 
 import os
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ import numba
 import torch
 import transformers
 
+from q2n.checks import check_layers, notes_of_settings, widths_sha256
 from q2n.config.opening import calibration_of, loop_options, model_of, texts_of
 from q2n.config.output import output_folder
-from q2n.config.owners import Plan, build_plan
-from q2n.config.runtimes import check_sizes, runtime_notes
+from q2n.config.owners import build_plan
 from q2n.config.settings import Settings
+from q2n.config.widths import FILE as WIDTHS_FILE
+from q2n.config.widths import widths_text
 from q2n.data.protocols import PROTOCOLS
 from q2n.data.texts import Texts
 from q2n.data.windows import TokenWindows
@@ -33,10 +36,10 @@ from q2n.errors import InputError, ResumeError
 from q2n.evaluation.compare import Comparison
 from q2n.evaluation.written import compare_written
 from q2n.formats.choice import choose_format
-from q2n.formats.format import Format
 from q2n.logging import Reporter
+from q2n.methods.allocated import Allocated
 from q2n.models.auto_classes import loaded_as
-from q2n.models.opened import OpenedModel
+from q2n.pipeline.allocation import Allocation
 from q2n.pipeline.facts import RunStart
 from q2n.pipeline.finished import check_finished
 from q2n.pipeline.learned_rotation import learned
@@ -86,7 +89,7 @@ class Run:
             activations=self.plan.changes.activations,
         )
         self.opened = model_of(config, model, self.plan.changes, ranks)
-        _check_layers(self.opened, self.plan, self.format, config.runtime)
+        check_layers(self.opened, self.plan, self.format, config.runtime)
         if not self.is_complete:
             required = bool(self.plan.method.required_statistics) or self.plan.grid is not None
             require_room(self.opened.blocks, statistics=required, streams=self.plan.streams)
@@ -94,7 +97,7 @@ class Run:
         self.notes: list[str] = [
             *self.opened.notes,
             *self.format.container.check(source, self.plan.storage),
-            *_notes(settings, self.opened),
+            *notes_of_settings(settings, self.opened),
         ]
         """What a user must know of the result, known before the first block: in sentences
         without a full stop, for the screen, the record and the card."""
@@ -113,6 +116,7 @@ class Run:
             "kernels": f"numba {numba.__version__} {os.environ.get('Q2N_KERNELS', '')}".strip(),
             "model_sha256": source.digest(),
             "text_sha256": text.sha256 if text is not None else None,
+            "allocation_sha256": widths_sha256(self.plan.method),
             **settings.fingerprint(),
             "device": self.opened.blocks.device.type,
         }
@@ -188,6 +192,7 @@ class Run:
                     seed=config.seed,
                     reporter=self.reporter,
                 )
+            self._allocate()
             self._loop().run(self.windows, tell(self.ranks, finished))
             if self.plan.model_refit is not None:
                 assert self.windows is not None
@@ -203,6 +208,21 @@ class Run:
             if self.store.is_begun and not self.store.holds_work:
                 self.store.remove()
             raise
+
+    def _allocate(self) -> None:
+        """Find the width of each layer, if that is asked for."""
+        if self.plan.allocate is None:
+            return
+        assert self.windows is not None and isinstance(self.plan.method, Allocated)
+        found = Allocation(
+            bits=self.plan.allocate,
+            options=loop_options(self.config),
+            scale_dtype=self.format.codec.scale_dtype(self.opened.source.dtype),
+        )
+        method = found(
+            self.store, self.plan.method, self.opened.blocks, self.windows, self.reporter
+        )
+        self.plan = replace(self.plan, method=method)
 
     def _loop(self) -> SequentialLoop:
         return SequentialLoop(
@@ -291,7 +311,7 @@ class Run:
         """What describes the checkpoint, and the texts of its files by name."""
         opened, format = self.opened, self.format
         quantized = [name for block in blocks for name in block.layers]
-        return describe(
+        done, texts = describe(
             About(
                 method=self.plan.title,
                 format=format.name,
@@ -312,26 +332,7 @@ class Run:
             kept=format.container.kept(opened.source, quantized),
             notes=self.notes,
         )
-
-
-def _notes(settings: Settings, opened: OpenedModel) -> list[str]:
-    """What follows from the settings that a user must know of the result."""
-    run = settings.run
-    flat = settings.flat()
-    notes = runtime_notes(run.runtime, run.format, flat.get("bits"), flat["activation_bits"])
-    if run.dtype == "half" and str(opened.source.config.dtype).endswith("float32"):
-        notes.append("The float32 model is run and written in bfloat16")
-    return notes
-
-
-def _check_layers(opened: OpenedModel, plan: Plan, format: Format, runtime: str | None) -> None:
-    """Refuse a layer that the options, the format or the runtime do not fit, before any work."""
-    targets = opened.blocks.targets()
-    if any(target.experts for target in targets.values()):
-        format.container.check_experts(opened.source, plan.storage, opened.blocks.experts_left())
-    for name, target in targets.items():
-        plan.method.check(name, target.shape)
-        format.codec.check(name, target.shape, plan.storage)
-        format.codec.check_layout(name, transposed=target.transposed)
-        if runtime is not None:
-            check_sizes(runtime, format.name, name, target.shape)
+        method = self.plan.method
+        if isinstance(method, Allocated) and method.widths:
+            texts[WIDTHS_FILE] = widths_text(method.widths, done.record["bits_per_weight"])
+        return done, texts

@@ -7,6 +7,7 @@ from typing import Any, get_args
 from q2n.block_types import BLOCK_TYPES
 from q2n.config.options import CHANGES, REWRITE_OWNERS
 from q2n.config.settings import Settings
+from q2n.config.widths import by_width, read_widths
 from q2n.errors import InputError
 from q2n.grids.granularity import granularity_of
 from q2n.grids.uniform import UniformGrid
@@ -14,6 +15,7 @@ from q2n.layers.quantized import StorageSpec
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import Method, Wrapper
 from q2n.methods import METHODS
+from q2n.methods.allocated import Allocated
 from q2n.option_types import WideBits
 from q2n.refit.block import BlockRefit
 from q2n.refit.model import ModelRefit
@@ -99,6 +101,9 @@ def storage(method: Method, changes: ModelChanges) -> StorageSpec:
 class Plan:
     """What settings describe, built."""
 
+    allocate: float | None
+    """Stored bits of a weight, where the width of each layer is to be found."""
+
     method: Method
     """With its wrappers."""
     changes: ModelChanges
@@ -127,7 +132,7 @@ class Plan:
     def reads_text(self) -> bool:
         """Whether calibration text is needed."""
         learns = self.model_refit is not None or self.rotation_learning is not None
-        return self.streams > 0 or learns
+        return self.streams > 0 or learns or self.allocate is not None
 
     @property
     def streams(self) -> int:
@@ -147,7 +152,7 @@ def build_plan(settings: Settings) -> Plan:
         InputError: options that contradict each other.
     """
     refit, steps = settings.run.refit, settings.run.refit_steps
-    method = build_method(settings)
+    method = _whole_method(settings)
     if method.factor_fit is not None and refit in ("block", "both"):
         raise InputError(
             f"method {settings.method} fits what each block stores by itself: use --refit model or "
@@ -161,6 +166,7 @@ def build_plan(settings: Settings) -> Plan:
         grid = search_grid(settings.method, settings.options[settings.method])
     parts = [before, method.title, changes.title, "" if refit == "off" else f"then refit ({refit})"]
     return Plan(
+        allocate=settings.run.allocate,
         method=method,
         changes=changes,
         storage=storage(method, changes),
@@ -174,9 +180,29 @@ def build_plan(settings: Settings) -> Plan:
     )
 
 
+def _whole_method(settings: Settings) -> Method:
+    """The method with its wrappers, for layers of one width or of several."""
+    run = settings.run
+    if run.allocate is None and run.allocation is None:
+        return build_method(settings)
+    candidates = {width: build_method(x) for width, x in by_width(settings).items()}
+    first, rewrite = next(iter(candidates.values())), build_rewrite(settings)
+    least = min((x for x in candidates if isinstance(x, int)), default=0)
+    if run.allocate is not None and run.allocate < least:
+        raise InputError(f"allocate is {run.allocate:g}, and the smallest width is {least} bits")
+    if first.fits_blocks or (rewrite is not None and rewrite.searches):
+        searches = rewrite is not None and rewrite.searches
+        what = f"--rewrite {run.rewrite}" if searches else f"--method {run.method} as it is set"
+        raise InputError(f"{what} takes one width for all layers: leave --allocate out")
+    widths = {} if run.allocation is None else read_widths(run.allocation, candidates)
+    return Allocated(candidates=candidates, widths=widths)
+
+
 def _alone_for(settings: Settings, method: Method, changes: ModelChanges) -> str | None:
     if changes.rotate == "learned":
         return "--rotate learned"
+    if settings.run.allocate is not None:
+        return "--allocate"
     if settings.run.rewrite != "off":
         return f"--rewrite {settings.run.rewrite}"
     if settings.run.refit in ("block", "both"):

@@ -41,6 +41,7 @@ def read_settings(settings: Mapping[str, Any]) -> Settings:
     check_outside(run)
     taken = {**run, **{name: value for own in options.values() for name, value in own.items()}}
     _refuse_idle(given, taken)
+    _refuse_two_widths(given)
     _refuse_unknown(given.keys() - taken.keys(), base)
     read = Settings(run=RunSettings(**run), method=base, options=options)
     if read.run.runtime is not None:
@@ -188,6 +189,14 @@ def _refuse_idle(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
                 raise InputError(
                     f"option {name!r} does nothing without {flag}: add it, or leave {name!r} out"
                 )
+
+
+def _refuse_two_widths(given: Mapping[str, Any]) -> None:
+    """Refuse bits for all layers beside bits for each, and two ways to find these."""
+    ways = [name for name in ("allocate", "allocation") if given.get(name) is not None]
+    both = [*ways, *(["bits"] if ways and "bits" in given else [])]
+    if len(both) > 1:
+        raise InputError(f"{both[0]} and {both[1]} both say how many bits: give one of them")
 
 
 def _refuse_unknown(names: set[str], method: str) -> None:

@@ -22,6 +22,7 @@ from q2n.option_types import (
 NOT_IN_FINGERPRINT = (
     "model",
     "output",
+    "allocation",
     "runtime",
     "corpus",
     "data_dir",
@@ -49,6 +50,12 @@ class RunSettings:
     """Several settings at once: good (correct, output_scales and the best grid of the method;
     closed forms, 2.5 to 3 times as long) or best (good, then refit model). What is set beside it
     wins."""
+    allocate: Positive | None = None
+    """Stored bits of a weight on the average, such as 2.5 or 3.25: each layer gets the width, of 2,
+    3, 4 and 8 bits, at which the model's predictions lose least. In the place of bits."""
+    allocation: str | None = None
+    """File with the width of each layer, as --allocate writes it into a checkpoint
+    (allocation.yaml)."""
     ignore: Patterns = ()
     """Patterns of names of layers that stay in full precision ("*down_proj", or "down_proj")."""
     only: Patterns = ()

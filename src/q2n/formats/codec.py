@@ -36,10 +36,13 @@ class Codec(ABC):
         """Bits of a weight below which no layer is stored."""
         return 1.0
 
+    holds_mixed: ClassVar[bool] = False
+    """Whether each layer is described by itself, so that they may differ in width."""
+
     def holds(self, storage: StorageSpec) -> bool:
         """Whether it has a place for the representation at all. A codec says otherwise if it
         has none for some kinds, or one for what a model does at runtime."""
-        return not storage.runtime
+        return not storage.runtime and (self.holds_mixed or not storage.mixed)
 
     def check(self, name: str, shape: tuple[int, int], storage: StorageSpec) -> None:  # noqa: B027 - optional
         """Refuse, before any work is done, a layer of `shape` (out, in) and a representation that

@@ -50,12 +50,14 @@ DENSE_ON_LOADING = {"dequantize": True}
 it transformers makes room for the zero points of another shape than they are stored in, and a plain
 `from_pretrained` of an asymmetric checkpoint fails; nor can it load a model whose initialization
 looks for the weights (models/initialization.py). With it, or after the first call without it,
-the model is dense in memory. vLLM does not read it."""
+the model is dense in memory. It knows one group of layers (5.23): those that differ in width are
+symmetric. vLLM does not read it."""
 
 
 class CompressedTensors(UniformCodec):
     """Codes as one bitstream per row."""
 
+    holds_mixed = True
     name = "compressed-tensors"
     parts = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
 
@@ -66,6 +68,14 @@ class CompressedTensors(UniformCodec):
             raise InputError(
                 f"{self.name} has no short last group: {name} has {shape[1]} inputs, which groups "
                 f"of {group_size} do not divide; choose a divisor, or -1 for one group per row"
+            )
+
+    def check(self, name: str, shape: tuple[int, int], storage: StorageSpec) -> None:
+        super().check(name, shape, storage)
+        if storage.mixed and isinstance(storage, UniformStorage) and not storage.symmetric:
+            raise InputError(
+                f"transformers loads {self.name} layers that differ in width on symmetric grids "
+                "only; add --symmetric, or use --format native or dequantized"
             )
 
     def encode(
@@ -118,6 +128,29 @@ def _shape(name: str, parts: Mapping[str, Shaped[Tensor, "..."]]) -> tuple[int, 
     return sizes[0], sizes[1]
 
 
+def _named(layers: Collection[str], modules: Mapping[str, str]) -> list[str]:
+    """Targets of a group by the names of its layers, in the model and in the files."""
+    return list(dict.fromkeys(name for x in layers for name in (x, modules.get(x, x))))
+
+
+def _is_named(targets: Any) -> bool:
+    """Whether the targets of a group are names of layers: neither classes nor patterns."""
+    return isinstance(targets, list) and all(
+        isinstance(x, str) and x != "Linear" and not x.startswith("re:") for x in targets
+    )
+
+
+def _scheme(group: Mapping[str, Any]) -> Scheme:
+    weights = group["weights"]
+    if not isinstance(weights, dict):
+        raise InputError(f"the weights of this group are {shown(weights)}; fetch config.json again")
+    return Scheme(
+        bits=weights["num_bits"],
+        group_size=weights.get("group_size") or -1,
+        symmetric=weights["symmetric"],
+    )
+
+
 def _towers(layers: Mapping[str, StoredLayer], modules: Mapping[str, str]) -> list[str]:
     """Patterns of the outermost modules that hold linears and no quantized one, by their own last
     names. Readers match `ignore` with names in the model, in the file, or with names of their own;
@@ -139,7 +172,7 @@ def _dots(name: str) -> list[int]:
 
 
 class CompressedTensorsEntry(UniformEntry):
-    """One group of layers with one scheme; with `rounds_inputs` each of them rounds its inputs."""
+    """A group of layers for each scheme; with `rounds_inputs` each of them rounds its inputs."""
 
     codec: ClassVar[type[UniformCodec]] = CompressedTensors
     layout: ClassVar[str] = "pack-quantized"
@@ -178,8 +211,27 @@ class CompressedTensorsEntry(UniformEntry):
         modules: Mapping[str, str],
         copied: Sequence[str] = (),
     ) -> dict[str, Any]:
-        scheme, left = self.common_scheme(layers), others(layers, modules)
+        schemes, left = self.schemes(layers), others(layers, modules)
         names = [*left, *left.values()]
+        groups = {
+            # readers try the class before the names of what they fuse: no class if there are names
+            f"group_{number}": self._group(
+                scheme, ["Linear"] if len(schemes) == 1 else _named(own, modules)
+            )
+            for number, (scheme, own) in enumerate(schemes.items())
+        }
+        symmetric = all(scheme.symmetric for scheme in schemes)
+        return {
+            "quant_method": self.quant_method,
+            "version": LAYOUT_VERSION,
+            "format": self.layout,
+            "quantization_status": "compressed",
+            "config_groups": groups,
+            "ignore": list(dict.fromkeys([*names, *_towers(layers, modules), *modules_of(copied)])),
+            **({} if symmetric else DENSE_ON_LOADING),
+        }
+
+    def _group(self, scheme: Scheme, targets: list[str]) -> dict[str, Any]:
         weights: dict[str, Any] = {
             "num_bits": scheme.bits,
             "type": "int",
@@ -189,49 +241,53 @@ class CompressedTensorsEntry(UniformEntry):
         }
         if scheme.group_size > 0:
             weights |= {"strategy": "group", "group_size": scheme.group_size}
-        group = {
-            "targets": ["Linear"],
+        return {
+            "targets": targets,
             "format": self.layout,
             "weights": weights,
             "input_activations": dict(PER_TOKEN) if self.rounds_inputs else None,
             "output_activations": None,
         }
-        return {
-            "quant_method": self.quant_method,
-            "version": LAYOUT_VERSION,
-            "format": self.layout,
-            "quantization_status": "compressed",
-            "config_groups": {"group_0": group},
-            "ignore": list(dict.fromkeys([*names, *_towers(layers, modules), *modules_of(copied)])),
-            **({} if scheme.symmetric else DENSE_ON_LOADING),
-        }
 
     def fitted(
         self, quantization: dict[str, Any], model: nn.Module, layers: Collection[str]
     ) -> dict[str, Any]:
-        """Compressed modules have no weight, and the initialization of some looks for it."""
+        """Compressed modules have no weight, and the initialization of some looks for it.
+
+        Raises:
+            InputError: then layers that differ in width cannot be loaded.
+        """
         assert isinstance(model, PreTrainedModel)
-        dense = DENSE_ON_LOADING if modules_that_set(model, layers) else {}
-        return {**quantization, **dense}
+        if not modules_that_set(model, layers):
+            return quantization
+        if len(quantization["config_groups"]) > 1:
+            raise InputError(
+                f"transformers loads layers of {type(model).__name__} in compressed-tensors only "
+                "if all have one width; use --format native or dequantized"
+            )
+        return {**quantization, **DENSE_ON_LOADING}
 
     def described_scheme(self, config: Mapping[str, Any]) -> Scheme:
         groups = list(config.get("config_groups", {}).values())
-        if config.get("format") != self.layout or len(groups) != 1:
+        named = all(isinstance(x, dict) and _is_named(x.get("targets")) for x in groups)
+        if config.get("format") != self.layout or not (len(groups) == 1 or groups and named):
             raise InputError(
-                f"this compressed-tensors checkpoint is not one {self.layout} group of layers "
-                f"(format {config.get('format')!r}, {len(groups)} groups); load it with "
-                "transformers"
+                f"this compressed-tensors checkpoint is neither one {self.layout} group of layers "
+                f"nor several whose targets are names of layers (format {config.get('format')!r}, "
+                f"{len(groups)} groups); load it with transformers"
             )
-        weights = groups[0]["weights"]
-        if not isinstance(weights, dict):
+        return _scheme(groups[0])
+
+    def own_scheme(self, module: str, config: Mapping[str, Any]) -> Scheme | None:
+        groups = list(config["config_groups"].values())
+        if len(groups) == 1:
+            return None
+        own = next((group for group in groups if module in group["targets"]), None)
+        if own is None:
             raise InputError(
-                f"the weights of this group are {shown(weights)}; fetch config.json again"
+                f"no group of config.json has {module} among its targets; fetch it again"
             )
-        return Scheme(
-            bits=weights["num_bits"],
-            group_size=weights.get("group_size") or -1,
-            symmetric=weights["symmetric"],
-        )
+        return _scheme(own)
 
     def described_runtime(self, parts: Mapping[str, Any]) -> dict[str, Any]:
         """Nothing: rounded inputs, all that there can be, stand in the group."""

@@ -23,6 +23,7 @@ class Dequantized(Codec):
     """Any representation, written as an ordinary weight."""
 
     name = "dequantized"
+    holds_mixed = True
 
     def least_bits(self, model_dtype: torch.dtype) -> float:
         return 8.0 * model_dtype.itemsize

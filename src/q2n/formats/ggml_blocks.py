@@ -50,6 +50,7 @@ class GGMLBlocks(PackedCodec[BlockType]):
     """The weight of a layer as the bytes of its rows: `weight`, uint8 [out, bytes]."""
 
     name = "gguf"
+    holds_mixed = True
 
     def scale_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
         return torch.float16

@@ -1,7 +1,8 @@
-"""What the public packed formats share: they hold uniform grids, one scheme per model.
+"""What the public packed formats share: they hold uniform grids.
 
 scale * (code - zero), codes of b bits, a scale and a zero point for each group of
-consecutive inputs. All describe the scheme once, in config.json, so all layers must agree.
+consecutive inputs. All describe the scheme in config.json: most of them once, so all layers must
+agree.
 """
 
 from abc import abstractmethod
@@ -76,23 +77,28 @@ class UniformEntry(PackedEntry[Scheme]):
 
     codec: ClassVar[type[UniformCodec]]
 
-    def common_scheme(self, layers: Mapping[str, StoredLayer]) -> Scheme:
-        """The scheme of all layers.
-
-        Raises:
-            InputError: the layers differ in it; two that do are named.
-        """
+    def schemes(self, layers: Mapping[str, StoredLayer]) -> dict[Scheme, list[str]]:
+        """Each scheme with the layers that have it."""
         per_channel = all(x.metadata["group_size"] == x.shape[1] for x in layers.values())
-        schemes: dict[Scheme, str] = {}
+        schemes: dict[Scheme, list[str]] = {}
         for name, layer in layers.items():
             scheme = Scheme(
                 bits=layer.metadata["bits"],
                 group_size=-1 if per_channel else layer.metadata["group_size"],
                 symmetric=layer.metadata["symmetric"],
             )
-            schemes.setdefault(scheme, name)
+            schemes.setdefault(scheme, []).append(name)
+        return schemes
+
+    def common_scheme(self, layers: Mapping[str, StoredLayer]) -> Scheme:
+        """The scheme of all layers.
+
+        Raises:
+            InputError: the layers differ in it; two that do are named.
+        """
+        schemes = self.schemes(layers)
         if len(schemes) > 1:
-            (one, first), (two, second) = list(schemes.items())[:2]
+            (one, [first, *_]), (two, [second, *_]) = list(schemes.items())[:2]
             raise InputError(
                 f"{self.codec.name} describes one grid for the whole model, but {first} has {one} "
                 f"and {second} has {two}; use the same bits and group size, or --format native"

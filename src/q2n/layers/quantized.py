@@ -54,6 +54,8 @@ class StorageSpec:
     runtime: bool = False
     """Whether the model must do more than multiply while it runs (rotate or quantize its
     activations). A format that stores only weights would lose this silently."""
+    mixed: bool = False
+    """Whether layers differ in width."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

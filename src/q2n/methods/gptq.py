@@ -15,7 +15,7 @@ Dead columns (input always 0) take part in no feedback: their original weights a
 released code sets them to 0.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from jaxtyping import Float
@@ -91,6 +91,10 @@ class GPTQ(LearnedClip):
             return super().work
         more = len(FACTORS) + (self.clip != "minmax")
         return super().work + Work(layer=1.0 + 2.0 * more, weight=1500.0 * more)
+
+    @property
+    def trial(self) -> "GPTQ":
+        return replace(self, range_trials=False, descent_passes=0)
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         back = shared_feedback(problem, self.damping, descending=self.act_order)

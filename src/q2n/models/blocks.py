@@ -197,7 +197,7 @@ class BlockwiseModel:
     ) -> Any:
         """What the model, or the part of it that holds the blocks, returns on these windows when
         its last block returns these hidden states: what comes after the blocks, by the model's own
-        code. No block is loaded.
+        code. No block is loaded. Gradients are taken where the hidden states ask for them.
 
         Args:
             module: `without_blocks` or a part of it.
@@ -206,7 +206,7 @@ class BlockwiseModel:
             InputError: the model does not run its blocks one after another.
         """
         self._require_outside()
-        with torch.no_grad():
+        with torch.set_grad_enabled(hidden.requires_grad):
             return self._recorder.run_after(tokens.to(self.device), hidden, module)
 
     @cached_property

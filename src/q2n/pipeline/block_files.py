@@ -23,10 +23,12 @@ from q2n.errors import InputError, ResumeError
 from q2n.pipeline.activations import is_batch_file
 
 RUN_FILE = "run.json"
-BLOCK, REFIT, TURN = "block", "refit", "turn"
+BLOCK, REFIT, TURN, COSTS = "block", "refit", "turn", "costs"
 """Stems: the blocks as they were quantized, and after the whole model was refitted; the turn of a
-learned rotation, a single file."""
-_BLOCK_FILE = re.compile(rf"({BLOCK}|{REFIT}|{TURN})-\d{{5}}\.(json|safetensors)(\.\d+\.tmp)?")
+learned rotation and what widths cost, a single file each."""
+_BLOCK_FILE = re.compile(
+    rf"({BLOCK}|{REFIT}|{TURN}|{COSTS})-\d{{5}}\.(json|safetensors)(\.\d+\.tmp)?"
+)
 _RUN_FILE = re.compile(r"run\.json(\.\d+\.tmp)?")
 
 

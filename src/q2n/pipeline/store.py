@@ -8,6 +8,7 @@ A run that writes DIR works in DIR.partial until its checkpoint is complete:
     block-00000.json         their metadata and records, facts, checksums
     refit-00000.*            the same after the model as a whole was refitted, if it was
     turn-00000.*             the learned rotation, if there is one
+    costs-00000.*            what each width of each layer costs, if widths are to be found
 
 Nothing else is needed: the inputs of the next block are computed again from the finished ones.
 How the files are kept whole: block_files.py.
@@ -29,7 +30,7 @@ from q2n.disk.folders import (
 )
 from q2n.errors import InputError, ResumeError
 from q2n.layers.quantized import QuantizedLinear
-from q2n.pipeline.block_files import BLOCK, REFIT, TURN, BlockFiles, is_run_file
+from q2n.pipeline.block_files import BLOCK, COSTS, REFIT, TURN, BlockFiles, is_run_file
 from q2n.pipeline.facts import BlockFacts, RunStart
 from q2n.pipeline.layer_bytes import described, rebuilt, stored_tensors
 
@@ -44,6 +45,8 @@ class RunStore:
         self._files = BlockFiles(folder, stem)
         self.turn = BlockFiles(folder, TURN)
         """Of a learned rotation."""
+        self.costs = BlockFiles(folder, COSTS)
+        """Of the widths of layers."""
 
     def another(self, stem: str) -> "RunStore":
         """A second set of blocks in the same folder."""
@@ -56,12 +59,13 @@ class RunStore:
 
     @property
     def holds_work(self) -> bool:
-        """Whether there is something to go on with: finished blocks or a learned rotation.
+        """Whether there is something to go on with: finished blocks, a learned rotation, or
+        what widths cost.
 
         Raises:
             ResumeError: something in it is damaged.
         """
-        return bool(self.finished() or self.turn.count())
+        return bool(self.finished() or self.turn.count() or self.costs.count())
 
     def require(self, *, resume: bool) -> None:
         """Refuse a folder that a run cannot begin or go on in, before anything is read.

@@ -26,7 +26,7 @@ from q2n.layers.rotated import LARGEST_FACTOR, RESCALE_DTYPE, RotatedLinear, bas
 from q2n.linalg.basis import balancing
 from q2n.linalg.random_orthogonal import Mode, factors
 from q2n.linalg.statistics import RequiredStatistics
-from q2n.method import LayerProblem, Work, Wrapper
+from q2n.method import LayerProblem, Method, Work, Wrapper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,10 @@ class Incoherence(Wrapper):
                     "--ignore, or use --incoherence off"
                 )
         super().check(name, shape)
+
+    @property
+    def trial(self) -> Method:
+        return replace(self, inner=self.inner.trial)
 
     @property
     def own_work(self) -> Work:
