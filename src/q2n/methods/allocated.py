@@ -64,6 +64,14 @@ class Allocated(Method):
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         return self.candidates[self.widths[problem.name]].quantize(problem)
 
+    def typical(self, bits: float | None) -> Method:
+        """A candidate that stores about so many bits, for forecasts; without them about as many as
+        the widths that are known."""
+        widths = [width for width in self.widths.values() if isinstance(width, int)]
+        aim = bits if bits is not None else sum(widths) / max(len(widths), 1)
+        nearest = min(self.candidates, key=lambda x: abs(x - aim) if isinstance(x, int) else 0.0)
+        return self.candidates[nearest]
+
     def _of(self, name: str) -> list[Method]:
         """The methods that may quantize a layer."""
         if name in self.widths:

@@ -8,6 +8,8 @@ from q2n.config.owners import Plan, build_plan
 from q2n.config.settings import RunSettings, Settings
 from q2n.formats.choice import choose_format
 from q2n.formats.format import Format
+from q2n.method import Method
+from q2n.methods.allocated import Allocated
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.config_source import ConfigSource
 from q2n.models.devices import parse_device
@@ -83,6 +85,12 @@ def describe_run(
     return Described(shapes_of(blocks), load, changed)
 
 
+def _sized(plan: Plan) -> Method:
+    """A method whose layers take what those of the run do, on the average."""
+    method = plan.method
+    return method.typical(plan.allocate) if isinstance(method, Allocated) else method
+
+
 def _load(
     config: RunSettings,
     plan: Plan,
@@ -109,7 +117,7 @@ def _load(
         rotation_steps=plan.changes.rotate_steps * plan.changes.rotate_windows
         if plan.rotation_learning is not None
         else 0,
-        sizes=layer_sizes(plan.method, format.codec, blocks.source.dtype),
+        sizes=layer_sizes(_sized(plan), format.codec, blocks.source.dtype),
         kept_bytes=format.container.kept(blocks.source, blocks.targets()).bits / 8,
         on_device=on_device,
         ranks=ranks,
