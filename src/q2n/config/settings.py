@@ -52,7 +52,8 @@ class RunSettings:
     wins."""
     allocate: Positive | None = None
     """Stored bits of a weight on the average, such as 2.5 or 3.25: each layer gets the width, of 2,
-    3, 4 and 8 bits, at which the model's predictions lose least. In the place of bits."""
+    3, 4 and 8 bits, at which the model's predictions are forecast to lose least. In the place of
+    bits. Measured, it does not pay with quality good (docs/FINDINGS.md)."""
     allocation: str | None = None
     """File with the width of each layer, as --allocate writes it into a checkpoint
     (allocation.yaml)."""

@@ -46,6 +46,21 @@ def test_llama_cpp_predicts_what_our_weights_predict(
     assert perplexity(theirs, text) == pytest.approx(perplexity(ours, text), rel=0.02)
 
 
+@needs_llama_cpp
+def test_llama_cpp_reads_layers_of_several_types(tmp_path: Path) -> None:
+    save(tmp_path / "model", "qwen3", intermediate_size=128)
+    done = quantize(tmp_path, allocate=6.0)
+    assert 5.0 < done.record["bits_per_weight"] <= 6.0
+    places = read_header(tmp_path / "out" / "model.gguf").tensors.values()
+    kinds = {place.kind.name.upper() for place in places}
+    assert len(kinds & {"Q2_0", "IQ4_NL", "Q5_0", "Q8_0"}) > 1
+    text = fast(byte_level())(tiny_text(4)).input_ids[:64]
+    with torch.no_grad():
+        ours = load_model(tmp_path / "out")(torch.tensor([text])).logits[0].numpy()
+    theirs = logits(tmp_path / "out" / "model.gguf", text)
+    assert np.std(theirs - ours) < 0.05 * np.std(ours)
+
+
 def perplexity(scores: np.ndarray, text: list[int]) -> float:
     scores = scores[:-1].astype(np.float64)
     log_sums = np.log(np.exp(scores).sum(1))
