@@ -218,10 +218,9 @@ class Run:
             bits=self.plan.allocate,
             options=loop_options(self.config),
             scale_dtype=self.format.codec.scale_dtype(self.opened.source.dtype),
+            reporter=self.reporter,
         )
-        method = found(
-            self.store, self.plan.method, self.opened.blocks, self.windows, self.reporter
-        )
+        method = found(self.store, self.plan.method, self.opened.blocks, self.windows)
         self.plan = replace(self.plan, method=method)
 
     def _loop(self) -> SequentialLoop:

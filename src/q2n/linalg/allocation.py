@@ -3,21 +3,20 @@ r"""Which group of layers gets how many bits: least cost under a budget.
 A group g at width b costs K_g(b), what its rounding does to the predictions, and takes S_g(b)
 stored bits. To find
 
-    min sum_g K_g(b_g)   with   sum_g S_g(b_g) <= budget
+    min sum_g K_g(b_g)   with   sum_g S_g(b_g) <= budget,
 
-a price mu for a bit is put in (Lagrange): each group takes the width with the least K + mu S, which
-lies on the lower convex hull of its points, and bisection finds the lowest price at which all fits.
-What is left over is spent on single steps up, the best gain for a bit first (Shoham and Gersho
-1988). Between two prices there may be a better filling; the loss is at most one group's step.
+every group begins at its smallest width, and bits are spent on one step up after the other: on the
+one that gains most for a bit, of all groups and all larger widths, as long as one fits. From a
+point of a group that is the next one on the lower convex hull of its points, so after every step
+nothing is better for the bits that are spent so far (Fox 1966; Shoham and Gersho 1988). Only the
+last steps, which are chosen because they still fit, may miss the best, by one group's step at most.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from q2n.errors import InputError
 from q2n.option_types import Width
-
-_HALVINGS = 100
 
 
 @dataclass(frozen=True)
@@ -43,49 +42,28 @@ def allocate(choices: Choices, budget: float) -> dict[str, Width]:
     Raises:
         InputError: the smallest points take more than that.
     """
-    least = sum(min(x.size for x in points.values()) for points in choices.values())
+    widths = {group: _smallest(points) for group, points in choices.items()}
+    least = sum(choices[group][width].size for group, width in widths.items())
     if least > budget:
-        raise InputError(
-            f"the smallest widths take {least:.0f} stored bits, more than {budget:.0f}"
-        )
-    low, high = 0.0, 1.0
-    while _size(choices, _at_price(choices, high)) > budget:
-        low, high = high, 2 * high
-    for _ in range(_HALVINGS):
-        price = (low + high) / 2
-        if _size(choices, _at_price(choices, price)) > budget:
-            low = price
-        else:
-            high = price
-    return _filled(choices, _at_price(choices, high), budget)
-
-
-def _at_price(choices: Choices, price: float) -> dict[str, Width]:
-    """The best width of each group when a bit costs `price`; of equal ones the smaller."""
-
-    def best(points: Mapping[Width, Point]) -> Width:
-        return min(points, key=lambda b: (points[b].cost + price * points[b].size, points[b].size))
-
-    return {group: best(points) for group, points in choices.items()}
-
-
-def _size(choices: Choices, widths: Mapping[str, Width]) -> int:
-    return sum(choices[group][width].size for group, width in widths.items())
-
-
-def _filled(choices: Choices, widths: Mapping[str, Width], budget: float) -> dict[str, Width]:
-    """With what the budget leaves spent on steps up, as long as one gains something."""
-    widths, left = dict(widths), budget - _size(choices, widths)
-    while True:
-        steps = [
-            ((now.cost - after.cost) / (after.size - now.size), group, width)
-            for group, points in choices.items()
-            for width, after in points.items()
-            for now in [points[widths[group]]]
-            if 0 < after.size - now.size <= left and after.cost < now.cost
-        ]
-        if not steps:
-            return widths
-        _, group, width = max(steps)
+        raise InputError(f"the smallest widths take {least} stored bits, more than {budget:.0f}")
+    left = budget - least
+    while steps := list(_steps(choices, widths, left)):
+        _, group, width = max(steps, key=lambda step: step[0])
         left -= choices[group][width].size - choices[group][widths[group]].size
         widths[group] = width
+    return widths
+
+
+def _smallest(points: Mapping[Width, Point]) -> Width:
+    return min(points, key=lambda width: points[width].size)
+
+
+def _steps(
+    choices: Choices, widths: Mapping[str, Width], left: float
+) -> Iterator[tuple[float, str, Width]]:
+    """Steps up that gain something and fit: the gain for a bit, the group, its new width."""
+    for group, points in choices.items():
+        now = points[widths[group]]
+        for width, after in points.items():
+            if 0 < after.size - now.size <= left and after.cost < now.cost:
+                yield (now.cost - after.cost) / (after.size - now.size), group, width

@@ -32,14 +32,10 @@ class Allocation:
     """Stored bits of a weight, on the average of all quantized layers."""
     options: LoopOptions
     scale_dtype: torch.dtype
+    reporter: Reporter
 
     def __call__(
-        self,
-        store: RunStore,
-        method: Allocated,
-        model: BlockwiseModel,
-        windows: TokenWindows,
-        reporter: Reporter,
+        self, store: RunStore, method: Allocated, model: BlockwiseModel, windows: TokenWindows
     ) -> Allocated:
         """The method with the width of each layer.
 
@@ -49,27 +45,22 @@ class Allocation:
             NumericalError: a layer's statistics cannot be used.
             ResumeError: what is stored is damaged.
         """
-        groups = self._groups(store, method, model, windows, reporter)
+        groups = self._groups(store, method, model, windows)
         shapes = {name: target.shape for name, target in model.targets().items()}
         weights = sum(prod(shapes[name]) for group in groups for name in group.layers)
         choices = {group.name: group.points for group in groups}
         widths = allocate(choices, self.bits * weights)
-        reporter.note(_summary(groups, widths, weights))
+        self.reporter.note(_summary(groups, widths, weights))
         return method.with_widths(
             {name: widths[group.name] for group in groups for name in group.layers}
         )
 
     def _groups(
-        self,
-        store: RunStore,
-        method: Allocated,
-        model: BlockwiseModel,
-        windows: TokenWindows,
-        reporter: Reporter,
+        self, store: RunStore, method: Allocated, model: BlockwiseModel, windows: TokenWindows
     ) -> list[Group]:
         if not store.costs.count():
             trials = {width: candidate.trial for width, candidate in method.candidates.items()}
-            found = BitCosts(trials, self.options, self.scale_dtype, reporter)
+            found = BitCosts(trials, self.options, self.scale_dtype, self.reporter)
             groups = found(model, windows, store.folder / FOLDER)
             store.costs.write(0, {"groups": [group.to_json() for group in groups]}, save({}))
         return [Group.from_json(values) for values in store.costs.read(0)["groups"]]
