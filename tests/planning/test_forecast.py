@@ -210,3 +210,12 @@ def test_nothing_of_a_weight_is_read(tmp_path):
     model.config.save_pretrained(tmp_path)
     read = read_settings({"model": str(tmp_path), "output": "x", **TEXT})
     assert describe_run(read, on_device=False).forecast(RATES).checkpoint_bytes > 0
+
+
+def test_layers_of_several_widths_take_about_what_was_asked_for():
+    own = {"method": "gptq", "group_size": 32, "format": "native"}
+    few, more = (described(**own, allocate=bits).forecast(RATES) for bits in (2.6, 4.2))
+    for bits, found in ((3, few), (4, more)):
+        assert (
+            found.checkpoint_bytes == described(**own, bits=bits).forecast(RATES).checkpoint_bytes
+        )
