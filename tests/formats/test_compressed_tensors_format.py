@@ -155,11 +155,41 @@ def test_refusals() -> None:
         FORMAT.codec.encode("q_proj", layer.scale_rows(torch.full((64,), 1e-9)), torch.float16)
 
 
-def test_mixed_grids_are_refused(tmp_path: Path) -> None:
-    model = llama()
-    layers = random_layers(model, 4, 32, False, torch.float32)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_mixed_grids_are_symmetric(tmp_path: Path, symmetric: bool) -> None:
+    model = llama(dtype=torch.bfloat16)
+    layers = random_layers(model, 4, 32, symmetric, torch.bfloat16)
     name = "model.layers.1.mlp.up_proj"
-    layers[name] = random_layer(layers[name].shape, 3, 32, False, torch.float32)
-    with pytest.raises(InputError, match="one grid for the whole model.*up_proj"):
-        FORMAT.write(tmp_path / "out", open_source(model), layers)
-    assert list(tmp_path.iterdir()) == []
+    layers[name] = random_layer(layers[name].shape, 3, 32, symmetric, torch.bfloat16)
+    if not symmetric:
+        with pytest.raises(InputError, match="symmetric grids only"):
+            FORMAT.write(tmp_path / "out", open_source(model), layers)
+        assert list(tmp_path.iterdir()) == []
+        return
+    FORMAT.write(tmp_path / "out", open_source(model), layers)
+    expected = quantized_in_memory(model, layers)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokens = torch.arange(24).reshape(2, 12)
+    with torch.no_grad():
+        assert torch.equal(loaded(tokens).logits, expected(tokens).logits)
+    assert_same_model(load_model(tmp_path / "out"), expected)
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [(["Linear"], "names of layers"), (["re:.*up_proj"], "names of layers"), ([], "among its")],
+)
+def test_groups_that_do_not_name_their_layers_are_refused(
+    tmp_path: Path, targets: list[str], words: str
+) -> None:
+    model = llama(dtype=torch.bfloat16)
+    layers = random_layers(model, 4, 32, True, torch.bfloat16)
+    name = "model.layers.1.mlp.up_proj"
+    layers[name] = random_layer(layers[name].shape, 3, 32, True, torch.bfloat16)
+    FORMAT.write(tmp_path / "out", open_source(model), layers)
+    file = tmp_path / "out" / "config.json"
+    config = json.loads(file.read_text())
+    config["quantization_config"]["config_groups"]["group_1"]["targets"] = targets
+    file.write_text(json.dumps(config))
+    with pytest.raises(InputError, match=words):
+        load_model(tmp_path / "out")

@@ -54,6 +54,12 @@ the model is dense in memory. It knows one group of layers (5.23): those that di
 symmetric. vLLM does not read it."""
 
 
+SYMMETRIC_IF_MIXED = (
+    "transformers loads compressed-tensors layers that differ in width on symmetric grids only; "
+    "add --symmetric, or use --format native or dequantized"
+)
+
+
 class CompressedTensors(UniformCodec):
     """Codes as one bitstream per row."""
 
@@ -73,10 +79,7 @@ class CompressedTensors(UniformCodec):
     def check(self, name: str, shape: tuple[int, int], storage: StorageSpec) -> None:
         super().check(name, shape, storage)
         if storage.mixed and isinstance(storage, UniformStorage) and not storage.symmetric:
-            raise InputError(
-                f"transformers loads {self.name} layers that differ in width on symmetric grids "
-                "only; add --symmetric, or use --format native or dequantized"
-            )
+            raise InputError(SYMMETRIC_IF_MIXED)
 
     def encode(
         self, name: str, layer: QuantizedLinear, dtype: torch.dtype
@@ -221,6 +224,8 @@ class CompressedTensorsEntry(UniformEntry):
             for number, (scheme, own) in enumerate(schemes.items())
         }
         symmetric = all(scheme.symmetric for scheme in schemes)
+        if len(schemes) > 1 and not symmetric:
+            raise InputError(SYMMETRIC_IF_MIXED)
         return {
             "quant_method": self.quant_method,
             "version": LAYOUT_VERSION,
