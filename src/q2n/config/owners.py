@@ -103,7 +103,6 @@ class Plan:
 
     allocate: float | None
     """Stored bits of a weight, where the width of each layer is to be found."""
-
     method: Method
     """With its wrappers."""
     changes: ModelChanges
@@ -190,8 +189,8 @@ def _whole_method(settings: Settings) -> Method:
     least = min((x for x in candidates if isinstance(x, int)), default=0)
     if run.allocate is not None and run.allocate < least:
         raise InputError(f"allocate is {run.allocate:g}, and the smallest width is {least} bits")
-    if first.fits_blocks or (rewrite is not None and rewrite.searches):
-        searches = rewrite is not None and rewrite.searches
+    searches = rewrite is not None and rewrite.searches
+    if first.fits_blocks or searches:
         what = f"--rewrite {run.rewrite}" if searches else f"--method {run.method} as it is set"
         raise InputError(f"{what} takes one width for all layers: leave --allocate out")
     widths = {} if run.allocation is None else read_widths(run.allocation, candidates)

@@ -32,7 +32,7 @@ from torch import Tensor
 from q2n.data.windows import TokenWindows
 from q2n.linalg.allocation import Point
 from q2n.logging import Reporter
-from q2n.method import LayerProblem, Method
+from q2n.method import Method
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.sites import Site
 from q2n.option_types import Width
@@ -41,6 +41,8 @@ from q2n.pipeline.block_stages import EachRound
 from q2n.pipeline.block_state import BlockState, enter_block
 from q2n.pipeline.measure import Measure
 from q2n.pipeline.options import LoopOptions
+from q2n.pipeline.quantize import problem_of
+from q2n.pipeline.sequential import PROBE_LENGTH
 from q2n.pipeline.streams import Probe
 
 DRAWS = 1
@@ -97,19 +99,13 @@ class Trials:
     def __call__(self, state: BlockState) -> BlockState:
         for site in state.round:
             for name in state.sites[site].targets:
-                full_name, target = state.full_name(name), state.targets[name]
-                state.say(f"{full_name}: trial")
-                problem = LayerProblem(
-                    name=full_name,
-                    weight=target.weight(),
-                    statistics=state.statistics.get(site),
-                    scale_dtype=self.scale_dtype,
-                    seed=self.options.seed_of(full_name),
-                )
+                state.say(f"{state.full_name(name)}: trial")
+                statistics = state.statistics.get(site)
+                problem = problem_of(state, name, statistics, self.options, self.scale_dtype)
                 for width, method in self.candidates.items():
                     layer = method.quantize(problem)
                     error = problem.weight - layer.dequantize()
-                    self.errors[name, width] = target.stored(error).half()
+                    self.errors[name, width] = state.targets[name].stored(error).half()
                     self.sizes[name, width] = layer.stored_bits
         return state
 
@@ -153,7 +149,7 @@ class BitCosts:
                 passes.forward(index, model.load_block(index))
                 bar.advance()
             passes.draw()
-            probe = Probe(next(model.record_inputs([tokens[:1, :8]])))
+            probe = Probe(next(model.record_inputs([tokens[:1, :PROBE_LENGTH]])))
             for index in reversed(range(blocks)):
                 groups[:0] = self._of_block(model, index, passes, probe, bar.detail)
                 bar.advance()

@@ -48,24 +48,35 @@ class Quantize:
     def _quantize(
         self, state: BlockState, name: str, statistics: InputStatistics | None
     ) -> QuantizedLinear:
-        full_name = state.full_name(name)
-        state.say(full_name)
+        state.say(state.full_name(name))
         target = state.targets[name]
-        weight = target.weight()
+        problem = problem_of(state, name, statistics, self.options, self.scale_dtype)
+        weight = problem.weight
         start = time.perf_counter()
-        problem = LayerProblem(
-            name=full_name,
-            weight=weight,
-            statistics=statistics,
-            clipping=state.clipping.get(name),
-            scale_dtype=self.scale_dtype,
-            seed=self.options.seed_of(full_name),
-        )
         layer = self.method.quantize(problem)
         seconds = time.perf_counter() - start
         layer = layer.with_record(seconds=seconds, **_on_text(layer, weight, statistics))
         target.set(layer.dequantize())  # `weight` may be the very tensor that this overwrites
         return layer
+
+
+def problem_of(
+    state: BlockState,
+    name: str,
+    statistics: InputStatistics | None,
+    options: LoopOptions,
+    scale_dtype: torch.dtype,
+) -> LayerProblem:
+    """What a method is given of a target, by its name in the block."""
+    full_name = state.full_name(name)
+    return LayerProblem(
+        name=full_name,
+        weight=state.targets[name].weight(),
+        statistics=statistics,
+        clipping=state.clipping.get(name),
+        scale_dtype=scale_dtype,
+        seed=options.seed_of(full_name),
+    )
 
 
 def _routed(state: BlockState, site: int) -> dict[str, int]:
