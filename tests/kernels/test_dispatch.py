@@ -152,11 +152,12 @@ def test_columns_round_to_equal_trellis_codes(implementation, device, bits, shap
     assert_rounded_alike(*compared(operation, implementation, device, arguments), dtype)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (6, 63), (2, 64), (5, 130)])
+@pytest.mark.parametrize("shape", [(1, 3), (6, 63), (2, 64), (5, 130)])
 @pytest.mark.parametrize(("bits", "zeros"), [(2, range(4)), (3, range(8)), (4, [8]), (8, [128])])
 @implementations(dispatch.scale_zero_search)
 def test_scale_zero_search_finds_the_same_pairs(implementation, device, bits, zeros, shape):
-    """Shapes: one row, a part of a span, one span, and a last span that is shorter."""
+    """Shapes: one row, a part of a span, one span, and a last span that is shorter. A single weight
+    would lie on levels of several pairs."""
     values = 3 * gaussian(*shape)
     if len(values) > 1:
         values[1] = 0

@@ -11,7 +11,11 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from q2n.kernels.exl3_search import nearest_codes_numba, nearest_codes_reference
+from q2n.kernels.exl3_search import (
+    nearest_codes_numba,
+    nearest_codes_reference,
+    nearest_codes_triton,
+)
 from q2n.linalg import exl3_code
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -63,6 +67,14 @@ def test_implementations_agree(bits):
     tiles = gaussian(2)
     expected = nearest_codes_reference(tiles, VALUES, bits)
     assert torch.equal(nearest_codes_numba(tiles, VALUES, bits), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bits", [1, 2, 3, 5, 8])
+def test_a_gpu_finds_the_same_codes(bits):
+    tiles = gaussian(3)
+    found = nearest_codes_triton(tiles.cuda(), VALUES.cuda(), bits).cpu()
+    assert torch.equal(found, nearest_codes_numba(tiles, VALUES, bits))
 
 
 def test_no_tiles_have_no_codes():

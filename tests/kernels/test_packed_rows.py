@@ -1,6 +1,7 @@
 """Products with packed rows, of every representation, against the rows in plain torch."""
 
 import ctypes
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -103,15 +104,35 @@ CASES = {
 EVERY = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
-def assert_products(weight: PackedRows, x: torch.Tensor, bias: torch.Tensor | None) -> None:
-    """Of every implementation on a CPU, to the rounding of the dtype of x."""
+def assert_products(
+    weight: PackedRows, x: torch.Tensor, bias: torch.Tensor | None, device: str = "cpu"
+) -> None:
+    """Of the implementation for a device, to the rounding of the dtype of x."""
     dense = weight.dense(0, weight.shape[0]).double()
     expected, size = x.double() @ dense.T, x.double().abs() @ dense.T.abs()
     if bias is not None:
         expected, size = expected + bias.double(), size + bias.double().abs()
-    result = dispatch.packed_product.fast["cpu"](x, weight, bias)
+    given = [None if tensor is None else tensor.to(device) for tensor in (x, bias)]
+    result = dispatch.packed_product.fast[device](given[0], moved(weight, device), given[1]).cpu()
     assert result.dtype == x.dtype and result.shape == expected.shape
     assert ((result.double() - expected).abs() <= TOLERANCE[x.dtype] * size).all()
+
+
+def moved(weight: PackedRows, device: str) -> PackedRows:
+    parts = {x.name: getattr(weight, x.name) for x in fields(weight) if x.name != "ends"}
+    tensors = {k: x.to(device) for k, x in parts.items() if isinstance(x, torch.Tensor)}
+    return replace(weight, **tensors)
+
+
+@pytest.mark.gpu
+@EVERY
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products_on_a_gpu_are_those_of_the_dense_rows(case, shape):
+    make, options = case
+    weight = make(shape, **options)
+    for tokens, dtype in ((1, torch.float32), (3, torch.bfloat16), (8, torch.float16)):
+        x = (random(tokens, shape[1], seed=3) - 1).to(dtype)
+        assert_products(weight, x, random(shape[0], seed=4).to(dtype), "cuda")
 
 
 @EVERY

@@ -58,6 +58,7 @@ def test_the_kernel_compiles_without_fused_sums(module, name, constants, types):
     source = ASTSource(fn=kernel, signature=signature, constexprs=places)
     options = {"enable_fp_fusion": False, "num_warps": 1 if module == "triton_columns" else 4}
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    assert "allow_reorder" not in compiled.asm["ttir"]  # no place of a smallest number is moved
     code = compiled.asm["ptx"]
     assert "ld.local" not in code  # the tile fits into registers
     if name != "_scale_zero":  # its logarithm is made of fused operations

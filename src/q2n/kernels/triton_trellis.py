@@ -81,7 +81,7 @@ def _kernel(
         line, place = target + j * rows + low, j * rows + low
         cost = tl.zeros((SHARED, BASE), target.dtype.element_ty)
         cost = _forward(line, values, which, size - overlap, 2 * overlap, size, cost, BASE, SHARED)
-        end = tl.argmin(tl.reshape(cost, (SHARED * BASE,)), 0)
+        end = _least(cost, BASE, SHARED)
         for back in range(overlap):
             end = _before(end, which + (2 * overlap - 1 - back) * SHARED, BASE, SHARED)
         tl.debug_barrier()  # all have read what is overwritten next
@@ -122,6 +122,17 @@ def _forward(
         cost = tl.reshape(best[None, :] + away * away, (SHARED, BASE))
     tl.debug_barrier()  # what other threads have stored is read next
     return cost
+
+
+@triton.jit
+@no_type_check
+def _least(cost, BASE: tl.constexpr, SHARED: tl.constexpr):
+    """The first state of least cost. Axis by axis: Triton takes a tensor that is reshaped to one
+    axis and reduced in any order, also where its place in the order is asked for."""
+    part = tl.arange(0, SHARED)
+    best, nearest = tl.min(cost, 1, return_indices=True)
+    shared = tl.argmin(best, 0)
+    return shared * BASE + tl.sum(tl.where(part == shared, nearest, 0), 0)
 
 
 @triton.jit
