@@ -4,20 +4,18 @@ import pytest
 import torch
 
 from q2n.linalg import products
-from q2n.linalg.products import LEAST_GAIN, Probe, fast_products
+from q2n.linalg.products import LEAST_GAIN, Probe, fast_products, in_two_parts
 from q2n.linalg.statistics import InputStatistics, RequiredStatistics
 
 CPU = torch.device("cpu")
 ROUNDED = 2e-3
 """Relative error of a product of numbers rounded to bfloat16."""
 
-needs_switch = pytest.mark.skipif(
-    products._switch("cpu") is None, reason="torch has no such setting"
-)
+needs_switch = pytest.mark.skipif(products._switch() is None, reason="torch has no such setting")
 
 
 def precision():
-    return products._switch("cpu").fp32_precision
+    return products._switch().fp32_precision
 
 
 def probed(monkeypatch, gain, error):
@@ -58,21 +56,33 @@ def test_factors_that_would_be_rounded_keep_the_setting(monkeypatch):
         assert precision() == before
         with fast_products(CPU, torch.bfloat16):
             assert precision() == "bf16"
-    with fast_products(torch.device("meta"), torch.bfloat16):
-        assert precision() == before
+    for device in ("meta", "cuda"):
+        with fast_products(torch.device(device), torch.bfloat16):
+            assert precision() == before
 
 
-@needs_switch
-@pytest.mark.parametrize(
-    ("factors", "within"),
-    [(torch.bfloat16, "tf32"), (torch.float16, "tf32"), (torch.float32, None)],
-)
-def test_a_gpu_rounds_only_what_tf32_holds(factors, within):
-    switch = products._switch("cuda")
-    before = switch.fp32_precision
-    with fast_products(torch.device("cuda"), factors):
-        assert switch.fp32_precision == (within or before)
-    assert switch.fp32_precision == before
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_two_parts_are_the_number(dtype):
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(1))
+    high, low = in_two_parts(x, dtype)
+    assert high.dtype == low.dtype == dtype
+    away = (high.double() + low.double() - x).abs()
+    assert (away <= 2**-16 * x.abs() + 2**-25).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("stride", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_residual_moment_on_a_gpu_is_exact(dtype, stride):
+    x = torch.randn(2, 150, 70, generator=torch.Generator().manual_seed(1)).to(dtype)
+    x_full = (x + 0.01 * torch.randn(x.shape, generator=torch.Generator().manual_seed(2))).to(dtype)
+    both = RequiredStatistics.GRAM | RequiredStatistics.CROSS
+    found = []
+    for device, wide in (("cpu", torch.float64), ("cuda", torch.float32)):
+        statistics = InputStatistics(70, both, device, wide, cross_stride=stride)
+        statistics.update(x.to(device), x_full.to(device))
+        found.append(statistics.residual.cpu().double())
+    assert (found[1] - found[0]).norm() / found[0].norm() < 1e-5
 
 
 @pytest.mark.gpu

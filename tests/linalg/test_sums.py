@@ -46,5 +46,5 @@ def test_added_sums_are_those_of_all_windows(required, border):
 
 
 def test_no_more_than_a_triangle_and_a_panel_travels():
-    statistics = InputStatistics(600)
-    assert sum(part.numel() for part in statistics.sums()) == 600 * 600 * 7 // 12
+    statistics = InputStatistics(768)
+    assert sum(part.numel() for part in statistics.sums()) == 768 * 768 * 7 // 12

@@ -1,8 +1,8 @@
 """Matrix products over the tokens of a text, by the fastest product that is exact.
 
-On a GPU the factors are rounded to TF32 (10 bits and the leading one) where they are numbers of
-bfloat16 or float16, which are numbers of TF32: products and sums stay those of float32, at several
-times the rate. Others are multiplied in float32.
+On a GPU, matrix units multiply numbers of bfloat16 or float16 exactly and add in float32, at over
+ten times the rate of float32: `product` has its factors in these dtypes there (`as_factor`). A
+float32 factor that need not be one number can be the sum of two of them (`in_two_parts`).
 
 On a CPU, two libraries in torch multiply matrices of float32: BLAS, by default, and oneDNN, once it
 is told that bfloat16 products with float32 sums will do. What oneDNN then does is the processor's
@@ -29,7 +29,10 @@ from functools import cache
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+_HALF = (torch.bfloat16, torch.float16)
 LEAST_GAIN = 1.25
 """How many times as fast as BLAS the other product must be."""
 _EXACT = 1e-5
@@ -58,29 +61,45 @@ class Probe:
 def fast_products(device: torch.device, factors: torch.dtype) -> Iterator[None]:
     """While open, float32 products on the device are the fastest that are exact for `factors`, the
     dtype whose numbers both factors hold. The setting is the process's: threads share it."""
-    switch, precision = _switch(device.type), _precision(device.type, factors)
-    if switch is None or precision is None:
+    switch = _switch() if device.type == "cpu" else None
+    if switch is None or not probe().serves(factors):
         yield
         return
-    before, switch.fp32_precision = switch.fp32_precision, precision
+    before, switch.fp32_precision = switch.fp32_precision, "bf16"
     try:
         yield
     finally:
         switch.fp32_precision = before
 
 
-def _precision(device: str, factors: torch.dtype) -> str | None:
-    """What to tell the switch; None: nothing."""
-    if device == "cuda" and factors in (torch.bfloat16, torch.float16):
-        return "tf32"
-    return "bf16" if device == "cpu" and probe().serves(factors) else None
+def as_factor(x: Float[Tensor, "..."], dtype: torch.dtype) -> Float[Tensor, "..."]:
+    """x for a `product` whose result is of this dtype: as it is where the device's matrix units
+    multiply its numbers exactly and add in float32, else in `dtype`."""
+    return x if x.is_cuda and x.dtype in _HALF and dtype == torch.float32 else x.to(dtype)
+
+
+def product(a: Float[Tensor, "m tokens"], b: Float[Tensor, "tokens n"]) -> Float[Tensor, "m n"]:
+    """`a b` of factors as `as_factor` gives them, with the sums of float32 or of their own wider
+    dtype."""
+    if a.dtype in _HALF:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a @ b
+
+
+def in_two_parts(
+    x: Float[Tensor, "..."], dtype: torch.dtype
+) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+    """Two tensors of a half dtype whose sum is x to 2^-16 of each entry: the nearest one, and what
+    it leaves."""
+    high = x.to(dtype)
+    return high, (x - high).to(dtype)
 
 
 @cache
 def probe() -> Probe:
     """Measured once per process, in some 50 ms: the least times of products taken in turn, of this
     thread alone where the system counts them finely enough, so that other processes do not."""
-    switch = _switch("cpu")
+    switch = _switch()
     if switch is None:
         return Probe(1.0, 0.0)
     fine = time.get_clock_info("thread_time").resolution < _FINE
@@ -102,14 +121,10 @@ def probe() -> Probe:
     return Probe(least["ieee"] / least["bf16"], error)
 
 
-def _switch(device: str) -> Any:
-    """torch's setting of the precision of float32 products; None for another device, and in a torch
-    without it (before 2.9, or built without oneDNN)."""
-    switch: Any
-    if device == "cuda":
-        switch = torch.backends.cuda.matmul
-    elif device == "cpu" and torch.backends.mkldnn.is_available():
-        switch = getattr(torch.backends.mkldnn, "matmul", None)
-    else:
+def _switch() -> Any:
+    """torch's setting of the precision of float32 products on a CPU; None in a torch without it
+    (before 2.9, or built without oneDNN)."""
+    if not torch.backends.mkldnn.is_available():
         return None
+    switch = getattr(torch.backends.mkldnn, "matmul", None)
     return switch if hasattr(switch, "fp32_precision") else None

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from q2n.linalg.products import in_two_parts, product
 from q2n.linalg.triangle import panels
 
 
@@ -19,16 +20,23 @@ def add_residual(
     x_full: Float[Tensor, "tokens in"],
     stride: int,
 ) -> None:
-    """Add the moment of one sequence, computed in the dtype of x, in place."""
+    """Add the moment of one sequence, in place.
+
+    Args:
+        x: as products.py takes a factor; of a half dtype on a GPU.
+        x_full: in the dtype of the moment.
+    """
     weight = None
     if stride > 1:
         sampled, weight = _sampled(len(x), stride)
         x, x_full = x[sampled], x_full[sampled]
     difference = x_full - x
     if weight is not None:
-        difference *= weight.to(x).unsqueeze(1)
+        difference *= weight.to(difference).unsqueeze(1)
+    if x.dtype != difference.dtype:  # matrix units take the difference in two parts
+        difference, x = torch.cat(in_two_parts(difference, x.dtype)), x.repeat(2, 1)
     for i, j in panels(len(total)):
-        total[i:j] += difference[:, i:j].T @ x
+        total[i:j] += product(difference[:, i:j].T, x)
 
 
 def _sampled(length: int, stride: int) -> tuple[list[int], Float[Tensor, " positions"]]:

@@ -36,7 +36,7 @@ from torch import Tensor
 from q2n.errors import InputError, NumericalError
 from q2n.linalg.channel_sizes import ChannelSizes
 from q2n.linalg.folds import Folds
-from q2n.linalg.products import fast_products
+from q2n.linalg.products import as_factor, fast_products
 from q2n.linalg.residual import add_residual
 from q2n.linalg.triangle import add_gram, symmetric, triangle_size
 
@@ -124,7 +124,7 @@ class InputStatistics:
         if x.shape[-1] != self.width:
             raise InputError(f"expected inputs of width {self.width}, got {tuple(x.shape)}")
         self._require_unread()
-        values = x.detach().to(self.device, self.dtype)
+        values = as_factor(x.detach().to(self.device), self.dtype)
         self.tokens += values.numel() // self.width
         if self._folds is not None:
             self._folds.update(x, x_full)

@@ -10,12 +10,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from q2n.linalg.products import product
+
 _PANELS = 6
+_MULTIPLE = 64
+"""Of rows of a panel: a GPU's matrix units want factors that begin at whole tiles."""
 
 
 def panels(width: int) -> list[tuple[int, int]]:
     """Start and end of each panel."""
-    step = -(-width // _PANELS)
+    step = -(-width // (_PANELS * _MULTIPLE)) * _MULTIPLE
     return [(i, min(i + step, width)) for i in range(0, width, step)]
 
 
@@ -25,10 +29,10 @@ def triangle_size(width: int) -> int:
 
 
 def add_gram(triangle: Float[Tensor, " size"], x: Float[Tensor, "tokens in"]) -> None:
-    """Add the upper triangle of `x^T x`, computed in the dtype of x, in place."""
+    """Add the upper triangle of `x^T x`, a `product` of x, in place."""
     width = x.shape[1]
     for (i, j), panel in zip(panels(width), _views(triangle, width), strict=True):
-        panel += x[:, i:j].T @ x[:, i:]
+        panel += product(x[:, i:j].T, x[:, i:])
 
 
 def symmetric(
