@@ -67,6 +67,7 @@ class BlockByBlock:
             if self.progress is not None:
                 self.progress(index)
             block = self.blocks.load_block(index)
+            self.blocks.read_ahead(index + 1)
             for batch in range(len(stream)):
                 stream.put(batch, stream.inputs(batch, index).run(block))
 

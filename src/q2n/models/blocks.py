@@ -20,6 +20,7 @@ from q2n.models.beside import beside_note
 from q2n.models.block_list import find_blocks, require_decoder
 from q2n.models.kept import kept_note, kept_targets, shared_targets
 from q2n.models.model_source import ModelSource
+from q2n.models.read_ahead import ReadAhead
 from q2n.models.recording import BatchInputs, Recorder
 from q2n.models.targets import (
     EVERY_LAYER,
@@ -53,6 +54,7 @@ class BlockwiseModel:
         self._list_name, self._blocks = find_blocks(self._model)
         self._recorder = Recorder(self._model, self._blocks, partial(self.load_block, 0))
         self._stored, self._tied = set(source.names()), aliases(self._model)
+        self._ahead = ReadAhead(self._tensors_of)
         self._outside_is_loaded = False
         names = list(self._all_targets)
         if not names:
@@ -166,9 +168,19 @@ class BlockwiseModel:
             NumericalError: a weight is NaN or Inf in the dtype of the run.
         """
         block = deepcopy(self._blocks[index])
-        tensors = self._original_tensors(block, self.block_name(index), recurse=True)
-        block.load_state_dict(tensors, strict=False, assign=True)
+        tensors = self._ahead.take(index)
+        on_device = {k: x.to(self.device, non_blocking=True) for k, x in tensors.items()}
+        block.load_state_dict(on_device, strict=False, assign=True)
         return block.to(self.device).requires_grad_(False)
+
+    def read_ahead(self, index: int) -> None:
+        """Begin to read a block that `load_block` will ask for, if there is one of this number and
+        the device is not the CPU: there the thread would take time from what is computed."""
+        if 0 <= index < len(self) and self.device.type != "cpu":
+            self._ahead.begin(index)
+
+    def _tensors_of(self, index: int) -> dict[str, Tensor]:
+        return self._original_tensors(self._blocks[index], self.block_name(index), recurse=True)
 
     def record_inputs(self, batches: Iterable[Int[Tensor, "_ _"]]) -> Iterator[BatchInputs]:
         """Run the embeddings on each batch and record what each block would be called with.
@@ -217,6 +229,7 @@ class BlockwiseModel:
         name = next((name for name, x in self._model.named_modules() if x is head), None)
         if head is not None and name is not None:
             state = self._original_tensors(head, name, recurse=False)
+            state = {own: tensor.to(self.device) for own, tensor in state.items()}
             for own, _ in head.named_parameters(recurse=False):
                 for other in self._tied.get(f"{name}.{own}", ()):
                     if own not in state and other in self._stored:
@@ -239,6 +252,7 @@ class BlockwiseModel:
             tensors = self._original_tensors(module, name, recurse=False)
             if module is head:
                 continue
+            tensors = {own: tensor.to(self.device) for own, tensor in tensors.items()}
             module.load_state_dict(tensors, strict=False, assign=True)
             for own, buffer in list(module.named_buffers(recurse=False)):
                 setattr(module, own, buffer.to(self.device))  # also one that is never stored
@@ -246,7 +260,7 @@ class BlockwiseModel:
     def _original_tensors(
         self, module: nn.Module, prefix: str, *, recurse: bool
     ) -> dict[str, Tensor]:
-        """What the source stores for a module, by the module's own names, on the device."""
+        """What the source stores for a module, by the module's own names, on the CPU."""
         named = chain(
             module.named_parameters(recurse=recurse), module.named_buffers(recurse=recurse)
         )
@@ -254,7 +268,7 @@ class BlockwiseModel:
         if recurse:  # a block may share tensors with another one
             names = {name: self._stored_name(full) for name, full in names.items()}
         return {
-            name: self.source.in_model_dtype(full).to(self.device)
+            name: self.source.in_model_dtype(full)
             for name, full in names.items()
             if full in self._stored
         }

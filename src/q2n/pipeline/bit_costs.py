@@ -146,7 +146,9 @@ class BitCosts:
         ):
             for index in range(blocks):
                 bar.detail(f"{model.block_name(index)}: forward")
-                passes.forward(index, model.load_block(index))
+                block = model.load_block(index)
+                model.read_ahead(index + 1)
+                passes.forward(index, block)
                 bar.advance()
             passes.draw()
             probe = Probe(next(model.record_inputs([tokens[:1, :PROBE_LENGTH]])))
@@ -163,6 +165,7 @@ class BitCosts:
         state = enter_block(
             model, index, [stream], probe, say, options=self.options, required=required
         )
+        model.read_ahead(index - 1)
         trials = Trials(self.tried, self.options, self.scale_dtype)
         measure = [Measure(required, self.options, model.device)] if required else []
         EachRound([*measure, trials], one_site=True)(state)

@@ -23,12 +23,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from q2n.distributed.ranks import Ranks
-from q2n.logging import Reporter
 from q2n.method import Method
 from q2n.models.sites import Site, one_stage
 from q2n.pipeline.among_ranks import Assign, MeasureAmongRanks, QuantizeAmongRanks
 from q2n.pipeline.block_state import BlockStage, BlockState
-from q2n.pipeline.finish import Stopwatch, Store, advance
+from q2n.pipeline.finish import Store, advance
 from q2n.pipeline.fit_factors import FitFactors
 from q2n.pipeline.learn_ranges import LearnRanges
 from q2n.pipeline.measure import Measure
@@ -36,7 +35,6 @@ from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.quantize import Quantize
 from q2n.pipeline.refit_block import RefitBlock
 from q2n.pipeline.rewrite_block import RewriteBlock
-from q2n.pipeline.store import RunStore
 from q2n.refit.block import BlockRefit
 
 
@@ -80,9 +78,7 @@ def block_stages(
     *,
     device: torch.device,
     scale_dtype: torch.dtype,
-    store: RunStore,
-    stopwatch: Stopwatch,
-    reporter: Reporter,
+    store: Store,
     ranks: Ranks,
 ) -> list[BlockStage]:
     """The stages that these settings ask for, in order; the first rank stores."""
@@ -106,6 +102,6 @@ def block_stages(
         EachRound(each_round, options.true_sequential),
         *([FitFactors(factors)] if factors is not None else []),
         *([RefitBlock(refit, options)] if refit is not None else []),
-        *([Store(store, stopwatch, reporter)] if ranks.is_first else []),
+        *([store] if ranks.is_first else []),
         advance,
     ]

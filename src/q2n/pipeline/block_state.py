@@ -1,6 +1,7 @@
 """One block on its way through the stages of the loop."""
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -89,7 +90,7 @@ def enter_block(
     """A block at the start of its turn: loaded, once more for each further stream, and its sites
     looked up while its weights are the original ones; its junctions too if it is `rewritten`."""
     name, block = model.block_name(index), model.load_block(index)
-    originals = [model.load_block(index) for _ in streams[1:]]
+    originals = [deepcopy(block) for _ in streams[1:]]
     for _, experts in chain.from_iterable(map(experts_in, (block, *originals))):
         experts.group_size = group_size(experts, required, options.expert_memory)
     sampling = ExpertSampling(

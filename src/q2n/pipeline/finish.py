@@ -1,6 +1,7 @@
 """The stages that end a block's turn: it is stored, and its outputs become the next inputs."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from q2n.logging import Reporter
@@ -26,6 +27,8 @@ class Store:
     """Writes the block's layers, its changed norm weights and its facts."""
 
     store: RunStore
+    write: Callable[[Callable[[], None]], None]
+    """Calls what writes a block, now or while the next one is worked on."""
     stopwatch: Stopwatch
     reporter: Reporter
 
@@ -33,12 +36,12 @@ class Store:
         """Store one block.
 
         Raises:
-            InputError: the folder cannot be written.
+            InputError: the folder cannot be written, or the block before could not be.
         """
         facts = replace(state.facts, seconds=self.stopwatch.lap())
         layers = {state.full_name(name): layer for name, layer in state.layers.items()}
         norms = {state.full_name(name): weight for name, weight in state.norm_weights.items()}
-        self.store.write_block(state.index, layers, facts, norms)
+        self.write(self.store.block_write(state.index, layers, facts, norms))
         self.reporter.event("block", block=facts.block, seconds=facts.seconds, **facts.losses)
         return replace(state, facts=facts)
 

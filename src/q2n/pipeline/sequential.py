@@ -15,6 +15,7 @@ stages in which they meet (among_ranks.py). The first rank alone reads and write
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 
 import torch
@@ -35,12 +36,13 @@ from q2n.pipeline.activations import FOLDER
 from q2n.pipeline.among_ranks import read_by_first
 from q2n.pipeline.block_stages import block_stages, run_stages
 from q2n.pipeline.block_state import enter_block, set_norm_weights
-from q2n.pipeline.finish import Stopwatch
+from q2n.pipeline.finish import Stopwatch, Store
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.passes import PausingBlock
 from q2n.pipeline.rewrite_block import RewriteBlock
 from q2n.pipeline.store import RunStore
 from q2n.pipeline.streams import Probe, Stream, StreamThroughBlock, open_streams
+from q2n.pipeline.write_behind import WriteBehind
 from q2n.refit.block import BlockRefit
 
 PROBE_LENGTH = 8
@@ -66,7 +68,7 @@ class SequentialLoop:
         self.ranks = ranks
         self.model, self.store, self.options = model, store, options
         self.reporter = reporter or Reporter()
-        self.stopwatch = Stopwatch()
+        self.stopwatch, self._behind = Stopwatch(), WriteBehind()
         self.required = method.required_statistics
         self.is_rewritten = rewrite is not None
         fits = refit is not None or method.fits_blocks
@@ -80,9 +82,7 @@ class SequentialLoop:
             rewrite,
             device=model.device,
             scale_dtype=scale_dtype,
-            store=store,
-            stopwatch=self.stopwatch,
-            reporter=self.reporter,
+            store=Store(store, self._write, self.stopwatch, self.reporter),
             ranks=ranks,
         )
 
@@ -106,7 +106,7 @@ class SequentialLoop:
         self.stopwatch.lap()
         with torch.no_grad(), self.reporter.bar("blocks", len(self.model), finished) as bar:
             probe = Probe(next(self.model.record_inputs([_probe_tokens(windows)])))
-            with self._streams(windows) as streams:
+            with self._streams(windows) as streams, self._behind:
                 for index in range(len(self.model)):
                     say = partial(self._say, bar)
                     if index < finished:
@@ -114,6 +114,11 @@ class SequentialLoop:
                     else:
                         self._quantize(index, streams, probe, say)
                         bar.advance()
+
+    def _write(self, write: Callable[[], None]) -> None:
+        """Store a block: behind the work of another device, but not of the CPU, from which the
+        thread would take time and memory."""
+        write() if self.model.device.type == "cpu" else self._behind(write)
 
     def _say(self, bar: Bar, text: str) -> None:
         """Tell people what is being done, and the other ranks."""
@@ -138,6 +143,7 @@ class SequentialLoop:
             required=self.required,
             rewritten=self.is_rewritten,
         )
+        self.model.read_ahead(index + 1)
         run_stages(self.stages, state)
 
     def _replay(
@@ -151,6 +157,8 @@ class SequentialLoop:
         if not (streams or probe.needs(index)) or index + 1 == len(self.model):
             return
         name, block = self.model.block_name(index), self.model.load_block(index)
+        originals = [deepcopy(block) for _ in streams[1:]]
+        self.model.read_ahead(index + 1)
         say(f"{name}: finished before, running through it")
         targets, prefix = targets_in(block), f"{name}."
         layers = read_by_first(self.ranks, partial(self.store.read_block, index))
@@ -159,7 +167,6 @@ class SequentialLoop:
         norms = self.store.read_norm_weights(index) if self.ranks.is_first else {}
         set_norm_weights(block, {key.removeprefix(prefix): x for key, x in norms.items()})
         probe.advance(index, block)
-        originals = [self.model.load_block(index) for _ in streams[1:]]
         for stream, each in zip(streams, [block, *originals], strict=False):
             StreamThroughBlock(stream, PausingBlock(each, []), index).finish()
 

@@ -14,7 +14,7 @@ Nothing else is needed: the inputs of the next block are computed again from the
 How the files are kept whole: block_files.py.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,25 +143,36 @@ class RunStore:
         facts: BlockFacts,
         norm_weights: Mapping[str, Float[Tensor, "..."]] | None = None,
     ) -> None:
-        """Store one block atomically.
-
-        Args:
-            layers: its quantized layers by full name.
-            norm_weights: those that are no longer the original ones, by full name.
+        """Store one block atomically. Arguments are those of `block_write`.
 
         Raises:
             InputError: the folder cannot be written.
         """
+        self.block_write(index, layers, facts, norm_weights)()
+
+    def block_write(
+        self,
+        index: int,
+        layers: Mapping[str, QuantizedLinear],
+        facts: BlockFacts,
+        norm_weights: Mapping[str, Float[Tensor, "..."]] | None = None,
+    ) -> Callable[[], None]:
+        """What stores one block when it is called: its tensors are on the CPU by now, the device
+        is not asked for anything. Raises, when called, as `write_block`.
+
+        Args:
+            layers: its quantized layers by full name.
+            norm_weights: those that are no longer the original ones, by full name.
+        """
         norm_weights = norm_weights or {}
         tensors = stored_tensors(layers)
         tensors |= {f"{name}:{_NORM}": weight.cpu() for name, weight in norm_weights.items()}
-        data = save(tensors)
         values = {
             **facts.to_json(),
             "layers": described(layers),
             "norm_weights": list(norm_weights),
         }
-        self._files.write(index, values, data)
+        return lambda: self._files.write(index, values, save(tensors))
 
     def read_block(self, index: int) -> dict[str, QuantizedLinear]:
         """The quantized layers of a finished block, by full name.
