@@ -9,7 +9,6 @@ class Device:
     """Peak rates of dense products in 1e12 operations a second, bandwidths in 1e9 bytes."""
 
     half: float
-    tf32: float
     float32: float
     memory: float
     link: float
@@ -17,13 +16,13 @@ class Device:
 
 
 DEVICES = {
-    "H100 PCIe": Device(756, 378, 51, 2000, 55),
-    "H100": Device(989, 494, 67, 3350, 55),
-    "H200": Device(989, 494, 67, 4800, 55),
-    "A100": Device(312, 156, 19.5, 2039, 26),
-    "L40S": Device(362, 183, 91.6, 864, 26),
-    "RTX 4090": Device(165, 82.6, 82.6, 1008, 26),
-    "MI300X": Device(1307, 653, 163, 5300, 55),
+    "H100 PCIe": Device(756, 51, 2000, 55),
+    "H100": Device(989, 67, 3350, 55),
+    "H200": Device(989, 67, 4800, 55),
+    "A100": Device(312, 19.5, 2039, 26),
+    "L40S": Device(362, 91.6, 864, 26),
+    "RTX 4090": Device(165, 82.6, 1008, 26),
+    "MI300X": Device(1307, 163, 5300, 55),
 }
 """By a part of the name that torch gives; the first that fits. From the vendors' data sheets."""
 
@@ -49,17 +48,17 @@ class Work:
 def floors(work: Work, device: Device) -> dict[str, float]:
     """The least seconds of each stage that is bound by anything simple:
 
-    load      the blocks' bytes over the link, once per stream
+    load      the blocks' bytes over the link
     forward   2 operations a weight and token, once per stream, in half precision
-    gram      half of 2 operations an entry and token, in TF32
+    gram      half of 2 operations an entry and token, in half precision
     solve     the feedback of a column sweep: out * in^2 operations in float32
     store     a byte a weight over the link
     """
     weights, streams = _sum(out * width for out, width in work.shapes), work.streams
     return {
-        "load": 2 * weights * streams / (device.link * 1e9),
+        "load": 2 * weights / (device.link * 1e9),
         "forward": 2 * weights * work.tokens * streams / (device.half * 1e12),
-        "gram": _sum(width**2 for width in work.sites) * work.tokens / (device.tf32 * 1e12),
+        "gram": _sum(width**2 for width in work.sites) * work.tokens / (device.half * 1e12),
         "solve": _sum(out * width**2 for out, width in work.shapes) / (device.float32 * 1e12),
         "store": weights / (device.link * 1e9),
     }

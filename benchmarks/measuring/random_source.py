@@ -1,6 +1,5 @@
 """A model of given shapes with random weights: for what large models cost, without any."""
 
-import time
 from pathlib import Path
 from zlib import crc32
 
@@ -19,8 +18,6 @@ class RandomSource(ModelSource):
 
     def __init__(self, config: PretrainedConfig, dtype: torch.dtype):
         self.config, self.dtype, self.label = config, dtype, "random weights"
-        self.seconds = 0.0
-        """Spent on making them."""
         # a prime number of entries: no row of a matrix repeats one above it
         self._pool = torch.randn(1_048_573, generator=torch.Generator().manual_seed(0))
         self._pool = (0.02 * self._pool).to(dtype)
@@ -33,13 +30,12 @@ class RandomSource(ModelSource):
         return list(self._shapes)
 
     def tensor(self, name: str) -> Shaped[Tensor, "..."]:
-        start, shape = time.perf_counter(), self._shapes[name]
+        shape = self._shapes[name]
         if len(shape) < 2:  # of a norm
             made = torch.ones(shape, dtype=self.dtype)
         else:
             pool = self._pool.roll(crc32(name.encode()) % len(self._pool))
             made = pool.repeat(-(-shape.numel() // len(pool)))[: shape.numel()].view(shape)
-        self.seconds += time.perf_counter() - start
         return made
 
     def digest(self) -> str:

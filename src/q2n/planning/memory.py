@@ -217,7 +217,8 @@ class MemoryOfStages:
         return list(dict.fromkeys(self.shapes.blocks))
 
     def _blocks(self) -> Held:
-        return self._device(max(1, self.run.streams) * self.block.bytes)
+        ahead = Held(host=self.block.bytes) if self.run.on_device else Held()
+        return self._device(max(1, self.run.streams) * self.block.bytes) + ahead
 
     def _standing(self, block: BlockShape, sites: Sequence[SiteShape]) -> Held:
         """Blocks, block inputs, paused passes and the statistics of a round."""

@@ -1,10 +1,11 @@
 """How long each stage takes: operations and bytes over rates.
 
-    load       the checkpoint once for its checksum, each block once more for every stream
+    load       the checkpoint once for its checksum, each block once more
     rotate     of a learned rotation: 3 passes a gradient step, and 3 products of every weight with
                the rotation
     measure    2 operations for each weight that a token meets, attention over half of all pairs of
-               tokens; 0.56 of a Gram matrix's 2 T m^2; cross moments of a part of the tokens;
+               tokens; 0.56 of a Gram matrix's 2 T m^2; cross moments of a part of the tokens (on a
+               GPU in half precision, the latter in two parts: linalg/products.py);
                the product of each window added to a sum in float64. Where passes do not stay
                paused, the front of the block again for every round. For a rewrite one more pass
                and Gram matrices of its own
@@ -46,7 +47,7 @@ class SecondsOfStages:
     def load(self) -> Parts:
         """Weights from the disk to the device."""
         inside = sum(block.bytes for block in self.shapes.blocks)
-        copies = max(1, self.run.streams) * inside + self.shapes.outside_bytes
+        copies = inside + self.shapes.outside_bytes
         return {"disk": (self.shapes.bytes + copies) / self.rates.disk, **self._moved(copies)}
 
     def measure(self) -> Parts:
@@ -60,7 +61,9 @@ class SecondsOfStages:
         batches = self.run.windows / self.run.options.batch_size
         inside = sum(block.bytes for block in self.shapes.blocks)
         read = self.run.streams * batches * inside / self.rates.memory
-        computing = passes / self.rates.product + sums / self.rates.float32
+        in_half = self._halves_are_factors
+        computing = passes / self.rates.product
+        computing += sums / (self.rates.product if in_half else self.rates.float32)
         return {
             "computing": computing / self.run.ranks,
             "memory": (max(0.0, read - computing) + added / self.rates.memory) / self.run.ranks,
@@ -150,7 +153,13 @@ class SecondsOfStages:
         counted = 0.0
         if RequiredStatistics.CROSS in required:
             counted = tokens / self.run.options.cross_stride(self.run.tokens, width)
+        counted *= 2 if self._halves_are_factors else 1
         return site.copies * 2 * width**2 * (TRIANGLE * tokens + counted)
+
+    @property
+    def _halves_are_factors(self) -> bool:
+        """Whether moments are products of the model's own half precision."""
+        return self.run.on_device and self.shapes.itemsize == 2
 
     def _added(self, site: SiteShape) -> Number:
         """Bytes moved while products of windows, of an expert's tokens those of batches, are added
