@@ -219,3 +219,25 @@ def test_layers_of_several_widths_take_about_what_was_asked_for():
         assert (
             found.checkpoint_bytes == described(**own, bits=bits).forecast(RATES).checkpoint_bytes
         )
+
+
+def test_finding_widths_is_a_stage_of_its_own():
+    """Its passes: one to measure, one to keep the inputs of blocks, three forward and back. On disk
+    lie the inputs of four blocks and the last output."""
+    own = {"method": "gptq", "group_size": 32, "format": "native", "dtype": "float32"}
+    plain, found = (described(**own, **more) for more in ({"bits": 3}, {"allocate": 3.5}))
+    assert "allocate" not in [x.name for x in plain.forecast(RATES).stages]
+    slow = replace(RATES, float32=1e30, memory=1e30, disk=1e30, product=1.0)
+    passes = plain.forecast(slow).stage("measure").seconds
+    head = 6 * 64 * plain.shapes.words * 4 * 32
+    seconds = found.forecast(slow).stage("allocate").seconds
+    assert seconds == pytest.approx(5 * passes + head, rel=1e-6)
+    longer = described(**own, allocate=3.5, length=4096).forecast(RATES)
+    assert longer.disk_bytes == 5 * 4 * 4096 * 64 * 4
+    assert longer.stage("allocate").host_bytes > longer.stage("measure").host_bytes
+
+
+def test_widths_of_a_method_without_statistics_take_text_too():
+    found = described(method="rtn", group_size=32, format="native", allocate=3.5)
+    assert found.load.windows == 0 and found.load.trials.windows == 4
+    assert found.forecast(RATES).stage("allocate").seconds > 0

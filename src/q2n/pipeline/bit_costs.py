@@ -123,9 +123,7 @@ class BitCosts:
     @cached_property
     def tried(self) -> Mapping[Width, Method]:
         """The candidates that are tried."""
-        if not all(isinstance(x, int) for x in self.candidates):
-            return self.candidates
-        return {x: self.candidates[x] for x in TRIED}
+        return tried_of(self.candidates)
 
     def __call__(self, model: BlockwiseModel, windows: TokenWindows, folder: Path) -> list[Group]:
         """All groups, in the model's order.
@@ -220,6 +218,13 @@ class BitCosts:
             for bits in self.candidates
             if isinstance(bits, int)
         }
+
+
+def tried_of(candidates: Mapping[Width, Method]) -> Mapping[Width, Method]:
+    """Those that are tried."""
+    if not all(isinstance(x, int) for x in candidates):
+        return candidates
+    return {x: candidates[x] for x in TRIED}
 
 
 def _groups(sites: Sequence[Site]) -> list[tuple[str, ...]]:

@@ -55,16 +55,18 @@ def forecast(shapes: ModelShapes, load: Load, rates: Rates) -> Forecast:
     memory = MemoryOfStages(shapes, load, rates.libraries_bytes)
     time = SecondsOfStages(shapes, load, rates, memory)
     learned = [_stage("rotate", time.rotate(), memory.rotate())] if load.rotation_steps else []
+    widths = [_stage("allocate", time.allocate(), memory.allocate())] if load.trials else []
     stages = (
         _stage("load", time.load(), memory.load()),
         *learned,
+        *widths,
         _stage("measure", time.measure(), memory.measure()),
         _stage("solve", time.solve(), memory.solve()),
         _stage("refit", time.refit(), memory.refit()),
         _stage("write", time.write(), memory.write()),
         _stage("evaluate", time.evaluate(), memory.evaluate()),
     )
-    found = Forecast(
+    whole = Forecast(
         stages=stages,
         host_bytes=max(stage.host_bytes for stage in stages),
         device_bytes=max(stage.device_bytes for stage in stages),
@@ -73,7 +75,7 @@ def forecast(shapes: ModelShapes, load: Load, rates: Rates) -> Forecast:
         seconds=sum(stage.seconds for stage in stages),
         notes=(),
     )
-    return replace(found, notes=tuple(_notes(found, shapes, load, rates)))
+    return replace(whole, notes=tuple(_notes(whole, shapes, load, rates)))
 
 
 def _stage(name: str, parts: Parts, held: Held) -> Stage:

@@ -42,6 +42,10 @@ class Load:
     """Gradient steps of the whole model; 0: none."""
     rotation_steps: int
     """Gradient steps of a learned rotation; 0: none."""
+    trials: "Load | None" = None
+    """All trials at one width, where the widths of layers are found."""
+    widths: int = 1
+    """At how many widths each layer is quantized."""
     sizes: LayerSizes
     kept_bytes: Number
     """What the checkpoint holds besides the quantized layers."""

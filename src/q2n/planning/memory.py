@@ -5,6 +5,8 @@
                what stands from the one before
     rotate     of a learned rotation: the model, its weights as they are turned, and what a backward
                pass keeps of one window
+    allocate   where widths are found: a trial's measuring and solving, and the gradients beside
+               it; or the errors at all widths, and what a backward pass keeps of one window
     measure    the block, once for each stream; block inputs; what paused passes hold; one batch in
                full; the Gram matrices of one round of sites, or those that a rewrite measures
                together
@@ -26,12 +28,15 @@ from math import ceil
 from q2n.evaluation.scoring import CHUNK
 from q2n.formats.shards import SHARD_BYTES
 from q2n.linalg.statistics import RequiredStatistics, bytes_of_sums
+from q2n.pipeline.backward import CHUNK as LOGITS_AT_ONCE
 from q2n.pipeline.options import GIB
 from q2n.planning.load import Load
 from q2n.planning.shapes import BlockShape, ModelShapes, Number, SiteShape
 
 FLOAT = 4
 """Bytes of a number in float32, in which statistics and methods compute."""
+HALF = 2
+"""The same in float16, as errors of trials are kept."""
 DOUBLE = 8
 """The same in float64, as a learned rotation is stored."""
 SQUARES = 6
@@ -66,9 +71,14 @@ class MemoryOfStages:
     """The memory of the stages of one run on one model."""
 
     def __init__(self, shapes: ModelShapes, load: Load, libraries: Number):
-        self.shapes, self.run = shapes, load
+        self.shapes, self.run, self.libraries = shapes, load, libraries
         self.block = max(shapes.blocks, key=lambda block: block.bytes)
         self.always = Held(host=libraries) + self._device(shapes.outside_bytes)
+
+    def of_trials(self) -> "MemoryOfStages":
+        """The same of the trial runs, which there must be."""
+        assert self.run.trials is not None
+        return MemoryOfStages(self.shapes, self.run.trials, self.libraries)
 
     def load(self) -> Held:
         """While embeddings or a block are read."""
@@ -84,6 +94,25 @@ class MemoryOfStages:
         inside = sum(block.bytes + 2 * block.most.at(length, length) for block in shapes.blocks)
         logits = 4 * length * shapes.words * FLOAT
         return self.always + self._device(shapes.bytes + inside + logits)
+
+    def allocate(self) -> Held:
+        """While widths are found; nothing where they are not."""
+        trials = self.run.trials
+        if trials is None:
+            return Held()
+        shapes, length, trial = self.shapes, self.run.length, self.of_trials()
+        slopes = trial._inputs(trials.tokens * FLOAT // shapes.itemsize, streams=1)
+        errors = self._device(trials.widths * HALF * self.block.quantized)
+        weighed = self._device(
+            2 * self.block.bytes + 3 * self.block.most.at(length, length) + self._weight()
+        )
+        head = self._device(shapes.head_bytes + LOGITS * FLOAT * LOGITS_AT_ONCE)
+        return most(
+            trial.measure() + slopes,
+            trial.solve() + slopes + errors,
+            self.always + slopes + errors + weighed,
+            self.always + slopes + head,
+        )
 
     def measure(self) -> Held:
         """While passes run to the sites."""
@@ -153,7 +182,8 @@ class MemoryOfStages:
 
     def disk(self) -> Number:
         """Bytes: finished blocks beside the checkpoint, of which a file is there twice while it is
-        written; or beside block inputs before it."""
+        written; or beside block inputs before it. Before all that, the inputs of every block where
+        widths are found."""
         finished = sum(map(self.finished, self.shapes.blocks))
         if self.run.model_refit:
             finished *= 2
@@ -162,7 +192,11 @@ class MemoryOfStages:
             finished += DOUBLE * self.shapes.hidden**2
         spilled = max(0.0, inputs - self.run.options.bytes_in_memory)
         checkpoint = self.checkpoint()
-        return finished + max(spilled, checkpoint + min(checkpoint, SHARD_BYTES))
+        beside = finished + max(spilled, checkpoint + min(checkpoint, SHARD_BYTES))
+        if self.run.trials is None:
+            return beside
+        every = (len(self.shapes.blocks) + 1) * self._input_bytes(self.run.trials.tokens)
+        return max(beside, every)
 
     @property
     def keeps_passes(self) -> bool:

@@ -3,6 +3,9 @@
     load       the checkpoint once for its checksum, each block once more
     rotate     of a learned rotation: 3 passes a gradient step, and 3 products of every weight with
                the rotation
+    allocate   where widths are found: measuring and solving of the trials, a pass forward, and one
+               forward and back with gradients of weights; the inputs of all blocks to the disk and
+               twice back; errors along gradients
     measure    2 operations for each weight that a token meets, attention over half of all pairs of
                tokens; 0.56 of a Gram matrix's 2 T m^2; cross moments of a part of the tokens (on a
                GPU in half precision, the latter in two parts: linalg/products.py);
@@ -24,7 +27,7 @@ from math import ceil
 
 from q2n.linalg.statistics import RequiredStatistics, bytes_of_sums
 from q2n.planning.load import Load
-from q2n.planning.memory import MemoryOfStages
+from q2n.planning.memory import FLOAT, MemoryOfStages
 from q2n.planning.rates import Rates
 from q2n.planning.shapes import BlockShape, ModelShapes, Number, SiteShape
 
@@ -49,6 +52,26 @@ class SecondsOfStages:
         inside = sum(block.bytes for block in self.shapes.blocks)
         copies = inside + self.shapes.outside_bytes
         return {"disk": (self.shapes.bytes + copies) / self.rates.disk, **self._moved(copies)}
+
+    def allocate(self) -> Parts:
+        """Widths of layers, if they are to be found."""
+        trials = self.run.trials
+        if trials is None:
+            return {}
+        trial = SecondsOfStages(self.shapes, trials, self.rates, self.memory.of_trials())
+        measured, solved = trial.measure(), trial.solve()["computing"]
+        passes = 4 * sum(self._pass(block, trials.tokens) for block in self.shapes.blocks)
+        head = 6 * self.shapes.words * self.shapes.hidden * trials.tokens
+        along = trials.windows * trials.widths * sum(x.quantized for x in self.shapes.blocks)
+        inputs = len(self.shapes.blocks) * trials.tokens * self.shapes.hidden * self.shapes.itemsize
+        return {
+            **measured,
+            "computing": measured["computing"]
+            + trials.widths * solved
+            + (passes + head) / self.rates.product,
+            "memory": measured["memory"] + MOVED * FLOAT * along / self.rates.memory,
+            "disk": 3 * inputs / self.rates.disk,
+        }
 
     def measure(self) -> Parts:
         """Passes and statistics."""

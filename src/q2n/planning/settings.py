@@ -1,6 +1,6 @@
 """From the settings of a run to what a forecast reads of them; only config.json is opened."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from q2n.config.opening import loop_options
@@ -16,6 +16,7 @@ from q2n.models.devices import parse_device
 from q2n.models.model_source import ModelSource
 from q2n.models.rotated_source import changed_source
 from q2n.models.targets import LayerFilter
+from q2n.pipeline.bit_costs import tried_of
 from q2n.planning.forecast import Forecast, forecast
 from q2n.planning.load import Load
 from q2n.planning.rates import Rates, measured_rates
@@ -99,7 +100,7 @@ def _load(
     on_device: bool,
     ranks: int,
 ) -> Load:
-    return Load(
+    load = Load(
         windows=config.windows if plan.streams else 0,
         length=config.length,
         evaluated=config.ppl_windows if config.ppl else 0,
@@ -121,4 +122,23 @@ def _load(
         kept_bytes=format.container.kept(blocks.source, blocks.targets()).bits / 8,
         on_device=on_device,
         ranks=ranks,
+    )
+    return replace(load, trials=_trials(load, config, plan))
+
+
+def _trials(load: Load, config: RunSettings, plan: Plan) -> Load | None:
+    """Of a run that finds the widths of layers: all trials at one width."""
+    if plan.allocate is None or not isinstance(plan.method, Allocated):
+        return None
+    tried = tried_of({width: x.trial for width, x in plan.method.candidates.items()})
+    method = next(iter(tried.values()))
+    return replace(
+        load,
+        windows=config.windows,
+        required=method.required_statistics,
+        work=method.work,
+        rewrite=None,
+        rewrite_passes=0,
+        streams=1,
+        widths=len(tried),
     )
