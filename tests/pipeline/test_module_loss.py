@@ -13,6 +13,7 @@ from torch import nn
 
 from q2n.methods.rtn import RTN
 from q2n.models.blocks import BlockwiseModel
+from q2n.models.calls import BlockCall, Held
 from q2n.models.source import open_source
 from q2n.pipeline.block_state import enter_block
 from q2n.pipeline.module_loss import ModuleLoss
@@ -168,3 +169,41 @@ def test_the_whole_block_judges_what_it_holds_alone(tmp_path, architecture):
         for module in ("", "uncalled")
     ]
     assert losses[0] == losses[1] > 0
+
+
+@torch.no_grad()
+def test_what_comes_before_the_module_runs_once_a_window(tmp_path):
+    state, calls = opened(uneven_model(), tmp_path), []
+    state.block.self_attn.register_forward_hook(lambda *_: calls.append(1))
+    up = state.targets["mlp.up_proj"]
+    loss = ModuleLoss(state.passes[0], "mlp", [up], 2)
+    assert loss([1.1 * up.weight()]) > loss([1.05 * up.weight()]) > 0
+    assert len(calls) == 2
+
+
+@torch.no_grad()
+def test_a_block_that_carries_objects_is_run_each_time(tmp_path, monkeypatch):
+    """A call of the module alone would write into them."""
+    expected, calls = {}, []
+    for carries in (False, True):
+        state = opened(uneven_model(), tmp_path / str(carries))
+        state.block.self_attn.register_forward_hook(lambda *_: calls.append(1))
+        up = state.targets["mlp.up_proj"]
+        if carries:
+            monkeypatch.setattr(BlockCall, "slots", frozenset({Held(0)}))
+        expected[carries] = ModuleLoss(state.passes[0], "mlp", [up], 2)([1.1 * up.weight()])
+    assert expected[True] == expected[False]
+    assert len(calls) == 2 + 3 * 2
+
+
+@torch.no_grad()
+def test_what_has_lost_too_much_is_given_up(tmp_path):
+    state, calls = opened(uneven_model(), tmp_path), []
+    up = state.targets["mlp.up_proj"]
+    weight = up.weight().clone()
+    loss = ModuleLoss(state.passes[0], "mlp", [up], 3)
+    whole = loss([1.1 * weight])
+    state.block.mlp.register_forward_hook(lambda *_: calls.append(1))
+    assert loss([1.1 * weight], whole) == whole and len(calls) == 3
+    assert loss([1.1 * weight], 0.01 * whole) == float("inf") and len(calls) == 4
+    assert torch.equal(up.weight(), weight)

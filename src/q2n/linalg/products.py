@@ -2,7 +2,7 @@
 
 On a GPU, matrix units multiply numbers of bfloat16 or float16 exactly and add in float32, at over
 ten times the rate of float32: `product` has its factors in these dtypes there (`as_factor`). A
-float32 factor that need not be one number can be the sum of two of them (`in_two_parts`).
+float32 factor beside one in bfloat16 can be the sum of two of them (`in_two_parts`).
 
 On a CPU, two libraries in torch multiply matrices of float32: BLAS, by default, and oneDNN, once it
 is told that bfloat16 products with float32 sums will do. What oneDNN then does is the processor's
@@ -87,12 +87,12 @@ def product(a: Float[Tensor, "m tokens"], b: Float[Tensor, "tokens n"]) -> Float
 
 
 def in_two_parts(
-    x: Float[Tensor, "..."], dtype: torch.dtype
+    x: Float[Tensor, "..."],
 ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
-    """Two tensors of a half dtype whose sum is x to 2^-16 of each entry: the nearest one, and what
-    it leaves."""
-    high = x.to(dtype)
-    return high, (x - high).to(dtype)
+    """Two tensors in bfloat16 whose sum is x to 2^-16 of each entry: the nearest one, and what it
+    leaves. float16 has the range for neither."""
+    high = x.to(torch.bfloat16)
+    return high, (x - high).to(torch.bfloat16)
 
 
 @cache

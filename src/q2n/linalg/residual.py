@@ -33,8 +33,9 @@ def add_residual(
     difference = x_full - x
     if weight is not None:
         difference *= weight.to(difference).unsqueeze(1)
-    if x.dtype != difference.dtype:  # matrix units take the difference in two parts
-        difference, x = torch.cat(in_two_parts(difference, x.dtype)), x.repeat(2, 1)
+    if x.dtype == torch.bfloat16:  # matrix units take the difference in two parts
+        difference, x = torch.cat(in_two_parts(difference)), x.repeat(2, 1)
+    x = x.to(difference.dtype)
     for i, j in panels(len(total)):
         total[i:j] += product(difference[:, i:j].T, x)
 

@@ -2,13 +2,17 @@
 
     loss(W') = sum |F(x; W') - F(x; W)|^2,    x what the module F gets of some calibration windows
 
-The block is run up to the module's end: only the block knows what the module is called with.
-Nothing of the block may change between trials; each leaves the weights as they were.
+Only the block knows what the module is called with: it is run up to the module's end once for each
+window, and after that the module by itself. Where blocks carry objects that they write into, a call
+of the module alone would write too, and the block is run each time. Nothing of the block may change
+between trials; each leaves the weights as they were.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import islice
+from math import inf
 from typing import Any
 
 import torch
@@ -39,35 +43,63 @@ class ModuleLoss:
             targets: whose weights are tried.
             windows: how many count, from the first one; all if there are fewer.
         """
-        self._block, self._targets = through.block.block, targets
-        self._module = self._block.get_submodule(module)
-        self._windows = list(islice(_single_windows(through), windows))
+        block, self._targets = through.block.block, targets
+        self._passes = [
+            _module_pass(block, block.get_submodule(module), window)
+            for window in islice(_single_windows(through), windows)
+        ]
+        self._device = through.stream.hidden.device
         self._original = [
             (x, x.clone()) for x in (y.module.get_parameter("weight") for y in targets)
         ]
         self._wanted = list(self._outputs())
 
-    def __call__(self, weights: Iterable[Float[Tensor, "_ in"]]) -> float:
+    def __call__(self, weights: Iterable[Float[Tensor, "_ in"]], most: float = inf) -> float:
+        """The loss, or infinity once it is above `most`."""
         for target, weight in zip(self._targets, weights, strict=True):
             target.set(weight)
-        lost = sum(
-            float((got - wanted).square_().sum(dtype=torch.float64))
-            for got, wanted in zip(self._outputs(), self._wanted, strict=True)
-        )
+        lost = 0.0
+        for got, wanted in zip(self._outputs(), self._wanted, strict=True):
+            lost += float((got - wanted).square_().sum(dtype=torch.float64))
+            if lost > most:
+                lost = inf
+                break
         for parameter, value in self._original:
             parameter.copy_(value)
         return lost
 
     def _outputs(self) -> Iterator[Float[Tensor, "..."]]:
         """Of the module, window by window, in float32."""
-        for window in self._windows:
-            reached: list[Tensor] = []
-            with (
-                _stopped_behind(self._module, reached),
-                fast_products(window.hidden.device, torch.float32),
-            ):
-                reached.append(window.run(self._block).hidden)
-            yield reached[0].float()
+        for run in self._passes:
+            with fast_products(self._device, torch.float32):
+                output = run()
+            yield first_tensor(pytree.tree_leaves(output)).float()
+
+
+def _module_pass(block: nn.Module, module: nn.Module, window: BlockInput) -> Callable[[], Any]:
+    """What runs one window through the module."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append((args, kwargs))
+
+    hook = module.register_forward_pre_hook(keep, prepend=True, with_kwargs=True)
+    try:
+        _run_to(block, module, window)
+    finally:
+        hook.remove()
+    if not calls or window.call.slots:
+        return partial(_run_to, block, module, window)
+    args, kwargs = calls[0]
+    return partial(module, *args, **kwargs)
+
+
+def _run_to(block: nn.Module, module: nn.Module, window: BlockInput) -> Any:
+    """What the module gives in the block, or the block if it is not called."""
+    outputs: list[Any] = []
+    with _stopped_behind(module, outputs):
+        outputs.append(window.run(block).hidden)
+    return outputs[0]
 
 
 class _Reached(Exception):  # noqa: N818 - no error
@@ -75,11 +107,11 @@ class _Reached(Exception):  # noqa: N818 - no error
 
 
 @contextmanager
-def _stopped_behind(module: nn.Module, outputs: list[Tensor]) -> Iterator[None]:
+def _stopped_behind(module: nn.Module, outputs: list[Any]) -> Iterator[None]:
     """A pass ends where the module has given its output, which `outputs` takes."""
 
     def keep(_: nn.Module, __: Any, output: Any) -> None:
-        outputs.append(first_tensor(pytree.tree_leaves(output)))
+        outputs.append(output)
         raise _Reached
 
     hook = module.register_forward_hook(keep)

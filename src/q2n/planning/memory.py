@@ -251,8 +251,10 @@ class MemoryOfStages:
         return list(dict.fromkeys(self.shapes.blocks))
 
     def _blocks(self) -> Held:
-        ahead = Held(host=self.block.bytes) if self.run.on_device else Held()
-        return self._device(max(1, self.run.streams) * self.block.bytes) + ahead
+        held = self._device(max(1, self.run.streams) * self.block.bytes)
+        if self.run.on_device:  # the next block, read ahead; the last one, being written
+            held += Held(host=self.block.bytes + 2 * self.finished(self.block))
+        return held
 
     def _standing(self, block: BlockShape, sites: Sequence[SiteShape]) -> Held:
         """Blocks, block inputs, paused passes and the statistics of a round."""

@@ -34,6 +34,8 @@ from q2n.option_types import CountOrZero
 from q2n.rewrites.rewrite import Reading, Rewrite
 
 RATIOS = 20
+_FROM_THE_MIDDLE = sorted(range(RATIOS), key=lambda ratio: abs(ratio - RATIOS // 2))
+"""Good ones first: a bad one is given up at the window at which it has lost more."""
 _MODULES = 2
 """The attention and the MLP: not even whole blocks are run for both."""
 _LEAST = 1e-4
@@ -79,12 +81,11 @@ class AWQ(Rewrite):
     def scale(self, reading: Reading) -> Float[Tensor, " in"]:
         magnitude = reading.inputs.sizes.total / reading.inputs.tokens
         least, best = torch.inf, torch.ones_like(magnitude)
-        for ratio in range(RATIOS):
+        for ratio in _FROM_THE_MIDDLE:
             scale = magnitude.pow(ratio / RATIOS).clamp(min=_LEAST)
             scale = scale / (scale.max() * scale.min()).sqrt()
-            loss = reading.loss(
-                reading.rounded(weight * scale) / scale for weight in reading.weights
-            )
+            tried = (reading.rounded(weight * scale) / scale for weight in reading.weights)
+            loss = reading.loss(tried, least)
             if loss < least:
                 least, best = loss, scale
         return best

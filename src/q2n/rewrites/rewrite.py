@@ -24,8 +24,9 @@ from q2n.linalg.output_error import energy
 from q2n.linalg.statistics import InputStatistics
 from q2n.option_types import check_fields
 
-Loss = Callable[[Iterable[Float[Tensor, "_ in"]]], float]
-"""What is lost if the linears that read a tensor, which stays x, have these weights, in order."""
+Loss = Callable[[Iterable[Float[Tensor, "_ in"]], float], float]
+"""What is lost if the linears that read a tensor, which stays x, have these weights, in order; or
+infinity, where that is more than a number beside them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,11 +43,12 @@ class Reading:
     module_loss: Loss | None = None
     """At the output of the module around them, for a rewrite that judges by it."""
 
-    def loss(self, weights: Iterable[Float[Tensor, "_ in"]]) -> float:
+    def loss(self, weights: Iterable[Float[Tensor, "_ in"]], most: float) -> float:
         """`sum |F' - F|^2` over tokens, F the output of the module around the linears or, where
-        none is given, their own outputs: `sum |(W' - W) x|^2`."""
+        none is given, their own outputs: `sum |(W' - W) x|^2`. It may be infinity instead of
+        anything above `most`."""
         if self.module_loss is not None:
-            return self.module_loss(weights)
+            return self.module_loss(weights, most)
         errors = (tried - weight for tried, weight in zip(weights, self.weights, strict=True))
         return sum(energy(error, self.inputs.gram) for error in errors)
 
