@@ -11,6 +11,7 @@ import pytest
 from sweep_records import sweep, write_cells
 
 import q2n
+from q2n.cli.main import main
 
 pytestmark = pytest.mark.slow
 
@@ -75,3 +76,11 @@ def test_tables_of_records_need_neither_torch_nor_a_drawing(tmp_path):
     done = subprocess.run(call, env=environment, capture_output=True, text=True)
     said, imported = done.stderr.splitlines()
     assert (done.returncode, json.loads(imported)) == (0, []) and "read 24" in said
+
+
+def test_onednn_keeps_few_programs_unless_told_otherwise(monkeypatch, capsys):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, "8")
+    assert main(["methods"]) == 0 and os.environ[name] == "8"
+    monkeypatch.delenv(name)
+    assert main(["methods"]) == 0 and os.environ[name] == "64"

@@ -19,10 +19,15 @@ from types import FrameType
 
 from q2n.errors import Q2NError, RankError
 
+_KEPT_PRODUCTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
+"""torch's library for products in bfloat16 on a CPU keeps a program and its memory for each number
+of tokens that it meets, 1024 of them: of a mixture of 128 experts 0.3 GB (docs/LOG.md)."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     received: list[int] = []
+    os.environ.update(_KEPT_PRODUCTS | os.environ)
     try:
         with _stoppable(received):
             return _run(arguments)
