@@ -27,7 +27,7 @@ class Store:
     """Writes the block's layers, its changed norm weights and its facts."""
 
     store: RunStore
-    write: Callable[[Callable[[], None]], None]
+    when: Callable[[Callable[[], None]], None]
     """Calls what writes a block, now or while the next one is worked on."""
     stopwatch: Stopwatch
     reporter: Reporter
@@ -41,7 +41,7 @@ class Store:
         facts = replace(state.facts, seconds=self.stopwatch.lap())
         layers = {state.full_name(name): layer for name, layer in state.layers.items()}
         norms = {state.full_name(name): weight for name, weight in state.norm_weights.items()}
-        self.write(self.store.block_write(state.index, layers, facts, norms))
+        self.store.write_block(state.index, layers, facts, norms, self.when)
         self.reporter.event("block", block=facts.block, seconds=facts.seconds, **facts.losses)
         return replace(state, facts=facts)
 

@@ -42,7 +42,7 @@ from q2n.pipeline.passes import PausingBlock
 from q2n.pipeline.rewrite_block import RewriteBlock
 from q2n.pipeline.store import RunStore
 from q2n.pipeline.streams import Probe, Stream, StreamThroughBlock, open_streams
-from q2n.pipeline.write_behind import WriteBehind
+from q2n.pipeline.write_behind import WriteBehind, now
 from q2n.refit.block import BlockRefit
 
 PROBE_LENGTH = 8
@@ -82,7 +82,7 @@ class SequentialLoop:
             rewrite,
             device=model.device,
             scale_dtype=scale_dtype,
-            store=Store(store, self._write, self.stopwatch, self.reporter),
+            store=Store(store, self._when, self.stopwatch, self.reporter),
             ranks=ranks,
         )
 
@@ -115,10 +115,11 @@ class SequentialLoop:
                         self._quantize(index, streams, probe, say)
                         bar.advance()
 
-    def _write(self, write: Callable[[], None]) -> None:
-        """Store a block: behind the work of another device, but not of the CPU, from which the
+    @property
+    def _when(self) -> Callable[[Callable[[], None]], None]:
+        """Blocks are stored behind the work of another device, but not of the CPU, from which the
         thread would take time and memory."""
-        write() if self.model.device.type == "cpu" else self._behind(write)
+        return now if self.model.device.type == "cpu" else self._behind
 
     def _say(self, bar: Bar, text: str) -> None:
         """Tell people what is being done, and the other ranks."""

@@ -33,6 +33,7 @@ from q2n.layers.quantized import QuantizedLinear
 from q2n.pipeline.block_files import BLOCK, COSTS, REFIT, TURN, BlockFiles, is_run_file
 from q2n.pipeline.facts import BlockFacts, RunStart
 from q2n.pipeline.layer_bytes import described, rebuilt, stored_tensors
+from q2n.pipeline.write_behind import now
 
 _NORM = "norm_weight"
 
@@ -142,27 +143,18 @@ class RunStore:
         layers: Mapping[str, QuantizedLinear],
         facts: BlockFacts,
         norm_weights: Mapping[str, Float[Tensor, "..."]] | None = None,
+        when: Callable[[Callable[[], None]], None] = now,
     ) -> None:
-        """Store one block atomically. Arguments are those of `block_write`.
-
-        Raises:
-            InputError: the folder cannot be written.
-        """
-        self.block_write(index, layers, facts, norm_weights)()
-
-    def block_write(
-        self,
-        index: int,
-        layers: Mapping[str, QuantizedLinear],
-        facts: BlockFacts,
-        norm_weights: Mapping[str, Float[Tensor, "..."]] | None = None,
-    ) -> Callable[[], None]:
-        """What stores one block when it is called: its tensors are on the CPU by now, the device
-        is not asked for anything. Raises, when called, as `write_block`.
+        """Store one block atomically.
 
         Args:
             layers: its quantized layers by full name.
             norm_weights: those that are no longer the original ones, by full name.
+            when: calls what writes the files, now or behind other work; by then everything is on
+                the CPU.
+
+        Raises:
+            InputError: the folder cannot be written.
         """
         norm_weights = norm_weights or {}
         tensors = stored_tensors(layers)
@@ -172,7 +164,7 @@ class RunStore:
             "layers": described(layers),
             "norm_weights": list(norm_weights),
         }
-        return lambda: self._files.write(index, values, save(tensors))
+        when(lambda: self._files.write(index, values, save(tensors)))
 
     def read_block(self, index: int) -> dict[str, QuantizedLinear]:
         """The quantized layers of a finished block, by full name.

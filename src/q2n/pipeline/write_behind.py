@@ -10,6 +10,11 @@ from types import TracebackType
 from typing import Self
 
 
+def now(write: Callable[[], None]) -> None:
+    """Write before anything else is done."""
+    write()
+
+
 class WriteBehind:
     """Calls what it is given in a thread. As a context, it ends when all is written."""
 
