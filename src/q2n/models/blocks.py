@@ -54,7 +54,7 @@ class BlockwiseModel:
         self._list_name, self._blocks = find_blocks(self._model)
         self._recorder = Recorder(self._model, self._blocks, partial(self.load_block, 0))
         self._stored, self._tied = set(source.names()), aliases(self._model)
-        self._ahead = ReadAhead(self._tensors_of)
+        self._ahead = ReadAhead(self._tensors_of, pinned=self.device.type == "cuda")
         self._outside_is_loaded = False
         names = list(self._all_targets)
         if not names:

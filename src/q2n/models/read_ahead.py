@@ -1,7 +1,7 @@
 """The tensors of the block that comes next, read while the device works on this one.
 
-A thread reads them into pinned memory, from which a GPU takes them at the full rate of its bus. One
-block is read ahead, and it lies in main memory: the device holds no more than without.
+A thread reads them, for CUDA into pinned memory, from which a GPU takes them at the full rate of
+its bus. One block is read ahead, and it lies in main memory: the device holds no more than without.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,15 +16,15 @@ Read = Callable[[int], Mapping[str, Tensor]]
 class ReadAhead:
     """One block at a time; `read` is called by one thread at a time."""
 
-    def __init__(self, read: Read):
-        self._read = read
+    def __init__(self, read: Read, *, pinned: bool):
+        self._read, self._is_pinned = read, pinned
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
         self._begun: tuple[int, Future[Mapping[str, Tensor]]] | None = None
 
     def begin(self, index: int) -> None:
         """Read a block in the background, instead of one that nobody has taken."""
         self._settle()
-        self._begun = index, self._thread.submit(self._pinned, index)
+        self._begun = index, self._thread.submit(self._begin, index)
 
     def take(self, index: int) -> Mapping[str, Tensor]:
         """The tensors of a block: those read ahead, if it is this one. Raises as `read`."""
@@ -38,5 +38,6 @@ class ReadAhead:
         if self._begun is not None:
             wait([self._begun[1]])
 
-    def _pinned(self, index: int) -> Mapping[str, Tensor]:
-        return {name: tensor.pin_memory() for name, tensor in self._read(index).items()}
+    def _begin(self, index: int) -> Mapping[str, Tensor]:
+        tensors = self._read(index)
+        return {k: x.pin_memory() for k, x in tensors.items()} if self._is_pinned else tensors
