@@ -10,6 +10,7 @@ from unittest.mock import patch
 import torch
 
 from q2n.distributed.ranks import Ranks
+from q2n.linalg.products import Probe
 
 
 class ThreadRanks(Ranks):
@@ -56,7 +57,7 @@ def on_threads(size: int, work: Callable[[Ranks], Any]) -> list:
     # accelerate has modules register parameters (q2n's own mode beside it belongs to one thread),
     # and which float32 products are taken.
     alone = patch("q2n.models.skeleton.init_empty_weights", lambda **_: nullcontext())
-    products = patch("q2n.linalg.products._precision", lambda *_: None)
+    products = patch("q2n.linalg.products.probe", lambda: Probe(gain=1.0, error=0.0))
     with alone, products, ThreadPoolExecutor(size) as pool:
         futures = [pool.submit(one, rank) for rank in range(size)]
     failures = [failure for future in futures if (failure := future.exception()) is not None]
