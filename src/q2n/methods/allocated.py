@@ -35,6 +35,11 @@ class Allocated(Method):
         return replace(self, widths=widths)
 
     @property
+    def trials(self) -> dict[Width, Method]:
+        """The trial of each candidate."""
+        return {width: method.trial for width, method in self.candidates.items()}
+
+    @property
     def _widest(self) -> Method:
         return self.candidates[max(self.candidates)]
 

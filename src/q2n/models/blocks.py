@@ -168,10 +168,8 @@ class BlockwiseModel:
             NumericalError: a weight is NaN or Inf in the dtype of the run.
         """
         block = deepcopy(self._blocks[index])
-        tensors = self._ahead.take(index)
-        on_device = {k: x.to(self.device, non_blocking=True) for k, x in tensors.items()}
-        block.load_state_dict(on_device, strict=False, assign=True)
-        return block.to(self.device).requires_grad_(False)
+        block.load_state_dict(self._ahead.take(index), strict=False, assign=True)
+        return block.to(self.device, non_blocking=True).requires_grad_(False)
 
     def read_ahead(self, index: int) -> None:
         """Begin to read a block that `load_block` will ask for, if there is one of this number and
@@ -180,7 +178,13 @@ class BlockwiseModel:
             self._ahead.begin(index)
 
     def _tensors_of(self, index: int) -> dict[str, Tensor]:
+        """Of a block, on the CPU."""
         return self._original_tensors(self._blocks[index], self.block_name(index), recurse=True)
+
+    def _tensors_outside(self, module: nn.Module, name: str) -> dict[str, Tensor]:
+        """A module's own, on the device."""
+        tensors = self._original_tensors(module, name, recurse=False)
+        return {own: tensor.to(self.device) for own, tensor in tensors.items()}
 
     def record_inputs(self, batches: Iterable[Int[Tensor, "_ _"]]) -> Iterator[BatchInputs]:
         """Run the embeddings on each batch and record what each block would be called with.
@@ -228,8 +232,7 @@ class BlockwiseModel:
         self._require_outside()
         name = next((name for name, x in self._model.named_modules() if x is head), None)
         if head is not None and name is not None:
-            state = self._original_tensors(head, name, recurse=False)
-            state = {own: tensor.to(self.device) for own, tensor in state.items()}
+            state = self._tensors_outside(head, name)
             for own, _ in head.named_parameters(recurse=False):
                 for other in self._tied.get(f"{name}.{own}", ()):
                     if own not in state and other in self._stored:
@@ -249,10 +252,10 @@ class BlockwiseModel:
         for name, module in self._model.named_modules():
             if name == self._list_name or name.startswith(self._list_name + "."):
                 continue
-            tensors = self._original_tensors(module, name, recurse=False)
             if module is head:
+                self._original_tensors(module, name, recurse=False)
                 continue
-            tensors = {own: tensor.to(self.device) for own, tensor in tensors.items()}
+            tensors = self._tensors_outside(module, name)
             module.load_state_dict(tensors, strict=False, assign=True)
             for own, buffer in list(module.named_buffers(recurse=False)):
                 setattr(module, own, buffer.to(self.device))  # also one that is never stored

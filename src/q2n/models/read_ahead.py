@@ -24,7 +24,7 @@ class ReadAhead:
     def begin(self, index: int) -> None:
         """Read a block in the background, instead of one that nobody has taken."""
         self._settle()
-        self._begun = index, self._thread.submit(self._begin, index)
+        self._begun = index, self._thread.submit(self._ready, index)
 
     def take(self, index: int) -> Mapping[str, Tensor]:
         """The tensors of a block: those read ahead, if it is this one. Raises as `read`."""
@@ -38,6 +38,6 @@ class ReadAhead:
         if self._begun is not None:
             wait([self._begun[1]])
 
-    def _begin(self, index: int) -> Mapping[str, Tensor]:
+    def _ready(self, index: int) -> Mapping[str, Tensor]:
         tensors = self._read(index)
         return {k: x.pin_memory() for k, x in tensors.items()} if self._is_pinned else tensors

@@ -59,8 +59,7 @@ class Allocation:
         self, store: RunStore, method: Allocated, model: BlockwiseModel, windows: TokenWindows
     ) -> list[Group]:
         if not store.costs.count():
-            trials = {width: candidate.trial for width, candidate in method.candidates.items()}
-            found = BitCosts(trials, self.options, self.scale_dtype, self.reporter)
+            found = BitCosts(method.trials, self.options, self.scale_dtype, self.reporter)
             groups = found(model, windows, store.folder / FOLDER)
             store.costs.write(0, {"groups": [group.to_json() for group in groups]}, save({}))
         return [Group.from_json(values) for values in store.costs.read(0)["groups"]]

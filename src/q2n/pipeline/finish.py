@@ -1,12 +1,12 @@
 """The stages that end a block's turn: it is stored, and its outputs become the next inputs."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from q2n.logging import Reporter
 from q2n.pipeline.block_state import BlockState
 from q2n.pipeline.store import RunStore
+from q2n.pipeline.write_behind import When
 
 
 class Stopwatch:
@@ -27,7 +27,7 @@ class Store:
     """Writes the block's layers, its changed norm weights and its facts."""
 
     store: RunStore
-    when: Callable[[Callable[[], None]], None]
+    when: When
     """Calls what writes a block, now or while the next one is worked on."""
     stopwatch: Stopwatch
     reporter: Reporter

@@ -42,7 +42,7 @@ from q2n.pipeline.passes import PausingBlock
 from q2n.pipeline.rewrite_block import RewriteBlock
 from q2n.pipeline.store import RunStore
 from q2n.pipeline.streams import Probe, Stream, StreamThroughBlock, open_streams
-from q2n.pipeline.write_behind import WriteBehind, now
+from q2n.pipeline.write_behind import When, WriteBehind, now
 from q2n.refit.block import BlockRefit
 
 PROBE_LENGTH = 8
@@ -116,7 +116,7 @@ class SequentialLoop:
                         bar.advance()
 
     @property
-    def _when(self) -> Callable[[Callable[[], None]], None]:
+    def _when(self) -> When:
         """Blocks are stored behind the work of another device, but not of the CPU, from which the
         thread would take time and memory."""
         return now if self.model.device.type == "cpu" else self._behind

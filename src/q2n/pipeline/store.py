@@ -14,7 +14,7 @@ Nothing else is needed: the inputs of the next block are computed again from the
 How the files are kept whole: block_files.py.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from q2n.layers.quantized import QuantizedLinear
 from q2n.pipeline.block_files import BLOCK, COSTS, REFIT, TURN, BlockFiles, is_run_file
 from q2n.pipeline.facts import BlockFacts, RunStart
 from q2n.pipeline.layer_bytes import described, rebuilt, stored_tensors
-from q2n.pipeline.write_behind import now
+from q2n.pipeline.write_behind import When, now
 
 _NORM = "norm_weight"
 
@@ -143,7 +143,7 @@ class RunStore:
         layers: Mapping[str, QuantizedLinear],
         facts: BlockFacts,
         norm_weights: Mapping[str, Float[Tensor, "..."]] | None = None,
-        when: Callable[[Callable[[], None]], None] = now,
+        when: When = now,
     ) -> None:
         """Store one block atomically.
 

@@ -9,6 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Self
 
+When = Callable[[Callable[[], None]], None]
+"""Calls what writes, now or later."""
+
 
 def now(write: Callable[[], None]) -> None:
     """Write before anything else is done."""

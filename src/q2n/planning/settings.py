@@ -130,7 +130,7 @@ def _trials(load: Load, config: RunSettings, plan: Plan) -> Load | None:
     """Of a run that finds the widths of layers: all trials at one width."""
     if plan.allocate is None or not isinstance(plan.method, Allocated):
         return None
-    tried = tried_of({width: x.trial for width, x in plan.method.candidates.items()})
+    tried = tried_of(plan.method.trials)
     method = next(iter(tried.values()))
     return replace(
         load,
