@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from q2n.data.windows import TokenWindows
 from q2n.errors import InputError, NumericalError
-from q2n.evaluation import scoring
+from q2n.evaluation import per_token, scoring
 from q2n.evaluation.body import Whole
 from q2n.evaluation.fidelity import EDGES, Fidelity, paired_difference
 from q2n.evaluation.per_token import PerToken, compared
@@ -151,6 +151,7 @@ def test_pairs_are_compared_window_by_window():
 def test_models_are_compared_token_by_token(name, stride, monkeypatch):
     """Against whole logits of both models, with chunks that do not divide the windows."""
     monkeypatch.setattr(scoring, "CHUNK", 5 * VOCABULARY)
+    monkeypatch.setattr(per_token, "SLICE", 2 * VOCABULARY)
     model, other, windows = tiny(name), tiny(name, seed=1), random_windows(stride=stride)
     with torch.inference_mode():
         reference = Reference(Whole(other, windows), batch_size=2)

@@ -16,7 +16,7 @@ from transformers import (
 
 from q2n.data.windows import TokenWindows
 from q2n.errors import InputError, NumericalError
-from q2n.evaluation import scoring
+from q2n.evaluation import per_token, scoring
 from q2n.evaluation.opening import whole
 from q2n.evaluation.perplexity import perplexity as perplexity_of
 from q2n.logging import Reporter
@@ -93,6 +93,7 @@ def test_batch_size_and_chunks_do_not_matter(monkeypatch):
             expected, rel=TOLERANCE
         )
     monkeypatch.setattr(scoring, "CHUNK", 5 * VOCABULARY)  # 23 predictions: 4 full chunks, 1 part
+    monkeypatch.setattr(per_token, "SLICE", 2 * VOCABULARY)  # of 5: 2 full slices, 1 part
     assert perplexity(model, windows).loss == pytest.approx(expected, rel=TOLERANCE)
 
 

@@ -7,8 +7,12 @@ and Z_a = sum_v exp a_v, the divergence in nats is
                   = sum_v exp(a_v) (a_v - b_v) / Z_a + log Z_b - log Z_a
 
 over the whole vocabulary. In this form no large numbers cancel, and equal logits give exactly 0.
+
+A processor takes a few tokens at a time, so that what is computed on the way stays in its cache and
+in memory that the process has already; a GPU takes all of them.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +21,8 @@ from torch import Tensor
 
 Logits = Float[Tensor, "tokens words"]
 Numbers = Float[Tensor, " tokens"]
+SLICE = 2**20
+"""Logits of one model that a processor takes at once: 4 MB in float32."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,6 +48,10 @@ class PerToken:
 
 def losses(logits: Logits, targets: Int64[Tensor, " tokens"]) -> Numbers:
     """-log p of each target, in nats; the numbers that `compared` gives."""
+    return torch.cat([_losses(*part) for part in _slices(logits, targets)])
+
+
+def _losses(logits: Logits, targets: Int64[Tensor, " tokens"]) -> Numbers:
     shifted, _ = _less_highest(logits)
     at_target = shifted.gather(1, targets.to(shifted.device).unsqueeze(1))
     return (_sum(shifted.exp_()).log() - at_target.cpu()).squeeze(1)
@@ -49,6 +59,10 @@ def losses(logits: Logits, targets: Int64[Tensor, " tokens"]) -> Numbers:
 
 def compared(logits: Logits, reference: Logits, targets: Int64[Tensor, " tokens"]) -> PerToken:
     """Two models' logits for the same tokens; computed in float32 on the device of `logits`."""
+    return PerToken.joined([_compared(*part) for part in _slices(logits, reference, targets)])
+
+
+def _compared(logits: Logits, reference: Logits, targets: Int64[Tensor, " tokens"]) -> PerToken:
     (a, word_a), (b, word_b) = _less_highest(reference.to(logits.device)), _less_highest(logits)
     targets = targets.to(a.device).unsqueeze(1)
     at_target_a, at_target_b = a.gather(1, targets).cpu(), b.gather(1, targets).cpu()
@@ -63,6 +77,12 @@ def compared(logits: Logits, reference: Logits, targets: Int64[Tensor, " tokens"
         "reference_top": 1 / z_a,
     }
     return PerToken(**{name: column.squeeze(1) for name, column in columns.items()})
+
+
+def _slices(logits: Logits, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """So few tokens at a time that their logits fit into `SLICE`; all of them on a GPU."""
+    few = max(1, SLICE // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    return zip(*(x.split(few) for x in (logits, *rows)), strict=True)
 
 
 def _less_highest(logits: Logits) -> tuple[Logits, Int64[Tensor, "tokens 1"]]:
