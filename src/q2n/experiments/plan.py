@@ -37,6 +37,8 @@ class Tasks:
     shots: int | None = None
     """Examples in a prompt; none given: the task's own number."""
     batch_size: int = 1
+    dtype: str | None = None
+    """In which the model runs; none given: the checkpoint's."""
 
 
 @dataclass(frozen=True, kw_only=True)
