@@ -17,6 +17,7 @@ from q2n.formats.codec import Codec
 from q2n.formats.hf_entry import FolderEntry
 from q2n.formats.stored import StoredLayer
 from q2n.layers.quantized import QuantizedLinear
+from q2n.linalg.finite import all_finite
 
 
 class Dequantized(Codec):
@@ -32,7 +33,7 @@ class Dequantized(Codec):
         self, name: str, layer: QuantizedLinear, dtype: torch.dtype
     ) -> dict[str, Float[Tensor, "out in"]]:
         weight = layer.dequantize().to(dtype)
-        if not torch.isfinite(weight).all():
+        if not all_finite(weight):
             raise InputError(f"{name}: a quantized weight overflows {dtype}; use a wider --dtype")
         return {"weight": weight}
 

@@ -17,7 +17,6 @@ from dataclasses import Field, dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
-import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from q2n.formats.stored import StoredLayer, StoredTensor
 from q2n.layers import REPRESENTATIONS
 from q2n.layers.fields import nested_fields, packed_fields
 from q2n.layers.quantized import QuantizedLinear
+from q2n.linalg.finite import all_finite
 from q2n.option_types import ValueKind, refusal, shown
 
 Part = Callable[[str], Shaped[Tensor, "..."]]
@@ -70,7 +70,7 @@ def require_values(layer: StoredLayer, part: Part) -> None:
     if _speaks_for_itself(REPRESENTATIONS[layer.kind]):
         return
     for name, stored in layer.tensors.items():
-        if stored.dtype.is_floating_point and not torch.isfinite(part(name)).all():
+        if stored.dtype.is_floating_point and not all_finite(part(name)):
             raise Contradiction(f"{name} has NaN or Inf")
     for level in _levels(layer):
         problem = level.kind.wrong_values(layer.shape, _Within(part, level.prefix))

@@ -35,6 +35,7 @@ from q2n.layers.exl3 import EXL3Linear
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.linalg.block_hadamard import BLOCK, padded
 from q2n.linalg.exl3_code import MULTIPLIERS, TILE, WEIGHTS, CodebookName, from_tiles, to_tiles
+from q2n.linalg.finite import all_finite
 
 _PARTS = ("trellis", "suh", "svh")
 _NAMED: tuple[CodebookName, ...] = ("mcg", "mul1")
@@ -134,7 +135,7 @@ def _require_layout(name: str, parts: Mapping[str, Shaped[Tensor, "..."]]) -> No
             f"{columns} inputs and {rows} outputs; fetch the checkpoint again"
         )
     for part in ("suh", "svh"):
-        if parts[part].dtype != torch.float16 or not torch.isfinite(parts[part]).all():
+        if parts[part].dtype != torch.float16 or not all_finite(parts[part]):
             raise InputError(
                 f"tensor {name}.{part} has NaN, Inf or no float16 numbers; fetch the checkpoint "
                 "again"

@@ -26,6 +26,7 @@ from q2n.formats.uniform import Scheme, UniformCodec, stored_scale
 from q2n.grids.per_token import TokenGrid
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.layers.uniform import UniformStorage
+from q2n.linalg.finite import all_finite
 
 MIDDLE = 128
 
@@ -62,7 +63,7 @@ class IntQuantized(UniformCodec):
             raise InputError(
                 f"{name} has no int8 weight with one scale a row; fetch the checkpoint again"
             )
-        if not (scale.is_floating_point() and torch.isfinite(scale).all()):
+        if not (scale.is_floating_point() and all_finite(scale)):
             raise InputError(f"tensor {name}.weight_scale has NaN or Inf; fetch it again")
         return codes.float() * scale.float()
 

@@ -20,6 +20,7 @@ from q2n.formats.hf_entry import PackedEntry, PackedLayer
 from q2n.formats.stored import StoredLayer
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.layers.uniform import UniformLinear, UniformStorage
+from q2n.linalg.finite import all_finite
 from q2n.option_types import GroupSize, Range, check_fields
 
 
@@ -154,7 +155,7 @@ def require_tensors(
             what = f"has shape {tuple(tensor.shape)}, not {shape}"
         elif tensor.dtype != torch.int32 and not floating:
             what = f"has dtype {tensor.dtype}, not {torch.int32}"
-        elif floating and not (tensor.is_floating_point() and torch.isfinite(tensor).all()):
+        elif floating and not (tensor.is_floating_point() and all_finite(tensor)):
             what = "has NaN, Inf or no floating-point numbers"
         else:
             continue
@@ -170,7 +171,7 @@ def stored_scale(
         InputError: `dtype` cannot hold one: it would become infinite or zero.
     """
     stored = scale.to(dtype)
-    if not torch.isfinite(stored).all() or bool(((stored == 0) & (scale != 0)).any()):
+    if not all_finite(stored) or bool(((stored == 0) & (scale != 0)).any()):
         low, high = scale.abs().min().item(), scale.abs().max().item()
         raise InputError(
             f"{name}: its scales, {low:.3g} to {high:.3g}, leave the range of {dtype}, in which "

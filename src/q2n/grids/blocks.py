@@ -19,6 +19,7 @@ from q2n.errors import NumericalError
 from q2n.grids.block_search import Blocks, least_error
 from q2n.grids.super_blocks import two_levels
 from q2n.layers.blocks import BlockLinear
+from q2n.linalg.finite import all_finite
 
 _ENTRIES_AT_ONCE = 2**22
 """Rows are fitted in portions of about this many weights, which bounds memory."""
@@ -44,7 +45,7 @@ def fit_blocks(
     rows = max(1, _ENTRIES_AT_ONCE // weight.shape[1])
     parts = [_fit_rows(kind, part.float(), importance.float()) for part in weight.split(rows)]
     numbers: dict[str, Any] = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-    if not all(torch.isfinite(x).all() for x in (weight, *numbers.values())):
+    if not all(all_finite(x) for x in (weight, *numbers.values())):
         raise NumericalError(
             f"{name}: its weight holds NaN or Inf, or more than the float16 scales of {kind.name} "
             "reach; use another format"

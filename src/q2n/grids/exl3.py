@@ -28,6 +28,7 @@ from torch import Tensor
 from q2n.errors import NumericalError
 from q2n.linalg.block_hadamard import block_hadamard, both_sided
 from q2n.linalg.exl3_code import CodebookName, values
+from q2n.linalg.finite import all_finite
 from q2n.linalg.random_orthogonal import random_signs
 
 SHARE = {1: 1.1, 2: 1.0, 3: 0.92, 4: 0.87, 5: 0.83, 6: 0.79, 7: 0.76, 8: 0.74}
@@ -97,7 +98,7 @@ def _root_mean_square(values: Float[Tensor, "..."], axis: int) -> Float[Tensor, 
 
 def _stored(scale: Float[Tensor, " n"], of: str, name: str) -> Float16[Tensor, " n"]:
     stored = scale.half()
-    if not torch.isfinite(stored).all():
+    if not all_finite(stored):
         raise NumericalError(
             f"{name}: the scales of its {of} cannot be stored in float16 (largest: "
             f"{float(scale.abs().max()):.3g}); leave the layer in full precision: --ignore {name!r}"

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from q2n.errors import InputError, NumericalError
 from q2n.grids.granularity import Granularity, PerChannel
+from q2n.linalg.finite import all_finite
 from q2n.linalg.groups import whole_and_ragged
 from q2n.option_types import WideBits
 
@@ -147,9 +148,9 @@ def rounded_scale(
         NumericalError: one is not finite there.
     """
     scale = exact.to(dtype).clamp(min=least_scale(dtype))
-    if torch.isfinite(scale).all():
+    if all_finite(scale):
         return scale
-    if not torch.isfinite(exact).all():
+    if not all_finite(exact):
         raise NumericalError(f"{name}: its weight holds NaN or infinite values")
     raise NumericalError(
         f"{name}: a scale of {float(exact.max()):.3g} overflows {dtype} "

@@ -39,6 +39,7 @@ from q2n.kernels.column_sweep import sweep
 from q2n.layers.outliers import OutlierLinear
 from q2n.layers.quantized import StorageSpec, without_columns
 from q2n.linalg.factor import Feedback, compensated, feedback, pending
+from q2n.linalg.finite import all_finite
 from q2n.linalg.statistics import RequiredStatistics
 from q2n.method import LayerProblem, Work
 from q2n.methods.uniform import UniformMethod
@@ -155,7 +156,7 @@ class OWQ(UniformMethod):
             weak_columns=len(weak),
             weight_bits=self.bits + (16 - self.bits) * len(weak) / m,
         )
-        if not torch.isfinite(layer.values).all():
+        if not all_finite(layer.values):
             raise NumericalError(
                 f"{problem.name}: a weight of {float(values.abs().max()):.3g} in a weak column "
                 f"overflows {layer.values.dtype}; store the checkpoint in bfloat16"

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from q2n.errors import NumericalError
+from q2n.linalg.finite import all_finite
 from q2n.models.expert_parts import ExpertPart
 from q2n.models.ties import aliases
 from q2n.transforms.runtime import RuntimeParts
@@ -140,7 +141,7 @@ def require_finite(what: str, numbers: Shaped[Tensor, "..."]) -> None:
     Raises:
         NumericalError: there are some; the message begins with `what` has them.
     """
-    if not torch.isfinite(numbers).all():
+    if not all_finite(numbers):
         raise NumericalError(
             f"{what} has NaN or Inf in {numbers.dtype}; "
             "the checkpoint is damaged, or needs a wider --dtype"
