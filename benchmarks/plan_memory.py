@@ -10,6 +10,7 @@ count, as the system takes them back when it needs them.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -72,13 +73,16 @@ def output(command: list[str]) -> dict:
 class Watch:
     """The most memory and the time of each stage."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         self.stage, self.peak, self.seconds = "load", {}, {}
+        self.folder, self.disk = folder, 0
         self.files = resident("RssFile")
 
     def look(self) -> None:
         now = resident("RssAnon") + self.files
         self.peak[self.stage] = max(self.peak.get(self.stage, 0), now)
+        if waiting := nameless():
+            self.disk = max(self.disk, waiting + size(self.folder))
 
     def forever(self) -> None:
         while True:
@@ -113,6 +117,18 @@ class Watch:
         setattr(owner, name, watched)
 
 
+def nameless() -> int:
+    """Bytes of files that the process holds open and that have no name any more."""
+    found = {}
+    for link in Path("/proc/self/fd").iterdir():
+        try:
+            if os.readlink(link).endswith("(deleted)"):
+                found[link.stat().st_ino] = link.stat().st_size
+        except OSError:  # closed since
+            continue
+    return sum(found.values())
+
+
 def resident(field: str) -> int:
     status = Path("/proc/self/status").read_text()
     return int(next(x for x in status.splitlines() if x.startswith(field)).split()[1]) * 1024
@@ -125,7 +141,7 @@ def measured(model: str, settings: dict[str, str], folder: str) -> dict:
     kinds = {flag.name: flag for flag in flags(list(table().owners))}
     typed = {name: kinds[name].parse(text) for name, text in settings.items()}
     read_settings(typed | {"model": model, "output": "x"})
-    watch = Watch()
+    watch = Watch(Path(folder))
     for owner, name, stage in (
         (Allocation, "__call__", "allocate"),
         (Measure, "__call__", "measure"),
@@ -149,7 +165,11 @@ def measured(model: str, settings: dict[str, str], folder: str) -> dict:
 
     Format.write = weighed
     q2n.quantize(model, out, **typed)
-    return {"peak": watch.peak, "seconds": watch.seconds, "disk": working[0] + size(out)}
+    return {
+        "peak": watch.peak,
+        "seconds": watch.seconds,
+        "disk": max(watch.disk, working[0] + size(out)),
+    }
 
 
 def size(folder: Path) -> int:

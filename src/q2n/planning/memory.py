@@ -44,9 +44,13 @@ SQUARES = 6
 LAYERS = 6
 """Copies [o, m] of a layer: its weight, in visiting order, as rounded, their difference, codes."""
 LOGITS = 6
-"""Tensors of a chunk of logits: both models', their logarithms and products, in float32."""
+"""Tensors of a chunk of logits on a GPU: both models', their logarithms and products, in
+float32."""
+LOGITS_ON_CPU = 3
+"""The same on a CPU, which compares them in slices."""
 READ = 1.5
-"""Of a tensor that is read beside its copy: the copy, and what says whether it is finite."""
+"""Of a tensor that is read beside its copy: the copy, and what the tokenizer's file, parsed,
+leaves behind; measured on SmolLM2-135M and Gemma-3-270M."""
 LATENT = 16
 """Bytes a weight of a refit: codes, latent codes, their gradient and its two moments."""
 
@@ -177,7 +181,8 @@ class MemoryOfStages:
         batch = self.run.options.batch_size * self.run.length
         states = self._inputs(self.run.evaluated * self.run.length, streams=1)
         inside = self.block.bytes + max(self.block.most.at(batch, self.run.length), self._weight())
-        logits = LOGITS * FLOAT * min(CHUNK, batch * shapes.words)
+        copies = LOGITS if self.run.on_device else LOGITS_ON_CPU
+        logits = copies * FLOAT * min(CHUNK, batch * shapes.words)
         return self.always + states + self._device(others + max(inside, READ * head, logits))
 
     def disk(self) -> Number:
