@@ -71,7 +71,7 @@ def output(command: list[str]) -> dict:
 
 
 class Watch:
-    """The most memory and the time of each stage."""
+    """The most memory and the time of each stage, and the most on the disk while it is written."""
 
     def __init__(self, folder: Path) -> None:
         self.stage, self.peak, self.seconds = "load", {}, {}
@@ -81,8 +81,8 @@ class Watch:
     def look(self) -> None:
         now = resident("RssAnon") + self.files
         self.peak[self.stage] = max(self.peak.get(self.stage, 0), now)
-        if waiting := nameless():
-            self.disk = max(self.disk, waiting + size(self.folder))
+        if self.stage == "write":
+            self.disk = max(self.disk, nameless() + size(self.folder))
 
     def forever(self) -> None:
         while True:
@@ -156,20 +156,8 @@ def measured(model: str, settings: dict[str, str], folder: str) -> dict:
         watch.watch(owner, name, stage)
     threading.Thread(target=watch.forever, daemon=True).start()
     out = Path(folder) / "out"
-    working = [0]
-    write = Format.write
-
-    def weighed(*args, **kwargs):
-        working[0] = size(Path(folder))
-        return write(*args, **kwargs)
-
-    Format.write = weighed
     q2n.quantize(model, out, **typed)
-    return {
-        "peak": watch.peak,
-        "seconds": watch.seconds,
-        "disk": max(watch.disk, working[0] + size(out)),
-    }
+    return {"peak": watch.peak, "seconds": watch.seconds, "disk": watch.disk}
 
 
 def size(folder: Path) -> int:

@@ -46,6 +46,11 @@ class PerToken:
         return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
 
+def in_parts(most: int, words: int, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Rows of tokens, so few at a time that there are at most so many logits; one at least."""
+    return zip(*(x.split(max(1, most // words)) for x in rows), strict=True)
+
+
 def losses(logits: Logits, targets: Int64[Tensor, " tokens"]) -> Numbers:
     """-log p of each target, in nats; the numbers that `compared` gives."""
     return torch.cat([_losses(*part) for part in _slices(logits, targets)])
@@ -81,8 +86,8 @@ def _compared(logits: Logits, reference: Logits, targets: Int64[Tensor, " tokens
 
 def _slices(logits: Logits, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """So few tokens at a time that their logits fit into `SLICE`; all of them on a GPU."""
-    few = max(1, SLICE // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
-    return zip(*(x.split(few) for x in (logits, *rows)), strict=True)
+    on_cpu = logits.device.type == "cpu"
+    return in_parts(SLICE if on_cpu else logits.numel(), logits.shape[1], logits, *rows)
 
 
 def _less_highest(logits: Logits) -> tuple[Logits, Int64[Tensor, "tokens 1"]]:

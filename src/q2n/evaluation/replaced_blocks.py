@@ -37,6 +37,7 @@ from q2n.evaluation.per_token import PerToken, compared
 from q2n.evaluation.same_model import changed_outside
 from q2n.evaluation.scoring import CHUNK
 from q2n.evaluation.spread import error_of_mean, window_means
+from q2n.linalg.finite import all_finite
 from q2n.logging import Reporter
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.calls import BlockOutput
@@ -254,7 +255,7 @@ class ReplacedBlocks:
 
     def _replaced(self, name: str, output: OutputChange, scores: PerToken) -> Replaced:
         means = window_means(scores.divergence, self.windows.scored)
-        if not bool(means.isfinite().all()):
+        if not all_finite(means):
             raise NumericalError(
                 f"the divergence behind {name} is not finite: the model's weights or activations "
                 "are not; try --dtype float32"

@@ -11,9 +11,10 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from q2n.errors import InputError, NumericalError
-from q2n.evaluation.body import Body, HeadCall, States
-from q2n.evaluation.per_token import Numbers, PerToken, compared, losses
+from q2n.evaluation.body import Body, States
+from q2n.evaluation.per_token import Numbers, PerToken, compared, in_parts, losses
 from q2n.evaluation.states_file import StatesFile
+from q2n.linalg.finite import all_finite
 
 CHUNK = 2**24
 """Logits of one model in memory at once: 64 MB in float32."""
@@ -39,7 +40,9 @@ def score(body: Body, batch_size: int, progress: Progress | None = None) -> Numb
     """
     parts = []
     for window, (states, targets) in enumerate(_scored(body, batch_size, progress)):
-        found = [losses(body.head(s), t) for s, t in _chunks(body.head, states, targets)]
+        found = [
+            losses(body.head(s), t) for s, t in in_parts(CHUNK, body.head.words, states, targets)
+        ]
         parts.append(_finite(torch.cat(found), "loss", body, window))
     return torch.cat(parts)
 
@@ -61,7 +64,7 @@ def score_against(
         given = given.to(states.device)
         found = [
             compared(body.head(s), reference.head(g), t)
-            for s, g, t in _chunks(body.head, states, given, targets)
+            for s, g, t in in_parts(CHUNK, body.head.words, states, given, targets)
         ]
         part = PerToken.joined(found)
         _finite(part.reference_loss, "loss of the reference", body, window)
@@ -86,11 +89,6 @@ def _scored(
             progress(1)
 
 
-def _chunks(head: HeadCall, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """So few rows at a time that their logits fit into `CHUNK`."""
-    return zip(*(x.split(max(1, CHUNK // head.words)) for x in rows), strict=True)
-
-
 def _require_alike(reference: Reference, body: Body) -> None:
     ours, theirs = body.head.words, reference.head.words
     if ours != theirs:
@@ -101,7 +99,7 @@ def _require_alike(reference: Reference, body: Body) -> None:
 
 
 def _finite(numbers: Numbers, what: str, body: Body, window: int) -> Numbers:
-    if not bool(numbers.isfinite().all()):
+    if not all_finite(numbers):
         raise NumericalError(
             f"the {what} of window {window} of {body.windows.label!r} is not finite: the model's "
             "weights or activations are not; try --dtype float32, or look for NaN in the checkpoint"

@@ -33,6 +33,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from q2n.errors import NumericalError
+from q2n.linalg.finite import all_finite
 
 _LARGEST_DAMPING = 1.0
 """Damping by the mean of the diagonal repairs every Gram matrix that is one up to rounding."""
@@ -117,7 +118,7 @@ def feedback(
         for share in tried:
             damped.diagonal().copy_((diagonal[backwards] + share * mean).to(dtype))
             lower, info = torch.linalg.cholesky_ex(damped)
-            if info == 0 and torch.isfinite(lower.diagonal()).all():
+            if info == 0 and all_finite(lower.diagonal()):
                 del damped, reversed_gram  # as large as a block's largest weight, or larger
                 upper = lower.flip(0, 1)
                 pivots = upper.diagonal().clone()

@@ -44,10 +44,9 @@ SQUARES = 6
 LAYERS = 6
 """Copies [o, m] of a layer: its weight, in visiting order, as rounded, their difference, codes."""
 LOGITS = 6
-"""Tensors of a chunk of logits on a GPU: both models', their logarithms and products, in
-float32."""
+"""Tensors of a chunk of logits: both models', their logarithms and products, in float32."""
 LOGITS_ON_CPU = 3
-"""The same on a CPU, which compares them in slices."""
+"""The same where a CPU compares two models, which it does in slices."""
 READ = 1.5
 """Of a tensor that is read beside its copy: the copy, and what the tokenizer's file, parsed,
 leaves behind; measured on SmolLM2-135M and Gemma-3-270M."""

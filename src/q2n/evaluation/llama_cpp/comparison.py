@@ -24,6 +24,7 @@ from q2n.evaluation.llama_cpp.base_file import WRITE_ANOTHER, BaseFile
 from q2n.evaluation.llama_cpp.records import decode, log_sum_exp
 from q2n.evaluation.llama_cpp.scored_logits import ChunkLogits, Pieces, scored_logits, targets
 from q2n.evaluation.per_token import PerToken
+from q2n.linalg.finite import all_finite
 
 LEAST = -16.0
 """Words with a lower log probability in the base model do not count."""
@@ -144,7 +145,7 @@ def _require_sense(part: ScoredTokens, base: BaseFile, index: int) -> None:
             f"the probabilities in {where} of {base.path} do not sum to 1: the file is damaged; "
             + WRITE_ANOTHER
         )
-    if not bool((part.nll + part.kl).isfinite().all()):
+    if not all_finite(part.nll + part.kl):
         raise NumericalError(
             f"the model gives probability 0 to a word that the base model expects or the text has, "
             f"in {where}: look for infinite values in its head, or try --dtype float32"
