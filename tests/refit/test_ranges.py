@@ -23,16 +23,16 @@ def _exact(monkeypatch):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
 
 
-def forms_of(one: OneBlock) -> dict[str, LearnedRange]:
+def forms_of(one: OneBlock, stored: torch.dtype = torch.float32) -> dict[str, LearnedRange]:
     return {
-        name: LearnedRange(GRID, target.weight(), torch.float32, name)
+        name: LearnedRange(GRID, target.weight(), stored, name)
         for name, target in targets_in(one.block).items()
     }
 
 
-def learned(one: OneBlock, *, own=None, **changes):
+def learned(one: OneBlock, *, own=None, stored=torch.float32, **changes):
     """The ranges of a block, and the forms that were fitted."""
-    forms = forms_of(one)
+    forms = forms_of(one, stored)
 
     def window(number):
         inputs, full, _ = one.window(number)
@@ -76,6 +76,16 @@ def test_a_fit_that_rises_is_taken_back():
     for name, form in forms.items():
         assert (form.low_logit == 4).all() and (form.high_logit == 4).all()
         assert torch.equal(clipping[name].low, form.low_logit.sigmoid())
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("fast", [False, True])
+def test_ranges_are_stored_in_any_dtype_whatever_the_products_are_in(monkeypatch, stored, fast):
+    """On a processor with fast products in bfloat16, those of the block are in it; scales are
+    computed outside, as autocast knows no float16 on a CPU."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: fast)
+    (_, (before, after)), _ = learned(OneBlock(count=3), stored=stored)
+    assert after < before
 
 
 def test_the_block_stays_in_full_precision():

@@ -14,4 +14,5 @@ def all_finite(numbers: Shaped[Tensor, "..."]) -> bool:
     """Whether there is neither NaN nor Inf; True where there are no numbers, and of integers."""
     if not (numbers.is_floating_point() and numbers.numel()):
         return True
-    return bool(torch.stack(torch.aminmax(numbers)).isfinite().all())
+    least, greatest = torch.aminmax(numbers)
+    return bool(least.isfinite() & greatest.isfinite())

@@ -107,8 +107,10 @@ def descend(
         return partial(_call, module, weights(dtype))
 
     def checked() -> float:
-        with torch.no_grad(), in_fast_dtype(module):
-            return float(check(call()))
+        with torch.no_grad():
+            running = call()
+            with in_fast_dtype(module):
+                return float(check(running))
 
     before, losses = checked(), []
     with torch.enable_grad():
