@@ -65,6 +65,25 @@ def test_several_ranks_come_to_what_one_does(place, tmp_path, name, size):
             assert layer.record.get(fact) == found[key].record.get(fact)
 
 
+@pytest.mark.parametrize("name", ["gptq", "activations on disk"])
+def test_a_rank_that_ends_removes_its_own_folders_alone(place, tmp_path, name, monkeypatch):
+    """The first rank may be about to write into one that is still empty."""
+    start = RunStore.start
+
+    def with_empty_folder(store, *arguments, **options):
+        start(store, *arguments, **options)
+        (store.folder / "checkpoint").mkdir()
+
+    monkeypatch.setattr(RunStore, "start", with_empty_folder)
+    shared, other = tmp_path / "shared", tmp_path / "other machine"
+    on_threads(2, lambda ranks: run_case(place, name, shared, ranks))
+    assert (shared / "checkpoint").is_dir()
+    machines = [tmp_path / "one machine", other]
+    on_threads(2, lambda ranks: run_case(place, name, machines[ranks.rank], ranks))
+    assert blocks_of(machines[0]) == blocks_of(shared)
+    assert not other.exists()
+
+
 @pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize("name", ["gptq", "held out"])
 def test_batch_sizes_come_to_the_same_codes(place, tmp_path, name, batch_size):

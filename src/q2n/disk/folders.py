@@ -87,6 +87,14 @@ def remove_known(folder: Path, known: Known) -> list[str]:
     return sorted(remaining)
 
 
+def remove_empty(folder: Path, outermost: Path) -> None:
+    """Remove a folder if it is empty, then those around it that are empty then, up to `outermost`:
+    what other processes have made beside it stays, empty or not."""
+    for place in (folder, *folder.parents):
+        if not (place.is_relative_to(outermost) and _removed(place.rmdir)):
+            return
+
+
 def fresh_folder(folder: Path, known: Known) -> None:
     """Make an empty folder; known files that an earlier run left there are removed.
 

@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from q2n.data.windows import TokenWindows
-from q2n.disk.folders import remove_known
+from q2n.disk.folders import remove_empty
 from q2n.distributed.ranks import ALONE, Ranks
 from q2n.distributed.shares import share
 from q2n.errors import InputError
@@ -182,17 +183,21 @@ class SequentialLoop:
         finally:
             for stream in streams:
                 stream.close()
-            if not self.ranks.is_first:  # on another machine nobody else empties the folder
-                remove_known(self.store.folder, lambda path: False)
+            if not self.ranks.is_first:  # on another machine nobody else removes the folder
+                remove_empty(self._own_folder(), self.store.folder)
 
     def _opened(self, windows: TokenWindows, names: Sequence[str]) -> list[Stream]:
         """Streams of this rank's windows."""
-        folder = self.store.folder / FOLDER
         own = None
         if self.ranks.are_several:
-            folder /= f"rank-{self.ranks.rank}"
             own = share(len(windows), self.options.batch_size, self.ranks.rank, self.ranks.size)
+        folder = self._own_folder()
         return open_streams(self.model, windows.tokens, names, self.options, folder, own)
+
+    def _own_folder(self) -> Path:
+        """Of this rank's streams."""
+        folder = self.store.folder / FOLDER
+        return folder / f"rank-{self.ranks.rank}" if self.ranks.are_several else folder
 
 
 def _probe_tokens(windows: TokenWindows | None) -> Int[Tensor, "1 length"]:
