@@ -46,13 +46,13 @@ def test_entries_that_do_not_fit_are_not_written() -> None:
 def test_an_unknown_or_damaged_config_gets_one_line(out: Path) -> None:
     groups = quantization_config(out)["layer_groups"]
     for changes, words in [
-        ({"version": 1}, "version 1 of the native layout"),
+        ({"version": 2}, "version 2 of the native layout"),
         ({"layer_groups": [{"layers": ["x"]}]}, "damaged.*shape"),
         ({"layer_groups": [{**groups[0], "tensors": {"codes": WIDE}}]}, "damaged.*9 bits"),
         ({"layer_groups": [{**groups[0], "kind": "magic"}]}, "'magic' are not known.*uniform"),
         ({"runtime": {"hum": 1}}, "needs 'hum' while it runs"),
     ]:
-        change_config(out, **{"version": 2, "layer_groups": groups, **changes})
+        change_config(out, **{"version": 3, "layer_groups": groups, **changes})
         for read in (AutoModelForCausalLM.from_pretrained, load_model):
             with pytest.raises(InputError, match=words) as caught:
                 read(out)

@@ -19,7 +19,7 @@ from q2n.formats.table_grid import WIDTHS
 from q2n.layers import REPRESENTATIONS
 from q2n.option_types import shown
 
-VERSION = 2
+VERSION = 3
 """Of the layout. A reader refuses any other."""
 COPIED = "copied"
 """The entry that names tensors of the file that are no part of the model."""

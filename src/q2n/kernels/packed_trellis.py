@@ -6,8 +6,8 @@ of all columns, 16 bits each, lie in the nearest cache, and a row's codes move t
     state = state / B + code B^(d-1).
 
 A piece of rows begins with the states of the row above it, from the d - 1 rows before: in a
-circular segment the first row comes after the last. The look-ups, one per weight from a table of at
-most 4 KB, take most of the time.
+circular segment the first row comes after the last. The look-ups, one per weight from a table of 16
+KB, take most of the time.
 """
 
 from collections.abc import Callable

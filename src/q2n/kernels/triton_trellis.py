@@ -21,6 +21,8 @@ from q2n.linalg import trellis_code
 
 _LATER = 16
 """Columns to which an error is fed at a time."""
+_WARPS = 16
+"""Of a program: each thread has 8 of the 4096 costs. The rows wait for each other."""
 
 
 def round_to_trellis(
@@ -46,6 +48,7 @@ def round_to_trellis(
         SHARED=shared,
         ROWS=triton.next_power_of_2(longest),
         LATER=_LATER,
+        num_warps=_WARPS,
         **EXACT,
     )
     return codes, error

@@ -99,7 +99,7 @@ class LDLQ(Method):
     @property
     def work(self) -> Work:
         """With passes of descent; trellis codes with a search among walks instead."""
-        searches = 35000.0 if self.grid == "trellis" else 2500.0 * self.descent_passes
+        searches = 100000.0 if self.grid == "trellis" else 2500.0 * self.descent_passes
         return super().work + Work(weight=searches)
 
     @property
