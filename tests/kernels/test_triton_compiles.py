@@ -17,12 +17,24 @@ POINTERS = {
     "moments": "*fp64",
 }
 COUNTS = (
-    *("columns", "rows", "groups", "size", "steps", "count", "top", "segments", "overlap"),
+    *(
+        "columns",
+        "rows",
+        "groups",
+        "size",
+        "steps",
+        "longest",
+        "count",
+        "top",
+        "segments",
+        "overlap",
+    ),
     *("low_top", "high_top", "blocks", "tried"),
 )
 """Arguments that are integers; all others point to numbers of the kernel's dtype."""
 TILE = {"COLUMNS": 128, "ROWS": 32}
 SEARCH = {"ROWS": 16, "SIZE": 64}
+WARPS = {"triton_columns": 1, "triton_trellis": 16}
 KERNELS = [
     ("triton_columns", "_uniform", TILE, {"zero": "*u8"}),
     ("triton_columns", "_block", {**TILE, "EVEN": True}, {}),
@@ -31,7 +43,7 @@ KERNELS = [
     ("triton_columns", "_split", TILE, {}),
     *(
         ("triton_trellis", "_kernel", {"BASE": b, "SHARED": p, "ROWS": 256, "LATER": 16}, {})
-        for b, p in ((4, 256), (8, 64), (16, 16))
+        for b, p in ((4, 1024), (8, 512), (16, 256))
     ),
     ("triton_searches", "_scale_zero", SEARCH, {"zero": "*i64"}),
     ("triton_searches", "_weighted_error", SEARCH, {}),
@@ -56,7 +68,7 @@ def test_the_kernel_compiles_without_fused_sums(module, name, constants, types):
     }
     places = {(kernel.arg_names.index(x),): value for x, value in constants.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=places)
-    options = {"enable_fp_fusion": False, "num_warps": 1 if module == "triton_columns" else 4}
+    options = {"enable_fp_fusion": False, "num_warps": WARPS.get(module, 4)}
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     assert "allow_reorder" not in compiled.asm["ttir"]  # no place of a smallest number is moved
     code = compiled.asm["ptx"]

@@ -164,9 +164,9 @@ def test_dead_columns_do_not_disturb_the_others():
 
 def test_trellis_refuses_layers_with_too_few_rows():
     method = LDLQ(bits=2, grid="trellis")
-    method.check("h.0.up", (5, 40))
-    with pytest.raises(InputError, match=r"h\.0\.up: a trellis code of 2 bits needs 5 rows"):
-        method.check("h.0.up", (4, 40))
+    method.check("h.0.up", (6, 40))
+    with pytest.raises(InputError, match=r"h\.0\.up: a trellis code of 2 bits needs 6 rows"):
+        method.check("h.0.up", (5, 40))
     LDLQ(bits=2, grid="lloyd-max").check("h.0.up", (4, 40))
 
 

@@ -39,11 +39,11 @@ def round_to_trellis(
     codes, error = torch.empty_like(target, dtype=torch.uint8), torch.empty_like(target)
     ends = trellis_code.borders(rows)
     segments, longest = len(ends) - 1, max(b - a for a, b in zip(ends, ends[1:], strict=False))
-    steps, shared = max(longest, 2 * overlap), len(values) >> bits
-    which = torch.empty(segments, steps, shared, dtype=torch.uint8, device=target.device)
+    shared = len(values) >> bits
+    which = torch.empty(segments, longest, shared, dtype=torch.uint8, device=target.device)
     _kernel[(segments,)](
         *(target, weight.contiguous(), matrix.contiguous(), values.contiguous()),
-        *(which, codes, error, columns, rows, segments, steps, overlap),
+        *(which, codes, error, columns, rows, segments, longest, overlap),
         BASE=2**bits,
         SHARED=shared,
         ROWS=triton.next_power_of_2(longest),
@@ -67,7 +67,7 @@ def _kernel(
     columns,
     rows,
     segments,
-    steps,
+    longest,
     overlap,
     BASE: tl.constexpr,
     SHARED: tl.constexpr,
@@ -78,23 +78,26 @@ def _kernel(
     low, high = segment * rows // segments, (segment + 1) * rows // segments
     size = (high - low).to(tl.int32)
     overlap = tl.minimum(overlap, size)
-    which += segment * steps * SHARED
-    state = tl.arange(0, SHARED)[:, None] * BASE + tl.arange(0, BASE)[None, :]
+    which += segment * longest * SHARED
+    part = tl.arange(0, SHARED)[:, None] + tl.zeros((SHARED, BASE), tl.int32)
     for j in range(columns):
         line, place = target + j * rows + low, j * rows + low
         cost = tl.zeros((SHARED, BASE), target.dtype.element_ty)
-        cost = _forward(line, values, which, size - overlap, 2 * overlap, size, cost, BASE, SHARED)
-        end = _least(cost, BASE, SHARED)
-        for back in range(overlap):
-            end = _before(end, which + (2 * overlap - 1 - back) * SHARED, BASE, SHARED)
-        tl.debug_barrier()  # all have read what is overwritten next
-        cost = tl.where(state == end, 0, float("inf")).to(target.dtype.element_ty)
-        _forward(line, values, which, 0, size, size, cost, BASE, SHARED)
-        for back in range(size):
-            t = size - 1 - back
-            tl.store(codes + place + t, (end // SHARED).to(tl.uint8))
-            tl.store(error + place + t, tl.load(values + end))
-            end = _before(end, which + t * SHARED, BASE, SHARED)
+        cost = _forward(line + size - overlap, values, which, overlap, cost, BASE, SHARED)
+        cost = _forward(line, values, which, size, cost, BASE, SHARED)
+        best, nearest = tl.min(cost, 1, return_indices=True)
+        # axis by axis: Triton takes a tensor that is reshaped to one axis and reduced in any order,
+        # also where its place in the order is asked for
+        end = tl.argmin(best, 0)
+        to = (codes + place, error + place)
+        start = _back(to, values, which, size, end, nearest, False, BASE, SHARED)
+        begun = _back(to, values, which, size, start, nearest, True, BASE, SHARED)
+        if begun != start:
+            tl.debug_barrier()  # all have read what is overwritten next
+            cost = tl.where(part == start, 0, float("inf")).to(target.dtype.element_ty)
+            cost = _forward(line, values, which, size, cost, BASE, SHARED)
+            best, nearest = tl.min(cost, 1, return_indices=True)
+            _back(to, values, which, size, start, nearest, True, BASE, SHARED)
         tl.debug_barrier()
         _feed(
             line,
@@ -112,16 +115,14 @@ def _kernel(
 
 @triton.jit
 @no_type_check
-def _forward(
-    line, values, which, first, count, size, cost, BASE: tl.constexpr, SHARED: tl.constexpr
-):
-    """The costs after `count` rows of the circle from the row `first` on."""
+def _forward(line, values, which, count, cost, BASE: tl.constexpr, SHARED: tl.constexpr):
+    """The costs after `count` rows from `line` on."""
     part = tl.arange(0, SHARED)
     value = tl.load(values + tl.arange(0, BASE)[:, None] * SHARED + part[None, :])
     for t in range(count):
         best, nearest = tl.min(cost, 1, return_indices=True)
         tl.store(which + t * SHARED + part, nearest.to(tl.uint8))
-        away = tl.load(line + (first + t) % size) - value
+        away = tl.load(line + t) - value
         cost = tl.reshape(best[None, :] + away * away, (SHARED, BASE))
     tl.debug_barrier()  # what other threads have stored is read next
     return cost
@@ -129,21 +130,30 @@ def _forward(
 
 @triton.jit
 @no_type_check
-def _least(cost, BASE: tl.constexpr, SHARED: tl.constexpr):
-    """The first state of least cost. Axis by axis: Triton takes a tensor that is reshaped to one
-    axis and reduced in any order, also where its place in the order is asked for."""
+def _back(
+    to,
+    values,
+    which,
+    size,
+    end,
+    nearest,
+    STORE: tl.constexpr,
+    BASE: tl.constexpr,
+    SHARED: tl.constexpr,
+):
+    """The start of the nearest sequence with the d - 1 codes `end` at its end. Its codes and values
+    are stored if asked for."""
+    codes, error = to
     part = tl.arange(0, SHARED)
-    best, nearest = tl.min(cost, 1, return_indices=True)
-    shared = tl.argmin(best, 0)
-    return shared * BASE + tl.sum(tl.where(part == shared, nearest, 0), 0)
-
-
-@triton.jit
-@no_type_check
-def _before(state, which, BASE: tl.constexpr, SHARED: tl.constexpr):
-    """The state before this one."""
-    shared = state % SHARED
-    return shared * BASE + tl.load(which + shared).to(tl.int32)
+    state = end * BASE + tl.sum(tl.where(part == end, nearest, 0), 0)
+    for back in range(size):
+        t = size - 1 - back
+        if STORE:
+            tl.store(codes + t, (state // SHARED).to(tl.uint8))
+            tl.store(error + t, tl.load(values + state))
+        end = state % SHARED
+        state = end * BASE + tl.load(which + t * SHARED + end).to(tl.int32)
+    return end
 
 
 @triton.jit

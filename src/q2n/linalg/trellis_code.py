@@ -24,9 +24,9 @@ the parts the order is random. Error over energy on 150 000 Gaussian weights, wi
 and values in wholly random order for comparison (benchmarks/trellis.py):
 
     bits   Lloyd-Max   random    here    bound
-      2       0.1182   0.0735   0.0710   0.0625
-      3       0.0348   0.0197   0.0186   0.0156
-      4       0.0095   0.0054   0.0048   0.0039
+      2       0.1182   0.0733   0.0705   0.0625
+      3       0.0348   0.0196   0.0184   0.0156
+      4       0.0095   0.0053   0.0048   0.0039
 """
 
 from functools import cache
