@@ -17,19 +17,8 @@ POINTERS = {
     "moments": "*fp64",
 }
 COUNTS = (
-    *(
-        "columns",
-        "rows",
-        "groups",
-        "size",
-        "steps",
-        "longest",
-        "count",
-        "top",
-        "segments",
-        "overlap",
-    ),
-    *("low_top", "high_top", "blocks", "tried"),
+    *("columns", "rows", "groups", "size", "steps", "count", "top", "segments", "overlap"),
+    *("low_top", "high_top", "blocks", "tried", "longest"),
 )
 """Arguments that are integers; all others point to numbers of the kernel's dtype."""
 TILE = {"COLUMNS": 128, "ROWS": 32}

@@ -64,10 +64,10 @@ class TrellisRule(NamedTuple):
         ends = trellis_code.borders(target.shape[1])
         parts = [target[:, low:high] for low, high in zip(ends, ends[1:], strict=False)]
         states = torch.cat([self._circles(part) for part in parts], 1)
-        return states // self.shared, self.values[states]
+        return states // self._shared, self.values[states]
 
     @property
-    def shared(self) -> int:
+    def _shared(self) -> int:
         """P."""
         return len(self.values) >> self.bits
 
@@ -80,18 +80,18 @@ class TrellisRule(NamedTuple):
         self, target: Float[Tensor, "n rows"], start: Int[Tensor, " n"]
     ) -> Int[Tensor, "n rows"]:
         """The states of the sequences nearest to n columns that have these starts."""
-        best = target.new_full((len(target), self.shared), torch.inf)
+        best = target.new_full((len(target), self._shared), torch.inf)
         _, previous = self._forward(target, best.scatter_(1, start[:, None], 0))
         return self._back(previous, start)
 
     def _circles(self, target: Float[Tensor, "n rows"]) -> Int[Tensor, "n rows"]:
         """The states of the circular sequences nearest to n columns."""
-        best = target.new_zeros(len(target), self.shared)
+        best = target.new_zeros(len(target), self._shared)
         best, _ = self._forward(target[:, -self.overlap :], best)
         best, previous = self._forward(target, best)
-        start = self._back(previous, best.argmin(1))[:, 0] % self.shared
+        start = self._back(previous, best.argmin(1))[:, 0] % self._shared
         states = self._back(previous, start)
-        others = (states[:, 0] % self.shared != start).nonzero().flatten()
+        others = (states[:, 0] % self._shared != start).nonzero().flatten()
         states[others] = self.circles_from(target[others], start[others])
         return states
 
@@ -103,7 +103,7 @@ class TrellisRule(NamedTuple):
         for row in target.T:
             away = (row[:, None] - self.values).square()
             cost = best.repeat(1, base) + away
-            best, which = cost.view(-1, self.shared, base).min(2)
+            best, which = cost.view(-1, self._shared, base).min(2)
             previous.append(which)
         return best, previous
 
@@ -115,7 +115,7 @@ class TrellisRule(NamedTuple):
         for which in reversed(previous):
             state = (end << self.bits) + which.gather(1, end[:, None]).squeeze(1)
             path.append(state)
-            end = state % self.shared
+            end = state % self._shared
         return torch.stack(path[::-1], 1)
 
 
@@ -189,8 +189,8 @@ def _round_segment(target, weight, matrix, values, codes, error, overlap, symbol
         _turn(values[c * shared : (c + 1) * shared], symbols, turned[c])
     best = np.empty((rows + 1, shared), values.dtype)
     before = np.empty(shared, values.dtype)
+    trellis = (values, turned, symbols, best, before)
     for j in range(columns):
-        trellis = (values, turned, symbols, best, before)
         _nearest(target[j], overlap, trellis, codes[j], error[j])
         e = error[j]
         for r in range(rows):

@@ -103,21 +103,19 @@ def descend(
     schedule = LambdaLR(optimizer, course.share)
     dtype = fast_dtype(module)
 
-    def call() -> Call:
-        return partial(_call, module, weights(dtype))
+    def measured(loss: Callable[..., Float[Tensor, ""]], *step: int) -> Float[Tensor, ""]:
+        call = partial(_call, module, weights(dtype))  # autocast knows no float16 on a CPU
+        with in_fast_dtype(module):
+            return loss(call, *step)
 
     def checked() -> float:
         with torch.no_grad():
-            running = call()
-            with in_fast_dtype(module):
-                return float(check(running))
+            return float(measured(check))
 
     before, losses = checked(), []
     with torch.enable_grad():
         for step in range(course.steps):
-            running = call()
-            with in_fast_dtype(module):
-                value = loss(running, step)
+            value = measured(loss, step)
             losses.append(float(value.detach()))
             if not torch.isfinite(value):
                 raise NumericalError(
