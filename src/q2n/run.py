@@ -318,7 +318,7 @@ class Run:
                 language=format.container.language,
                 outside=format.container.outside_types(opened.source),
                 library=format.container.library,
-                runtime=not self.plan.changes.none,
+                runtime=opened.source.runtime is not None,
             ),
             self.fingerprint,
             self.labels,

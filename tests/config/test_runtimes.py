@@ -64,12 +64,27 @@ def test_what_is_set_wins() -> None:
             {"runtime": "vllm", "activation_bits": 8, "bits": 3, "symmetric": True},
             "3 bits; it runs 4, 8$",
         ),
+        (
+            {"runtime": "vllm", "method": "gptq", "rotate": True},
+            "--rotate hadamard; add --rotate-online no$",
+        ),
+        (
+            {"runtime": "vllm", "rotate": True, "rotate_online": False, "kv_bits": 4},
+            "--kv-bits 4; leave it out$",
+        ),
+        ({"rotate_online": False}, "'rotate_online' does nothing without --rotate:"),
         ({"runtime": "ollama"}, "runtime is 'ollama'"),
     ],
 )
 def test_refusals_say_what_it_runs(settings: dict, words: str) -> None:
     with pytest.raises(InputError, match=words):
         read_settings(settings)
+
+
+def test_any_runtime_takes_a_rotation_that_weights_hold() -> None:
+    own = {"rotate": "learned", "rotate_online": False, "rotate_weight_bits": 4, "rotate_steps": 5}
+    for runtime in RUNTIMES:
+        assert read(runtime=runtime, **own).rewrite == "off"
 
 
 def test_rounded_inputs_need_no_gpu_at_eight_bits() -> None:

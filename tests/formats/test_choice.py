@@ -30,8 +30,8 @@ def test_refusal_names_the_formats_that_fit(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["compressed-tensors", "gptq_v2", "dequantized"])
 def test_runtime_work_needs_the_native_format(name: str) -> None:
-    storage = UniformStorage(bits=4, group_size=-1, runtime=True)
-    with pytest.raises(InputError, match="while the model runs.*formats that can: native$"):
+    storage = UniformStorage(bits=4, group_size=-1, runtime="--rotate hadamard")
+    with pytest.raises(InputError, match="runs: --rotate hadamard.; formats that can: native$"):
         choose_format(name, "quarot", storage)
     assert formats_for(storage) == ["native"]
 

@@ -96,7 +96,7 @@ def test_damaged_tensors_are_named(part, change):
 def test_only_its_own_layers_are_held():
     assert CODEC.holds(StorageSpec(kind="trellis_tiles"))
     assert not CODEC.holds(StorageSpec(kind="trellis"))
-    assert not CODEC.holds(StorageSpec(kind="trellis_tiles", runtime=True))
+    assert not CODEC.holds(StorageSpec(kind="trellis_tiles", runtime="--kv-bits 4"))
 
 
 def test_a_checkpoint_is_read_back(tmp_path):

@@ -1,5 +1,6 @@
 """Methods on rotated models with rounded activations and caches: QuaRot, and any other."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -24,6 +25,7 @@ from q2n.models.source import assemble, open_source
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.sequential import SequentialLoop
 from q2n.pipeline.store import RunStore
+from q2n.transforms.model_changes import ModelChanges
 from q2n.transforms.runtime import attach_quantizers
 from q2n.wrappers.nullspace import NullSpace
 
@@ -265,9 +267,9 @@ def assert_alike(logits, expected, *, flips):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"rotate": True}, "cannot hold .* while the model runs"),
+        ({"rotate": True}, "cannot hold .* while the model runs: .* without --rotate-online no"),
         ({"activation_bits": 8}, "do not (run|round) "),
-        ({"kv_bits": 4}, "cannot hold .* while the model runs"),
+        ({"kv_bits": 4}, "cannot hold .* while the model runs: --kv-bits 4"),
     ],
 )
 def test_formats_of_weights_alone_refuse_before_any_work(
@@ -280,3 +282,27 @@ def test_formats_of_weights_alone_refuse_before_any_work(
     with pytest.raises(InputError, match=f"{format} {reason}.*native$"):
         q2n.quantize(place / "model", tmp_path / "out", method="rtn", **changes, format=format)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("format", ["compressed-tensors", "gptq_v2", "dequantized", "native"])
+@torch.no_grad()
+def test_any_format_holds_a_rotation_that_is_not_online(place, tmp_path, format):
+    """transformers loads it as a model of its own architecture, near the original one."""
+    settings = {"method": "gptq", "bits": 8, "rotate": True, "rotate_online": False}
+    settings |= {"corpus": str(place / "text.txt"), "windows": 4, "length": 16, "symmetric": True}
+    q2n.quantize(place / "model", tmp_path / "out", **settings, format=format)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert "runtime" not in config.get("quantization_config", {})
+    assert not config["tie_word_embeddings"]
+    assert "parts beside its weights" not in (tmp_path / "out" / "README.md").read_text()
+    tokens = _windows().tokens
+    dense = load_model(tmp_path / "out")
+    assert not any(module._forward_pre_hooks for module in dense.modules())
+    logits, original = dense(tokens).logits, load_model(place / "model")(tokens).logits
+    assert (logits - original).norm() < 0.06 * original.norm()
+    rotated = changed_source(
+        open_source(place / "model"), ModelChanges(rotate="hadamard", rotate_online=False), 0
+    )
+    weight = "model.layers.1.mlp.gate_proj.weight"
+    found, expected = dense.get_parameter(weight), rotated.tensor(weight)
+    assert (found - expected).norm() < 0.02 * expected.norm()

@@ -159,3 +159,34 @@ def test_an_attention_that_cannot_be_wrapped_is_refused():
         attach_quantizers(model, source.runtime)
     with pytest.raises(InputError, match="whole transformers model"):
         round_cache(model.model.layers[0], [], TokenGrid(), None)
+
+
+@pytest.mark.parametrize("rotation", ["hadamard", "random"])
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_weights_alone_hold_a_rotation_that_is_not_online(name, rotation):
+    model = model_of(name)
+    changes = ModelChanges(rotate=rotation, rotate_online=False)
+    source = changed_source(open_source(model), changes, 3)
+    rotated = assemble(source)
+    assert source.runtime is None
+    assert not any(module._forward_pre_hooks for module in rotated.modules())
+    expected = model(tokens()).logits
+    torch.testing.assert_close(rotated(tokens()).logits, expected, rtol=0, atol=2e-5)
+    for weight in ("self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj", "mlp.up_proj"):
+        name = f"model.layers.1.{weight}.weight"
+        assert (source.tensor(name) - model.get_parameter(name)).abs().max() > 0.01
+    # down's inputs are as they were: its rows alone are rotated
+    down = "model.layers.1.mlp.down_proj.weight"
+    turned, plain = source.tensor(down), model.get_parameter(down)
+    torch.testing.assert_close(turned.T @ turned, plain.T @ plain, rtol=1e-4, atol=1e-4)
+
+
+def test_another_rotation_has_another_digest():
+    model = open_source(model_of())
+    digests = {
+        changed_source(model, ModelChanges(rotate="hadamard", rotate_online=online), seed).digest()
+        for online in (True, False)
+        for seed in (0, 1)
+    }
+    assert len(digests) == 4

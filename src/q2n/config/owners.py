@@ -93,8 +93,7 @@ def search_grid(method: str, options: Mapping[str, Any]) -> UniformGrid:
 def storage(method: Method, changes: ModelChanges) -> StorageSpec:
     """What a format must hold: the method's layers and, maybe, parts that run beside them; rounded
     inputs, which more readers know, are no such part."""
-    beside = changes.rotate != "none" or changes.cache is not None
-    return replace(method.storage, runtime=beside)
+    return replace(method.storage, runtime=changes.beside)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -166,6 +166,7 @@ IDLE_WITHOUT: dict[str, tuple[str, tuple[Any, ...], str]] = {
         ("rotate_steps", "rotate_windows", "rotate_rate", "rotate_loss", "rotate_weight_bits"),
         ("rotate", ("none", "hadamard", "random"), "--rotate learned"),
     ),
+    "rotate_online": ("rotate", ("none",), "--rotate"),
     "refit_steps": ("refit", ("off",), "--refit"),
     "incoherence_around": ("incoherence", ("off",), "--incoherence"),
     "ppl_windows": ("ppl", (None,), "--ppl"),

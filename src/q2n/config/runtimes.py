@@ -29,8 +29,8 @@ class Loads:
     """None: any; -1: one group per row."""
     symmetric_only: bool = False
     changes: bool = False
-    """Whether it also does what a changed model needs beside its weights: rotates, rounds
-    activations or the cache."""
+    """Whether it also does what a changed model needs beside its weights: rotates while it runs,
+    rounds activations or the cache."""
     multiple: int = 1
     """Of which inputs and outputs of every layer must be."""
     rounding: "Loads | None" = None
@@ -45,11 +45,7 @@ class Loads:
             return f"groups of {size}; it runs groups of {_listed(self.group_sizes)}"
         if self.symmetric_only and settings.get("symmetric") is False:
             return "asymmetric grids; add --symmetric"
-        for name, option in table().owners[CHANGES].items():
-            value = settings.get(name, option.default)
-            if value != option.default and not self.changes:
-                return f"--{name.replace('_', '-')} {value}; leave it out"
-        return None
+        return None if self.changes else _refused_change(settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +176,17 @@ def runtime_notes(
     if name is None or bits not in loaded(name, format, activation_bits).gpu_bits:
         return []
     return [f"{name} runs {bits} bits on GPUs only, where q2n's tests have not run it"]
+
+
+def _refused_change(settings: Mapping[str, Any]) -> str | None:
+    """What has to run beside the weights: any change, but a rotation that weights hold alone."""
+    in_weights = settings.get("rotate_online") is False
+    for name, option in table().owners[CHANGES].items():
+        value = settings.get(name, option.default)
+        if value != option.default and not (in_weights and name.startswith("rotate")):
+            instead = "add --rotate-online no" if name == "rotate" else "leave it out"
+            return f"--{name.replace('_', '-')} {value}; {instead}"
+    return None
 
 
 def _listed(values: tuple[int, ...]) -> str:

@@ -32,9 +32,10 @@ def choose_format(
     if name not in FORMATS:
         raise InputError(f"unknown format {name!r}; there are: {', '.join(FORMATS)}")
     if not FORMATS[name].codec.holds(storage):
-        runtime = ", and work to do while the model runs" if storage.runtime else ""
+        runtime = f", and work to do while the model runs: {storage.runtime}"
         raise InputError(
-            f"{name} cannot hold what {method} stores ({storage.kind} layers{runtime}); "
+            f"{name} cannot hold what {method} stores ({storage.kind} layers"
+            f"{runtime if storage.runtime else ''}); "
             f"formats that can: {', '.join(formats_for(storage))}"
         )
     format = FORMATS[name]

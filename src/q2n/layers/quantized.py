@@ -51,9 +51,9 @@ class StorageSpec:
 
     kind: str
     """The representation, by its name in `REPRESENTATIONS`."""
-    runtime: bool = False
-    """Whether the model must do more than multiply while it runs (rotate or quantize its
-    activations). A format that stores only weights would lose this silently."""
+    runtime: str = ""
+    """The flag of what the model must do beside multiplying while it runs (rotate, round its
+    cache). A format that stores only weights would lose this silently."""
     mixed: bool = False
     """Whether layers differ in width."""
 

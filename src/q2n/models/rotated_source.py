@@ -64,6 +64,7 @@ def changed_source(
         sizes,
         "random" if changes.rotate == "random" else "hadamard",
         seed,
+        online=changes.rotate_online,
     )
     return RotatedSource(
         source, _runtime_parts(layout, changes, rounded, rotation), layout, rotation
@@ -88,7 +89,9 @@ def _runtime_parts(
         rounded=rounded,
         activations=changes.activations,
         attention=layout.everywhere(ATTENTION),
-        keys=rotation.head if rotation is not None and changes.cache is not None else None,
+        keys=rotation.head
+        if rotation is not None and changes.rotate_online and changes.cache is not None
+        else None,
         cache=changes.cache,
     )
 
@@ -107,8 +110,9 @@ def _quantized_linears(
 class RuntimeSource(ModelSource):
     """Another source's tensors, and parts that run beside them."""
 
-    def __init__(self, inner: ModelSource, runtime: RuntimeParts):
-        self.inner, self.runtime = inner, runtime
+    def __init__(self, inner: ModelSource, parts: RuntimeParts):
+        self.inner, self.parts = inner, parts
+        self.runtime = None if parts.none else parts
         self.label, self.config = inner.label, inner.config
         self.dtype, self.folder = inner.dtype, inner.folder
         self.trust_remote_code = inner.trust_remote_code
@@ -151,9 +155,8 @@ class RuntimeSource(ModelSource):
         return self.inner.notes
 
     def digest(self) -> str:
-        assert self.runtime is not None
         total = hashlib.sha256(self.inner.digest().encode())
-        total.update(json.dumps(self.runtime.to_json()).encode())
+        total.update(json.dumps(self.parts.to_json()).encode())
         return total.hexdigest()
 
     def size_bytes(self) -> int:
@@ -169,11 +172,11 @@ class RotatedSource(RuntimeSource):
     def __init__(
         self,
         inner: ModelSource,
-        runtime: RuntimeParts,
+        parts: RuntimeParts,
         layout: DecoderLayout,
         rotation: DecoderRotation,
     ):
-        super().__init__(inner, runtime)
+        super().__init__(inner, parts)
         self.layout, self.rotation = layout, rotation
         self.config = set_tied(deepcopy(inner.config), False)
         self._head = f"{layout.head}.weight"
@@ -187,8 +190,7 @@ class RotatedSource(RuntimeSource):
         if self._tied:
             weight = head.get_parameter("weight").detach()
             head.weight = nn.Parameter(weight, requires_grad=False)
-        assert self.runtime is not None
-        attach_rotations(model, self.runtime)
+        attach_rotations(model, self.parts)
         return model
 
     def names(self) -> list[str]:

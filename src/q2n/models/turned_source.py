@@ -41,8 +41,7 @@ class TurnedSource(RuntimeSource):
     """The same model after a turn; what runs beside the weights stays."""
 
     def __init__(self, inner: RotatedSource, turn: Turn):
-        assert inner.runtime is not None
-        super().__init__(inner, inner.runtime)
+        super().__init__(inner, inner.parts)
         layout = inner.layout
         outside = (f"{layout.embeddings}.weight", f"{layout.head}.weight")
         self.turn = turn

@@ -34,13 +34,13 @@ def learned(
         InputError: the folder cannot be written.
     """
     source = opened.source
-    assert isinstance(source, RotatedSource) and source.runtime is not None
+    assert isinstance(source, RotatedSource)
     if not store.turn.count():
         with reporter.bar("rotation", learning.steps) as bar:
             turn, losses = learning(
                 opened.in_memory(source),
                 source.layout,
-                source.runtime,
+                source.parts,
                 windows.tokens,
                 seed=seed,
                 progress=bar.advance,

@@ -14,6 +14,8 @@ orthogonal.
   Hadamard matrix takes a Haar matrix.
 - R4: the gated product is elementwise, so its rotation D can only be made at runtime, in front of
   down: `R W_down D^T`.
+- Without what is made at runtime, A = D = I (SpinQuant's "no had"): the rotated model is one of its
+  own architecture, for any program that runs it.
 - R3: after the position embedding, queries and keys of each head are both multiplied by M at
   runtime; (M q)^T (M k) = q^T k. Of use only where keys are rounded.
 
@@ -30,6 +32,8 @@ from torch import Tensor
 
 from q2n.linalg.kronecker import Factor, KroneckerMatrix
 from q2n.linalg.random_orthogonal import haar_factor, mixing_factors, random_signs
+
+Factors = tuple[Factor, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +63,17 @@ class DecoderRotation:
     """D, at runtime in front of down."""
 
     @classmethod
-    def build(cls, sizes: DecoderSizes, residual: Literal["hadamard", "random"], seed: int) -> Self:
+    def build(
+        cls,
+        sizes: DecoderSizes,
+        residual: Literal["hadamard", "random"],
+        seed: int,
+        *,
+        online: bool = True,
+    ) -> Self:
         """Hadamard matrices where there are any, Haar matrices where not; R with random signs, or
-        a Haar matrix altogether if it is to be `random`."""
+        a Haar matrix altogether if it is to be `random`. Not `online`: A and D are the identity,
+        and weights hold all of the rotation."""
         stream = (
             KroneckerMatrix((haar_factor(sizes.hidden, seed, stream=0),))
             if residual == "random"
@@ -70,14 +82,18 @@ class DecoderRotation:
                 random_signs(sizes.hidden, seed, stream=1),
             )
         )
-        mixing = mixing_factors(sizes.heads, seed, stream=2)
+        mixing: Factors = (Factor.identity(sizes.heads),)
+        gated: Factors = (Factor.identity(sizes.intermediate),)
+        if online:
+            mixing = mixing_factors(sizes.heads, seed, stream=2)
+            gated = mixing_factors(sizes.intermediate, seed, stream=4)
         head = mixing_factors(sizes.head_dim, seed, stream=3)
         return cls(
             residual=stream,
             head=KroneckerMatrix(head),
             mixing=KroneckerMatrix((*mixing, Factor.identity(sizes.head_dim))),
             heads=KroneckerMatrix((*mixing, *head)),
-            gated=KroneckerMatrix(mixing_factors(sizes.intermediate, seed, stream=4)),
+            gated=KroneckerMatrix(gated),
         )
 
     def embedding(self, weight: Float[Tensor, "words hidden"]) -> Float[Tensor, "words hidden"]:

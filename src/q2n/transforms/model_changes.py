@@ -25,6 +25,10 @@ class ModelChanges:
     """Rotate the residual stream, heads and gated products (QuaRot): hadamard, with random signs;
     random, the residual stream by any orthogonal matrix; learned, from hadamard by gradient steps
     on the loss of the rounded model (SpinQuant)."""
+    rotate_online: bool = True
+    """Also rotate the inputs of o and down while the model runs (QuaRot). No: only what the weights
+    can hold is rotated, the residual stream and each head's values, and every format and runtime
+    takes the checkpoint."""
     rotate_steps: Count = 100
     """Gradient steps of a learned rotation."""
     rotate_windows: Count = 4
@@ -68,6 +72,14 @@ class ModelChanges:
         return self.rotate == "none" and self.activations is None and self.cache is None
 
     @property
+    def beside(self) -> str:
+        """The flag of what has to run beside the weights, empty if nothing has to: rounded inputs
+        of linears, which more readers know, are no such part."""
+        if self.rotate != "none" and self.rotate_online:
+            return f"--rotate {self.rotate} without --rotate-online no"
+        return "" if self.cache is None else f"--kv-bits {self.kv_bits}"
+
+    @property
     def activations(self) -> TokenGrid | None:
         """How the input of every quantized linear is rounded; None: not at all."""
         if self.activation_bits == OFF:
@@ -101,7 +113,8 @@ class ModelChanges:
     @property
     def title(self) -> str:
         """In words, for a model card; empty where nothing changes."""
-        parts = [f"rotated ({self.rotate})"] if self.rotate != "none" else []
+        where = "" if self.rotate_online else ", weights alone"
+        parts = [f"rotated ({self.rotate}{where})"] if self.rotate != "none" else []
         parts += [f"activations in {self.activation_bits} bits"] if self.activations else []
         parts += [f"keys and values in {self.kv_bits} bits"] if self.cache else []
         return ", ".join(parts)

@@ -38,6 +38,11 @@ class RuntimeParts:
     cache: TokenGrid | None = None
     """How keys and values are rounded; None: not at all."""
 
+    @property
+    def none(self) -> bool:
+        """Whether weights are all there is."""
+        return not self.rotated and self.activations is None and self.cache is None
+
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
