@@ -21,6 +21,7 @@ CASES: dict[str, dict] = {
     "the default": {},
     "asymmetric": {"group_size": 64},
     "symmetric": {"group_size": 64, "symmetric": True},
+    "rotated": {"group_size": 64, "rotate": True, "rotate_online": False},
     "gptq_v2": {"group_size": 64, "symmetric": True, "format": "gptq_v2"},
 }
 
