@@ -44,6 +44,14 @@ class LayerProblem:
         self.statistics.require_finite(self.name)
         return self.statistics
 
+    def goal(self, statistics: InputStatistics) -> Float[Tensor, "out in"]:
+        """`sum y x^T`, y what the layer should give at x: W x_full, and, where S was gathered, a
+        share of what the residual stream lacks that it writes to. `W D + S`, of all tokens or of a
+        fold."""
+        goal = self.weight @ statistics.cross
+        lack = statistics.stream_lack
+        return goal if lack is None else goal + lack
+
 
 @dataclass(frozen=True)
 class Work:

@@ -67,6 +67,7 @@ WideBits = Literal[2, 3, 4, 5, 6, 8]
 """The same where no table of levels limits them."""
 NonNegative = Annotated[float, Range(low=0, high=LARGEST)]
 Positive = Annotated[float, Range(low=0, high=LARGEST, open_low=True)]
+Share = Annotated[float, Range(low=0, high=1)]
 ShareAboveZero = Annotated[float, Range(low=0, open_low=True, high=1)]
 ShareInside = Annotated[float, Range(low=0, open_low=True, high=1, open_high=True)]
 Count = Annotated[int, Range(low=1, high=MOST)]

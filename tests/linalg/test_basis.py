@@ -34,7 +34,7 @@ def test_statistics_in_a_basis_equal_rotated_token_statistics():
     after = InputStatistics(12, needs, dtype=torch.float64)
     turn = lambda tokens: basis.inputs(tokens.flatten(0, 1)).view_as(tokens)  # noqa: E731
     after.update(turn(x), turn(full))
-    found = before.in_basis(basis.inputs)
+    found = before.in_basis(basis.inputs, basis.outputs)
     assert (found.tokens, found.sequences) == (40, 5)
     pairs = [(found, after), *zip(found.folds, after.folds, strict=True)]
     for one, other in pairs:

@@ -60,7 +60,11 @@ PRESET_STRATEGIES = {
 }
 """`Method.strategy` of the presets."""
 
-_CLOSED_FORMS: dict[str, Any] = {"correct": True, "output_scales": "full_precision"}
+_CLOSED_FORMS: dict[str, Any] = {
+    "correct": True,
+    "output_scales": "full_precision",
+    "stream_share": 0.5,
+}
 _GOOD: dict[str, dict[str, Any]] = {
     "rtn": {**_CLOSED_FORMS, "clip": "scale_zero"},
     "gptq": {**_CLOSED_FORMS, "clip": "scale_zero", "range_trials": True},

@@ -16,6 +16,7 @@ from q2n.option_types import (
     Patterns,
     Positive,
     Seed,
+    Share,
     WindowLength,
 )
 
@@ -113,6 +114,9 @@ class RunSettings:
     """Tokens per input channel used to compare the quantized model's inputs with the
     full-precision model's (correct, output_scales), evenly spaced in longer text; 0: all tokens
     (slower)."""
+    stream_share: Share = 0.0
+    """Where correct or output_scales is on: layers that write to the residual stream (o, down) make
+    up for this share of what it lacks of the full-precision one, as far as their inputs tell."""
     expert_shrinkage: NonNegative = 256.0
     """Of a mixture's experts: how many tokens the mean over all tokens counts for in the statistics
     of an expert, beside the tokens that its router sends it; 0: these alone."""

@@ -52,6 +52,10 @@ class Basis:
             x = x / self.rescale.to(x)
         return x if self.right is None else self.right.apply(x)
 
+    def outputs(self, y: Float[Tensor, "tokens out"]) -> Float[Tensor, "tokens out"]:
+        """Rows `U y`."""
+        return y if self.left is None else self.left.apply(y)
+
 
 def balancing(
     weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"]

@@ -23,6 +23,16 @@ at full strength (Arai and Ichikawa 2025); Qronos (Zhang et al. 2025) reaches th
 r = 0 from its second column on, and GPTAQ (Li et al. 2025) spreads the residual over later columns
 instead of solving for it.
 
+A layer that writes to the residual stream (o, down) may make up for what the stream lacks, too.
+Its output is added to s, and s_full - s is an error that all later layers read; as far as x tells
+of it, the layer can take it away. With a share a of that error and `S = a sum (s_full - s) x^T`
+the goal is `W x_full + a (s_full - s)`, the goal's moment with x `W D + S`, and
+
+    W' = W + (W (D - C) + S) (C + r I)^-1.
+
+All of it (a = 1) is too much: what is seen on the calibration text is in part that text's alone,
+and the layers that follow take their share as well. This part is ours.
+
 The ridge is in units of C's mean diagonal (over columns with input), as GPTQ's damping is, and it
 matters: the error of the earlier layers on the calibration tokens is only a sample of their error,
 and without a ridge directions with little energy are corrected by noise (docs/LOG.md has figures).
@@ -37,10 +47,10 @@ from q2n.linalg.factor import mean_energy
 
 
 def corrector(
-    gram: Float[Tensor, "in in"], residual: Float[Tensor, "in in"], ridge: float, *, name: str
-) -> Float[Tensor, "in in"]:
-    """`R (C + r I)^-1`, R = D - C the residual moment: W' = W + W times this. In float64 where
-    float32 fails.
+    gram: Float[Tensor, "in in"], residual: Float[Tensor, "any in"], ridge: float, *, name: str
+) -> Float[Tensor, "any in"]:
+    """`R (C + r I)^-1`, R = D - C the residual moment: W' = W + W times this; with S in place of R
+    what is added to that. In float64 where float32 fails.
 
     Columns without input are left as they are, whatever the ridge: f does not depend on them.
 

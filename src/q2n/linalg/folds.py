@@ -23,7 +23,11 @@ class Sums(Protocol):
     tokens: int
 
     def update(
-        self, x: Float[Tensor, "*batch in"], x_full: Float[Tensor, "*batch in"] | None = None
+        self,
+        x: Float[Tensor, "*batch in"],
+        x_full: Float[Tensor, "*batch in"] | None = None,
+        s: Float[Tensor, "*batch out"] | None = None,
+        s_full: Float[Tensor, "*batch out"] | None = None,
     ) -> None:
         """Add tokens."""
 
@@ -53,14 +57,15 @@ class Folds(Generic[S]):
         return self.both if self.first.tokens and self.second.tokens else []
 
     def update(
-        self, x: Float[Tensor, "*batch in"], x_full: Float[Tensor, "*batch in"] | None
+        self, x: Float[Tensor, "*batch in"], *others: Float[Tensor, "*batch any"] | None
     ) -> None:
-        """Deal out the tokens of `x`, of shape [windows, length, in] or [tokens, in]."""
+        """Deal out the tokens of `x`, of shape [windows, length, in] or [tokens, in], and of what
+        else there is of them."""
         in_turn = self.both[::-1] if self.from_second else self.both
         fewer, more = sorted(in_turn, key=lambda fold: fold.tokens)
         for fold, part in zip((fewer, more), _parts(x), strict=True):
             if len(x[part]):
-                fold.update(x[part], None if x_full is None else x_full[part])
+                fold.update(x[part], *(None if other is None else other[part] for other in others))
 
     def map(self, change: Callable[[S], S]) -> "Folds[S]":
         """The folds, each of them changed."""

@@ -1,4 +1,5 @@
-"""The residual moment `R = sum (x_full - x)^T x`, estimated from a part of the tokens.
+"""The residual moment `R = sum (x_full - x)^T x`, and that of a stream s beside the input,
+`S = sum (s_full - s)^T x`, estimated from a part of the tokens.
 
 Of a sequence, the first token and every so many of those after it count (`stride`); the latter are
 scaled up to stand for all of them. R is small where both models agree, so that a part is enough.
@@ -10,27 +11,30 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from q2n.errors import InputError
 from q2n.linalg.products import in_two_parts, product
 from q2n.linalg.triangle import panels
 
 
 def add_residual(
-    total: Float[Tensor, "in in"],
+    total: Float[Tensor, "out in"],
     x: Float[Tensor, "tokens in"],
-    x_full: Float[Tensor, "tokens in"],
+    own: Float[Tensor, "tokens out"],
+    full: Float[Tensor, "tokens out"],
     stride: int,
 ) -> None:
-    """Add the moment of one sequence, in place.
+    """Add `sum (full - own)^T x` of one sequence, in place.
 
     Args:
         x: as products.py takes a factor; of a half dtype on a GPU.
-        x_full: in the dtype of the moment.
+        own: what differs; x itself for R.
+        full: the same in the full-precision model, in the dtype of the moment.
     """
     weight = None
     if stride > 1:
         sampled, weight = _sampled(len(x), stride)
-        x, x_full = x[sampled], x_full[sampled]
-    difference = x_full - x
+        x, own, full = x[sampled], own[sampled], full[sampled]
+    difference = full - own
     if weight is not None:
         difference *= weight.to(difference).unsqueeze(1)
     if x.dtype == torch.bfloat16:  # matrix units take the difference in two parts
@@ -38,6 +42,23 @@ def add_residual(
     x = x.to(difference.dtype)
     for i, j in panels(len(total)):
         total[i:j] += product(difference[:, i:j].T, x)
+
+
+def require_channels(
+    states: Float[Tensor, "..."] | None, x: Float[Tensor, "*batch in"], width: int
+) -> Float[Tensor, "*batch width"]:
+    """What differs, which must be there at the tokens of x.
+
+    Raises:
+        InputError: it is not, or has another width.
+    """
+    if states is None or states.shape != (*x.shape[:-1], width):
+        shape = None if states is None else tuple(states.shape)
+        raise InputError(
+            f"a moment of {width} channels needs what both models have (x_full; s and s_full) at "
+            f"the tokens of x, {tuple(x.shape)}; got {shape}"
+        )
+    return states
 
 
 def _sampled(length: int, stride: int) -> tuple[list[int], Float[Tensor, " positions"]]:

@@ -6,6 +6,8 @@ of the model gives there, x_full those of the full-precision model at the same t
     G = sum x^T x            Gram matrix (X X^T where tokens are columns)
     D = sum x_full^T x       cross moment
     R = D - G                residual moment
+    S = a sum (s_full - s)^T x    of a layer that writes to a residual stream s: the share a of what
+                             the stream lacks of the full-precision one before it does
 
 None is divided by the number of tokens. Every statistic is a plain sum (but for the largest entry
 of each channel), so the statistics of two parts of the calibration text add up (`a + b`).
@@ -17,7 +19,7 @@ while its terms lie within a factor of 2^22; where they do not, its order may ch
 of float64, which float32 sees once in 2^28 times. Tokens that come without windows (those of an
 expert) are one product a batch.
 
-R is stored instead of D, for a part of the tokens is enough to estimate it (residual.py).
+R is stored instead of D, for a part of the tokens is enough to estimate it, and S (residual.py).
 
 Only the upper triangle of G is added up (triangle.py). The first reading of a moment makes it a
 matrix of float32 and gives the memory of its sum free; from then on no token can be added. What is
@@ -37,7 +39,7 @@ from q2n.errors import InputError, NumericalError
 from q2n.linalg.channel_sizes import ChannelSizes
 from q2n.linalg.folds import Folds
 from q2n.linalg.products import as_factor, fast_products
-from q2n.linalg.residual import add_residual
+from q2n.linalg.residual import add_residual, require_channels
 from q2n.linalg.triangle import add_gram, symmetric, triangle_size
 
 T = TypeVar("T")
@@ -64,12 +66,13 @@ class RequiredStatistics(enum.Flag):
     """Mean and largest |x_full| of every channel, of `x` where there is no `x_full`."""
 
 
-def bytes_of_sums(required: RequiredStatistics, width: int) -> int:
-    """Of the moments of a site of this width while tokens are added."""
+def bytes_of_sums(required: RequiredStatistics, width: int, outputs: int = 0) -> int:
+    """Of the moments of a site of this width while tokens are added; `outputs` as in
+    `InputStatistics`."""
     gram = triangle_size(width) if RequiredStatistics.GRAM in required else 0
     residual = width**2 if RequiredStatistics.CROSS in required else 0
     folds = 2 if RequiredStatistics.FOLDS in required else 1
-    return _SUM.itemsize * folds * (gram + residual)
+    return _SUM.itemsize * folds * (gram + residual + outputs * width)
 
 
 class InputStatistics:
@@ -83,22 +86,30 @@ class InputStatistics:
         dtype: torch.dtype = torch.float32,
         cross_stride: int = 1,
         first_window: int = 0,
+        outputs: int = 0,
+        share: float = 1.0,
     ) -> None:
         """
         Args:
             dtype: of products, and of what is read.
-            cross_stride: one in how many tokens of a sequence counts in the residual moment.
+            cross_stride: one in how many tokens of a sequence counts in the residual moments.
             first_window: number of the first one in the text, of which these may be a part.
+            outputs: of the layer that writes to a residual stream, if S is gathered.
+            share: a in S.
         """
         self.width = width
         self.required = required
         self.cross_stride = cross_stride
+        self.outputs, self.share = outputs, share
         self.device = torch.device(device)
         self.dtype = dtype
         self.tokens = 0
         self.sequences = 0
         self._gram = self._zeros(RequiredStatistics.GRAM, triangle_size(width))
         self._residual = self._zeros(RequiredStatistics.CROSS, width, width)
+        self._stream = None
+        if outputs and RequiredStatistics.FOLDS not in required:
+            self._stream = torch.zeros(outputs, width, dtype=_SUM, device=self.device)
         self._positions: Float[Tensor, "length in"] | None = None
         self._sizes: ChannelSizes | None = None
         if RequiredStatistics.SIZES in required:
@@ -113,10 +124,15 @@ class InputStatistics:
             )
 
     def update(
-        self, x: Float[Tensor, "*batch in"], x_full: Float[Tensor, "*batch in"] | None = None
+        self,
+        x: Float[Tensor, "*batch in"],
+        x_full: Float[Tensor, "*batch in"] | None = None,
+        s: Float[Tensor, "*batch out"] | None = None,
+        s_full: Float[Tensor, "*batch out"] | None = None,
     ) -> None:
         """Add the tokens of `x`. CROSS needs `x_full`, the full-precision model's input at the
-        same tokens; POSITIONS needs `x` of shape [sequences, length, m].
+        same tokens; S the residual streams `s` and `s_full` of both;
+        POSITIONS needs `x` of shape [sequences, length, m].
 
         Raises:
             InputError: a shape that does not fit, or sequences of another length.
@@ -127,13 +143,15 @@ class InputStatistics:
         values = as_factor(x.detach().to(self.device), self.dtype)
         self.tokens += values.numel() // self.width
         if self._folds is not None:
-            self._folds.update(x, x_full)
+            self._folds.update(x, x_full, s, s_full)
         if self._gram is not None:
             with fast_products(self.device, x.dtype):
                 for window in _windows(values):
                     add_gram(self._gram, window)
         if self._residual is not None:
-            self._add_residual(values, x_full)
+            self._add_difference(self._residual, values, values, x_full)
+        if self._stream is not None:
+            self._add_difference(self._stream, values, s, s_full)
         if RequiredStatistics.POSITIONS in self.required:
             self._add_positions(values)
         if self._sizes is not None:
@@ -148,7 +166,7 @@ class InputStatistics:
         if self._kind != other._kind:
             raise InputError(
                 "cannot add statistics of width {} with {} and stride {} and of width {} with {} "
-                "and stride {}".format(*self._kind, *other._kind)
+                "and stride {}".format(*self._kind[:3], *other._kind[:3])
             )
         self._require_unread()
         other._require_unread()
@@ -157,6 +175,7 @@ class InputStatistics:
         total.sequences = self.sequences + other.sequences
         total._gram = _sum(self._gram, other._gram)
         total._residual = _sum(self._residual, other._residual)
+        total._stream = _sum(self._stream, other._stream)
         total._positions = _sum(self._positions, other._positions)
         if self._sizes is not None and other._sizes is not None:
             total._sizes = self._sizes + other._sizes
@@ -173,7 +192,7 @@ class InputStatistics:
         """All other sums, to which those of other tokens may be added; of G its triangle.
         `set_counts` must follow."""
         self._require_unread()
-        own = [self._gram, self._residual, self._positions]
+        own = [self._gram, self._residual, self._stream, self._positions]
         within = self._folds.both if self._folds is not None else []
         return [x for x in own if x is not None] + [x for fold in within for x in fold.sums()]
 
@@ -210,6 +229,11 @@ class InputStatistics:
         return self.once(RequiredStatistics.CROSS, self._read_residual)
 
     @property
+    def stream_lack(self) -> Float[Tensor, "out in"] | None:
+        """`S = a sum (s_full - s)^T x`, estimated as `residual`; None where it is not gathered."""
+        return self._lack() if self.outputs else None
+
+    @property
     def sizes(self) -> ChannelSizes:
         """Sums and largest entries of |x| by channel. Raises as `gram`."""
         return _gathered(self._sizes, RequiredStatistics.SIZES).rounded()
@@ -243,19 +267,22 @@ class InputStatistics:
             self._derived[key] = compute()
         return self._derived[key]
 
-    def in_basis(self, inputs: LinearMap) -> "InputStatistics":
-        """The statistics of the tokens that `inputs` makes of these: with T its matrix,
-        `T G T^T` and `T R T^T`. What `once` remembers is left behind."""
+    def in_basis(self, inputs: LinearMap, outputs: LinearMap) -> "InputStatistics":
+        """The statistics of the tokens that `inputs` makes of these, and of streams that `outputs`
+        makes of theirs: with T and U their matrices `T G T^T`, `T R T^T` and `U S T^T`. What `once`
+        remembers is left behind."""
         moved = self._empty(self.required)
-        moved._gram = moved._residual = None
+        moved._gram = moved._residual = moved._stream = None
         moved.tokens, moved.sequences = self.tokens, self.sequences
         if self._folds is not None:
-            moved._folds = self._folds.map(lambda fold: fold.in_basis(inputs))
+            moved._folds = self._folds.map(lambda fold: fold.in_basis(inputs, outputs))
         elif RequiredStatistics.GRAM in self.required:
             gram = inputs(inputs(self.gram).T)
             moved._derived[RequiredStatistics.GRAM] = (gram + gram.T) / 2  # symmetric again
         if self._folds is None and RequiredStatistics.CROSS in self.required:
             moved._derived[RequiredStatistics.CROSS] = inputs(inputs(self.residual).T).T
+        if self._folds is None and self.outputs:
+            moved._derived["stream"] = outputs(inputs(self._lack()).T).T
         if self._positions is not None:
             moved._positions = inputs(self._positions.to(self.dtype))
         return moved
@@ -275,6 +302,7 @@ class InputStatistics:
         sums = {
             "Gram matrix": self._gram,
             "cross moment": self._residual,
+            "residual stream's moment": self._stream,
             "sum of |x|": None if self._sizes is None else self._sizes.total,
         }
         for what, total in sums.items():
@@ -285,11 +313,19 @@ class InputStatistics:
                 )
 
     @property
-    def _kind(self) -> tuple[int, RequiredStatistics, int]:
-        return self.width, self.required, self.cross_stride
+    def _kind(self) -> tuple[int, RequiredStatistics, int, int]:
+        return self.width, self.required, self.cross_stride, self.outputs
 
     def _empty(self, required: RequiredStatistics) -> "InputStatistics":
-        return InputStatistics(self.width, required, self.device, self.dtype, self.cross_stride)
+        return InputStatistics(
+            self.width,
+            required,
+            self.device,
+            self.dtype,
+            self.cross_stride,
+            outputs=self.outputs,
+            share=self.share,
+        )
 
     def _zeros(self, kind: RequiredStatistics, *shape: int) -> Float[Tensor, "..."] | None:
         if kind not in self.required or RequiredStatistics.FOLDS in self.required:
@@ -313,18 +349,29 @@ class InputStatistics:
         total, self._residual = _gathered(self._residual, RequiredStatistics.CROSS), None
         return total.to(self.dtype)
 
-    def _add_residual(
-        self, x: Float[Tensor, "*batch in"], x_full: Float[Tensor, "..."] | None
+    def _lack(self) -> Float[Tensor, "out in"]:
+        return self.once("stream", self._read_stream)
+
+    def _read_stream(self) -> Float[Tensor, "out in"]:
+        if self._folds is not None:
+            first, second = (fold._lack() for fold in self._folds.both)
+            return first + second
+        assert self._stream is not None
+        total, self._stream = self.share * self._stream, None
+        return total.to(self.dtype)
+
+    def _add_difference(
+        self,
+        total: Float[Tensor, "out in"],
+        x: Float[Tensor, "*batch in"],
+        own: Float[Tensor, "..."] | None,
+        full: Float[Tensor, "..."] | None,
     ) -> None:
-        assert self._residual is not None
-        if x_full is None or x_full.shape != x.shape:
-            shape = None if x_full is None else tuple(x_full.shape)
-            raise InputError(
-                f"a cross moment needs x_full of the shape of x, {tuple(x.shape)}; got {shape}"
-            )
+        own, full = (require_channels(one, x, len(total)) for one in (own, full))
         stride = self.cross_stride if x.ndim > 2 else 1
-        for window, full in zip(_windows(x), _windows(x_full.detach()), strict=True):
-            add_residual(self._residual, window, full.to(self.device, self.dtype), stride)
+        for window, less, more in zip(_windows(x), _windows(own), _windows(full), strict=True):
+            own, full = (one.detach().to(self.device, self.dtype) for one in (less, more))
+            add_residual(total, window, own, full, stride)
 
     def _add_positions(self, values: Float[Tensor, "*batch in"]) -> None:
         if values.ndim != 3:

@@ -38,6 +38,9 @@ class Site:
     stage: tuple[str, Stage] | None = None
     """Of an expert: the name of the experts, and which of its sites are measured together."""
     expert: int | None = None
+    stream: str | None = None
+    """The module that is given the residual stream to which the output of the only target is added,
+    as it is before (residual_streams.py); empty: the block itself. None: it is added to none."""
 
 
 def find_sites(

@@ -15,6 +15,7 @@ from q2n.models.blocks import BlockwiseModel
 from q2n.models.experts import experts_in
 from q2n.models.junction_search import find_junctions
 from q2n.models.junctions import Junction
+from q2n.models.residual_streams import with_streams
 from q2n.models.sites import Site, find_sites
 from q2n.models.targets import Target
 from q2n.pipeline.expert_inputs import ExpertSampling, group_size
@@ -98,6 +99,8 @@ def enter_block(
     )
     targets, ignored = model.targets_of(index, block)
     sites = find_sites(block, targets, probe.at(index))
+    if options.stream_share:
+        sites = with_streams(block, sites, probe.at(index))
     junctions: Sequence[Junction] = ()
     if rewritten:
         junctions = find_junctions(block, targets, probe.at(index), model.shared_in(index))

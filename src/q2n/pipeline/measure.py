@@ -45,7 +45,9 @@ class Measure:
                 for site in state.round:
                     inputs, *full = [one.input_at(site) for one in running]
                     if inputs is not None:  # an idle expert gets none
-                        statistics[site].update(inputs, *_scaled(state, site, full))
+                        full = _scaled(state, site, full)
+                        streams = [one.stream_at(state.sites[site]) for one in running]
+                        statistics[site].update(inputs, *full, *(streams if full else []))
                         reached[site] += running[0].reached
                 _lay_aside(state, batch, running)
         return replace(state, statistics=statistics, reached={**state.reached, **reached})
@@ -58,8 +60,17 @@ class Measure:
             self.required,
             self.device,
             cross_stride=self.options.cross_stride(stream.tokens, width),
+            outputs=self._outputs(state, site),
+            share=self.options.stream_share,
             first_window=stream.first_window,
         )
+
+    def _outputs(self, state: BlockState, position: int) -> int:
+        """Rows of the layer that writes to a residual stream which is to be made up for."""
+        site = state.sites[position]
+        if site.stream is None or RequiredStatistics.CROSS not in self.required:
+            return 0
+        return state.targets[site.targets[0]].shape[0]
 
 
 def _scaled(state: BlockState, site: int, full: Sequence[Tensor | None]) -> list[Tensor | None]:

@@ -4,7 +4,15 @@ import math
 from dataclasses import dataclass
 from zlib import crc32
 
-from q2n.option_types import Count, CountOrZero, NonNegative, Positive, Seed, check_fields
+from q2n.option_types import (
+    Count,
+    CountOrZero,
+    NonNegative,
+    Positive,
+    Seed,
+    Share,
+    check_fields,
+)
 from q2n.pipeline.activations import Place
 
 GIB = 2**30
@@ -25,6 +33,9 @@ class LoopOptions:
     """GiB of them that lie there, those of all streams together; the others lie on disk."""
     cross_tokens: CountOrZero = 16
     """Tokens for each input channel that cross moments count, if there are more; 0: all."""
+    stream_share: Share = 0.0
+    """Of what the residual stream lacks of the full-precision one: the share that layers which
+    write to it make up for, as far as their inputs tell of it."""
     expert_shrinkage: NonNegative = 256.0
     """Tokens for which the mean over all tokens counts in the statistics of an expert, beside those
     that its router sends it; 0: the latter alone."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from q2n.models.calls import BlockInput, BlockOutput
 from q2n.models.experts import experts_in
+from q2n.models.residual_streams import BLOCK_INPUT
 from q2n.models.sites import Site
 from q2n.models.targets import targets_in
 from q2n.pipeline.expert_inputs import ExpertInputs, ExpertSampling
@@ -42,6 +43,8 @@ class PausingBlock:
                 continue
             for name in site.targets:
                 targets[name].module.register_forward_pre_hook(partial(_announce, position))
+        for name in {site.stream for site in sites if site.stream}:
+            block.get_submodule(name).register_forward_pre_hook(partial(_keep_stream, name))
         for name, experts in experts_in(block):
             if name in positions:
                 experts.watcher = ExpertInputs(name, positions[name], sampling)
@@ -54,11 +57,19 @@ def _announce(position: int, _: nn.Module, args: tuple[Tensor, ...]) -> None:
         running.pause(position, args[0], args[0][..., 0].numel())
 
 
+def _keep_stream(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+    """Leave the residual stream that a module is given where its pass finds it."""
+    running = getcurrent()
+    if isinstance(running, RunningPass):
+        running.streams[name] = args[0]
+
+
 class BlockPass:
     """One batch on its way through one block."""
 
     def __init__(self, block: PausingBlock, inputs: BlockInput):
         self._run = RunningPass(partial(inputs.run, block.block))
+        self._run.streams[BLOCK_INPUT] = inputs.hidden
         self._latest: Tensor | BlockOutput | None = None
 
     def follow(self, leader: "BlockPass") -> None:
@@ -72,6 +83,10 @@ class BlockPass:
         paused = self._latest if self._run.position == site and not self._run.dead else None
         assert not isinstance(paused, BlockOutput)
         return paused
+
+    def stream_at(self, site: Site) -> Float[Tensor, "*batch hidden"] | None:
+        """The residual stream before the site's output is added to it; None if it is to none."""
+        return None if site.stream is None else self._run.streams[site.stream]
 
     @property
     def reached(self) -> int:

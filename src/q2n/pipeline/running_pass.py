@@ -19,6 +19,8 @@ class RunningPass(greenlet):
         """Tokens of the batch that reach that site by themselves."""
         self.routed: dict[str, Sequence[Int[Tensor, " _"]]] = {}
         """By name of a mixture's experts: the tokens of each."""
+        self.streams: dict[str, Tensor] = {}
+        """The residual stream at the places of it that sites name."""
         self.leader: RunningPass | None = None
         """The pass that says which tokens reach an expert, if this one does not."""
 

@@ -2,12 +2,16 @@
 
 What reaches a layer is the quantized prefix's output; this makes the layer's weight reproduce,
 from there, what the full-precision model has at its output, as far as a linear map can, and
-quantizes that weight. The closed form and its ridge: linalg/correction.py. It costs the second
-stream and one product of the width of the input, and stores nothing.
+quantizes that weight. With a `stream_share` a layer that writes to the residual stream makes up for
+that share of what the stream lacks as well. The closed form and its ridge: linalg/correction.py. It
+costs the second stream and one product of the width of the input, and stores nothing.
 """
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
 
 from q2n.layers.quantized import QuantizedLinear
 from q2n.linalg.correction import corrector
@@ -53,11 +57,18 @@ class InputErrorCorrection(Wrapper):
         ridge = self.correction_ridge
         if self.correction_held_out and statistics.folds:
             ridge = correction_ridge(problem.weight, statistics, name=problem.name)
-        matrix = statistics.once(
-            ("corrector", ridge),
-            lambda: corrector(statistics.gram, statistics.residual, ridge, name=problem.name),
-        )
-        change = problem.weight @ matrix
+        change = self._change(problem, ridge)
         layer = self.inner.quantize(replace(problem, weight=problem.weight + change))
         moved = float(change.norm() / problem.weight.norm().clamp(min=1e-30))
         return layer.with_record(correction=moved, correction_ridge=ridge)
+
+    def _change(self, problem: LayerProblem, ridge: float) -> Float[Tensor, "out in"]:
+        """W' - W. What layers with one input share is computed once."""
+        statistics, name = problem.measured, problem.name
+        if (lack := statistics.stream_lack) is not None:
+            moment = problem.weight @ statistics.residual + lack
+            return corrector(statistics.gram, moment, ridge, name=name)
+        return problem.weight @ statistics.once(
+            ("corrector", ridge),
+            lambda: corrector(statistics.gram, statistics.residual, ridge, name=name),
+        )

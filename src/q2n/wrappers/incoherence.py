@@ -89,7 +89,7 @@ class Incoherence(Wrapper):
         moved = replace(
             problem,
             weight=basis.weight(problem.weight),
-            statistics=statistics.in_basis(basis.inputs),
+            statistics=statistics.in_basis(basis.inputs, basis.outputs),
         )
         layer = self.inner.quantize(moved)
         return RotatedLinear(

@@ -4,7 +4,8 @@ The null-space step asks which alpha brings a row of Q close to a row of W. Outp
 alpha brings the layer's output close to a target:
 
 - `full_precision`: the output of the full-precision model at this layer, computed from the input
-  that the quantized prefix really gives;
+  that the quantized prefix really gives; with a `stream_share` what makes up for that of the
+  residual stream's error too;
 - `own`: the original layer's output on that same input.
 
 The closed forms, for one factor per row or per stored scale: linalg/output_alpha.py. The layer
@@ -121,7 +122,8 @@ class OutputScales(Wrapper):
         """`C` and `w M` of all tokens or of a fold, less what the fixed part gives, `f C`; with a
         threshold both weighed by F."""
         gram = statistics.gram
-        goal = problem.weight @ (statistics.cross if self.target == "full_precision" else gram)
+        full = self.target == "full_precision"
+        goal = problem.goal(statistics) if full else problem.weight @ gram
         if fixed is not None:
             goal -= fixed @ gram
         if threshold is None:

@@ -1,0 +1,85 @@
+"""Which layers write to the residual stream, and where the stream can be seen before they do.
+
+A block adds what a layer gives (o, down) to its hidden states. Nothing is known by names: the block
+runs once on a short probe, and a layer's output y writes to the stream where two hidden states t
+and t' that modules are given, the block is given, or the block gives, differ by just y. What is
+not seen so (outputs that are scaled, normed or added up before they are added) writes to none.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from q2n.models.calls import BlockInput
+from q2n.models.running import running
+from q2n.models.sites import Site
+
+BLOCK_INPUT = ""
+"""Where the stream is what the block is called with."""
+
+
+@torch.no_grad()
+def with_streams(block: nn.Module, sites: Sequence[Site], probe: BlockInput) -> list[Site]:
+    """The sites, those of a layer that writes to the stream with the place where it is seen."""
+    writers = {site.targets[0]: site for site in sites if len(site.targets) == 1 and not site.stage}
+    seen = _seen(block, list(writers), probe)
+    places = {name: seen.place_of(name) for name in writers}
+    return [replace(site, stream=places.get(site.targets[0])) for site in sites]
+
+
+@dataclass
+class _Seen:
+    """Hidden states of one run in call order, and outputs of layers."""
+
+    states: list[tuple[str | None, Tensor]]
+    """With the module that is given them; None: the block gives them."""
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+
+    def place_of(self, writer: str) -> str | None:
+        """Where the stream is that a layer writes to."""
+        y = self.outputs.get(writer)
+        if y is None or not y.any():
+            return None
+        for number, (place, before) in enumerate(self.states):
+            after = (x for _, x in self.states[number + 1 :])
+            if place is not None and any(_adds_up(before, y, x) for x in after):
+                return place
+        return None
+
+
+def _seen(block: nn.Module, writers: Sequence[str], probe: BlockInput) -> _Seen:
+    shape = probe.hidden.shape
+    seen = _Seen([(BLOCK_INPUT, probe.hidden)])
+
+    def given(name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and isinstance(args[0], Tensor) and args[0].shape == shape:
+            seen.states.append((name, args[0]))
+
+    def gave(name: str, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor) and output.shape == shape and args[0].ndim == len(shape):
+            seen.outputs.setdefault(name, output)
+
+    hooks = [
+        module.register_forward_pre_hook(partial(given, name))
+        for name, module in block.named_modules()
+        if name
+    ]
+    hooks += [block.get_submodule(x).register_forward_hook(partial(gave, x)) for x in writers]
+    try:
+        with running(type(block).__name__):
+            seen.states.append((None, probe.run(block).hidden))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def _adds_up(before: Tensor, y: Tensor, after: Tensor) -> bool:
+    """Whether `before + y` is `after`, to the rounding of the coarsest of them."""
+    unit = max(torch.finfo(x.dtype).eps for x in (before, y, after))
+    error = (before.float() + y.float() - after.float()).abs()
+    return bool((error <= 2 * unit * (before.float().abs() + y.float().abs())).all())
