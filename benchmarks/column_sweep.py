@@ -16,7 +16,8 @@ from q2n.grids.uniform import UniformGrid
 from q2n.kernels.column_sweep import sweep
 from q2n.kernels.rounding_rules import UniformRule
 from q2n.linalg.factor import feedback
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 
 SHAPES = ((1536, 576), (576, 1536))
 BLOCKS = (32, 64, 128)

@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from measuring import best_seconds, heading, inputs, matrix_product_rate
 
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 
 TOKENS = 4096
 

@@ -2,7 +2,8 @@
 
 import torch
 
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.method import LayerProblem
 
 ROWS, COLUMNS, TOKENS = 12, 32, 240

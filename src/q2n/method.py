@@ -12,7 +12,8 @@ from q2n.grids.learned_range import Clipping, RangeFit
 from q2n.layers.learned_factors import FactorFit
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.linalg.factor import Feedback, feedback
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.option_types import Bits, check_fields
 
 

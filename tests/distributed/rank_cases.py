@@ -23,7 +23,12 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gptq": ("llama", GPTQ, {}),
     "activations on disk": ("llama", GPTQ, {"activations": "disk"}),
     "whole blocks": ("llama", GPTQ, {"true_sequential": False}),
-    "held out": ("llama", {**GPTQ, "quality": "good", "scales_held_out": True}, {}),
+    "held out": (
+        "llama",
+        {**GPTQ, "quality": "good", "scales_held_out": True},
+        {"stream_share": 0.5},
+    ),
+    "stream": ("llama", {**GPTQ, "quality": "good"}, {"stream_share": 0.5}),
     "positions": ("llama", {**GPTQ, "nullspace": "paper", "gram": "mean_activation"}, {}),
     "no text": ("llama", {"method": "rtn", "bits": 3}, {}),
     "experts": ("mixture", GPTQ, {"expert_memory": 1e-4}),

@@ -19,7 +19,8 @@ from q2n.formats.load import load_model
 from q2n.formats.table import FORMATS
 from q2n.kernels import dispatch
 from q2n.layers import REPRESENTATIONS
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.method import LayerProblem
 from q2n.methods.gptq import GPTQ
 from q2n.methods.leanquant import LeanQuant

@@ -2,7 +2,8 @@ import torch
 
 from q2n.linalg.basis import Basis, balancing
 from q2n.linalg.random_orthogonal import random_rotation
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 
 
 def normal(*shape, seed=0):

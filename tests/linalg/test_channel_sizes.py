@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from q2n.errors import InputError, NumericalError
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 
 
 def test_statistics_are_those_of_all_tokens():

@@ -5,7 +5,8 @@ from two_inputs import two_inputs
 
 from q2n.errors import NumericalError
 from q2n.linalg.correction import corrector
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 
 ROWS, COLUMNS, TOKENS = 5, 18, 200
 SEEDS = range(3)

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from q2n.errors import InputError
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 
 REQUIRED = RequiredStatistics.GRAM | RequiredStatistics.CROSS | RequiredStatistics.FOLDS
 

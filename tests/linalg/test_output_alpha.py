@@ -5,7 +5,8 @@ from two_inputs import two_inputs
 
 from q2n.linalg import output_alpha
 from q2n.linalg.output_alpha import per_group
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 
 ROWS, COLUMNS, SIZE, TOKENS = 7, 22, 8, 240  # two whole groups and one of 6 columns
 GROUPS = 3

@@ -5,7 +5,8 @@ import torch
 
 from q2n.linalg import products
 from q2n.linalg.products import LEAST_GAIN, Probe, fast_products, in_two_parts
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 
 CPU = torch.device("cpu")
 ROUNDED = 2e-3

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from q2n.errors import InputError, NumericalError
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics, bytes_of_sums
+from q2n.linalg.required_statistics import RequiredStatistics, bytes_of_sums
+from q2n.linalg.statistics import InputStatistics
 
 # Sums of t products in float32, compared with float64: a few eps * sqrt(t) of the largest
 # term; eps = 1.2e-7 and t < 200 give 2e-6, and 1e-5 leaves room for the order of summation.

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 
 MOMENTS = RequiredStatistics.GRAM | RequiredStatistics.CROSS
 

@@ -5,7 +5,8 @@ from oracles import trellis as oracle
 
 from q2n.layers.levels import TrellisLinear
 from q2n.linalg import trellis_code
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.method import LayerProblem
 from q2n.methods.ldlq import LDLQ
 

@@ -9,7 +9,8 @@ from oracles.codebook import feedback_sweep
 from q2n.block_types import BLOCK_TYPES
 from q2n.errors import InputError
 from q2n.grids.blocks import fit_blocks
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.method import LayerProblem
 from q2n.methods.gptq import GPTQ
 from q2n.methods.owq import OWQ

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from q2n.config.presets import RELEASED_NULLSPACE
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.method import Compensating, LayerProblem
 from q2n.methods import METHODS
 from q2n.methods.gptq import GPTQ

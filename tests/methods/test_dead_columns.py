@@ -5,7 +5,8 @@ import torch
 
 from q2n.layers.outliers import OutlierLinear
 from q2n.layers.partly_binary import PartlyBinaryLinear
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.method import LayerProblem
 from q2n.methods import GPTQ, LDLQ, OWQ, PBLLM, RTN, LeanQuant
 from q2n.wrappers.correction import InputErrorCorrection

@@ -9,7 +9,8 @@ from q2n.kernels import dispatch
 from q2n.layers.exl3 import EXL3Linear
 from q2n.linalg import exl3_code
 from q2n.linalg.factor import feedback
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.method import LayerProblem
 from q2n.methods.exl3 import EXL3, LARGEST
 from q2n.methods.rtn import RTN

@@ -8,7 +8,8 @@ from oracles.quarot import signed_scale
 
 from q2n.config.presets import RELEASED_NULLSPACE
 from q2n.errors import InputError, NumericalError
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.method import LayerProblem
 from q2n.methods import METHODS
 from q2n.methods.gptq import GPTQ

@@ -8,7 +8,8 @@ from oracles import quip as oracle
 
 from q2n.errors import InputError
 from q2n.linalg import lloyd_max
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.method import LayerProblem
 from q2n.methods.ldlq import LDLQ
 from q2n.methods.rtn import RTN

@@ -9,7 +9,8 @@ from two_inputs import two_inputs
 from q2n.config.presets import RELEASED_NULLSPACE
 from q2n.errors import InputError, NumericalError
 from q2n.layers.outliers import OutlierLinear
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.method import LayerProblem
 from q2n.methods import METHODS
 from q2n.methods.gptq import GPTQ

@@ -5,7 +5,8 @@ import torch
 from oracles import partly_binary as oracle
 
 from q2n.errors import InputError
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.method import LayerProblem
 from q2n.methods import METHODS
 from q2n.methods.pbllm import PBLLM

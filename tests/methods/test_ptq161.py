@@ -12,7 +12,8 @@ from q2n.config.reading import read_settings
 from q2n.errors import InputError
 from q2n.layers.learned_factors import FactorFit, LearnedFactors
 from q2n.layers.salient_columns import SalientColumnsLinear
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.method import LayerProblem
 from q2n.methods.ptq161 import PTQ161
 from q2n.models.targets import targets_in

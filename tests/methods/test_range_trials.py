@@ -9,7 +9,8 @@ from q2n.errors import InputError
 from q2n.grids.granularity import granularity_of
 from q2n.grids.scale_zero_search import GROUP_STEPS, ROW_STEPS, ScaleZeroGrid
 from q2n.linalg.factor import feedback
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.method import LayerProblem
 from q2n.methods.gptq import GPTQ
 from q2n.methods.range_trials import FACTORS

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from q2n.errors import InputError
-from q2n.linalg.statistics import RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
 from q2n.method import LayerProblem
 from q2n.methods import METHODS
 from q2n.methods.rtn import RTN

@@ -245,12 +245,12 @@ def filtered_output_alpha(
     return torch.from_numpy(np.array(alpha))
 
 
-def minimised_correction(weight, x, x_full, ridge):
-    """The W' that minimises `|W x_full - W' x|^2 + ridge |W' - W|^2` over all tokens, by L-BFGS;
-    `ridge` is relative to the mean energy of an input channel."""
+def minimised_correction(weight, x, x_full, ridge, lack=0.0):
+    """The W' that minimises `|W x_full + lack - W' x|^2 + ridge |W' - W|^2` over all tokens, by
+    L-BFGS; `ridge` is relative to the mean energy of an input channel."""
     hold = ridge * (x**2).sum() / x.shape[1]
     corrected = weight.clone().requires_grad_()
-    target = x_full @ weight.T
+    target = x_full @ weight.T + lack
 
     def loss():
         misfit = ((target - x @ corrected.T) ** 2).sum()

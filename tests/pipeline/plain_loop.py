@@ -5,7 +5,8 @@ from transformers.pytorch_utils import Conv1D
 
 from q2n.data.windows import TokenWindows
 from q2n.grids.uniform import UniformGrid
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.method import LayerProblem
 from q2n.methods.gptq import GPTQ
 from q2n.models.blocks import BlockwiseModel

@@ -9,7 +9,7 @@ from torch import nn
 
 from q2n.data.windows import TokenWindows
 from q2n.errors import InputError
-from q2n.linalg.statistics import RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
 from q2n.methods.gptq import GPTQ
 from q2n.methods.ptq161 import PTQ161
 from q2n.methods.rtn import RTN

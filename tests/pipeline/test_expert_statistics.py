@@ -15,7 +15,7 @@ from oracles.experts import (
 from pipeline.plain_loop import run_loop, token_windows
 
 from q2n.errors import InputError
-from q2n.linalg.statistics import RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
 from q2n.methods.rtn import RTN
 
 EXPERTS = "model.layers.0.mlp.experts"

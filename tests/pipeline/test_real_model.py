@@ -14,7 +14,7 @@ from q2n.data.tokenizer import load_tokenizer
 from q2n.data.windows import calibration_windows
 from q2n.formats.load import load_model
 from q2n.layers.uniform import UniformLinear
-from q2n.linalg.statistics import RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
 from q2n.method import LayerProblem
 from q2n.methods.gptq import GPTQ
 from q2n.methods.ldlq import LDLQ

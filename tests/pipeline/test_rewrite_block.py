@@ -9,7 +9,8 @@ from tiny import tiny_model
 from q2n.disk.folders import MARKER
 from q2n.errors import InputError
 from q2n.grids.uniform import UniformGrid
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.logging import Reporter
 from q2n.methods.gptq import GPTQ
 from q2n.methods.rtn import RTN

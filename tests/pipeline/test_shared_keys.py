@@ -5,7 +5,7 @@ import torch
 from pipeline.plain_loop import CrossMethod, input_of, run_loop, token_windows
 from tiny import SHARED_KEYS, tiny_model
 
-from q2n.linalg.statistics import RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
 from q2n.methods.gptq import GPTQ
 from q2n.methods.rtn import RTN
 from q2n.models.targets import targets_in

@@ -9,7 +9,7 @@ from tiny import save_tiny, tiny_model, tiny_text
 
 import q2n
 from q2n.config.reading import read_settings
-from q2n.linalg.statistics import RequiredStatistics, bytes_of_sums
+from q2n.linalg.required_statistics import RequiredStatistics, bytes_of_sums
 from q2n.method import Work
 from q2n.models.config_source import ConfigSource
 from q2n.pipeline.options import LoopOptions

@@ -7,7 +7,8 @@ from oracles import awq as oracle
 
 from q2n.grids.granularity import granularity_of
 from q2n.grids.uniform import UniformGrid
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.rewrites.awq import AWQ
 from q2n.rewrites.rewrite import Reading
 

@@ -5,7 +5,8 @@ import torch
 from oracles import smoothquant as oracle
 
 from q2n.errors import InputError
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.rewrites.rewrite import Reading
 from q2n.rewrites.smoothquant import SmoothQuant
 

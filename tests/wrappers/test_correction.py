@@ -6,11 +6,14 @@ import torch
 from witness import witness
 
 from q2n.errors import InputError, NumericalError
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.basis import Basis
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.method import LayerProblem
 from q2n.methods.gptq import GPTQ
 from q2n.methods.rtn import RTN
 from q2n.wrappers.correction import InputErrorCorrection
+from q2n.wrappers.incoherence import Incoherence
 from q2n.wrappers.nullspace import NullSpace
 from q2n.wrappers.output_scales import OutputScales
 
@@ -70,6 +73,42 @@ def test_only_the_weight_of_the_problem_changes(ridge):
         assert getattr(seen, name) is getattr(given, name)
     moved = (expected - original).norm() / original.norm()
     assert layer.record["correction"] == pytest.approx(float(moved), rel=1e-3)
+
+
+@pytest.mark.parametrize("in_basis", [False, True], ids=["plain", "in a random basis"])
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_writer_makes_up_for_a_share_of_the_stream_s_error(share, in_basis):
+    """Weight and scales aim at W x_full + share (s_full - s), in any basis."""
+    given, x, x_full = problem()
+    generator = torch.Generator().manual_seed(5)
+    s_full = torch.randn(TOKENS, ROWS, generator=generator)
+    s = s_full + 0.3 * x @ torch.randn(COLUMNS, ROWS, generator=generator)  # x tells of it
+    lack = share * (s_full - s)
+    needs = RequiredStatistics.GRAM | RequiredStatistics.CROSS
+    statistics = InputStatistics(COLUMNS, needs, outputs=ROWS, share=share)
+    for part in (slice(0, 100), slice(100, None)):
+        statistics.update(x[part], x_full[part], s[part], s_full[part])
+    given = dataclasses.replace(given, statistics=statistics)
+    inner, problems = witness(bits=3)
+    method = OutputScales(inner=InputErrorCorrection(inner=inner), scales_ridge=0.0)
+    layer = (Incoherence(inner=method) if in_basis else method).quantize(given)
+    (seen,) = problems
+    goal = oracles.minimised_correction(
+        given.weight.double(), x.double(), x_full.double(), 0.5, lack.double()
+    )
+    without = corrected_weight(given, x, x_full, 0.5)
+    basis = layer.basis if in_basis else Basis()
+    torch.testing.assert_close(seen.weight, basis.weight(goal.float()), rtol=0, atol=1e-4)
+    assert (goal - without).norm() > 0.05 * without.norm()
+    # in the layer's own basis each row's factor is that of least squares
+    q = layer.inner.dequantize() if in_basis else layer.dequantize()
+    target = x_full @ given.weight.T + lack
+    if basis.left is not None:
+        target = basis.left.apply(target)
+    given_out = basis.inputs(x) @ q.T
+    assert ((target - given_out) * given_out).sum(0).abs().max() < 1e-2 * given_out.square().sum(
+        0
+    ).min()
 
 
 INNER = [RTN(bits=3), RTN(bits=3, group_size=8), GPTQ(bits=3), GPTQ(bits=2, group_size=8)]

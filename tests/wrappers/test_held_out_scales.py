@@ -7,7 +7,8 @@ import pytest
 import torch
 from two_streams import COLUMNS, loss, on_tokens, problem
 
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.methods.rtn import RTN
 from q2n.wrappers.output_scales import THRESHOLDS, OutputScales
 

@@ -14,7 +14,8 @@ from q2n.grids import gaussian_range
 from q2n.grids.uniform import UniformGrid
 from q2n.layers.rotated import RotatedLinear
 from q2n.layers.uniform import UniformLinear
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.method import LayerProblem, Method
 from q2n.methods.gptq import GPTQ
 from q2n.methods.ldlq import LDLQ

@@ -13,7 +13,8 @@ from q2n.config.presets import RELEASED_NULLSPACE
 from q2n.config.reading import read_settings
 from q2n.layers.rotated import RotatedLinear
 from q2n.linalg.output_error import OutputError
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.methods.gptq import GPTQ
 from q2n.methods.ldlq import LDLQ
 from q2n.methods.leanquant import LeanQuant

@@ -7,7 +7,8 @@ import torch
 
 from q2n.config.presets import RELEASED_NULLSPACE
 from q2n.errors import InputError, NumericalError
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.method import LayerProblem
 from q2n.methods.gptq import GPTQ
 from q2n.methods.rtn import RTN

@@ -6,7 +6,8 @@ import torch
 from two_streams import COLUMNS, ROWS, SAME, factors, gathered, loss, on_tokens, problem
 
 from q2n.errors import InputError, NumericalError
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.methods.gptq import GPTQ
 from q2n.methods.rtn import RTN
 from q2n.wrappers.correction import InputErrorCorrection

@@ -12,7 +12,7 @@ from q2n.errors import InputError
 from q2n.grids.granularity import granularity_of
 from q2n.grids.uniform import UniformGrid
 from q2n.layers.quantized import StorageSpec
-from q2n.linalg.statistics import RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
 from q2n.method import Method, Wrapper
 from q2n.methods import METHODS
 from q2n.methods.allocated import Allocated

@@ -27,7 +27,8 @@ from q2n.config.options import CHANGES
 from q2n.config.reading import read_settings
 from q2n.data.windows import TokenWindows
 from q2n.linalg import spectrum as rules
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.logging import Reporter
 from q2n.models.blocks import BlockwiseModel
 from q2n.pipeline.block_stages import EachRound, run_stages

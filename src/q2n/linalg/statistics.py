@@ -27,7 +27,6 @@ derived from moments (spectra, Cholesky factors) is computed once by `once`, and
 linears that read the same tensor.
 """
 
-import enum
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
@@ -38,41 +37,16 @@ from torch import Tensor
 from q2n.errors import InputError, NumericalError
 from q2n.linalg.channel_sizes import ChannelSizes
 from q2n.linalg.folds import Folds
+from q2n.linalg.positions import add_positions, mean_gram
 from q2n.linalg.products import as_factor, fast_products
+from q2n.linalg.required_statistics import SUM, RequiredStatistics
 from q2n.linalg.residual import add_residual, require_channels
 from q2n.linalg.triangle import add_gram, symmetric, triangle_size
 
 T = TypeVar("T")
 
-_SUM = torch.float64
-
 LinearMap = Callable[[Float[Tensor, "tokens in"]], Float[Tensor, "tokens in"]]
 """Applies one m x m matrix to every row."""
-
-
-class RequiredStatistics(enum.Flag):
-    """Which statistics of a layer's input a method reads."""
-
-    NONE = 0
-    GRAM = enum.auto()
-    """`G = sum x^T x`."""
-    CROSS = enum.auto()
-    """`R = D - G`; reading `D = sum x_full^T x` takes GRAM as well."""
-    POSITIONS = enum.auto()
-    """The mean activation at each token position, over sequences of one length."""
-    FOLDS = enum.auto()
-    """The moments of two halves of the windows by themselves (folds.py)."""
-    SIZES = enum.auto()
-    """Mean and largest |x_full| of every channel, of `x` where there is no `x_full`."""
-
-
-def bytes_of_sums(required: RequiredStatistics, width: int, outputs: int = 0) -> int:
-    """Of the moments of a site of this width while tokens are added; `outputs` as in
-    `InputStatistics`."""
-    gram = triangle_size(width) if RequiredStatistics.GRAM in required else 0
-    residual = width**2 if RequiredStatistics.CROSS in required else 0
-    folds = 2 if RequiredStatistics.FOLDS in required else 1
-    return _SUM.itemsize * folds * (gram + residual + outputs * width)
 
 
 class InputStatistics:
@@ -109,7 +83,7 @@ class InputStatistics:
         self._residual = self._zeros(RequiredStatistics.CROSS, width, width)
         self._stream = None
         if outputs and RequiredStatistics.FOLDS not in required:
-            self._stream = torch.zeros(outputs, width, dtype=_SUM, device=self.device)
+            self._stream = torch.zeros(outputs, width, dtype=SUM, device=self.device)
         self._positions: Float[Tensor, "length in"] | None = None
         self._sizes: ChannelSizes | None = None
         if RequiredStatistics.SIZES in required:
@@ -153,7 +127,8 @@ class InputStatistics:
         if self._stream is not None:
             self._add_difference(self._stream, values, s, s_full)
         if RequiredStatistics.POSITIONS in self.required:
-            self._add_positions(values)
+            self._positions = add_positions(self._positions, values)
+            self.sequences += len(values)
         if self._sizes is not None:
             self._sizes = self._sizes + ChannelSizes.of(x if x_full is None else x_full)
 
@@ -257,8 +232,7 @@ class InputStatistics:
             InputError: gathered without POSITIONS.
         """
         total = _gathered(self._positions, RequiredStatistics.POSITIONS)
-        mean = (total / self.sequences).to(self.dtype)
-        return mean.T @ mean
+        return mean_gram(total / self.sequences, self.dtype)
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
         """`compute()`, remembered under `key`, which must hold every option on which the result
@@ -330,7 +304,7 @@ class InputStatistics:
     def _zeros(self, kind: RequiredStatistics, *shape: int) -> Float[Tensor, "..."] | None:
         if kind not in self.required or RequiredStatistics.FOLDS in self.required:
             return None
-        return torch.zeros(shape, dtype=_SUM, device=self.device)
+        return torch.zeros(shape, dtype=SUM, device=self.device)
 
     def _require_unread(self) -> None:
         assert not self._derived, "input statistics that have been read take no more tokens"
@@ -372,21 +346,6 @@ class InputStatistics:
         for window, less, more in zip(_windows(x), _windows(own), _windows(full), strict=True):
             own, full = (one.detach().to(self.device, self.dtype) for one in (less, more))
             add_residual(total, window, own, full, stride)
-
-    def _add_positions(self, values: Float[Tensor, "*batch in"]) -> None:
-        if values.ndim != 3:
-            raise InputError(
-                "the mean activation at each position needs inputs [sequences, length, width], "
-                f"got {tuple(values.shape)}; use --gram second_moment"
-            )
-        added = values.sum(0, dtype=_SUM)
-        if self._positions is not None and self._positions.shape != added.shape:
-            raise InputError(
-                "the mean activation at each position needs sequences of one length, got "
-                f"{added.shape[0]} after {self._positions.shape[0]}; use --gram second_moment"
-            )
-        self._positions = added if self._positions is None else self._positions + added
-        self.sequences += values.shape[0]
 
 
 def _windows(x: Float[Tensor, "*batch in"]) -> Float[Tensor, "windows tokens in"]:

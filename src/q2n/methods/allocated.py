@@ -11,7 +11,7 @@ from operator import or_
 from typing import ClassVar
 
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
-from q2n.linalg.statistics import RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
 from q2n.method import LayerProblem, Method, Work
 from q2n.option_types import Width
 

@@ -35,7 +35,7 @@ from q2n.linalg import exl3_code
 from q2n.linalg.block_hadamard import block_hadamard, padded
 from q2n.linalg.exl3_code import TILE, CodebookName
 from q2n.linalg.factor import Feedback, compensated, feedback, mean_energy, pending
-from q2n.linalg.statistics import RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
 from q2n.method import LayerProblem, Method, Work
 from q2n.option_types import NonNegative
 

@@ -29,7 +29,7 @@ from q2n.kernels.coordinate_descent import descend
 from q2n.kernels.rounding_rules import Rule, UniformRule
 from q2n.layers.quantized import QuantizedLinear
 from q2n.linalg.factor import Feedback, compensated, damped
-from q2n.linalg.statistics import RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
 from q2n.method import LayerProblem, Work, shared_feedback
 from q2n.methods.learned_clip import LearnedClip
 from q2n.methods.range_trials import FACTORS, best_rows, ranges_around

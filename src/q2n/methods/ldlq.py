@@ -41,7 +41,7 @@ from q2n.kernels.rounding_rules import UniformRule
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.linalg import trellis_code
 from q2n.linalg.factor import Feedback, compensated, damped, feedback
-from q2n.linalg.statistics import RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
 from q2n.method import LayerProblem, Method, Work
 from q2n.option_types import Bits, CountOrZero, NonNegative, Positive
 

@@ -32,7 +32,7 @@ from q2n.layers.uniform import UniformLinear, UniformStorage
 from q2n.linalg.factor import Feedback, compensated
 from q2n.linalg.groups import group_of_column
 from q2n.linalg.kmeans import row_kmeans
-from q2n.linalg.statistics import RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
 from q2n.method import LayerProblem, Method, Work, shared_feedback
 from q2n.option_types import Bits, Count, GroupSize, NonNegative
 

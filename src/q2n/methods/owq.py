@@ -40,7 +40,7 @@ from q2n.layers.outliers import OutlierLinear
 from q2n.layers.quantized import StorageSpec, without_columns
 from q2n.linalg.factor import Feedback, compensated, feedback, pending
 from q2n.linalg.finite import all_finite
-from q2n.linalg.statistics import RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
 from q2n.method import LayerProblem, Work
 from q2n.methods.uniform import UniformMethod
 from q2n.option_types import (

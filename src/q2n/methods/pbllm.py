@@ -36,7 +36,7 @@ from q2n.layers.partly_binary import PartlyBinaryLinear
 from q2n.layers.quantized import StorageSpec
 from q2n.linalg.factor import Feedback, compensated
 from q2n.linalg.groups import group_of_column, in_groups
-from q2n.linalg.statistics import RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
 from q2n.method import LayerProblem, Method, Work, shared_feedback
 from q2n.option_types import Bits, Count, GroupSize, NonNegative, ShareInside
 

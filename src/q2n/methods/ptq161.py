@@ -28,7 +28,7 @@ from q2n.layers.learned_factors import FactorFit
 from q2n.layers.quantized import StorageSpec
 from q2n.layers.salient_columns import SalientColumnsLinear
 from q2n.linalg.channel_sizes import ChannelSizes
-from q2n.linalg.statistics import RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
 from q2n.method import LayerProblem, Method, Work
 from q2n.option_types import Bits, Count, Positive, ShareInside
 

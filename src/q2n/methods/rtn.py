@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from q2n.layers.quantized import QuantizedLinear
-from q2n.linalg.statistics import RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
 from q2n.method import LayerProblem
 from q2n.methods.learned_clip import LearnedClip
 

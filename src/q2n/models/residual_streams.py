@@ -52,16 +52,20 @@ class _Seen:
 
 
 def _seen(block: nn.Module, writers: Sequence[str], probe: BlockInput) -> _Seen:
-    shape = probe.hidden.shape
-    seen = _Seen([(BLOCK_INPUT, probe.hidden)])
+    tokens = probe.hidden.shape[:-1].numel()
+    seen = _Seen([(BLOCK_INPUT, probe.hidden.flatten(0, -2))])
+
+    def is_stream(x: Any) -> bool:
+        same_width = isinstance(x, Tensor) and x.shape[-1:] == probe.hidden.shape[-1:]
+        return same_width and x.shape[:-1].numel() == tokens
 
     def given(name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
-        if args and isinstance(args[0], Tensor) and args[0].shape == shape:
-            seen.states.append((name, args[0]))
+        if args and is_stream(args[0]):
+            seen.states.append((name, args[0].flatten(0, -2)))
 
     def gave(name: str, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if isinstance(output, Tensor) and output.shape == shape and args[0].ndim == len(shape):
-            seen.outputs.setdefault(name, output)
+        if is_stream(output):
+            seen.outputs.setdefault(name, output.flatten(0, -2))
 
     hooks = [
         module.register_forward_pre_hook(partial(given, name))
@@ -71,7 +75,7 @@ def _seen(block: nn.Module, writers: Sequence[str], probe: BlockInput) -> _Seen:
     hooks += [block.get_submodule(x).register_forward_hook(partial(gave, x)) for x in writers]
     try:
         with running(type(block).__name__):
-            seen.states.append((None, probe.run(block).hidden))
+            seen.states.append((None, probe.run(block).hidden.flatten(0, -2)))
     finally:
         for hook in hooks:
             hook.remove()

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from q2n.grids.learned_range import Clipping
 from q2n.layers.quantized import QuantizedLinear
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.experts import experts_in
 from q2n.models.junction_search import find_junctions

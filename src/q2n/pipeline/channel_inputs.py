@@ -16,7 +16,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from q2n.linalg.products import fast_products
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.models.experts import OneByOne, Stage, Wanted, Watcher
 from q2n.models.junctions import Junction
 from q2n.pipeline.options import LoopOptions

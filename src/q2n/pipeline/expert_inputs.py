@@ -21,7 +21,7 @@ from greenlet import getcurrent
 from jaxtyping import Int
 from torch import Tensor
 
-from q2n.linalg.statistics import RequiredStatistics, bytes_of_sums
+from q2n.linalg.required_statistics import RequiredStatistics, bytes_of_sums
 from q2n.models.experts import OneByOne, Stage, Wanted, Watcher
 from q2n.pipeline.options import GIB
 from q2n.pipeline.running_pass import RunningPass

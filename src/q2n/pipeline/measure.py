@@ -8,7 +8,8 @@ from torch import Tensor
 
 from q2n.errors import InputError
 from q2n.linalg.products import fast_products
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.models.sites import one_stage
 from q2n.pipeline.block_state import BlockState
 from q2n.pipeline.options import LoopOptions
@@ -46,8 +47,8 @@ class Measure:
                     inputs, *full = [one.input_at(site) for one in running]
                     if inputs is not None:  # an idle expert gets none
                         full = _scaled(state, site, full)
-                        streams = [one.stream_at(state.sites[site]) for one in running]
-                        statistics[site].update(inputs, *full, *(streams if full else []))
+                        streams = [one.stream_at(state.sites[site]) for one in running if full]
+                        statistics[site].update(inputs, *full, *_as_read(streams, inputs))
                         reached[site] += running[0].reached
                 _lay_aside(state, batch, running)
         return replace(state, statistics=statistics, reached={**state.reached, **reached})
@@ -77,6 +78,12 @@ def _scaled(state: BlockState, site: int, full: Sequence[Tensor | None]) -> list
     """The full-precision stream's inputs of a site as a rewrite has scaled those of the block."""
     scale = state.scales.get(state.sites[site].targets[0])
     return [x if x is None or scale is None else x / scale for x in full]
+
+
+def _as_read(streams: Sequence[Tensor | None], inputs: Tensor) -> list[Tensor | None]:
+    """The streams with their tokens in the shape in which a layer reads its own."""
+    shape = inputs.shape[:-1]
+    return [x if x is None else x.reshape(*shape, x.shape[-1]) for x in streams]
 
 
 def usable(state: BlockState) -> BlockState:

@@ -19,7 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from q2n.grids.uniform import UniformGrid
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics, bytes_of_sums
+from q2n.linalg.required_statistics import RequiredStatistics, bytes_of_sums
+from q2n.linalg.statistics import InputStatistics
 from q2n.models.attention_scores import feeds_scores
 from q2n.models.junctions import Junction
 from q2n.pipeline.block_state import BlockState

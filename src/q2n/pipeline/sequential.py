@@ -28,7 +28,7 @@ from q2n.disk.folders import remove_empty
 from q2n.distributed.ranks import ALONE, Ranks
 from q2n.distributed.shares import share
 from q2n.errors import InputError
-from q2n.linalg.statistics import RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
 from q2n.logging import Bar, Reporter
 from q2n.method import Method
 from q2n.models.blocks import BlockwiseModel

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from q2n.grids.learned_range import RangeFit
 from q2n.layers.learned_factors import FactorFit
-from q2n.linalg.statistics import RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics, bytes_of_sums
 from q2n.method import Work
 from q2n.pipeline.options import LoopOptions
-from q2n.planning.shapes import Number
+from q2n.planning.shapes import Number, SiteShape
 from q2n.planning.stored import LayerSizes
 
 
@@ -54,6 +54,15 @@ class Load:
     ranks: int = 1
     """Devices. Each holds its share of the windows; Gram matrices are added up; the matrices of a
     site, or its experts, are divided among them."""
+
+    def writes(self, site: SiteShape, hidden: int) -> int:
+        """Rows of a layer that makes up for a share of what the residual stream lacks; else 0."""
+        makes_up = self.options.stream_share > 0 and RequiredStatistics.CROSS in self.required
+        return site.outputs(hidden) if makes_up else 0
+
+    def sums(self, site: SiteShape, hidden: int) -> int:
+        """Bytes of the sums of one copy of a site."""
+        return bytes_of_sums(self.required, site.width, self.writes(site, hidden))
 
     @property
     def block_steps(self) -> int:

@@ -27,7 +27,7 @@ from math import ceil
 
 from q2n.evaluation.scoring import CHUNK
 from q2n.formats.shards import SHARD_BYTES
-from q2n.linalg.statistics import RequiredStatistics, bytes_of_sums
+from q2n.linalg.required_statistics import RequiredStatistics, bytes_of_sums
 from q2n.pipeline.backward import CHUNK as LOGITS_AT_ONCE
 from q2n.pipeline.options import GIB
 from q2n.planning.load import Load
@@ -227,7 +227,7 @@ class MemoryOfStages:
 
     def statistics(self, site: SiteShape) -> Number:
         """Bytes of the sums of one site; of experts, of as many as are measured together."""
-        one = bytes_of_sums(self.run.required, site.width)
+        one = self.run.sums(site, self.shapes.hidden)
         return min(site.copies * one, max(one, self.run.options.expert_memory * GIB))
 
     def _rewrite_sums(self, block: BlockShape) -> Number:

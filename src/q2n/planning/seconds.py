@@ -25,7 +25,7 @@ next block read ahead by the system) makes a run faster than that.
 from collections.abc import Mapping
 from math import ceil
 
-from q2n.linalg.statistics import RequiredStatistics, bytes_of_sums
+from q2n.linalg.required_statistics import RequiredStatistics
 from q2n.planning.load import Load
 from q2n.planning.memory import FLOAT, MemoryOfStages
 from q2n.planning.rates import Rates
@@ -177,7 +177,8 @@ class SecondsOfStages:
         if RequiredStatistics.CROSS in required:
             counted = tokens / self.run.options.cross_stride(self.run.tokens, width)
         counted *= 2 if self._halves_are_factors else 1
-        return site.copies * 2 * width**2 * (TRIANGLE * tokens + counted)
+        moments = width + self.run.writes(site, self.shapes.hidden)
+        return site.copies * 2 * width * (width * TRIANGLE * tokens + moments * counted)
 
     @property
     def _halves_are_factors(self) -> bool:
@@ -189,12 +190,11 @@ class SecondsOfStages:
         to the sums of one site and its copies."""
         options, windows = self.run.options, self.run.windows
         products = windows if site.copies == 1 else ceil(windows / options.batch_size)
-        sums = bytes_of_sums(self.run.required, site.width)
-        return MOVED * site.copies * products * sums
+        return MOVED * site.copies * products * self.run.sums(site, self.shapes.hidden)
 
     def _exchanged(self) -> Number:
         """Sums are added up over the devices, in a ring."""
         ranks = self.run.ranks
         sites = (site for block in self.shapes.blocks for site in block.sites)
-        size = sum(x.copies * bytes_of_sums(self.run.required, x.width) for x in sites)
+        size = sum(x.copies * self.run.sums(x, self.shapes.hidden) for x in sites)
         return 2 * (ranks - 1) / ranks * size / self.rates.between

@@ -71,6 +71,12 @@ class SiteShape:
     share: Number = 1.0
     """Of the tokens, how many reach each copy."""
 
+    def outputs(self, hidden: int) -> int:
+        """Rows of a matrix that may write to the residual stream, for it gives hidden states; 0 of
+        other sites."""
+        alone = len(self.matrices) == self.copies == 1
+        return hidden if alone and self.matrices[0].rows == hidden else 0
+
 
 @dataclass(frozen=True)
 class BlockShape:

@@ -16,7 +16,7 @@ from torch import Tensor
 from q2n.layers.quantized import QuantizedLinear
 from q2n.linalg.correction import corrector
 from q2n.linalg.held_out import correction_ridge
-from q2n.linalg.statistics import RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
 from q2n.method import LayerProblem, Work, Wrapper
 from q2n.option_types import NonNegative
 

@@ -25,7 +25,7 @@ from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.layers.rotated import LARGEST_FACTOR, RESCALE_DTYPE, RotatedLinear, basis_of
 from q2n.linalg.basis import balancing
 from q2n.linalg.random_orthogonal import Mode, factors
-from q2n.linalg.statistics import RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
 from q2n.method import LayerProblem, Method, Work, Wrapper
 
 

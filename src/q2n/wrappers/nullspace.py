@@ -25,8 +25,9 @@ from q2n.layers.quantized import QuantizedLinear, without_columns
 from q2n.linalg import alpha as solvers
 from q2n.linalg import spectrum as rules
 from q2n.linalg.output_error import OutputError
+from q2n.linalg.required_statistics import RequiredStatistics
 from q2n.linalg.spectrum import Decomposition, Index, Spectrum
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.method import Compensating, LayerProblem, Work, Wrapper
 from q2n.option_types import Count, NonNegative, Patterns, Positive
 from q2n.patterns import matches

@@ -25,7 +25,8 @@ from q2n.linalg import spectrum as rules
 from q2n.linalg.alpha import summary
 from q2n.linalg.held_out import alpha_ridge
 from q2n.linalg.output_alpha import per_group
-from q2n.linalg.statistics import InputStatistics, RequiredStatistics
+from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.linalg.statistics import InputStatistics
 from q2n.method import LayerProblem, Work, Wrapper
 from q2n.option_types import NonNegative, Positive
 
