@@ -57,7 +57,7 @@ class Folds(Generic[S]):
         return self.both if self.first.tokens and self.second.tokens else []
 
     def update(
-        self, x: Float[Tensor, "*batch in"], *others: Float[Tensor, "*batch any"] | None
+        self, x: Float[Tensor, "*batch in"], *others: Float[Tensor, "*batch _"] | None
     ) -> None:
         """Deal out the tokens of `x`, of shape [windows, length, in] or [tokens, in], and of what
         else there is of them."""
