@@ -31,13 +31,19 @@ def quantize(place: Path, **settings):
 
 @needs_llama_cpp
 @pytest.mark.parametrize(
-    ("architecture", "options"), [("qwen3", {}), ("qwen3_moe", {"num_experts_per_tok": 4})]
+    ("architecture", "options", "settings"),
+    [
+        ("qwen3", {}, {}),
+        ("qwen3_moe", {"num_experts_per_tok": 4}, {}),
+        ("qwen3", {"tie_word_embeddings": True}, {"rotate": True, "rotate_online": False}),
+    ],
+    ids=["dense", "mixture", "rotated"],
 )
 def test_llama_cpp_predicts_what_our_weights_predict(
-    tmp_path: Path, architecture: str, options: dict
+    tmp_path: Path, architecture: str, options: dict, settings: dict
 ) -> None:
     save(tmp_path / "model", architecture, **options)
-    quantize(tmp_path, grid="q4_0", output_scales=True)
+    quantize(tmp_path, grid="q4_0", output_scales=True, **settings)
     text = fast(byte_level())(tiny_text(4)).input_ids[:64]
     with torch.no_grad():
         ours = load_model(tmp_path / "out")(torch.tensor([text])).logits[0].numpy()
