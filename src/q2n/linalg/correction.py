@@ -49,8 +49,8 @@ from q2n.linalg.factor import mean_energy
 def corrector(
     gram: Float[Tensor, "in in"], residual: Float[Tensor, "any in"], ridge: float, *, name: str
 ) -> Float[Tensor, "any in"]:
-    """`R (C + r I)^-1`, R = D - C the residual moment: W' = W + W times this; with S in place of R
-    what is added to that. In float64 where float32 fails.
+    """`R (C + r I)^-1`, R = D - C the residual moment: W' = W + W times this. Of `W R + S` in place
+    of R it is W' - W itself. In float64 where float32 fails.
 
     Columns without input are left as they are, whatever the ridge: f does not depend on them.
 

@@ -1,4 +1,4 @@
-"""The mean activation at each token position, over sequences: the input of Q2N's released code."""
+"""The mean activation at each token position, of which Q2N's released code takes the Gram matrix."""
 
 import torch
 from jaxtyping import Float
