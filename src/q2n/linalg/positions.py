@@ -1,4 +1,4 @@
-"""The mean activation at each token position, of which Q2N's released code takes the Gram matrix."""
+"""The mean activation at each position; Q2N's released code takes the Gram matrix of these."""
 
 import torch
 from jaxtyping import Float
