@@ -66,7 +66,7 @@ def test_what_is_set_wins() -> None:
         ),
         (
             {"runtime": "vllm", "method": "gptq", "rotate": True},
-            "--rotate hadamard; add --rotate-online no$",
+            "--rotate hadamard; add --rotate-online false$",
         ),
         (
             {"runtime": "vllm", "rotate": True, "rotate_online": False, "kv_bits": 4},

@@ -267,7 +267,7 @@ def assert_alike(logits, expected, *, flips):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"rotate": True}, "cannot hold .* while the model runs: .* without --rotate-online no"),
+        ({"rotate": True}, "cannot hold .* while the model runs: .* without --rotate-online false"),
         ({"activation_bits": 8}, "do not (run|round) "),
         ({"kv_bits": 4}, "cannot hold .* while the model runs: --kv-bits 4"),
     ],

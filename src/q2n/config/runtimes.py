@@ -184,7 +184,7 @@ def _refused_change(settings: Mapping[str, Any]) -> str | None:
     for name, option in table().owners[CHANGES].items():
         value = settings.get(name, option.default)
         if value != option.default and not (in_weights and name.startswith("rotate")):
-            instead = "add --rotate-online no" if name == "rotate" else "leave it out"
+            instead = "add --rotate-online false" if name == "rotate" else "leave it out"
             return f"--{name.replace('_', '-')} {value}; {instead}"
     return None
 

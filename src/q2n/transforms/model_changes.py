@@ -26,7 +26,7 @@ class ModelChanges:
     random, the residual stream by any orthogonal matrix; learned, from hadamard by gradient steps
     on the loss of the rounded model (SpinQuant)."""
     rotate_online: bool = True
-    """Also rotate the inputs of o and down while the model runs (QuaRot). No: only what the weights
+    """Also rotate the inputs of o and down while the model runs (QuaRot). Off: only what weights
     can hold is rotated, the residual stream and each head's values, and every format and runtime
     takes the checkpoint."""
     rotate_steps: Count = 100
@@ -76,7 +76,7 @@ class ModelChanges:
         """The flag of what has to run beside the weights, empty if nothing has to: rounded inputs
         of linears, which more readers know, are no such part."""
         if self.rotate != "none" and self.rotate_online:
-            return f"--rotate {self.rotate} without --rotate-online no"
+            return f"--rotate {self.rotate} without --rotate-online false"
         return "" if self.cache is None else f"--kv-bits {self.kv_bits}"
 
     @property

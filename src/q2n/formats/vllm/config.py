@@ -42,7 +42,7 @@ class NativeConfig(QuantizationConfig):
         if config.get(RUNTIME):
             raise InputError(
                 "this checkpoint rotates or rounds activations while it runs, which vLLM does not; "
-                "use transformers, or quantize with --rotate-online no, and without "
+                "use transformers, or quantize with --rotate-online false, and without "
                 "--activation-bits and --kv-bits"
             )
         return cls(described_layers(config), config.get(COPIED, ()))
