@@ -83,8 +83,10 @@ def test_refusals_say_what_it_runs(settings: dict, words: str) -> None:
 
 def test_any_runtime_takes_a_rotation_that_weights_hold() -> None:
     own = {"rotate": "learned", "rotate_online": False, "rotate_weight_bits": 4, "rotate_steps": 5}
-    for runtime in RUNTIMES:
-        assert read(runtime=runtime, **own).rewrite == "off"
+    for name, runtime in RUNTIMES.items():
+        settings = read_settings({"runtime": name, **own}).flat()
+        assert settings["rotate_online"] is False
+        assert settings["format"] == runtime.loads[0].format
 
 
 def test_rounded_inputs_need_no_gpu_at_eight_bits() -> None:

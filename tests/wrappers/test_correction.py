@@ -105,10 +105,9 @@ def test_a_writer_makes_up_for_a_share_of_the_stream_s_error(share, in_basis):
     target = x_full @ given.weight.T + lack
     if basis.left is not None:
         target = basis.left.apply(target)
-    given_out = basis.inputs(x) @ q.T
-    assert ((target - given_out) * given_out).sum(0).abs().max() < 1e-2 * given_out.square().sum(
-        0
-    ).min()
+    output = basis.inputs(x) @ q.T
+    along = ((target - output) * output).sum(0)
+    assert along.abs().max() < 1e-2 * output.square().sum(0).min()
 
 
 INNER = [RTN(bits=3), RTN(bits=3, group_size=8), GPTQ(bits=3), GPTQ(bits=2, group_size=8)]

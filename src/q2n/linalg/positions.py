@@ -1,6 +1,5 @@
 """The mean activation at each position; Q2N's released code takes the Gram matrix of these."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -30,9 +29,3 @@ def add_positions(
             f"{added.shape[0]} after {total.shape[0]}; use --gram second_moment"
         )
     return total + added
-
-
-def mean_gram(mean: Float[Tensor, "length in"], dtype: torch.dtype) -> Float[Tensor, "in in"]:
-    """`A^T A`, A the mean at each position."""
-    mean = mean.to(dtype)
-    return mean.T @ mean

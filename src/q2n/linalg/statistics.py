@@ -37,7 +37,7 @@ from torch import Tensor
 from q2n.errors import InputError, NumericalError
 from q2n.linalg.channel_sizes import ChannelSizes
 from q2n.linalg.folds import Folds
-from q2n.linalg.positions import add_positions, mean_gram
+from q2n.linalg.positions import add_positions
 from q2n.linalg.products import as_factor, fast_products
 from q2n.linalg.required_statistics import SUM, RequiredStatistics
 from q2n.linalg.residual import add_residual, require_channels
@@ -140,8 +140,8 @@ class InputStatistics:
         """
         if self._kind != other._kind:
             raise InputError(
-                "cannot add statistics of width {} with {} and stride {} and of width {} with {} "
-                "and stride {}".format(*self._kind[:3], *other._kind[:3])
+                "cannot add statistics of width {} with {}, stride {} and {} outputs and of width "
+                "{} with {}, stride {} and {} outputs".format(*self._kind, *other._kind)
             )
         self._require_unread()
         other._require_unread()
@@ -232,7 +232,8 @@ class InputStatistics:
             InputError: gathered without POSITIONS.
         """
         total = _gathered(self._positions, RequiredStatistics.POSITIONS)
-        return mean_gram(total / self.sequences, self.dtype)
+        mean = (total / self.sequences).to(self.dtype)
+        return mean.T @ mean
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
         """`compute()`, remembered under `key`, which must hold every option on which the result
@@ -331,8 +332,8 @@ class InputStatistics:
             first, second = (fold._lack() for fold in self._folds.both)
             return first + second
         assert self._stream is not None
-        total, self._stream = self.share * self._stream, None
-        return total.to(self.dtype)
+        total, self._stream = self._stream, None
+        return total.mul_(self.share).to(self.dtype)
 
     def _add_difference(
         self,
@@ -344,8 +345,8 @@ class InputStatistics:
         own, full = (require_channels(one, x, len(total)) for one in (own, full))
         stride = self.cross_stride if x.ndim > 2 else 1
         for window, less, more in zip(_windows(x), _windows(own), _windows(full), strict=True):
-            own, full = (one.detach().to(self.device, self.dtype) for one in (less, more))
-            add_residual(total, window, own, full, stride)
+            less, more = less.detach().to(self.device), more.detach().to(self.device, self.dtype)
+            add_residual(total, window, less, more, stride)
 
 
 def _windows(x: Float[Tensor, "*batch in"]) -> Float[Tensor, "windows tokens in"]:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from q2n.models.calls import BlockInput, BlockOutput, map_tensors
 from q2n.models.experts import OneByOne, Stage, experts_in, readers
+from q2n.models.hooked import run_hooked
 from q2n.models.junctions import Junction, Source
-from q2n.models.running import running
 from q2n.models.sites import inputs_of
 from q2n.models.targets import Target, targets_in
 
@@ -122,12 +122,7 @@ def _seen(block: nn.Module, probe: BlockInput) -> tuple[dict[str, Tensor], dict[
             hooks.append(module.register_forward_pre_hook(keep, with_kwargs=True))
         elif dims == 1:
             hooks.append(module.register_forward_hook(partial(_keep_output, made, name)))
-    try:
-        with running(type(block).__name__):
-            probe.run(block)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    run_hooked(block, probe, hooks)
     return read, made
 
 

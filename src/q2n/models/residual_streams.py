@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from q2n.models.calls import BlockInput
-from q2n.models.running import running
+from q2n.models.hooked import run_hooked
 from q2n.models.sites import Site
 
 BLOCK_INPUT = ""
@@ -73,12 +73,8 @@ def _seen(block: nn.Module, writers: Sequence[str], probe: BlockInput) -> _Seen:
         if name
     ]
     hooks += [block.get_submodule(x).register_forward_hook(partial(gave, x)) for x in writers]
-    try:
-        with running(type(block).__name__):
-            seen.states.append((None, probe.run(block).hidden.flatten(0, -2)))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    output = run_hooked(block, probe, hooks)
+    seen.states.append((None, output.hidden.flatten(0, -2)))
     return seen
 
 

@@ -77,8 +77,9 @@ def _runtime_parts(
     rounded: tuple[str, ...],
     rotation: DecoderRotation | None,
 ) -> RuntimeParts:
-    rotated = {}
-    if rotation is not None:
+    rotated, keys = {}, None
+    if rotation is not None and changes.rotate_online:
+        keys = rotation.head if changes.cache is not None else None
         rotated = {
             layout.everywhere(name): matrix
             for name, matrix in ((OUTPUT, rotation.mixing), (DOWN, rotation.gated))
@@ -89,9 +90,7 @@ def _runtime_parts(
         rounded=rounded,
         activations=changes.activations,
         attention=layout.everywhere(ATTENTION),
-        keys=rotation.head
-        if rotation is not None and changes.rotate_online and changes.cache is not None
-        else None,
+        keys=keys,
         cache=changes.cache,
     )
 

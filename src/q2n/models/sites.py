@@ -23,7 +23,7 @@ from q2n.models.experts import (
     experts_in,
     readers,
 )
-from q2n.models.running import running
+from q2n.models.hooked import run_hooked
 from q2n.models.targets import Target
 
 
@@ -84,11 +84,9 @@ def inputs_of(
     for name, module in experts.items():
         module.watcher = _Probe(name, targets, received)
     try:
-        with torch.no_grad(), running(type(block).__name__):
-            output = probe.run(block)
+        with torch.no_grad():
+            output = run_hooked(block, probe, hooks)
     finally:
-        for hook in hooks:
-            hook.remove()
         for module in experts.values():
             module.watcher = None
     return received, output

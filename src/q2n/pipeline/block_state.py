@@ -100,7 +100,7 @@ def enter_block(
     )
     targets, ignored = model.targets_of(index, block)
     sites = find_sites(block, targets, probe.at(index))
-    if options.stream_share:
+    if options.stream_share and RequiredStatistics.CROSS in required:
         sites = with_streams(block, sites, probe.at(index))
     junctions: Sequence[Junction] = ()
     if rewritten:

@@ -69,9 +69,7 @@ class Measure:
     def _outputs(self, state: BlockState, position: int) -> int:
         """Rows of the layer that writes to a residual stream which is to be made up for."""
         site = state.sites[position]
-        if site.stream is None or RequiredStatistics.CROSS not in self.required:
-            return 0
-        return state.targets[site.targets[0]].shape[0]
+        return 0 if site.stream is None else state.targets[site.targets[0]].shape[0]
 
 
 def _scaled(state: BlockState, site: int, full: Sequence[Tensor | None]) -> list[Tensor | None]:
