@@ -21,14 +21,14 @@ expert) are one product a batch.
 
 R is stored instead of D, for a part of the tokens is enough to estimate it, and S (residual.py).
 
-Only the upper triangle of G is added up (triangle.py). The first reading of a moment makes it a
+Sums are in moments.py. The first reading of a moment makes it a
 matrix of float32 and gives the memory of its sum free; from then on no token can be added. What is
 derived from moments (spectra, Cholesky factors) is computed once by `once`, and so shared by all
 linears that read the same tensor.
 """
 
 from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -37,13 +37,16 @@ from torch import Tensor
 from q2n.errors import InputError, NumericalError
 from q2n.linalg.channel_sizes import ChannelSizes
 from q2n.linalg.folds import Folds
-from q2n.linalg.positions import add_positions
-from q2n.linalg.products import as_factor, fast_products
-from q2n.linalg.required_statistics import SUM, RequiredStatistics
-from q2n.linalg.residual import add_residual, require_channels
-from q2n.linalg.triangle import add_gram, symmetric, triangle_size
+from q2n.linalg.moments import GramMoment, LackMoment
+from q2n.linalg.positions import PositionMoment
+from q2n.linalg.products import as_factor
+from q2n.linalg.required_statistics import RequiredStatistics
 
 T = TypeVar("T")
+S = TypeVar("S", bound="_Addable")
+
+_MOMENTS = RequiredStatistics.GRAM | RequiredStatistics.CROSS
+"""What each fold has of its own."""
 
 LinearMap = Callable[[Float[Tensor, "tokens in"]], Float[Tensor, "tokens in"]]
 """Applies one m x m matrix to every row."""
@@ -79,23 +82,25 @@ class InputStatistics:
         self.dtype = dtype
         self.tokens = 0
         self.sequences = 0
-        self._gram = self._zeros(RequiredStatistics.GRAM, triangle_size(width))
-        self._residual = self._zeros(RequiredStatistics.CROSS, width, width)
-        self._stream = None
-        if outputs and RequiredStatistics.FOLDS not in required:
-            self._stream = torch.zeros(outputs, width, dtype=SUM, device=self.device)
-        self._positions: Float[Tensor, "length in"] | None = None
+        self._gram: GramMoment | None = None
+        self._residual: LackMoment | None = None
+        self._stream: LackMoment | None = None
+        self._positions: PositionMoment | None = None
         self._sizes: ChannelSizes | None = None
         if RequiredStatistics.SIZES in required:
             self._sizes = ChannelSizes.none(width, self.device)
-        self._derived: dict[Hashable, Any] = {}
         self._folds: Folds[InputStatistics] | None = None
+        self._derived: dict[Hashable, Any] = {}
         if RequiredStatistics.FOLDS in required:
-            own = RequiredStatistics.FOLDS | RequiredStatistics.POSITIONS | RequiredStatistics.SIZES
-            moments = required & ~own
-            self._folds = Folds(
-                self._empty(moments), self._empty(moments), from_second=first_window % 2 == 1
-            )
+            first, second = (self._empty(required & _MOMENTS) for _ in range(2))
+            self._folds = Folds(first, second, from_second=first_window % 2 == 1)
+            return
+        if RequiredStatistics.GRAM in required:
+            self._gram = GramMoment.none(width, self.device)
+        if RequiredStatistics.CROSS in required:
+            self._residual = LackMoment.none(width, width, self.device)
+        if outputs:
+            self._stream = LackMoment.none(outputs, width, self.device)
 
     def update(
         self,
@@ -119,15 +124,14 @@ class InputStatistics:
         if self._folds is not None:
             self._folds.update(x, x_full, s, s_full)
         if self._gram is not None:
-            with fast_products(self.device, x.dtype):
-                for window in _windows(values):
-                    add_gram(self._gram, window)
+            self._gram.add(values, x.dtype)
+        how: Any = {"dtype": self.dtype, "stride": self.cross_stride}
         if self._residual is not None:
-            self._add_difference(self._residual, values, values, x_full)
+            self._residual.add(values, values, x_full, **how)
         if self._stream is not None:
-            self._add_difference(self._stream, values, s, s_full)
+            self._stream.add(values, s, s_full, **how)
         if RequiredStatistics.POSITIONS in self.required:
-            self._positions = add_positions(self._positions, values)
+            self._positions = _sum(self._positions, PositionMoment.of(values))
             self.sequences += len(values)
         if self._sizes is not None:
             self._sizes = self._sizes + ChannelSizes.of(x if x_full is None else x_full)
@@ -152,10 +156,8 @@ class InputStatistics:
         total._residual = _sum(self._residual, other._residual)
         total._stream = _sum(self._stream, other._stream)
         total._positions = _sum(self._positions, other._positions)
-        if self._sizes is not None and other._sizes is not None:
-            total._sizes = self._sizes + other._sizes
-        if self._folds is not None and other._folds is not None:
-            total._folds = self._folds + other._folds
+        total._sizes = _sum(self._sizes, other._sizes)
+        total._folds = _sum(self._folds, other._folds)
         return total
 
     def counts(self) -> list[int]:
@@ -169,7 +171,7 @@ class InputStatistics:
         self._require_unread()
         own = [self._gram, self._residual, self._stream, self._positions]
         within = self._folds.both if self._folds is not None else []
-        return [x for x in own if x is not None] + [x for fold in within for x in fold.sums()]
+        return [x.total for x in own if x is not None] + [x for fold in within for x in fold.sums()]
 
     def set_counts(self, counts: list[int]) -> None:
         """Take over what `counts` gave, or sums of such: the other sums are of these tokens."""
@@ -231,8 +233,8 @@ class InputStatistics:
         Raises:
             InputError: gathered without POSITIONS.
         """
-        total = _gathered(self._positions, RequiredStatistics.POSITIONS)
-        mean = (total / self.sequences).to(self.dtype)
+        positions = _gathered(self._positions, RequiredStatistics.POSITIONS)
+        mean = (positions.total / self.sequences).to(self.dtype)
         return mean.T @ mean
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
@@ -259,7 +261,8 @@ class InputStatistics:
         if self._folds is None and self.outputs:
             moved._derived["stream"] = outputs(inputs(self._lack()).T).T
         if self._positions is not None:
-            moved._positions = inputs(self._positions.to(self.dtype))
+            moved_positions = inputs(self._positions.total.to(self.dtype))
+            moved._positions = PositionMoment(moved_positions, self.width)
         return moved
 
     def require_finite(self, name: str) -> None:
@@ -278,10 +281,10 @@ class InputStatistics:
             "Gram matrix": self._gram,
             "cross moment": self._residual,
             "residual stream's moment": self._stream,
-            "sum of |x|": None if self._sizes is None else self._sizes.total,
+            "sum of |x|": self._sizes,
         }
-        for what, total in sums.items():
-            if total is not None and not all(abs(x) <= largest for x in total.aminmax()):
+        for what, sum in sums.items():
+            if sum is not None and not all(abs(x) <= largest for x in sum.total.aminmax()):
                 raise NumericalError(
                     f"{name}: the {what} of its input is not finite: an activation is NaN or too "
                     "large; use --dtype float32, or leave the layer out with --ignore"
@@ -302,11 +305,6 @@ class InputStatistics:
             share=self.share,
         )
 
-    def _zeros(self, kind: RequiredStatistics, *shape: int) -> Float[Tensor, "..."] | None:
-        if kind not in self.required or RequiredStatistics.FOLDS in self.required:
-            return None
-        return torch.zeros(shape, dtype=SUM, device=self.device)
-
     def _require_unread(self) -> None:
         assert not self._derived, "input statistics that have been read take no more tokens"
 
@@ -314,15 +312,15 @@ class InputStatistics:
         if self._folds is not None:
             first, second = self._folds.both
             return first.gram + second.gram
-        triangle, self._gram = _gathered(self._gram, RequiredStatistics.GRAM), None
-        return symmetric(triangle, self.width, self.dtype)
+        gram, self._gram = _gathered(self._gram, RequiredStatistics.GRAM), None
+        return gram.matrix(self.dtype)
 
     def _read_residual(self) -> Float[Tensor, "in in"]:
         if self._folds is not None:
             first, second = self._folds.both
             return first.residual + second.residual
-        total, self._residual = _gathered(self._residual, RequiredStatistics.CROSS), None
-        return total.to(self.dtype)
+        residual, self._residual = _gathered(self._residual, RequiredStatistics.CROSS), None
+        return residual.matrix(self.dtype)
 
     def _lack(self) -> Float[Tensor, "out in"]:
         return self.once("stream", self._read_stream)
@@ -332,36 +330,19 @@ class InputStatistics:
             first, second = (fold._lack() for fold in self._folds.both)
             return first + second
         assert self._stream is not None
-        total, self._stream = self._stream, None
-        return total.mul_(self.share).to(self.dtype)
-
-    def _add_difference(
-        self,
-        total: Float[Tensor, "out in"],
-        x: Float[Tensor, "*batch in"],
-        own: Float[Tensor, "..."] | None,
-        full: Float[Tensor, "..."] | None,
-    ) -> None:
-        own, full = (require_channels(one, x, len(total)) for one in (own, full))
-        stride = self.cross_stride if x.ndim > 2 else 1
-        for window, less, more in zip(_windows(x), _windows(own), _windows(full), strict=True):
-            less, more = less.detach().to(self.device), more.detach().to(self.device, self.dtype)
-            add_residual(total, window, less, more, stride)
+        stream, self._stream = self._stream, None
+        return stream.matrix(self.dtype).mul_(self.share)
 
 
-def _windows(x: Float[Tensor, "*batch in"]) -> Float[Tensor, "windows tokens in"]:
-    """One after the other; loose tokens as a single one."""
-    return x.reshape(len(x) if x.ndim > 2 else 1, -1, x.shape[-1])
+@runtime_checkable
+class _Addable(Protocol):
+    def __add__(self, other: Self) -> Self: ...
 
 
-def _sum(
-    a: Float[Tensor, "..."] | None, b: Float[Tensor, "..."] | None
-) -> Float[Tensor, "..."] | None:
+def _sum(a: S | None, b: S | None) -> S | None:
     if a is None or b is None:
         return b if a is None else a
-    if a.shape != b.shape:
-        raise InputError(f"cannot add statistics of shapes {tuple(a.shape)} and {tuple(b.shape)}")
-    return a + b.to(a.device)
+    return a + b
 
 
 def _gathered(statistic: T | None, kind: RequiredStatistics) -> T:
