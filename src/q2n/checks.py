@@ -8,8 +8,6 @@ from q2n.config.runtimes import check_sizes, runtime_notes
 from q2n.config.settings import Settings
 from q2n.config.widths import check_names
 from q2n.formats.format import Format
-from q2n.method import Method
-from q2n.methods.allocated import Allocated
 from q2n.models.opened import OpenedModel
 
 
@@ -23,11 +21,11 @@ def notes_of_settings(settings: Settings, opened: OpenedModel) -> list[str]:
     return notes
 
 
-def widths_sha256(method: Method) -> str | None:
+def widths_sha256(plan: Plan) -> str | None:
     """Of the widths of a file, which its name does not tell."""
-    if not isinstance(method, Allocated) or not method.widths:
+    if not plan.widths:
         return None
-    return hashlib.sha256(json.dumps(dict(method.widths), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(dict(plan.widths), sort_keys=True).encode()).hexdigest()
 
 
 def check_layers(opened: OpenedModel, plan: Plan, format: Format, runtime: str | None) -> None:
@@ -37,8 +35,8 @@ def check_layers(opened: OpenedModel, plan: Plan, format: Format, runtime: str |
         InputError: naming the layer and what would do.
     """
     targets = opened.blocks.targets()
-    if isinstance(plan.method, Allocated) and plan.method.widths:
-        check_names(plan.method.widths, targets)
+    if plan.widths:
+        check_names(plan.widths, targets)
     if any(target.experts for target in targets.values()):
         format.container.check_experts(opened.source, plan.storage, opened.blocks.experts_left())
     for name, target in targets.items():

@@ -10,7 +10,6 @@ write              the checkpoint is written, measured and described in a folder
 
 import os
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from q2n.data.protocols import PROTOCOLS
 from q2n.data.texts import Texts
 from q2n.data.windows import TokenWindows
 from q2n.disk.folders import partial_folder
-from q2n.disk.space import require_space
 from q2n.distributed.agreement import require_agreement, tell
 from q2n.distributed.ranks import ALONE, Ranks
 from q2n.errors import InputError, ResumeError
@@ -37,7 +35,6 @@ from q2n.evaluation.compare import Comparison
 from q2n.evaluation.written import compare_written
 from q2n.formats.choice import choose_format
 from q2n.logging import Reporter
-from q2n.methods.allocated import Allocated
 from q2n.models.auto_classes import loaded_as
 from q2n.pipeline.allocation import Allocation
 from q2n.pipeline.facts import RunStart
@@ -48,6 +45,7 @@ from q2n.pipeline.sequential import SequentialLoop
 from q2n.pipeline.store import RunStore
 from q2n.pipeline.whole_model import refit_stored, refitted
 from q2n.planning.least import require_room
+from q2n.planning.least_disk import require_disk
 from q2n.report.card import About
 from q2n.report.checkpoint import Quantized, describe, described_before
 from q2n.report.reading import read_record
@@ -116,7 +114,7 @@ class Run:
             "kernels": f"numba {numba.__version__} {os.environ.get('Q2N_KERNELS', '')}".strip(),
             "model_sha256": source.digest(),
             "text_sha256": text.sha256 if text is not None else None,
-            "allocation_sha256": widths_sha256(self.plan.method),
+            "allocation_sha256": widths_sha256(self.plan),
             **settings.fingerprint(),
             "device": self.opened.blocks.device.type,
         }
@@ -127,17 +125,8 @@ class Run:
     def _require_writable(self) -> None:
         """Refuse now what the end would refuse: a disk that is certainly too small, a card that
         cannot be written."""
-        source, targets = self.opened.source, self.opened.blocks.targets()
-        rest = self.format.container.kept(source, targets).bits
-        weights = sum(prod(target.shape) for target in targets.values())
-        least = (rest + weights * self.format.codec.least_bits(source.dtype)) / 8
-        place = self.target.absolute().parent
-        require_space(place, least, "the checkpoint needs at least")
-        if self.windows is not None:
-            width = source.config.get_text_config().hidden_size
-            inputs = 1.0 * self.windows.tokens.numel() * width * source.dtype.itemsize
-            on_disk = inputs - loop_options(self.config).bytes_in_memory
-            require_space(place, on_disk, "block inputs on disk need at least")
+        place, in_memory = self.target.absolute().parent, loop_options(self.config).bytes_in_memory
+        require_disk(place, self.opened, self.format, self.windows, in_memory)
         try:
             for text in self._described([], 0, None)[1].values():
                 text.encode()
@@ -213,14 +202,14 @@ class Run:
         """Find the width of each layer, if that is asked for."""
         if self.plan.allocate is None:
             return
-        assert self.windows is not None and isinstance(self.plan.method, Allocated)
+        assert self.windows is not None and self.plan.allocated is not None
         found = Allocation(
             bits=self.plan.allocate,
             options=loop_options(self.config),
             scale_dtype=self.format.codec.scale_dtype(self.opened.source.dtype),
             reporter=self.reporter,
         )
-        method = found(self.store, self.plan.method, self.opened.blocks, self.windows)
+        method = found(self.store, self.plan.allocated, self.opened.blocks, self.windows)
         self.plan = replace(self.plan, method=method)
 
     def _loop(self) -> SequentialLoop:
@@ -331,7 +320,6 @@ class Run:
             kept=format.container.kept(opened.source, quantized),
             notes=self.notes,
         )
-        method = self.plan.method
-        if isinstance(method, Allocated) and method.widths:
-            texts[WIDTHS_FILE] = widths_text(method.widths, done.record["bits_per_weight"])
+        if widths := self.plan.widths:
+            texts[WIDTHS_FILE] = widths_text(widths, done.record["bits_per_weight"])
         return done, texts

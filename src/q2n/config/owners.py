@@ -16,7 +16,7 @@ from q2n.linalg.required_statistics import RequiredStatistics
 from q2n.method import Method, Wrapper
 from q2n.methods import METHODS
 from q2n.methods.allocated import Allocated
-from q2n.option_types import WideBits
+from q2n.option_types import WideBits, Width
 from q2n.refit.block import BlockRefit
 from q2n.refit.model import ModelRefit
 from q2n.refit.rotation import RotationLearning
@@ -120,6 +120,16 @@ class Plan:
     """The flag of what several ranks cannot do together: gradient steps, a rewrite."""
     title: str
     """All of it in one line, for a model card."""
+
+    @property
+    def allocated(self) -> Allocated | None:
+        """The method, where its layers differ in width."""
+        return self.method if isinstance(self.method, Allocated) else None
+
+    @property
+    def widths(self) -> Mapping[str, Width]:
+        """Of each layer, by full name; empty where all have one, or while they are not known."""
+        return {} if self.allocated is None else self.allocated.widths
 
     @property
     def fits_blocks(self) -> bool:

@@ -9,7 +9,6 @@ from q2n.config.settings import RunSettings, Settings
 from q2n.formats.choice import choose_format
 from q2n.formats.format import Format
 from q2n.method import Method
-from q2n.methods.allocated import Allocated
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.config_source import ConfigSource
 from q2n.models.devices import parse_device
@@ -88,8 +87,7 @@ def describe_run(
 
 def _sized(plan: Plan) -> Method:
     """A method whose layers take what those of the run do, on the average."""
-    method = plan.method
-    return method.typical(plan.allocate) if isinstance(method, Allocated) else method
+    return plan.method if plan.allocated is None else plan.allocated.typical(plan.allocate)
 
 
 def _load(
@@ -128,9 +126,9 @@ def _load(
 
 def _trials(load: Load, config: RunSettings, plan: Plan) -> Load | None:
     """Of a run that finds the widths of layers: all trials at one width."""
-    if plan.allocate is None or not isinstance(plan.method, Allocated):
+    if plan.allocate is None or plan.allocated is None:
         return None
-    tried = tried_of(plan.method.trials)
+    tried = tried_of(plan.allocated.trials)
     method = next(iter(tried.values()))
     return replace(
         load,
