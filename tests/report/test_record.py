@@ -115,6 +115,11 @@ def test_fits_that_were_given_up_are_noted() -> None:
         "Gradient steps on 1 blocks made their loss on the calibration text worse and were given "
         "up: model.layers.1"
     ]
+    of_the_model = {**facts(0), "model_refit_loss": [0.1, 0.2]}
+    assert notes_of([BlockRecord.from_facts(of_the_model)]) == [
+        "Gradient steps on the whole model made its loss on the calibration text worse and were "
+        "given up"
+    ]
 
 
 def test_columns_without_input_are_noted() -> None:

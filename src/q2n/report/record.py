@@ -12,8 +12,10 @@ RECORD_FILE = "q2n.json"
 TIMINGS_FILE = "q2n_timings.json"
 
 
-_FITS = ("fit_loss", "refit_loss", "model_refit_loss")
-"""What a block's facts have of gradient steps: a loss before and after them."""
+_FITS = ("fit_loss", "refit_loss")
+"""What a block's facts have of gradient steps on it: a loss before and after them."""
+_MODEL_FIT = "model_refit_loss"
+"""The same of steps on the whole model, among the facts of the first block."""
 RARE = 0.1
 """Of an even share of the tokens: what an expert below it saw is worth a note."""
 
@@ -83,6 +85,8 @@ class BlockRecord:
     """Linears to whose inputs a rewrite has given no scale, for nothing could take it."""
     taken_back: bool = False
     """Whether gradient steps on it made their loss worse, and were given up."""
+    model_taken_back: bool = False
+    """The same of steps on the whole model; said by the first block."""
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> Self:
@@ -104,7 +108,8 @@ class BlockRecord:
             layers=layers,
             layer_seconds=times,
             not_scaled=facts.get("not_scaled", ()),
-            taken_back=any(not facts[x][1] <= facts[x][0] for x in _FITS if x in facts),
+            taken_back=any(_rose(facts, fit) for fit in _FITS),
+            model_taken_back=_rose(facts, _MODEL_FIT),
         )
 
 
@@ -273,12 +278,22 @@ def _fell_back(blocks: Sequence[BlockRecord]) -> list[str]:
 
 def _taken_back(blocks: Sequence[BlockRecord]) -> list[str]:
     names = [block.block for block in blocks if block.taken_back]
-    if not names:
-        return []
-    return [
-        f"Gradient steps on {len(names)} blocks made their loss on the calibration text worse and "
-        f"were given up: {_first_few(names)}"
-    ]
+    notes = []
+    if names:
+        notes.append(
+            f"Gradient steps on {len(names)} blocks made their loss on the calibration text worse "
+            f"and were given up: {_first_few(names)}"
+        )
+    if any(block.model_taken_back for block in blocks):
+        notes.append(
+            "Gradient steps on the whole model made its loss on the calibration text worse and "
+            "were given up"
+        )
+    return notes
+
+
+def _rose(facts: Mapping[str, Any], fit: str) -> bool:
+    return fit in facts and not facts[fit][1] <= facts[fit][0]
 
 
 def _first_few(names: Sequence[str]) -> str:
