@@ -170,3 +170,19 @@ def test_the_seed_chooses_the_order_of_the_windows(tmp_path):
     stores = [refit(quantized(tmp_path / str(seed)), seed=seed) for seed in (5, 6)]
     losses = [store.finished()[0]["model_refit_loss"] for store in stores]
     assert losses[0] != losses[1]
+
+
+def test_smaller_steps_are_tried_where_the_loss_has_risen(tmp_path):
+    """Once: then everything stays as it was."""
+    large = Rates(scale=1.6, norm=1.6)
+    again = refit(quantized(tmp_path / "again"), rates=large)
+    refit(quantized(tmp_path / "small"), rates=Rates(scale=0.4, norm=0.4))
+    assert tensors_of(tmp_path / "again") == tensors_of(tmp_path / "small")
+    before, after = again.finished()[0]["model_refit_loss"]
+    assert after < before
+    store = quantized(tmp_path / "kept")
+    kept = refit(store, rates=Rates(scale=8.0, norm=8.0))
+    before, after = kept.finished()[0]["model_refit_loss"]
+    assert not after <= before
+    old, new = store.layers(), kept.layers()
+    assert all(torch.equal(new[name].scale, layer.scale) for name, layer in old.items())

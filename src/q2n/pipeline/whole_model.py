@@ -36,7 +36,7 @@ def refit_stored(
     reporter: Reporter,
 ) -> None:
     """Tune the stored layers together and store them as `refitted(store)`, unless that has
-    been done.
+    been done. Where the loss has risen, smaller steps are tried once.
 
     Args:
         model: loads the full-precision model; its norms are changed.
@@ -48,15 +48,18 @@ def refit_stored(
     if len(result.finished()) == len(blocks):
         return
     start = time.perf_counter()
-    with reporter.bar("refit", refit.steps) as bar:
-        tuned = refit(
-            model(),
-            dict(store.layers()),
-            store.norm_weights(),
-            windows.tokens,
-            seed=seed,
-            progress=bar.advance,
-        )
+    for title, attempt in (("refit", refit), ("refit, smaller steps", refit.slower())):
+        with reporter.bar(title, attempt.steps) as bar:
+            tuned = attempt(
+                model(),
+                dict(store.layers()),
+                store.norm_weights(),
+                windows.tokens,
+                seed=seed,
+                progress=bar.advance,
+            )
+        if not tuned.rose:
+            break
     share = (time.perf_counter() - start) / len(blocks)
     kept = {**store.norm_weights(), **tuned.norm_weights}
     norms = _by_block(kept, [values["block"] for values in blocks])

@@ -71,8 +71,13 @@ class Descent:
     @property
     def rose(self) -> bool:
         """Whether the steps made it worse."""
-        before, after = self.change
-        return not after <= before
+        return rose(self.change)
+
+
+def rose(change: LossChange) -> bool:
+    """Whether a loss is larger after than before, or no number."""
+    before, after = change
+    return not after <= before
 
 
 def descend(

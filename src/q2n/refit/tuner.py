@@ -6,7 +6,8 @@ of the check, everything stays as it was.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from q2n.errors import InputError
 from q2n.layers.quantized import QuantizedLinear
 from q2n.models.targets import targets_in
-from q2n.refit.descent import Call, Course, LossChange, dense_weights, descend
+from q2n.refit.descent import Call, Course, LossChange, dense_weights, descend, rose
 
 _BETAS = (0.9, 0.99)
 _CHECKED = 4
@@ -46,6 +47,12 @@ class Refit:
         if self.steps < 1:
             raise InputError(f"refit_steps must be at least 1, got {self.steps}")
 
+    def slower(self) -> Self:
+        """With a quarter of the rates, for a start that is near its goal already."""
+        rates = self.rates
+        slow = Rates(scale=rates.scale / 4, norm=rates.norm / 4, code=rates.code / 4)
+        return replace(self, rates=slow)
+
 
 @dataclass(frozen=True)
 class Tuned:
@@ -58,6 +65,11 @@ class Tuned:
     """The loss of each step before it was taken."""
     change: LossChange
     """Of the loss on the windows of the check; everything is as it was where it rose."""
+
+    @property
+    def rose(self) -> bool:
+        """Whether the steps made it worse."""
+        return rose(self.change)
 
 
 def tune(
