@@ -21,10 +21,10 @@ expert) are one product a batch.
 
 R is stored instead of D, for a part of the tokens is enough to estimate it, and S (residual.py).
 
-Sums are in moments.py. The first reading of a moment makes it a
-matrix of float32 and gives the memory of its sum free; from then on no token can be added. What is
-derived from moments (spectra, Cholesky factors) is computed once by `once`, and so shared by all
-linears that read the same tensor.
+The sums are in moments.py. The first reading of a moment makes it a matrix of float32 and gives the
+memory of its sum free; from then on no token can be added. What is derived from moments (spectra,
+Cholesky factors) is computed once by `once`, and so shared by all linears that read the same
+tensor.
 """
 
 from collections.abc import Callable, Hashable
@@ -261,8 +261,8 @@ class InputStatistics:
         if self._folds is None and self.outputs:
             moved._derived["stream"] = outputs(inputs(self._lack()).T).T
         if self._positions is not None:
-            moved_positions = inputs(self._positions.total.to(self.dtype))
-            moved._positions = PositionMoment(moved_positions, self.width)
+            positions = inputs(self._positions.total.to(self.dtype))
+            moved._positions = PositionMoment(positions, self.width)
         return moved
 
     def require_finite(self, name: str) -> None:
@@ -283,8 +283,8 @@ class InputStatistics:
             "residual stream's moment": self._stream,
             "sum of |x|": self._sizes,
         }
-        for what, sum in sums.items():
-            if sum is not None and not all(abs(x) <= largest for x in sum.total.aminmax()):
+        for what, moment in sums.items():
+            if moment is not None and not all(abs(x) <= largest for x in moment.total.aminmax()):
                 raise NumericalError(
                     f"{name}: the {what} of its input is not finite: an activation is NaN or too "
                     "large; use --dtype float32, or leave the layer out with --ignore"
