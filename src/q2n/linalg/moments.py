@@ -4,7 +4,6 @@ The sums are float64. The product of each window is added by itself, so that it 
 windows were batched; what comes without windows is one product.
 """
 
-from collections.abc import Iterator
 from typing import Self
 
 import torch
@@ -69,7 +68,6 @@ class LackMoment(Moment):
         x: Float[Tensor, "*batch in"],
         own: Float[Tensor, "..."] | None,
         full: Float[Tensor, "..."] | None,
-        *,
         dtype: torch.dtype,
         stride: int,
     ) -> None:
@@ -95,6 +93,6 @@ class LackMoment(Moment):
         return self.total.to(dtype)
 
 
-def _windows(x: Float[Tensor, "*batch in"]) -> Iterator[Float[Tensor, "tokens in"]]:
+def _windows(x: Float[Tensor, "*batch in"]) -> Float[Tensor, "windows tokens in"]:
     """One after the other; loose tokens as a single one."""
-    return iter(x.reshape(len(x) if x.ndim > 2 else 1, -1, x.shape[-1]))
+    return x.reshape(len(x) if x.ndim > 2 else 1, -1, x.shape[-1])

@@ -125,11 +125,10 @@ class InputStatistics:
             self._folds.update(x, x_full, s, s_full)
         if self._gram is not None:
             self._gram.add(values, x.dtype)
-        how: Any = {"dtype": self.dtype, "stride": self.cross_stride}
         if self._residual is not None:
-            self._residual.add(values, values, x_full, **how)
+            self._residual.add(values, values, x_full, self.dtype, self.cross_stride)
         if self._stream is not None:
-            self._stream.add(values, s, s_full, **how)
+            self._stream.add(values, s, s_full, self.dtype, self.cross_stride)
         if RequiredStatistics.POSITIONS in self.required:
             self._positions = _sum(self._positions, PositionMoment.of(values))
             self.sequences += len(values)

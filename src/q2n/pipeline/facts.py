@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from q2n.refit.descent import LossChange
+from q2n.refit.loss_change import LossChange
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from q2n.logging import Reporter
 from q2n.pipeline.block_files import REFIT
 from q2n.pipeline.facts import BlockFacts
 from q2n.pipeline.store import RunStore
+from q2n.refit.loss_change import rose
 from q2n.refit.model import ModelRefit
 
 
@@ -58,7 +59,7 @@ def refit_stored(
                 seed=seed,
                 progress=bar.advance,
             )
-        if not tuned.rose:
+        if not rose(*tuned.change):
             break
     share = (time.perf_counter() - start) / len(blocks)
     kept = {**store.norm_weights(), **tuned.norm_weights}

@@ -5,7 +5,7 @@ with those in their place. Matrix products are in bfloat16 where the machine has
 and losses in float32.
 
 The loss on some windows is computed before the first step and after the last one, so that a fit
-that has made it worse can be given up (`Descent.rose`).
+that has made it worse can be given up (loss_change.py).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,13 +23,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from q2n.errors import NumericalError
 from q2n.models.targets import Target
+from q2n.refit.loss_change import LossChange
 
 _WARM_UP = 0.1
 
 Call = Callable[..., Any]
 """The module with the fitted weights in their place."""
-LossChange = tuple[float, float]
-"""A loss on the same windows before the first step and after the last one."""
 Group = tuple[Sequence[Tensor], float]
 """Parameters, and the largest step of Adam on them."""
 
@@ -67,17 +66,6 @@ class Descent:
     """Of each step before it was taken."""
     change: LossChange
     """On the windows of the check."""
-
-    @property
-    def rose(self) -> bool:
-        """Whether the steps made it worse."""
-        return rose(self.change)
-
-
-def rose(change: LossChange) -> bool:
-    """Whether a loss is larger after than before, or no number."""
-    before, after = change
-    return not after <= before
 
 
 def descend(

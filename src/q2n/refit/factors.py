@@ -16,8 +16,8 @@ from q2n.layers.learned_factors import FactorFit, LearnedFactors
 from q2n.layers.quantized import QuantizedLinear
 from q2n.layers.salient_columns import SalientColumnsLinear
 from q2n.refit.block import Window
-from q2n.refit.descent import LossChange
 from q2n.refit.epochs import fit_in_epochs, squared_and_direction
+from q2n.refit.loss_change import LossChange, rose
 
 
 def learn_factors(
@@ -49,7 +49,7 @@ def learn_factors(
         name=name,
         without="another --method",
     )
-    if descent.rose:
+    if rose(*descent.change):
         return dict(layers), descent.change
     return {key: form.quantized() for key, form in forms.items()}, descent.change
 

@@ -16,8 +16,8 @@ from torch import nn
 
 from q2n.grids.learned_range import Clipping, LearnedRange, RangeFit
 from q2n.refit.block import Window
-from q2n.refit.descent import LossChange
 from q2n.refit.epochs import fit_in_epochs, mean_squared
+from q2n.refit.loss_change import LossChange, rose
 
 
 def learn_ranges(
@@ -45,7 +45,7 @@ def learn_ranges(
         name=name,
         without="--clip minmax",
     )
-    if descent.rose:
+    if rose(*descent.change):
         for form in forms.values():
             form.start_again()
     with torch.no_grad():

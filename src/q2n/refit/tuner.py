@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from q2n.errors import InputError
 from q2n.layers.quantized import QuantizedLinear
 from q2n.models.targets import targets_in
-from q2n.refit.descent import Call, Course, LossChange, dense_weights, descend, rose
+from q2n.refit.descent import Call, Course, dense_weights, descend
+from q2n.refit.loss_change import LossChange, rose
 
 _BETAS = (0.9, 0.99)
 _CHECKED = 4
@@ -65,11 +66,6 @@ class Tuned:
     """The loss of each step before it was taken."""
     change: LossChange
     """Of the loss on the windows of the check; everything is as it was where it rose."""
-
-    @property
-    def rose(self) -> bool:
-        """Whether the steps made it worse."""
-        return rose(self.change)
 
 
 def tune(
@@ -126,7 +122,7 @@ def tune(
         name=name,
         without="--refit off",
     )
-    if descent.rose:
+    if rose(*descent.change):
         return Tuned(dict(layers), dict(originals), descent.losses, descent.change)
     tuned_norms = {
         key: (norms[key] * (1 + changes[key].detach())).to(x.dtype) for key, x in originals.items()

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
+from q2n.refit.loss_change import rose
+
 RECORD_FILE = "q2n.json"
 TIMINGS_FILE = "q2n_timings.json"
 
@@ -293,7 +295,7 @@ def _taken_back(blocks: Sequence[BlockRecord]) -> list[str]:
 
 
 def _rose(facts: Mapping[str, Any], fit: str) -> bool:
-    return fit in facts and not facts[fit][1] <= facts[fit][0]
+    return fit in facts and rose(*facts[fit])
 
 
 def _first_few(names: Sequence[str]) -> str:
