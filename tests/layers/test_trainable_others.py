@@ -77,18 +77,18 @@ LAYERS = {
     "rotated, output scales": lambda: rotated(
         random_layer((ROWS, COLUMNS), 3, -1, False, torch.float32),
         rescale=None,
-        output_scale=ALPHA.half(),
+        output_scale=ALPHA,
     ),
     "codebook": codebook,
     "rotated codebook": lambda: rotated(codebook(), rescale=random(COLUMNS).bfloat16()),
     "outliers": outliers,
-    "rotated outliers": lambda: rotated(outliers(), output_scale=ALPHA.half()),
+    "rotated outliers": lambda: rotated(outliers(), output_scale=ALPHA),
     "binary": partly_binary,
     "binary, ragged groups": lambda: partly_binary(group_size=4),
     "binary, no mean": lambda: partly_binary(mean=False),
     "two bits below": lambda: partly_binary(low_bits=2),
     "zeros below": lambda: partly_binary(low_bits=0),
-    "rotated binary": lambda: rotated(partly_binary(group_size=4), output_scale=ALPHA.half()),
+    "rotated binary": lambda: rotated(partly_binary(group_size=4), output_scale=ALPHA),
     "rotated zeros below": lambda: rotated(partly_binary(low_bits=0)),
 }
 EVERY = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
@@ -184,6 +184,40 @@ def test_centred_bfloat16_scales_are_rounded_once():
     form = layer.trainable(rounding=False)
     set_to(form.scale_change, torch.tensor([0.1]))
     assert torch.equal(form.quantized().scale, torch.tensor([0.75 * 1.1]).bfloat16())
+
+
+def test_output_scales_are_trained_in_place_of_what_lies_within():
+    layer = rotated(codebook(), output_scale=ALPHA.half())
+    form = layer.trainable(rounding=True)  # a codebook has no codes that move
+    assert form.scale_change.shape == (ROWS,)
+    set_to(form.scale_change, torch.linspace(-0.1, 0.1, ROWS))
+    tuned = form.quantized()
+    expected = (ALPHA.half().float() * (1 + form.scale_change)).half()
+    assert torch.equal(tuned.output_scale, expected) and tuned.output_scale.dtype == torch.float16
+    assert torch.equal(tuned.inner.dequantize(), layer.inner.dequantize())
+
+
+def test_codes_that_move_are_trained_with_the_scales_within():
+    layer = rotated(wide_centred(), output_scale=ALPHA)
+    form = layer.trainable(rounding=True)
+    assert form.code_change is not None and form.scale_change.shape == (ROWS,)
+    set_to(form.scale_change, torch.full((ROWS,), 0.1))
+    tuned = form.quantized()
+    assert torch.equal(tuned.output_scale, ALPHA)
+    torch.testing.assert_close(tuned.dequantize(), 1.1 * layer.dequantize(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "rotated"])
+def test_a_small_change_of_a_scale_reaches_a_weight_in_bfloat16(kind):
+    """By less than the spacing of bfloat16, so that few entries of a row change, but some do."""
+    grid = random_layer((ROWS, 200), 8, -1, False, torch.float32)
+    layer = grid if kind == "uniform" else rotated(grid, output_scale=torch.ones(ROWS))
+    form = layer.trainable(rounding=False)
+    before = form.weight(torch.bfloat16).detach().double().abs().sum(1)
+    for change in (0.001, -0.001):
+        set_to(form.scale_change, torch.full_like(form.scale_change, change))
+        after = form.weight(torch.bfloat16).detach().double().abs().sum(1)
+        torch.testing.assert_close(after / before - 1, torch.full_like(after, change), rtol=1, atol=0)
 
 
 def test_a_mean_or_entry_of_0_can_move():

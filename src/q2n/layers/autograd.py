@@ -69,6 +69,13 @@ def scaled(
     return _Scaled.apply(steps, scale, dtype)
 
 
+def scaled_rows(
+    weight: Float[Tensor, "out in"], scale: Float[Tensor, " out"], dtype: torch.dtype
+) -> Float[Tensor, "out in"]:
+    """`scale * weight`, a factor per row of a weight that stays; differentiable in the scale."""
+    return _Scaled.apply(weight.unsqueeze(1), scale.unsqueeze(1), dtype).squeeze(1)
+
+
 def scaled_rounded(
     codes: Float[Tensor, "out groups size"],
     scale: Float[Tensor, "out groups"],
@@ -122,12 +129,13 @@ def rotated_back(weight: Float[Tensor, "out in"], basis: Basis) -> Float[Tensor,
 
 
 class _Scaled(torch.autograd.Function):
-    """Keeps the steps: a byte per weight, two for steps of 8 bits."""
+    """Keeps the steps: a byte per weight, two for steps of 8 bits. The product is rounded to the
+    dtype once: a scale in bfloat16 has steps of 0.4 to 0.8 %, more than a gradient step."""
 
     @staticmethod
     def forward(ctx: Any, steps: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.save_for_backward(steps)
-        return steps.to(dtype) * scale.to(dtype).unsqueeze(2)
+        return (steps * scale.unsqueeze(2)).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
@@ -149,7 +157,7 @@ class _ScaledRounded(torch.autograd.Function):
     ) -> Tensor:
         steps = codes.round().clamp_(0, top).sub_(zero).to(dtype)
         ctx.save_for_backward(steps, scale)
-        return steps * scale.to(dtype).unsqueeze(2)
+        return (steps * scale.unsqueeze(2)).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:

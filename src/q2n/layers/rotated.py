@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from q2n.layers.autograd import rotated_back
+from q2n.layers.autograd import rotated_back, scaled_rows, zero_change
 from q2n.layers.fields import nested
 from q2n.layers.quantized import QuantizedLinear, Trainable
 from q2n.linalg.basis import Basis
@@ -82,8 +82,11 @@ class RotatedLinear(QuantizedLinear):
         before = 1.0 if self.output_scale is None else self.output_scale.float()
         return replace(self, output_scale=(before * alpha.float()).to(OUTPUT_SCALE_DTYPE))
 
-    def trainable(self, *, rounding: bool) -> "TrainableRotated":
-        return TrainableRotated(self, self.inner.trainable(rounding=rounding))
+    def trainable(self, *, rounding: bool) -> Trainable:
+        inner = self.inner.trainable(rounding=rounding)
+        if self.output_scale is None or inner.code_change is not None:
+            return TrainableRotated(self, inner)
+        return TrainableOutputScales(self, self.output_scale)
 
     @property
     def metadata_bits(self) -> int:
@@ -107,3 +110,32 @@ class TrainableRotated:
     def quantized(self) -> RotatedLinear:
         """The layer with the tuned scales and codes."""
         return replace(self.layer, inner=self.inner.quantized())
+
+
+class TrainableOutputScales:
+    """A `RotatedLinear` whose output scales are trained, and nothing within: a factor for each
+    channel that the model knows, where a scale within belongs to a mixture of them, or to all.
+
+    The layer within is rotated back once, not in each step, and kept in the weight's dtype.
+    """
+
+    code_change = None
+
+    def __init__(self, layer: RotatedLinear, scale: Float[Tensor, " out"]):
+        self.layer, self._before = layer, scale
+        self.scale_change = zero_change(scale)
+        self._within: Float[Tensor, "out in"] | None = None
+
+    def weight(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
+        """The dense weight, differentiable in the scales."""
+        if self._within is None or self._within.dtype != dtype:
+            self._within = replace(self.layer, output_scale=None).dequantize().to(dtype)
+        return scaled_rows(self._within, self._scale(), dtype)
+
+    @torch.no_grad()
+    def quantized(self) -> RotatedLinear:
+        """The layer with the tuned scales."""
+        return replace(self.layer, output_scale=self._scale().to(self._before.dtype))
+
+    def _scale(self) -> Float[Tensor, " out"]:
+        return self._before.float() * (1 + self.scale_change)
