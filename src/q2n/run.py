@@ -18,7 +18,13 @@ import torch
 import transformers
 
 from q2n.checks import check_layers, notes_of_settings, widths_sha256
-from q2n.config.opening import calibration_of, loop_options, model_of, texts_of
+from q2n.config.opening import (
+    calibration_of,
+    loop_options,
+    model_of,
+    refit_text_of,
+    texts_of,
+)
 from q2n.config.output import output_folder
 from q2n.config.owners import build_plan
 from q2n.config.settings import Settings
@@ -102,6 +108,8 @@ class Run:
         self.windows = calibration_of(config, self.opened, texts) if self.plan.reads_text else None
         if self.windows is not None:
             ranks.require_share(len(self.windows))
+        refit = self.plan.model_refit
+        self.refit_text = refit_text_of(config, self.opened, texts, refit) if refit else None
         self.measured_on = self._evaluation(texts) if config.ppl and ranks.is_first else None
         for text in (self.windows, self.measured_on):
             self.notes += text.notes if text is not None else ()
@@ -114,6 +122,7 @@ class Run:
             "kernels": f"numba {numba.__version__} {os.environ.get('Q2N_KERNELS', '')}".strip(),
             "model_sha256": source.digest(),
             "text_sha256": text.sha256 if text is not None else None,
+            "refit_text_sha256": self.refit_text.sha256 if self.refit_text is not None else None,
             "allocation_sha256": widths_sha256(self.plan),
             **settings.fingerprint(),
             "device": self.opened.blocks.device.type,
@@ -184,13 +193,12 @@ class Run:
             self._allocate()
             self._loop().run(self.windows, tell(self.ranks, finished))
             if self.plan.model_refit is not None:
-                assert self.windows is not None
+                assert self.refit_text is not None
                 refit_stored(
                     self.store,
                     self.plan.model_refit,
                     lambda: self.opened.in_memory(self.opened.source),
-                    self.windows,
-                    seed=config.seed,
+                    self.refit_text,
                     reporter=self.reporter,
                 )
         except BaseException:  # Ctrl-C too: without work there is nothing to go on with

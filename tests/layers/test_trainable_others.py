@@ -217,7 +217,9 @@ def test_a_small_change_of_a_scale_reaches_a_weight_in_bfloat16(kind):
     for change in (0.001, -0.001):
         set_to(form.scale_change, torch.full_like(form.scale_change, change))
         after = form.weight(torch.bfloat16).detach().double().abs().sum(1)
-        torch.testing.assert_close(after / before - 1, torch.full_like(after, change), rtol=1, atol=0)
+        torch.testing.assert_close(
+            after / before - 1, torch.full_like(after, change), rtol=1, atol=0
+        )
 
 
 def test_a_mean_or_entry_of_0_can_move():

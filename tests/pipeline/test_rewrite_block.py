@@ -199,7 +199,6 @@ def test_a_refit_of_the_model_keeps_what_is_no_norm(tmp_path):
         ModelRefit(steps=2),
         lambda: one_by_one(tiny_mixture(layers=1)),
         token_windows(),
-        seed=0,
         reporter=Reporter("quiet"),
     )
     after = refitted(store).norm_weights()

@@ -24,7 +24,7 @@ RATES = Rates(scale=0.01, norm=0.01)
 
 
 def windows() -> TokenWindows:
-    tokens = torch.randint(3, 128, (4, 16), generator=torch.Generator().manual_seed(3))
+    tokens = torch.randint(3, 128, (8, 16), generator=torch.Generator().manual_seed(3))
     return TokenWindows(tokens=tokens, label="random tokens")
 
 
@@ -38,13 +38,12 @@ def quantized(folder, architecture="llama", refit=None) -> RunStore:
     return store
 
 
-def refit(store, architecture="llama", *, model=None, steps=4, rates=RATES, seed=5) -> RunStore:
+def refit(store, architecture="llama", *, model=None, steps=4, rates=RATES) -> RunStore:
     refit_stored(
         store,
         ModelRefit(steps=steps, rates=rates),
         model or (lambda: tiny_model(architecture, layers=2)),
         windows(),
-        seed=seed,
         reporter=Reporter(),
     )
     return store.another("refit")
@@ -166,21 +165,8 @@ def test_it_starts_from_refitted_norm_weights(tmp_path):
     assert all(torch.equal(new[name].scale, layer.scale) for name, layer in old.items())
 
 
-def test_the_seed_chooses_the_order_of_the_windows(tmp_path):
-    stores = [refit(quantized(tmp_path / str(seed)), seed=seed) for seed in (5, 6)]
-    losses = [store.finished()[0]["model_refit_loss"] for store in stores]
-    assert losses[0] != losses[1]
-
-
-def test_smaller_steps_are_tried_where_the_loss_has_risen(tmp_path):
-    """Once: then everything stays as it was."""
-    large = Rates(scale=1.6, norm=1.6)
-    again = refit(quantized(tmp_path / "again"), rates=large)
-    refit(quantized(tmp_path / "small"), rates=Rates(scale=0.4, norm=0.4))
-    assert tensors_of(tmp_path / "again") == tensors_of(tmp_path / "small")
-    before, after = again.finished()[0]["model_refit_loss"]
-    assert after < before
-    store = quantized(tmp_path / "kept")
+def test_what_has_risen_on_other_windows_is_given_up(tmp_path):
+    store = quantized(tmp_path)
     kept = refit(store, rates=Rates(scale=8.0, norm=8.0))
     before, after = kept.finished()[0]["model_refit_loss"]
     assert not after <= before

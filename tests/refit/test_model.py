@@ -11,7 +11,7 @@ from q2n.method import LayerProblem
 from q2n.methods.rtn import RTN
 from q2n.models.targets import targets_in
 from q2n.refit.model import ModelRefit
-from q2n.refit.tuner import Rates, norm_weights, shuffled
+from q2n.refit.tuner import CHECKED, Rates, norm_weights
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ def tiny_model(architecture: str = "llama"):
     return sized_model(architecture, layers=4 if architecture in SHARED_KEYS else 2)
 
 
-def tokens(count: int = 5, length: int = 16) -> torch.Tensor:
+def tokens(count: int = 9, length: int = 16) -> torch.Tensor:
     return torch.randint(3, 128, (count, length), generator=torch.Generator().manual_seed(3))
 
 
@@ -43,7 +43,7 @@ def rounded(model, bits=2):
 
 def refitted(model, layers, norms=None, steps=10, progress=lambda: None):
     refit = ModelRefit(steps=steps, rates=Rates(scale=0.01, norm=0.01))
-    return refit(model, layers, norms or {}, tokens(), seed=5, progress=progress)
+    return refit(model, layers, norms or {}, tokens(), progress=progress)
 
 
 def divergence(architecture, layers, norms, windows) -> float:
@@ -96,12 +96,24 @@ def test_the_first_loss_is_the_initial_divergence(exact, architecture, with_norm
             for name, norm in norm_weights(tiny_model(architecture)).items()
         }
     tuned = refitted(tiny_model(architecture), layers, norms, steps=1)
-    window = tokens()[shuffled(5, 1, 5)]
-    assert tuned.losses[0] == pytest.approx(
-        divergence(architecture, layers, norms, window), rel=1e-4
-    )
+    first = divergence(architecture, layers, norms, tokens()[:1])
+    assert tuned.losses[0] == pytest.approx(first, rel=1e-4)
+    checked = divergence(architecture, layers, norms, tokens()[-CHECKED:])
+    assert tuned.change[0] == pytest.approx(checked, rel=1e-4)
     for name, norm in norms.items():  # and they are where the steps start
         assert (tuned.norm_weights[name] / norm - 1).abs().max() < 0.011
+
+
+def test_no_step_sees_the_windows_of_the_check(exact):
+    """Other windows there change the check, and nothing of what is learned."""
+    layers = rounded(tiny_model())
+    refit, text = ModelRefit(steps=6, rates=Rates(scale=0.01, norm=0.01)), tokens()
+    other = torch.cat([text[:-CHECKED], text[-CHECKED:].flip(1)])
+    first, second = (
+        refit(tiny_model(), layers, {}, windows, progress=lambda: None) for windows in (text, other)
+    )
+    assert first.losses == second.losses and first.change[0] != second.change[0]
+    assert refit.windows == 6 + CHECKED
 
 
 def test_codes_stay_and_so_does_the_model():

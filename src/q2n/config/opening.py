@@ -13,6 +13,7 @@ from q2n.distributed.ranks import ALONE, Ranks
 from q2n.models.opened import OpenedModel, open_model
 from q2n.models.targets import LayerFilter
 from q2n.pipeline.options import LoopOptions
+from q2n.refit.model import ModelRefit
 from q2n.transforms.model_changes import ModelChanges
 
 
@@ -53,11 +54,25 @@ def texts_of(run: RunSettings, opened: OpenedModel, tokenizer: Any = None) -> Te
 
 def calibration_of(run: RunSettings, opened: OpenedModel, texts: Texts) -> TokenWindows:
     """The calibration windows. Raises as `Texts.calibration`."""
+    return _drawn(run, opened, texts, run.windows, run.seed)
+
+
+def refit_text_of(
+    run: RunSettings, opened: OpenedModel, texts: Texts, refit: ModelRefit
+) -> TokenWindows:
+    """The windows of a refit of the whole model, drawn from the same text, but for themselves.
+    Raises as `Texts.calibration`."""
+    return _drawn(run, opened, texts, refit.windows, loop_options(run).seed_of("refit"))
+
+
+def _drawn(
+    run: RunSettings, opened: OpenedModel, texts: Texts, count: int, seed: int
+) -> TokenWindows:
     return texts.calibration(
         run.corpus,
-        count=run.windows,
+        count=count,
         length=run.length,
-        seed=run.seed,
+        seed=seed,
         longest=opened.longest,
         vocabulary=opened.blocks.vocabulary,
     )

