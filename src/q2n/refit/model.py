@@ -36,7 +36,7 @@ from q2n.refit.tuner import CHECKED, Rates, Refit, Tuned, tune
 class ModelRefit(Refit):
     """How the model is refitted."""
 
-    rates: Rates = Rates(scale=0.003, norm=0.01)
+    rates: Rates = Rates(scale=0.001, norm=0.003)
 
     @property
     def windows(self) -> int:
