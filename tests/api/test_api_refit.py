@@ -12,6 +12,8 @@ from whole_way import SETTINGS, files_of, quantize
 import q2n
 from q2n.errors import ResumeError
 from q2n.formats.load import load_model
+from q2n.pipeline.whole_model import refit_stored
+from q2n.refit.tuner import CHECKED
 
 pytestmark = pytest.mark.slow
 
@@ -88,6 +90,24 @@ def test_the_refit_lowers_its_loss_whatever_is_stored(place, monkeypatch, option
     name = "model.layers.0.mlp.down_proj"
     weight = load_model(done.directory).get_submodule(name).weight
     assert not torch.equal(weight, tiny_model().get_submodule(name).weight)
+
+
+def test_the_refit_of_the_model_reads_windows_of_its_own(place, monkeypatch):
+    """Drawn anew from the same text, one a step and those of the check."""
+    seen = []
+
+    def keep(store, refit, model, windows, **options):
+        seen.append(windows.tokens)
+        refit_stored(store, refit, model, windows, **options)
+
+    monkeypatch.setattr("q2n.run.refit_stored", keep)
+    plain = quantize(place, "plain", **{**BEST, "quality": "good", "refit": "block"})
+    done = quantize(place, "out", **BEST)
+    before, settings = plain.record["settings"], done.record["settings"]
+    assert len(seen) == 1 and len(seen[0]) == BEST["refit_steps"] + CHECKED
+    assert settings["text_sha256"] == before["text_sha256"]
+    assert before["refit_text_sha256"] is None
+    assert settings["refit_text_sha256"] not in (None, settings["text_sha256"])
 
 
 @pytest.mark.parametrize("refit", ["block", "model", "both"])

@@ -59,8 +59,8 @@ class ModelRefit(Refit):
                 `norm_weights`.
             layers: the quantized linears by full name.
             norm_weights: those that were refitted before, by full name.
-            tokens: text that the layers were not fitted to. The steps take the windows in turn,
-                but for the last ones, which are those of the check.
+            tokens: text that the layers were not fitted to, as many as `windows` says, or fewer
+                that come again. The last ones are those of the check, which no step sees.
             progress: called after each step.
 
         Raises:
