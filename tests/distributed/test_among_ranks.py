@@ -125,7 +125,7 @@ def test_what_ranks_cannot_do_is_refused(place, tmp_path, quantize, settings, sa
 
 
 def test_the_first_rank_refits_the_model(quantize, tmp_path):
-    written, refit = [], {"refit": "model", "refit_steps": 2}
+    written, refit = [], {"refit": "model", "refit_steps": 16}
     for size, settings in ((1, {}), (1, refit), (2, refit)):
         out = tmp_path / str(len(written))
         work = partial(quantize, output=out, windows=4, **settings)
