@@ -101,10 +101,13 @@ def test_the_refit_of_the_model_reads_windows_of_its_own(place, monkeypatch):
         refit_stored(store, refit, model, windows, **options)
 
     monkeypatch.setattr("q2n.run.refit_stored", keep)
-    plain = quantize(place, "plain", **{**BEST, "quality": "good", "refit": "block"})
-    done = quantize(place, "out", **BEST)
+    count = BEST["refit_steps"] + CHECKED  # as many, so that the same ones would have one digest
+    plain = quantize(
+        place, "plain", **{**BEST, "quality": "good", "refit": "block", "windows": count}
+    )
+    done = quantize(place, "out", **BEST, windows=count)
     before, settings = plain.record["settings"], done.record["settings"]
-    assert len(seen) == 1 and len(seen[0]) == BEST["refit_steps"] + CHECKED
+    assert len(seen) == 1 and len(seen[0]) == count
     assert settings["text_sha256"] == before["text_sha256"]
     assert before["refit_text_sha256"] is None
     assert settings["refit_text_sha256"] not in (None, settings["text_sha256"])
