@@ -18,13 +18,7 @@ import torch
 import transformers
 
 from q2n.checks import check_layers, notes_of_settings, widths_sha256
-from q2n.config.opening import (
-    calibration_of,
-    loop_options,
-    model_of,
-    refit_text_of,
-    texts_of,
-)
+from q2n.config.opening import calibration_of, loop_options, model_of, refit_text_of, texts_of
 from q2n.config.output import output_folder
 from q2n.config.owners import build_plan
 from q2n.config.settings import Settings

@@ -75,8 +75,12 @@ class RotatedLinear(QuantizedLinear):
         return all(max(factors(sizes[side])) <= LARGEST_FACTOR for side in ("out", "in"))
 
     def dequantize(self) -> Float[Tensor, "out in"]:
-        weight = self.basis.weight_back(self.inner.dequantize())
+        weight = self.unscaled()
         return weight if self.output_scale is None else weight * self.output_scale.float()[:, None]
+
+    def unscaled(self) -> Float[Tensor, "out in"]:
+        """The dense weight without the output scales."""
+        return self.basis.weight_back(self.inner.dequantize())
 
     def scale_rows(self, alpha: Float[Tensor, " out"]) -> Self:
         before = 1.0 if self.output_scale is None else self.output_scale.float()
@@ -129,7 +133,7 @@ class TrainableOutputScales:
     def weight(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
         """The dense weight, differentiable in the scales."""
         if self._within is None or self._within.dtype != dtype:
-            self._within = replace(self.layer, output_scale=None).dequantize().to(dtype)
+            self._within = self.layer.unscaled().to(dtype)
         return scaled_rows(self._within, self._scale(), dtype)
 
     @torch.no_grad()

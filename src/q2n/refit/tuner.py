@@ -20,7 +20,7 @@ from q2n.refit.loss_change import LossChange, rose
 
 _BETAS = (0.9, 0.99)
 CHECKED = 4
-"""Windows on which a refit is checked; of a block that has fewer, all."""
+"""Windows on which a refit is checked, at most."""
 
 
 @dataclass(frozen=True)
