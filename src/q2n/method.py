@@ -8,10 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from q2n.errors import NumericalError
 from q2n.grids.learned_range import Clipping, RangeFit
 from q2n.layers.learned_factors import FactorFit
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.linalg.factor import Feedback, feedback
+from q2n.linalg.finite import all_finite
 from q2n.linalg.required_statistics import RequiredStatistics
 from q2n.linalg.statistics import InputStatistics
 from q2n.option_types import Bits, check_fields
@@ -27,6 +29,9 @@ class LayerProblem:
     """The original weight in float32."""
     statistics: InputStatistics | None
     """Statistics of the layer's input; None for a method that needs none."""
+    gradients: Float[Tensor, "out out"] | None = None
+    """`sum g^T g` of the gradients of the model's predictions at the layer's output, up to a
+    factor; None for a method that does not read them."""
     clipping: Clipping | None = None
     """Shares of the ranges of the method's grid, where it has these learned (`range_fit`)."""
     scale_dtype: torch.dtype = torch.float32
@@ -44,6 +49,21 @@ class LayerProblem:
         assert self.statistics is not None, "the method did not say that it requires statistics"
         self.statistics.require_finite(self.name)
         return self.statistics
+
+    @property
+    def output_moments(self) -> Float[Tensor, "out out"]:
+        """`gradients`, checked: present, finite.
+
+        Raises:
+            NumericalError: they are not finite.
+        """
+        assert self.gradients is not None, "the method did not say that it reads gradients"
+        if not all_finite(self.gradients):
+            raise NumericalError(
+                f"{self.name}: the gradients of the predictions at its output are not finite; use "
+                "--output-feedback false, or --dtype float32"
+            )
+        return self.gradients
 
     def goal(self, statistics: InputStatistics) -> Float[Tensor, "out in"]:
         """`sum y x^T`, y what the layer should give at x: W x_full, and, where S was gathered, a
@@ -106,6 +126,11 @@ class Method(ABC):
     @abstractmethod
     def required_statistics(self) -> RequiredStatistics:
         """Which input statistics `quantize` reads."""
+
+    @property
+    def reads_gradients(self) -> bool:
+        """Whether `quantize` reads the second moments of gradients at the layer's output."""
+        return False
 
     @property
     def range_fit(self) -> RangeFit | None:
@@ -178,6 +203,10 @@ class Wrapper(Method):
         return self.inner.storage
 
     @property
+    def reads_gradients(self) -> bool:
+        return self.inner.reads_gradients
+
+    @property
     def range_fit(self) -> RangeFit | None:
         return self.inner.range_fit
 
@@ -225,3 +254,13 @@ def shared_feedback(problem: LayerProblem, damping: float, *, descending: bool) 
         ("feedback", damping, descending),
         lambda: feedback(statistics.gram, damping, descending=descending, name=problem.name),
     )
+
+
+def output_feedback(problem: LayerProblem, damping: float) -> Feedback:
+    """The factor of the damped moments of the gradients at the layer's output, whose rows are
+    visited as they lie.
+
+    Raises:
+        NumericalError: the moments are not finite.
+    """
+    return feedback(problem.output_moments, damping, name=problem.name)

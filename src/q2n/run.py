@@ -40,6 +40,7 @@ from q2n.pipeline.allocation import Allocation
 from q2n.pipeline.facts import RunStart
 from q2n.pipeline.finished import check_finished
 from q2n.pipeline.learned_rotation import learned
+from q2n.pipeline.output_gradients import OutputGradients
 from q2n.pipeline.rewrite_block import RewriteBlock
 from q2n.pipeline.sequential import SequentialLoop
 from q2n.pipeline.store import RunStore
@@ -185,6 +186,10 @@ class Run:
                     reporter=self.reporter,
                 )
             self._allocate()
+            if self.plan.method.reads_gradients:
+                assert self.windows is not None
+                gradients = OutputGradients(loop_options(config), self.reporter)
+                gradients(self.store, self.opened.blocks, self.windows)
             self._loop().run(self.windows, tell(self.ranks, finished))
             if self.plan.model_refit is not None:
                 assert self.refit_text is not None

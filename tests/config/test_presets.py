@@ -147,17 +147,24 @@ def test_flat_settings_of_a_preset_read_back_equal(name, quality):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_good_adds_closed_forms_best_adds_the_refit(name):
+def test_good_adds_closed_forms_best_adds_gradients(name):
     plain, good, best = (built(method=name, quality=quality) for quality in QUALITY_NAMES)
     method = good.method
     if isinstance(method, Incoherence):
         method = method.inner
     assert type(method) is OutputScales and method.target == "full_precision"
     assert type(method.inner) is InputErrorCorrection
-    assert best.method == good.method
+    assert best.method.reads_gradients == bool(_without(name)) and not good.method.reads_gradients
+    assert built(method=name, quality="best", **_without(name)).method == good.method
     assert plain.changes == good.changes == best.changes
     assert good.model_refit is good.block_refit is best.block_refit is None
     assert best.model_refit == ModelRefit(steps=32)
+
+
+def _without(name):
+    """The settings without what `best` adds beside the refit."""
+    has = name in ("gptq", "ldlq", "quip", "quarot", "spinquant")
+    return {"output_feedback": False} if has else {}
 
 
 def test_good_chooses_the_best_grid_of_each_method():
@@ -197,17 +204,18 @@ def test_a_quality_leaves_out_what_makes_quip_worse(quality):
 
 @pytest.mark.parametrize("quality", QUALITIES)
 def test_what_is_set_beside_a_quality_wins(quality):
+    own = {"range_trials": True, "output_feedback": quality == "best"}
     plan = built(quality=quality, correct=False, refit="block", refit_steps=7)
-    assert plan.method == OutputScales(inner=GPTQ(clip="scale_zero", range_trials=True))
+    assert plan.method == OutputScales(inner=GPTQ(clip="scale_zero", **own))
     assert plan.model_refit is None and plan.block_refit.steps == 7
     without = build_method(read(quality=quality, output_scales=False))
-    assert without == InputErrorCorrection(inner=GPTQ(clip="scale_zero", range_trials=True))
+    assert without == InputErrorCorrection(inner=GPTQ(clip="scale_zero", **own))
     both = build_method(read(quality=quality, nullspace="paper"))
     assert type(both) is OutputScales and type(both.inner) is NullSpace
     options = {"scales_ridge": 0.25, "correction_ridge": 0.75, "clip": "minmax"}
     method = build_method(read(quality=quality, **options))
     assert (method.scales_ridge, method.inner.correction_ridge) == (0.25, 0.75)
-    assert method.inner.inner == GPTQ(range_trials=True)
+    assert method.inner.inner == GPTQ(**own)
     assert build_method(read(quality=quality, method="rtn")).inner.inner == RTN(clip="scale_zero")
 
 

@@ -6,6 +6,7 @@ from math import prod
 
 import pytest
 from tiny import save_tiny, tiny_model, tiny_text
+from torch import nn
 
 import q2n
 from q2n.config.reading import read_settings
@@ -48,6 +49,7 @@ METHODS = [
     {"method": "quip", "bits": 2, "format": "native"},
     {"method": "gptq", "bits": 4, "dtype": "bfloat16", "refit": "model", "refit_steps": 1},
     {"method": "ptq161", "format": "native", "fit_epochs": 1},
+    {"method": "gptq", "bits": 3, "output_feedback": True},
 ]
 
 
@@ -235,6 +237,26 @@ def test_finding_widths_is_a_stage_of_its_own():
     longer = described(**own, allocate=3.5, length=4096).forecast(RATES)
     assert longer.disk_bytes == 5 * 4 * 4096 * 64 * 4
     assert longer.stage("allocate").host_bytes > longer.stage("measure").host_bytes
+
+
+def test_gradients_are_a_stage_of_their_own():
+    """A pass forward, one forward and back, sums of squares of the outputs. On disk lie the inputs
+    of four blocks and the last output, and to the end the sums, in two bytes."""
+    own = {"method": "gptq", "bits": 3, "format": "native", "dtype": "float32"}
+    plain, found = (described(**own, **more) for more in ({}, {"output_feedback": True}))
+    assert "gradients" not in [x.name for x in plain.forecast(RATES).stages]
+    slow = replace(RATES, float32=1e30, memory=1e30, disk=1e30, product=1.0)
+    passes = plain.forecast(slow).stage("measure").seconds
+    tokens, words = 4 * 32, plain.shapes.words
+    moments = sum(block.output_moments for block in plain.shapes.blocks)
+    model = tiny_model("llama", layers=4)
+    linears = [x for x in model.model.modules() if isinstance(x, nn.Linear)]
+    assert moments == sum(x.out_features**2 for x in linears)
+    computed = 3 * passes + 6 * 64 * words * tokens + 2 * 0.56 * tokens * moments
+    assert found.forecast(slow).stage("gradients").seconds == pytest.approx(computed, rel=1e-6)
+    longer = described(**own, output_feedback=True, length=4096).forecast(RATES)
+    assert longer.disk_bytes == 5 * 4 * 4096 * 64 * 4 + 2 * moments
+    assert longer.stage("gradients").host_bytes > plain.forecast(RATES).stage("measure").host_bytes
 
 
 def test_widths_of_a_method_without_statistics_take_text_too():

@@ -86,9 +86,16 @@ _GOOD: dict[str, dict[str, Any]] = {
     "ptq161": _CLOSED_FORMS,
     "spinquant": _CLOSED_FORMS,
 }
+_OUTPUT_SIDE: dict[str, dict[str, Any]] = {
+    method: {"output_feedback": True} for method in ("gptq", "ldlq", "quip", "quarot", "spinquant")
+}
+"""What `best` adds to the methods that have it."""
 QUALITIES: dict[str, dict[str, dict[str, Any]]] = {
     "good": _GOOD,
-    "best": {method: {**settings, "refit": "model"} for method, settings in _GOOD.items()},
+    "best": {
+        method: {**settings, "refit": "model", **_OUTPUT_SIDE.get(method, {})}
+        for method, settings in _GOOD.items()
+    },
 }
 """`--quality NAME`, by method."""
 

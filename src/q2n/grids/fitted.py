@@ -96,6 +96,16 @@ def uniform_grid(
     return _of_parameters(grid, weight, *grid.fit(weight, dtype, name), dtype, name)
 
 
+def grid_of(layer: QuantizedLinear, weight: Float[Tensor, "out in"]) -> FittedGrid[QuantizedLinear]:
+    """The grid on which a uniform layer or one of blocks lies, to round `weight` to."""
+    if isinstance(layer, BlockLinear):
+        return _of_frame(layer.type, weight, layer)
+    assert isinstance(layer, UniformLinear), f"{layer.kind} has no grid to be rounded to again"
+    group = group_of_column(weight.shape[1], layer.group_size, weight.device)
+    rule = uniform_rule(layer.scale, layer.zero, group, layer.bits, weight.dtype)
+    return FittedGrid(weight, rule, lambda codes: replace(layer, codes=codes.contiguous()))
+
+
 def _of_parameters(
     grid: UniformGrid,
     weight: Float[Tensor, "out in"],

@@ -18,6 +18,9 @@ class Rule(Protocol):
     def columns(self, a: int, b: int) -> Self:
         """The rule of the visited columns a:b."""
 
+    def rows(self, a: int, b: int) -> Self:
+        """The rule of the rows a:b of the layer."""
+
     def in_order(self, order: Int[Tensor, " visited"]) -> Self:
         """The rule of a layer in its own order of columns, for those visited in `order`."""
 
@@ -41,6 +44,10 @@ class UniformRule(NamedTuple):
     def columns(self, a: int, b: int) -> "UniformRule":
         """The rule of the visited columns a:b."""
         return self._replace(group=self.group[a:b])
+
+    def rows(self, a: int, b: int) -> "UniformRule":
+        """As `Rule.rows`."""
+        return self._replace(scale=_rows(self.scale, a, b), zero=_rows(self.zero, a, b))
 
     def in_order(self, order: Int[Tensor, " visited"]) -> "UniformRule":
         """As `Rule.in_order`; the scales and zero points are the same tensors."""
@@ -78,6 +85,11 @@ class BlockRule(NamedTuple):
         """The rule of the visited columns a:b."""
         return self._replace(group=self.group[a:b])
 
+    def rows(self, a: int, b: int) -> "BlockRule":
+        """As `Rule.rows`."""
+        step, inverse, minimum = (_rows(x, a, b) for x in (self.step, self.inverse, self.minimum))
+        return self._replace(step=step, inverse=inverse, minimum=minimum)
+
     def in_order(self, order: Int[Tensor, " visited"]) -> "BlockRule":
         """As `Rule.in_order`."""
         return self._replace(group=self.group[order])
@@ -106,6 +118,10 @@ class CodebookRule(NamedTuple):
     def columns(self, a: int, b: int) -> "CodebookRule":
         """The rule itself: columns share the codebook."""
         return self
+
+    def rows(self, a: int, b: int) -> "CodebookRule":
+        """As `Rule.rows`."""
+        return self._replace(entries=_rows(self.entries, a, b))
 
     def in_order(self, order: Int[Tensor, " visited"]) -> "CodebookRule":
         """The rule itself."""
@@ -139,6 +155,16 @@ class SplitRule(NamedTuple):
         """The rule of the visited columns a:b."""
         return self._replace(low=self.low[a:b], group=self.group[a:b])
 
+    def rows(self, a: int, b: int) -> "SplitRule":
+        """As `Rule.rows`."""
+        return self._replace(
+            low=_rows(self.low, a, b),
+            low_base=_rows(self.low_base, a, b),
+            low_step=_rows(self.low_step, a, b),
+            high_base=_rows(self.high_base, a, b),
+            high_step=_rows(self.high_step, a, b),
+        )
+
     def in_order(self, order: Int[Tensor, " visited"]) -> "SplitRule":
         """As `Rule.in_order`."""
         return self._replace(low=self.low[order], group=self.group[order])
@@ -152,3 +178,8 @@ class SplitRule(NamedTuple):
         top = torch.where(self.low, self.low_top, self.high_top)
         code = torch.round((target - base) / step).clamp_(min=0).minimum(top)
         return code, base + step * code
+
+
+def _rows(parameters: Shaped[Tensor, "any out"], a: int, b: int) -> Shaped[Tensor, "any rows"]:
+    """Those of the rows a:b, as kernels take them."""
+    return parameters[:, a:b].contiguous()

@@ -53,6 +53,10 @@ class TrellisRule(NamedTuple):
         """The rule itself: columns share the trellis."""
         return self
 
+    def rows(self, a: int, b: int) -> "TrellisRule":
+        """The rule itself. The borders of segments are those of these rows by themselves."""
+        return self
+
     def in_order(self, order: Int[Tensor, " visited"]) -> "TrellisRule":
         """The rule itself."""
         return self

@@ -52,6 +52,10 @@ class Allocated(Method):
         return reduce(or_, (method.required_statistics for method in self.candidates.values()))
 
     @property
+    def reads_gradients(self) -> bool:
+        return self._widest.reads_gradients
+
+    @property
     def work(self) -> Work:
         return self._widest.work
 

@@ -11,6 +11,9 @@ column then uses the group to which it belongs in the layer. *Dynamic* ones
 (`static_groups=False`) are fitted when the sweep reaches a group, to the weights updated
 up to there; that needs the layer's own order. Without groups both are the same.
 
+With `output_feedback` the rows make up for each other as well, segment by segment
+(kernels/row_segments.py); ranges that are tried are chosen before, row by row.
+
 Dead columns (input always 0) take part in no feedback: their original weights are rounded. The
 released code sets them to 0.
 """
@@ -23,17 +26,18 @@ from torch import Tensor
 
 from q2n.block_types import BLOCK_TYPES
 from q2n.errors import InputError
-from q2n.grids.fitted import FittedGrid
+from q2n.grids.fitted import FittedGrid, grid_of
 from q2n.kernels.column_sweep import GroupFit, Sweep, sweep
 from q2n.kernels.coordinate_descent import descend
 from q2n.kernels.rounding_rules import Rule, UniformRule
+from q2n.kernels.row_segments import even_borders, sweep_segments
 from q2n.layers.quantized import QuantizedLinear
 from q2n.linalg.factor import Feedback, compensated, damped
 from q2n.linalg.required_statistics import RequiredStatistics
-from q2n.method import LayerProblem, Work, shared_feedback
+from q2n.method import LayerProblem, Work, output_feedback, shared_feedback
 from q2n.methods.learned_clip import LearnedClip
 from q2n.methods.range_trials import FACTORS, best_rows, ranges_around
-from q2n.option_types import Count, CountOrZero, NonNegative
+from q2n.option_types import Count, CountOrZero, NonNegative, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,11 @@ class GPTQ(LearnedClip):
     one that changes its output least."""
     descent_passes: CountOrZero = 0
     """Passes of coordinate descent on the loss after the sweep, at most."""
+    output_feedback: bool = False
+    """Make up for the errors of rows in later rows too, by what outputs count for the model's own
+    predictions (YAQA): a pass of gradients over the text before the first block."""
+    output_damping: Positive = 2.0
+    """Added to the diagonal of the gradients' second moments, as a share of its mean."""
     block_size: Count = 128
     """Columns between two matrix products. Changes speed and rounding noise alone, and the
     borders at which the compensated weight is taken (every 128 in the released code)."""
@@ -75,6 +84,12 @@ class GPTQ(LearnedClip):
                 "learned ranges are fitted before the sweep: use --static-groups, or --clip mse"
             )
 
+        if self.output_feedback and self._fits_on_the_way:
+            raise InputError(
+                "output_feedback rounds segments of rows one after the other, on groups that are "
+                "fitted before: use --static-groups, or --output-feedback false"
+            )
+
     @property
     def _fits_on_the_way(self) -> bool:
         """Whether groups are fitted when the sweep reaches them."""
@@ -83,6 +98,10 @@ class GPTQ(LearnedClip):
     @property
     def required_statistics(self) -> RequiredStatistics:
         return RequiredStatistics.GRAM
+
+    @property
+    def reads_gradients(self) -> bool:
+        return self.output_feedback
 
     @property
     def work(self) -> Work:
@@ -94,7 +113,7 @@ class GPTQ(LearnedClip):
 
     @property
     def trial(self) -> "GPTQ":
-        return replace(self, range_trials=False, descent_passes=0)
+        return replace(self, range_trials=False, descent_passes=0, output_feedback=False)
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         back = shared_feedback(problem, self.damping, descending=self.act_order)
@@ -106,9 +125,12 @@ class GPTQ(LearnedClip):
                 lambda tried: self._rounded(problem, tried, back),
                 back,
             )
-        else:
-            rounded = self._rounded(problem, grid, back)
-            layer = grid.stored(rounded.layer_codes(back.order, weight.shape[1]))
+            if not self.output_feedback:
+                return layer.with_record(**back.record)
+            grid = grid_of(layer, weight)
+        rounding = self._in_segments if self.output_feedback else self._rounded
+        rounded = rounding(problem, grid, back)
+        layer = grid.stored(rounded.layer_codes(back.order, weight.shape[1]))
         return layer.with_record(**back.record)
 
     def _minmax(
@@ -122,11 +144,29 @@ class GPTQ(LearnedClip):
     def _rounded(
         self, problem: LayerProblem, grid: FittedGrid[QuantizedLinear], back: Feedback
     ) -> Sweep:
-        """The weight of a grid after the sweep and, if asked for, the descent."""
+        """The weight of a grid, its rows independently of each other."""
         rule = grid.rule.in_order(back.order)
-        ordered, size = grid.weight.T[back.order], self.block_size
+        return self._swept(problem, grid.weight.T[back.order], rule, back)
+
+    def _in_segments(
+        self, problem: LayerProblem, grid: FittedGrid[QuantizedLinear], back: Feedback
+    ) -> Sweep:
+        """The same with feedback between segments of rows."""
+        rule, weight = grid.rule.in_order(back.order), grid.weight.T[back.order]
+        return sweep_segments(
+            weight,
+            output_feedback(problem, self.output_damping).matrix,
+            even_borders(weight.shape[1]),
+            lambda target, a, b: self._swept(problem, target, rule.rows(a, b), back),
+        )
+
+    def _swept(
+        self, problem: LayerProblem, weight: Float[Tensor, "in out"], rule: Rule, back: Feedback
+    ) -> Sweep:
+        """Columns in visiting order after the sweep and, if asked for, the descent."""
+        size = self.block_size
         rounded = sweep(
-            ordered,
+            weight,
             back.matrix,
             rule,
             block_size=size,
@@ -138,7 +178,7 @@ class GPTQ(LearnedClip):
             rounded,
             damped(problem.measured.gram, back),
             self.descent_passes,
-            lambda matrix, offset: sweep(ordered, matrix, rule, block_size=size, offset=offset),
+            lambda matrix, offset: sweep(weight, matrix, rule, block_size=size, offset=offset),
         )
 
     def compensated(

@@ -11,7 +11,8 @@ With the columns in reverse, `L + I` is the unit upper factor `R / diag(R)` of `
 first. Factor and sweep are GPTQ's. *Sorted* (QuIP's `ldlqRG`): the columns are first put in
 ascending order of H_jj, so that those with the largest input are rounded first: act-order.
 
-Coordinate descent may follow (kernels/coordinate_descent.py).
+Coordinate descent may follow (kernels/coordinate_descent.py). With `output_feedback` the rows make
+up for each other as well, segment by segment (kernels/row_segments.py).
 
 Unbiased rounding goes up with the probability of the fractional part, by noise added before
 rounding to nearest. The feedback is linear, so the error has mean 0 where nothing is clamped.
@@ -26,7 +27,7 @@ was up to half of the error (docs/mathematics.md). Here E is the error to W; wit
 which `--method quip` sets, it is the released code's.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -37,7 +38,8 @@ from q2n.errors import InputError
 from q2n.grids.fitted import FittedGrid, GridName, fit, storage
 from q2n.kernels.column_sweep import Sweep, sweep
 from q2n.kernels.coordinate_descent import descend
-from q2n.kernels.rounding_rules import UniformRule
+from q2n.kernels.rounding_rules import Rule, UniformRule
+from q2n.kernels.row_segments import even_borders, sweep_segments
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.linalg import trellis_code
 from q2n.linalg.factor import Feedback, compensated, damped, feedback
@@ -72,6 +74,11 @@ class LDLQ(Method):
     """Passes of coordinate descent on the loss after the rounding, at most."""
     unbiased: bool = False
     """Round up with the probability of the fractional part."""
+    output_feedback: bool = False
+    """Make up for the errors of rows in later rows too, by what outputs count for the model's own
+    predictions (YAQA): a pass of gradients over the text before the first block."""
+    output_damping: Positive = 2.0
+    """Added to the diagonal of the gradients' second moments, as a share of its mean."""
     clamp_first: bool = False
     """Clamp the weights to the uniform grid's range beforehand, as the released code of QuIP does.
     Otherwise what the range cuts off is fed back like any other error."""
@@ -97,6 +104,14 @@ class LDLQ(Method):
         return RequiredStatistics.GRAM
 
     @property
+    def reads_gradients(self) -> bool:
+        return self.output_feedback
+
+    @property
+    def trial(self) -> "LDLQ":
+        return replace(self, output_feedback=False)
+
+    @property
     def work(self) -> Work:
         """With passes of descent; trellis codes with a search among walks instead."""
         searches = 100000.0 if self.grid == "trellis" else 2500.0 * self.descent_passes
@@ -115,27 +130,38 @@ class LDLQ(Method):
             )
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
-        back = self._feedback(problem)
-        grid = self._fitted(problem)
-        weight = grid.weight.T[back.order]
-
-        def rounded(matrix: Tensor, offset: Tensor | None) -> Sweep:
-            return sweep(
-                weight,
-                matrix,
-                grid.rule,
-                block_size=self.block_size,
-                offset=offset,
-            )
-
-        first = rounded(back.matrix, self._noise(grid, problem))
+        back, grid = self._feedback(problem), self._fitted(problem)
+        weight, noise = grid.weight.T[back.order], self._noise(grid, problem)
         hessian = damped(problem.measured.gram, back)
-        final = descend(first, hessian, self.descent_passes, rounded)
+        changes = 0
+
+        def rounded(weight: Tensor, rule: Rule, noise: Tensor | None) -> Sweep:
+            nonlocal changes
+
+            def swept(matrix: Tensor, offset: Tensor | None) -> Sweep:
+                return sweep(weight, matrix, rule, block_size=self.block_size, offset=offset)
+
+            first = swept(back.matrix, noise)
+            final = descend(first, hessian, self.descent_passes, swept)
+            changes += int((final.codes != first.codes).sum())
+            return final
+
+        def segment(weight: Tensor, a: int, b: int) -> Sweep:
+            return rounded(weight, grid.rule.rows(a, b), None if noise is None else noise[:, a:b])
+
+        if self.output_feedback:
+            ahead = feedback(problem.output_moments, self.output_damping, name=problem.name)
+            final = sweep_segments(
+                weight, ahead.matrix, self._borders(len(problem.weight)), segment
+            )
+        else:
+            final = rounded(weight, grid.rule, noise)
         codes = final.layer_codes(back.order, problem.weight.shape[1])
-        return grid.stored(codes).with_record(
-            **back.record,
-            descent_changes=int((final.codes != first.codes).sum()),
-        )
+        return grid.stored(codes).with_record(**back.record, descent_changes=changes)
+
+    def _borders(self, rows: int) -> list[int]:
+        """Of the segments of rows: those of the trellis, where there is one."""
+        return trellis_code.borders(rows) if self.grid == "trellis" else even_borders(rows)
 
     def compensated(
         self, problem: LayerProblem, quantized: Float[Tensor, "out in"]

@@ -45,6 +45,7 @@ class Backward:
     Args:
         folder: parent of the folders of what goes to disk.
         draws: labels at each position.
+        without: what does without these gradients, for messages.
 
     Raises:
         InputError: blocks of the model read more than the last one's output.
@@ -58,6 +59,7 @@ class Backward:
         folder: Path,
         *,
         draws: int,
+        without: str,
     ):
         self.model, self.tokens, self.options, self.folder = model, tokens, options, folder
         [first] = open_streams(
@@ -66,7 +68,7 @@ class Backward:
         if first.calls[0][0].needed or first.calls[0][0].hidden_axis:
             raise InputError(
                 "blocks of this model read what earlier ones left beside their output, and "
-                "gradients do not go that way: leave --allocate out, or give --allocation FILE"
+                f"gradients do not go that way: {without}"
             )
         self.inputs = [first]
         """Of each block, on disk; then the last one's output."""

@@ -48,6 +48,7 @@ from q2n.pipeline.streams import Probe
 DRAWS = 1
 """Labels at each position: more windows tell more than more labels on the same ones."""
 TINY = 1e-30
+_WITHOUT = "leave --allocate out, or give --allocation FILE"
 TRIED = (2, 4)
 """Bits, where all candidates are told by bits."""
 
@@ -140,7 +141,7 @@ class BitCosts:
         with (
             torch.no_grad(),
             self.reporter.bar("bits", 2 * blocks) as bar,
-            Backward(model, tokens, self.options, folder, draws=DRAWS) as passes,
+            Backward(model, tokens, self.options, folder, draws=DRAWS, without=_WITHOUT) as passes,
         ):
             for index in range(blocks):
                 bar.detail(f"{model.block_name(index)}: forward")

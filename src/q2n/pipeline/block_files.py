@@ -23,11 +23,11 @@ from q2n.errors import InputError, ResumeError
 from q2n.pipeline.activations import is_batch_file
 
 RUN_FILE = "run.json"
-BLOCK, REFIT, TURN, COSTS = "block", "refit", "turn", "costs"
+BLOCK, REFIT, TURN, COSTS, GRADIENTS = "block", "refit", "turn", "costs", "gradients"
 """Stems: the blocks as they were quantized, and after the whole model was refitted; the turn of a
-learned rotation and what widths cost, a single file each."""
+learned rotation and what widths cost, a single file each; moments of gradients, a file a block."""
 _BLOCK_FILE = re.compile(
-    rf"({BLOCK}|{REFIT}|{TURN}|{COSTS})-\d{{5}}\.(json|safetensors)(\.\d+\.tmp)?"
+    rf"({BLOCK}|{REFIT}|{TURN}|{COSTS}|{GRADIENTS})-\d{{5}}\.(json|safetensors)(\.\d+\.tmp)?"
 )
 _RUN_FILE = re.compile(r"run\.json(\.\d+\.tmp)?")
 

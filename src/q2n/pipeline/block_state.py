@@ -56,6 +56,8 @@ class BlockState:
     """Tokens of the text that reached each site measured so far; of an expert, those routed."""
     owners: Mapping[str, int] = field(default_factory=dict)
     """The rank that quantizes each target of the round, where there are several ranks."""
+    gradients: Mapping[str, Float[Tensor, "out out"]] = field(default_factory=dict)
+    """Second moments of the gradients at the targets' outputs, for a method that reads them."""
     clipping: Mapping[str, Clipping] = field(default_factory=dict)
     """Shares of the ranges of the targets' grids, where they were learned."""
     layers: Mapping[str, QuantizedLinear] = field(default_factory=dict)

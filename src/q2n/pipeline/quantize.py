@@ -68,11 +68,13 @@ def problem_of(
     scale_dtype: torch.dtype,
 ) -> LayerProblem:
     """What a method is given of a target, by its name in the block."""
-    full_name = state.full_name(name)
+    full_name, gradients = state.full_name(name), state.gradients.get(name)
+    weight = state.targets[name].weight()
     return LayerProblem(
         name=full_name,
-        weight=state.targets[name].weight(),
+        weight=weight,
         statistics=statistics,
+        gradients=None if gradients is None else gradients.to(weight),
         clipping=state.clipping.get(name),
         scale_dtype=scale_dtype,
         seed=options.seed_of(full_name),

@@ -16,6 +16,7 @@ stages in which they meet (among_ranks.py). The first rank alone reads and write
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +40,7 @@ from q2n.pipeline.block_stages import block_stages, run_stages
 from q2n.pipeline.block_state import enter_block, set_norm_weights
 from q2n.pipeline.finish import Stopwatch, Store
 from q2n.pipeline.options import LoopOptions
+from q2n.pipeline.output_gradients import stored_gradients
 from q2n.pipeline.passes import PausingBlock
 from q2n.pipeline.rewrite_block import RewriteBlock
 from q2n.pipeline.store import RunStore
@@ -75,7 +77,7 @@ class SequentialLoop:
         fits = refit is not None or method.fits_blocks
         self.reads_text = bool(self.required) or fits or self.is_rewritten
         self.two_streams = RequiredStatistics.CROSS in self.required or fits
-        self.method_name = method.name
+        self.method_name, self.reads_gradients = method.name, method.reads_gradients
         self.stages = block_stages(
             method,
             options,
@@ -146,6 +148,9 @@ class SequentialLoop:
             rewritten=self.is_rewritten,
         )
         self.model.read_ahead(index + 1)
+        if self.reads_gradients:
+            found = stored_gradients(self.store, self.ranks, self.model, index)
+            state = replace(state, gradients=found)
         run_stages(self.stages, state)
 
     def _replay(

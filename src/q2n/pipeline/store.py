@@ -9,6 +9,8 @@ A run that writes DIR works in DIR.partial until its checkpoint is complete:
     refit-00000.*            the same after the model as a whole was refitted, if it was
     turn-00000.*             the learned rotation, if there is one
     costs-00000.*            what each width of each layer costs, if widths are to be found
+    gradients-00000.*        moments of the gradients at the outputs of one block, the last block
+                             first, if the method reads them
 
 Nothing else is needed: the inputs of the next block are computed again from the finished ones.
 How the files are kept whole: block_files.py.
@@ -30,7 +32,7 @@ from q2n.disk.folders import (
 )
 from q2n.errors import InputError, ResumeError
 from q2n.layers.quantized import QuantizedLinear
-from q2n.pipeline.block_files import BLOCK, COSTS, REFIT, TURN, BlockFiles, is_run_file
+from q2n.pipeline.block_files import BLOCK, COSTS, GRADIENTS, REFIT, TURN, BlockFiles, is_run_file
 from q2n.pipeline.facts import BlockFacts, RunStart
 from q2n.pipeline.layer_bytes import described, rebuilt, stored_tensors
 from q2n.pipeline.write_behind import When, now
@@ -48,6 +50,8 @@ class RunStore:
         """Of a learned rotation."""
         self.costs = BlockFiles(folder, COSTS)
         """Of the widths of layers."""
+        self.gradients = BlockFiles(folder, GRADIENTS)
+        """Of the moments of gradients, in the order in which they are found."""
 
     def another(self, stem: str) -> "RunStore":
         """A second set of blocks in the same folder."""
@@ -60,13 +64,14 @@ class RunStore:
 
     @property
     def holds_work(self) -> bool:
-        """Whether there is something to go on with: finished blocks, a learned rotation, or
-        what widths cost.
+        """Whether there is something to go on with: finished blocks, a learned rotation, what
+        widths cost, or gradients.
 
         Raises:
             ResumeError: something in it is damaged.
         """
-        return bool(self.finished() or self.turn.count() or self.costs.count())
+        others = (self.turn, self.costs, self.gradients)
+        return bool(self.finished() or any(files.count() for files in others))
 
     def require(self, *, resume: bool) -> None:
         """Refuse a folder that a run cannot begin or go on in, before anything is read.

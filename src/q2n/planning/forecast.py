@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from q2n.planning.gradients import held
 from q2n.planning.load import Load
 from q2n.planning.memory import Held, MemoryOfStages
 from q2n.planning.rates import Rates
@@ -56,10 +57,12 @@ def forecast(shapes: ModelShapes, load: Load, rates: Rates) -> Forecast:
     time = SecondsOfStages(shapes, load, rates, memory)
     learned = [_stage("rotate", time.rotate(), memory.rotate())] if load.rotation_steps else []
     widths = [_stage("allocate", time.allocate(), memory.allocate())] if load.trials else []
+    passed = [_stage("gradients", time.gradients(), held(memory))] if load.gradients else []
     stages = (
         _stage("load", time.load(), memory.load()),
         *learned,
         *widths,
+        *passed,
         _stage("measure", time.measure(), memory.measure()),
         _stage("solve", time.solve(), memory.solve()),
         _stage("refit", time.refit(), memory.refit()),

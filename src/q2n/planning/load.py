@@ -42,6 +42,8 @@ class Load:
     """Gradient steps of the whole model; 0: none."""
     rotation_steps: int
     """Gradient steps of a learned rotation; 0: none."""
+    gradients: bool = False
+    """Whether the method reads gradients at all outputs."""
     trials: "Load | None" = None
     """All trials at one width, where the widths of layers are found."""
     widths: int = 1
@@ -81,3 +83,8 @@ class Load:
     def tokens(self) -> int:
         """Of the calibration text."""
         return self.windows * self.length
+
+    @property
+    def text(self) -> int:
+        """Of the text whose block inputs are all on disk, where there is one."""
+        return self.tokens if self.trials is None else self.trials.tokens

@@ -76,7 +76,7 @@ class MemoryOfStages:
     def __init__(self, shapes: ModelShapes, load: Load, libraries: Number):
         self.shapes, self.run, self.libraries = shapes, load, libraries
         self.block = max(shapes.blocks, key=lambda block: block.bytes)
-        self.always = Held(host=libraries) + self._device(shapes.outside_bytes)
+        self.always = Held(host=libraries) + self.device(shapes.outside_bytes)
 
     def of_trials(self) -> "MemoryOfStages":
         """The same of the trial runs, which there must be."""
@@ -96,7 +96,7 @@ class MemoryOfStages:
         shapes, length = self.shapes, self.run.length
         inside = sum(block.bytes + 2 * block.most.at(length, length) for block in shapes.blocks)
         logits = 4 * length * shapes.words * FLOAT
-        return self.always + self._device(shapes.bytes + inside + logits)
+        return self.always + self.device(shapes.bytes + inside + logits)
 
     def allocate(self) -> Held:
         """While widths are found; nothing where they are not."""
@@ -104,12 +104,12 @@ class MemoryOfStages:
         if trials is None:
             return Held()
         shapes, length, trial = self.shapes, self.run.length, self.of_trials()
-        slopes = trial._inputs(trials.tokens * FLOAT // shapes.itemsize, streams=1)
-        errors = self._device(trials.widths * HALF * self.block.quantized)
-        weighed = self._device(
+        slopes = trial.inputs(trials.tokens * FLOAT // shapes.itemsize, streams=1)
+        errors = self.device(trials.widths * HALF * self.block.quantized)
+        weighed = self.device(
             2 * self.block.bytes + 3 * self.block.most.at(length, length) + self._weight()
         )
-        head = self._device(shapes.head_bytes + LOGITS * FLOAT * LOGITS_AT_ONCE)
+        head = self.device(shapes.head_bytes + LOGITS * FLOAT * LOGITS_AT_ONCE)
         return most(
             trial.measure() + slopes,
             trial.solve() + slopes + errors,
@@ -126,11 +126,11 @@ class MemoryOfStages:
             inside = block.most.at(self._batch, self.run.length)
             for sites in [*self.rounds(block), []]:  # the last pass goes to the end
                 read = FLOAT * self._batch * sum(site.width for site in sites)
-                found.append(self._standing(block, sites) + self._device(inside + read))
+                found.append(self._standing(block, sites) + self.device(inside + read))
             if self.run.rewrite is not None:
-                inputs = self._inputs(self.run.tokens, self.run.streams)
+                inputs = self.inputs(self.run.tokens, self.run.streams)
                 sums = self._rewrite_sums(block)
-                found.append(self.always + self._blocks() + inputs + self._device(inside + sums))
+                found.append(self.always + self._blocks() + inputs + self.device(inside + sums))
         return most(*found)
 
     def solve(self) -> Held:
@@ -138,7 +138,8 @@ class MemoryOfStages:
         return most(
             *(
                 self._standing(block, sites)
-                + self._device(self._workspace(site) + block.most.at(self._batch, self.run.length))
+                + self.device(self._workspace(site) + block.most.at(self._batch, self.run.length))
+                + self._moments(block)
                 for block in self._kinds()
                 for sites in self.rounds(block)
                 for site in sites
@@ -146,14 +147,18 @@ class MemoryOfStages:
             self.always,
         )
 
+    def _moments(self, block: BlockShape) -> Held:
+        """Second moments of the outputs of a block, where the method reads them."""
+        return Held(host=HALF * block.output_moments) if self.run.gradients else Held()
+
     def refit(self) -> Held:
         """While gradient steps are taken; nothing where there are none."""
         found = []
         if self.run.block_steps:
             backward = 3 * self.block.most.at(self.run.length, self.run.length)
             latent = LATENT * self.block.quantized
-            targets = self._inputs(self.run.tokens, self.run.targets)
-            found.append(self._standing(self.block, []) + targets + self._device(backward + latent))
+            targets = self.inputs(self.run.tokens, self.run.targets)
+            found.append(self._standing(self.block, []) + targets + self.device(backward + latent))
         if self.run.model_refit:
             shapes, length = self.shapes, self.run.length
             latent = LATENT * sum(block.quantized for block in shapes.blocks)
@@ -161,7 +166,7 @@ class MemoryOfStages:
             logits = 4 * length * shapes.words * FLOAT
             inside = self.block.most.at(length, length)
             total = 2 * shapes.bytes + latent + 3 * states + logits + 3 * inside
-            found.append(self.always + self._device(total))
+            found.append(self.always + self.device(total))
         return most(*found) if found else Held()
 
     def write(self) -> Held:
@@ -178,16 +183,16 @@ class MemoryOfStages:
         head = shapes.head_bytes or shapes.outside_bytes
         others = shapes.outside_bytes + (2 if self.run.divergence else 1) * shapes.head_bytes
         batch = self.run.options.batch_size * self.run.length
-        states = self._inputs(self.run.evaluated * self.run.length, streams=1)
+        states = self.inputs(self.run.evaluated * self.run.length, streams=1)
         inside = self.block.bytes + max(self.block.most.at(batch, self.run.length), self._weight())
         copies = LOGITS if self.run.on_device else LOGITS_ON_CPU
         logits = copies * FLOAT * min(CHUNK, batch * shapes.words)
-        return self.always + states + self._device(others + max(inside, READ * head, logits))
+        return self.always + states + self.device(others + max(inside, READ * head, logits))
 
     def disk(self) -> Number:
         """Bytes: finished blocks beside the checkpoint, of which a file is there twice while it is
         written; or beside block inputs before it. Before all that, the inputs of every block where
-        widths are found."""
+        widths are found or gradients taken; moments of gradients to the end."""
         finished = sum(map(self.finished, self.shapes.blocks))
         if self.run.model_refit:
             finished *= 2
@@ -197,10 +202,12 @@ class MemoryOfStages:
         spilled = max(0.0, inputs - self.run.options.bytes_in_memory)
         checkpoint = self.checkpoint()
         beside = finished + max(spilled, checkpoint + min(checkpoint, SHARD_BYTES))
-        if self.run.trials is None:
+        moments = HALF * sum(x.output_moments for x in self.shapes.blocks)
+        moments *= self.run.gradients
+        if self.run.trials is None and not self.run.gradients:
             return beside
-        every = (len(self.shapes.blocks) + 1) * self._input_bytes(self.run.trials.tokens)
-        return max(beside, every)
+        every = (len(self.shapes.blocks) + 1) * self._input_bytes(self.run.text)
+        return moments + max(beside, every)
 
     @property
     def keeps_passes(self) -> bool:
@@ -255,7 +262,7 @@ class MemoryOfStages:
         return list(dict.fromkeys(self.shapes.blocks))
 
     def _blocks(self) -> Held:
-        held = self._device(max(1, self.run.streams) * self.block.bytes)
+        held = self.device(max(1, self.run.streams) * self.block.bytes)
         if self.run.on_device:  # the next block, read ahead; the last one, being written
             held += Held(host=self.block.bytes + 2 * self.finished(self.block))
         return held
@@ -272,21 +279,22 @@ class MemoryOfStages:
         return (
             self.always
             + self._blocks()
-            + self._inputs(self.run.tokens, self.run.streams)
-            + self._device(paused + sums)
+            + self.inputs(self.run.tokens, self.run.streams)
+            + self.device(paused + sums)
         )
 
     def _workspace(self, site: SiteShape) -> Number:
         """What a method works with on the largest matrix of a site."""
         rows = max(matrix.rows for matrix in site.matrices)
         squares = SQUARES if self.run.required or self.run.rewrite else 0
-        return FLOAT * (squares * site.width**2 + LAYERS * rows * site.width)
+        side = max(site.width, rows) if self.run.gradients else site.width
+        return FLOAT * (squares * side**2 + LAYERS * rows * site.width)
 
-    def _inputs(self, tokens: int, streams: int) -> Held:
+    def inputs(self, tokens: int, streams: int) -> Held:
         """Block inputs in memory."""
         held = min(streams * self._input_bytes(tokens), self.run.options.bytes_in_memory)
         if self.run.options.activations == "device":
-            return self._device(held)
+            return self.device(held)
         return Held(host=held)
 
     def _input_bytes(self, tokens: Number) -> Number:
@@ -296,7 +304,8 @@ class MemoryOfStages:
         """Tokens of one device: whole windows."""
         return ceil(tokens / self.run.length / self.run.ranks) * self.run.length
 
-    def _device(self, held: Number) -> Held:
+    def device(self, held: Number) -> Held:
+        """So many bytes on the device, which may be the host."""
         return Held(device=held) if self.run.on_device else Held(host=held)
 
 

@@ -6,6 +6,8 @@
     allocate   where widths are found: measuring and solving of the trials, a pass forward, and one
                forward and back with gradients of weights; the inputs of all blocks to the disk and
                twice back; errors along gradients
+    gradients  where the method reads them: a pass forward, and one forward and back without
+               gradients of weights; 0.56 of 2 T o^2 for each output; block inputs as above
     measure    2 operations for each weight that a token meets, attention over half of all pairs of
                tokens; 0.56 of a Gram matrix's 2 T m^2; cross moments of a part of the tokens (on a
                GPU in half precision, the latter in two parts: linalg/products.py);
@@ -26,6 +28,7 @@ from collections.abc import Mapping
 from math import ceil
 
 from q2n.linalg.required_statistics import RequiredStatistics
+from q2n.planning import gradients
 from q2n.planning.load import Load
 from q2n.planning.memory import FLOAT, MemoryOfStages
 from q2n.planning.rates import Rates
@@ -71,6 +74,21 @@ class SecondsOfStages:
             + (passes + head) / self.rates.product,
             "memory": measured["memory"] + MOVED * FLOAT * along / self.rates.memory,
             "disk": 3 * inputs / self.rates.disk,
+        }
+
+    def gradients(self) -> Parts:
+        """Gradients at all outputs, if the method reads them."""
+        if not self.run.gradients:
+            return {}
+        shapes, tokens = self.shapes, self.run.tokens
+        through = sum(self._pass(block, tokens) for block in shapes.blocks)
+        done = gradients.operations(shapes, self.run, through, TRIANGLE)
+        summed = sum(block.output_moments for block in shapes.blocks)
+        inputs = len(shapes.blocks) * tokens * shapes.hidden * shapes.itemsize
+        return {
+            "computing": done / self.rates.product,
+            "memory": MOVED * FLOAT * self.run.windows * summed / self.rates.memory,
+            "disk": 2 * inputs / self.rates.disk,
         }
 
     def measure(self) -> Parts:

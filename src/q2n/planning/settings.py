@@ -116,6 +116,7 @@ def _load(
         rotation_steps=plan.changes.rotate_steps * plan.changes.rotate_windows
         if plan.rotation_learning is not None
         else 0,
+        gradients=plan.method.reads_gradients,
         sizes=layer_sizes(_sized(plan), format.codec, blocks.source.dtype),
         kept_bytes=format.container.kept(blocks.source, blocks.targets()).bits / 8,
         on_device=on_device,
@@ -135,6 +136,7 @@ def _trials(load: Load, config: RunSettings, plan: Plan) -> Load | None:
         windows=config.windows,
         required=method.required_statistics,
         work=method.work,
+        gradients=False,
         rewrite=None,
         rewrite_passes=0,
         streams=1,

@@ -98,6 +98,11 @@ class BlockShape:
         """Weights to quantize."""
         return sum(matrix.weights for site in self.sites for matrix in site.matrices)
 
+    @property
+    def output_moments(self) -> int:
+        """Entries of the second moments of all outputs: o^2 of each matrix."""
+        return sum(x.copies * x.rows**2 for site in self.sites for x in site.matrices)
+
 
 @dataclass(frozen=True)
 class ModelShapes:

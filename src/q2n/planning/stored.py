@@ -110,6 +110,7 @@ def _quantized(
             name="layer",
             weight=torch.randn(rows, columns, generator=generator),
             statistics=statistics,
+            gradients=torch.eye(rows) if method.reads_gradients else None,
             scale_dtype=scale_dtype,
         )
     )

@@ -86,10 +86,14 @@ class Incoherence(Wrapper):
         if self.incoherence_rescale:
             rescale = balancing(problem.weight, statistics.gram).to(RESCALE_DTYPE)
         basis = basis_of((rows, columns), self.projection, problem.seed, rescale)
+        gradients = problem.gradients
+        if gradients is not None:
+            gradients = basis.outputs(basis.outputs(gradients).T)
         moved = replace(
             problem,
             weight=basis.weight(problem.weight),
             statistics=statistics.in_basis(basis.inputs, basis.outputs),
+            gradients=gradients,
         )
         layer = self.inner.quantize(moved)
         return RotatedLinear(

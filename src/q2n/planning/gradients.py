@@ -1,0 +1,34 @@
+"""What the pass of gradients before output feedback holds, keeps and takes
+(pipeline/output_gradients.py)."""
+
+from q2n.pipeline.backward import CHUNK as LOGITS_AT_ONCE
+from q2n.planning.load import Load
+from q2n.planning.memory import DOUBLE, FLOAT, LOGITS, Held, MemoryOfStages, most
+from q2n.planning.shapes import ModelShapes, Number
+
+PASSES = 3
+"""Through each block: forward, and once more forward and back."""
+
+
+def held(memory: MemoryOfStages) -> Held:
+    """While gradients go through the blocks: inputs of all blocks are on disk, gradients of one
+    where the run keeps its block inputs."""
+    run, shapes, block = memory.run, memory.shapes, memory.block
+    slopes = memory.inputs(run.tokens * FLOAT // shapes.itemsize, streams=1)
+    passing = 3 * block.most.at(run.length, run.length) + DOUBLE * max(
+        x.output_moments for x in shapes.blocks
+    )
+    head = shapes.head_bytes + LOGITS * FLOAT * LOGITS_AT_ONCE
+    return memory.always + slopes + most(memory.device(block.bytes + passing), memory.device(head))
+
+
+def operations(shapes: ModelShapes, run: Load, one_pass: Number, triangle: float) -> Number:
+    """Of the passes, the head's among them, and the sums.
+
+    Args:
+        one_pass: of the text through all blocks.
+        triangle: the share of a symmetric product that is computed.
+    """
+    head = 2 * PASSES * shapes.words * shapes.hidden * run.tokens
+    summed = 2 * triangle * run.tokens * sum(x.output_moments for x in shapes.blocks)
+    return PASSES * one_pass + head + summed

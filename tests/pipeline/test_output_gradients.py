@@ -1,0 +1,166 @@
+"""Moments of the gradients at all layers' outputs, beside plain autograd; how a run keeps them."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from mixtures import tiny_mixture
+from pipeline.test_bit_costs import tokens_of
+from safetensors.torch import load, load_file
+from tiny import save_tiny, tiny_model, tiny_text
+
+import q2n
+from q2n.config.reading import read_settings
+from q2n.data.windows import TokenWindows
+from q2n.disk.folders import make_working_folder
+from q2n.distributed.ranks import ALONE
+from q2n.errors import InputError
+from q2n.kernels import row_segments
+from q2n.logging import Reporter
+from q2n.models.blocks import BlockwiseModel
+from q2n.models.source import open_source
+from q2n.pipeline import backward as module
+from q2n.pipeline.backward import _drawn
+from q2n.pipeline.options import LoopOptions
+from q2n.pipeline.output_gradients import OutputGradients, stored_gradients
+from q2n.pipeline.sequential import SequentialLoop
+from q2n.pipeline.store import RunStore
+
+
+@pytest.fixture
+def labels(monkeypatch):
+    """The labels that were drawn, window after window; products in float32."""
+    drawn = []
+
+    def draw(p, draws, generator):
+        drawn.append(_drawn(p, draws, generator)[0])
+        return [drawn[-1]]
+
+    monkeypatch.setattr(module, "in_fast_dtype", lambda _: nullcontext())
+    monkeypatch.setattr(module, "_drawn", draw)
+    return drawn
+
+
+def found(model, folder, tokens):
+    """By full name of the layer."""
+    store, blocks = RunStore(folder), BlockwiseModel(open_source(model))
+    make_working_folder(folder)
+    store.start({}, {}, resume=False)
+    windows = TokenWindows(tokens=tokens, label="random")
+    OutputGradients(LoopOptions(batch_size=2), Reporter())(store, blocks, windows)
+    assert store.holds_work
+    return {
+        f"{blocks.block_name(index)}.{name}": x
+        for index in range(len(blocks))
+        for name, x in stored_gradients(store, ALONE, blocks, index).items()
+    }
+
+
+def by_autograd(model, tokens, labels):
+    """`sum g^T g` at the outputs of all linears of the whole model, by name."""
+    sums: dict[str, torch.Tensor] = {}
+
+    def watch(name):
+        def add(gradient):
+            flat = gradient.flatten(0, -2).double()
+            sums[name] = sums.get(name, 0) + flat.T @ flat
+
+        return lambda _module, _inputs, output: output.register_hook(add) and None
+
+    for name, part in model.named_modules():
+        if isinstance(part, torch.nn.Linear) or type(part).__name__ == "Conv1D":
+            part.register_forward_hook(watch(name))
+    for window, y in zip(tokens, labels, strict=True):
+        log_p = model.requires_grad_(True)(window[None]).logits[0].log_softmax(1)
+        (-log_p.gather(1, y[:, None]).sum()).backward()
+    return {name: x / x.diagonal().mean() for name, x in sums.items()}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
+def test_moments_are_those_of_the_whole_model(tmp_path, labels, architecture):
+    model, tokens = tiny_model(architecture, layers=2), tokens_of()
+    moments = found(model, tmp_path / "run.partial", tokens)
+    expected = by_autograd(model, tokens, labels)
+    assert len(moments) >= 8
+    for name, moment in moments.items():
+        assert moment.dtype == torch.float16
+        torch.testing.assert_close(moment.double(), expected[name], rtol=2e-3, atol=2e-3)
+
+
+def test_experts_have_their_own(tmp_path, labels):
+    moments = found(tiny_mixture(), tmp_path / "run.partial", tokens_of())
+    experts = [x for name, x in moments.items() if "experts" in name]
+    assert len(experts) >= 12
+    for moment in experts:
+        mean = float(moment.float().diagonal().mean())
+        assert mean == pytest.approx(1.0, abs=1e-3) or not moment.any()
+    assert any(x.any() for x in experts)
+
+
+def test_blocks_that_read_more_are_refused(tmp_path):
+    model = tiny_model("gemma3n_text", layers=4)
+    with pytest.raises(InputError, match="use --output-feedback false"):
+        found(model, tmp_path / "run.partial", tokens_of())
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Quantizes a tiny model with output feedback; the tensors of the checkpoint."""
+    save_tiny(tmp_path / "model", layers=2)
+    (tmp_path / "text.txt").write_text(tiny_text())
+
+    def quantize(output="out", **settings):
+        plain = {
+            "bits": 3,
+            "output_feedback": True,
+            "format": "native",
+            "corpus": str(tmp_path / "text.txt"),
+            "windows": 4,
+            "length": 16,
+        }
+        q2n.quantize(tmp_path / "model", tmp_path / output, **{**plain, **settings})
+        assert not (tmp_path / f"{output}.partial").exists()
+        return load_file(tmp_path / output / "model.safetensors")
+
+    return quantize
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[x], other[x]) for x in one)
+
+
+def test_a_resumed_run_takes_the_stored_gradients(run, tmp_path, monkeypatch):
+    whole, plain, found = run(), OutputGradients.__call__, []
+    with monkeypatch.context() as patch:
+        patch.setattr(SequentialLoop, "_quantize", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run("later")
+    folder = tmp_path / "later.partial"
+    names = {f"gradients-0000{index}.{end}" for index in (0, 1) for end in ("json", "safetensors")}
+    assert names <= {file.name for file in folder.iterdir()}
+    last = load((folder / "gradients-00000.safetensors").read_bytes())
+    (folder / "gradients-00001.json").unlink()  # as if interrupted while it sums
+    monkeypatch.setattr(OutputGradients, "__call__", lambda *a: found.append(1) or plain(*a))
+    assert equal(whole, run("later", resume=True))
+    assert found == [1] and len(last) == 7
+
+
+@pytest.mark.parametrize(
+    "settings", [{"method": "gptq", "quality": "good"}, {"method": "quip"}], ids=["gptq", "quip"]
+)
+def test_it_changes_codes_and_nothing_about_what_is_stored(run, monkeypatch, settings):
+    monkeypatch.setattr(row_segments, "LONGEST", 16)
+    without, with_it = run("without", output_feedback=False, **settings), run("with", **settings)
+    assert {x: y.shape for x, y in without.items()} == {x: y.shape for x, y in with_it.items()}
+    assert not equal(without, with_it)
+
+
+@pytest.mark.parametrize(
+    ("method", "owner"),
+    [("gptq", "gptq"), ("quip", "ldlq"), ("ldlq", "ldlq"), ("quarot", "gptq")],
+)
+def test_best_asks_for_it(method, owner):
+    settings = {"model": "x", "output": "y", "method": method, "quality": "best"}
+    assert read_settings(settings).options[owner]["output_feedback"]
+    settings |= {"quality": "good"}
+    assert not read_settings(settings).options[owner]["output_feedback"]
