@@ -19,6 +19,7 @@ from q2n import run
 from q2n.api import quantize_among_ranks
 from q2n.distributed.agreement import require_agreement
 from q2n.errors import InputError
+from q2n.kernels import row_segments
 from q2n.pipeline.store import RunStore
 
 
@@ -124,9 +125,11 @@ def test_what_ranks_cannot_do_is_refused(place, tmp_path, quantize, settings, sa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_first_rank_refits_the_model(quantize, tmp_path):
-    written, refit = [], {"refit": "model", "refit_steps": 16}
-    for size, settings in ((1, {}), (1, refit), (2, refit)):
+@pytest.mark.parametrize("own", [{"refit": "model", "refit_steps": 16}, {"output_feedback": True}])
+def test_what_the_first_rank_does_alone_reaches_all(quantize, tmp_path, monkeypatch, own):
+    monkeypatch.setattr(row_segments, "LONGEST", 16)
+    written = []
+    for size, settings in ((1, {}), (1, own), (2, own)):
         out = tmp_path / str(len(written))
         work = partial(quantize, output=out, windows=4, **settings)
         on_threads(size, work)

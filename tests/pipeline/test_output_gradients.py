@@ -1,6 +1,7 @@
 """Moments of the gradients at all layers' outputs, beside plain autograd; how a run keeps them."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,16 +16,20 @@ from q2n.data.windows import TokenWindows
 from q2n.disk.folders import make_working_folder
 from q2n.distributed.ranks import ALONE
 from q2n.errors import InputError
+from q2n.grids.uniform import UniformGrid
 from q2n.kernels import row_segments
 from q2n.logging import Reporter
+from q2n.methods.rtn import RTN
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.source import open_source
 from q2n.pipeline import backward as module
 from q2n.pipeline.backward import _drawn
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.output_gradients import OutputGradients, stored_gradients
+from q2n.pipeline.rewrite_block import RewriteBlock
 from q2n.pipeline.sequential import SequentialLoop
 from q2n.pipeline.store import RunStore
+from q2n.rewrites.awq import AWQ
 
 
 @pytest.fixture
@@ -85,6 +90,45 @@ def test_moments_are_those_of_the_whole_model(tmp_path, labels, architecture):
     for name, moment in moments.items():
         assert moment.dtype == torch.float16
         torch.testing.assert_close(moment.double(), expected[name], rtol=2e-3, atol=2e-3)
+
+
+class Reads(RTN):
+    """RTN that keeps what it is given."""
+
+    problems: dict = {}  # noqa: RUF012
+
+    @property
+    def reads_gradients(self):
+        return True
+
+    def quantize(self, problem):
+        self.problems[problem.name] = replace(problem, weight=problem.weight.clone())
+        return super().quantize(problem)
+
+
+def test_scales_that_a_rewrite_moves_into_a_linear_are_in_them(tmp_path, labels):
+    """What the method reads is of the model that it quantizes."""
+    model, tokens = tiny_model("llama", layers=2), tokens_of()
+    found(model, tmp_path, tokens)
+    blocks, options = BlockwiseModel(open_source(model)), LoopOptions()
+    rewrite = RewriteBlock(AWQ(rewrite_windows=0), UniformGrid(bits=3), options)
+    store = RunStore(tmp_path)
+    loop = SequentialLoop(blocks, Reads(bits=8), store, options, rewrite=rewrite)
+    loop.run(TokenWindows(tokens=tokens, label="random"))
+    rewritten = tiny_model("llama", layers=2)
+    with torch.no_grad():
+        for name, weight in store.norm_weights().items():
+            rewritten.get_parameter(name).copy_(weight)
+        for name, problem in Reads.problems.items():
+            rewritten.get_parameter(f"{name}.weight").copy_(problem.weight)
+    expected, moved = by_autograd(rewritten, tokens, labels), 0
+    before = by_autograd(tiny_model("llama", layers=2), tokens, labels)
+    for name, problem in Reads.problems.items():
+        moment = problem.gradients.double()
+        moment /= moment.diagonal().mean()
+        torch.testing.assert_close(moment, expected[name], rtol=5e-3, atol=5e-3)
+        moved += not torch.allclose(moment, before[name], rtol=5e-3, atol=5e-3)
+    assert moved == 2  # up of both blocks; values, which several heads read, stay
 
 
 def test_experts_have_their_own(tmp_path, labels):

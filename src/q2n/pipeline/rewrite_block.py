@@ -11,7 +11,7 @@ into `norm_weights`, which are stored; and the full-precision stream, whose bloc
 one, is compared at each site after its input is divided by `scales`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,7 +22,7 @@ from q2n.grids.uniform import UniformGrid
 from q2n.linalg.required_statistics import RequiredStatistics, bytes_of_sums
 from q2n.linalg.statistics import InputStatistics
 from q2n.models.attention_scores import feeds_scores
-from q2n.models.junctions import Junction
+from q2n.models.junctions import Junction, Source
 from q2n.pipeline.block_state import BlockState
 from q2n.pipeline.channel_inputs import channel_statistics
 from q2n.pipeline.module_loss import ModuleLoss
@@ -120,4 +120,24 @@ def _moved(state: BlockState, junction: Junction, scale: Float[Tensor, " width"]
         if name not in weights:
             changed[name] = value
     scales = dict.fromkeys(junction.readers, scale)
-    return replace(state, norm_weights=changed, scales={**state.scales, **scales})
+    return replace(
+        state,
+        norm_weights=changed,
+        scales={**state.scales, **scales},
+        gradients=_after(state.gradients, junction.source, scale),
+    )
+
+
+def _after(
+    gradients: Mapping[str, Float[Tensor, "out out"]],
+    source: Source | None,
+    scale: Float[Tensor, " width"],
+) -> Mapping[str, Float[Tensor, "out out"]]:
+    """The moments of gradients when a linear gives x / s by its last rows: a gradient there is s
+    times what it was."""
+    if source is None or source.module not in gradients:
+        return gradients
+    moments = gradients[source.module].to(scale)
+    factors = moments.new_ones(len(moments))
+    factors[-len(scale) :] = scale
+    return {**gradients, source.module: moments * factors * factors.unsqueeze(1)}
