@@ -49,8 +49,8 @@ class RunSettings:
     """Quantization method, or a preset of one: see `q2n methods`."""
     quality: Literal["good", "best"] | None = None
     """Several settings at once: good (correct, output_scales and the best grid of the method;
-    closed forms, 2.5 to 3 times as long) or best (good, then refit model). What is set beside it
-    wins."""
+    closed forms, 2.5 to 3 times as long) or best (good, output_feedback where the method has it,
+    then refit model). What is set beside it wins."""
     allocate: Positive | None = None
     """Stored bits of a weight on the average, such as 2.5 or 3.25: each layer gets the width, of 2,
     3, 4 and 8 bits, at which the model's predictions are forecast to lose least. In the place of

@@ -44,7 +44,7 @@ from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.linalg import trellis_code
 from q2n.linalg.factor import Feedback, compensated, damped, feedback
 from q2n.linalg.required_statistics import RequiredStatistics
-from q2n.method import LayerProblem, Method, Work
+from q2n.method import LayerProblem, Method, Work, output_feedback
 from q2n.option_types import Bits, CountOrZero, NonNegative, Positive
 
 
@@ -132,32 +132,39 @@ class LDLQ(Method):
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         back, grid = self._feedback(problem), self._fitted(problem)
         weight, noise = grid.weight.T[back.order], self._noise(grid, problem)
-        hessian = damped(problem.measured.gram, back)
-        changes = 0
+        hessian, changes = damped(problem.measured.gram, back), []
+        rows, columns = problem.weight.shape
 
-        def rounded(weight: Tensor, rule: Rule, noise: Tensor | None) -> Sweep:
-            nonlocal changes
-
-            def swept(matrix: Tensor, offset: Tensor | None) -> Sweep:
-                return sweep(weight, matrix, rule, block_size=self.block_size, offset=offset)
-
-            first = swept(back.matrix, noise)
-            final = descend(first, hessian, self.descent_passes, swept)
-            changes += int((final.codes != first.codes).sum())
+        def rounded(part: Float[Tensor, "in rows"], a: int, b: int) -> Sweep:
+            first, final = self._swept(
+                part, grid.rule.rows(a, b), back, hessian, None if noise is None else noise[:, a:b]
+            )
+            changes.append(int((final.codes != first.codes).sum()))
             return final
 
-        def segment(weight: Tensor, a: int, b: int) -> Sweep:
-            return rounded(weight, grid.rule.rows(a, b), None if noise is None else noise[:, a:b])
-
         if self.output_feedback:
-            ahead = feedback(problem.output_moments, self.output_damping, name=problem.name)
-            final = sweep_segments(
-                weight, ahead.matrix, self._borders(len(problem.weight)), segment
-            )
+            matrix = output_feedback(problem, self.output_damping).matrix
+            swept = sweep_segments(weight, matrix, self._borders(rows), rounded)
         else:
-            final = rounded(weight, grid.rule, noise)
-        codes = final.layer_codes(back.order, problem.weight.shape[1])
-        return grid.stored(codes).with_record(**back.record, descent_changes=changes)
+            swept = rounded(weight, 0, rows)
+        layer = grid.stored(swept.layer_codes(back.order, columns))
+        return layer.with_record(**back.record, descent_changes=sum(changes))
+
+    def _swept(
+        self,
+        weight: Float[Tensor, "in out"],
+        rule: Rule,
+        back: Feedback,
+        hessian: Float[Tensor, "in in"],
+        noise: Float[Tensor, "in out"] | None,
+    ) -> tuple[Sweep, Sweep]:
+        """Columns in visiting order after the sweep, and after the descent."""
+
+        def again(matrix: Tensor, offset: Tensor | None) -> Sweep:
+            return sweep(weight, matrix, rule, block_size=self.block_size, offset=offset)
+
+        first = again(back.matrix, noise)
+        return first, descend(first, hessian, self.descent_passes, again)
 
     def _borders(self, rows: int) -> list[int]:
         """Of the segments of rows: those of the trellis, where there is one."""
