@@ -26,6 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from q2n.errors import InputError
+from q2n.logging import Bar
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.calls import part
 from q2n.pipeline.activations import Activations, activations
@@ -91,6 +92,16 @@ class Backward:
     def steps(self) -> int:
         """Of `through`."""
         return len(self.tokens) * len(self.gradients)
+
+    def to_the_end(self, bar: Bar) -> None:
+        """Forward through all blocks, and the gradients at the end."""
+        for index in range(len(self.model)):
+            bar.detail(f"{self.model.block_name(index)}: forward")
+            block = self.model.load_block(index)
+            self.model.read_ahead(index + 1)
+            self.forward(index, block)
+            bar.advance()
+        self.draw()
 
     def forward(self, index: int, block: nn.Module) -> None:
         """Keep a block's output."""

@@ -143,13 +143,7 @@ class BitCosts:
             self.reporter.bar("bits", 2 * blocks) as bar,
             Backward(model, tokens, self.options, folder, draws=DRAWS, without=_WITHOUT) as passes,
         ):
-            for index in range(blocks):
-                bar.detail(f"{model.block_name(index)}: forward")
-                block = model.load_block(index)
-                model.read_ahead(index + 1)
-                passes.forward(index, block)
-                bar.advance()
-            passes.draw()
+            passes.to_the_end(bar)
             probe = Probe(next(model.record_inputs([tokens[:1, :PROBE_LENGTH]])))
             for index in reversed(range(blocks)):
                 groups[:0] = self._of_block(model, index, passes, probe, bar.detail)

@@ -59,13 +59,7 @@ class OutputGradients:
             self.reporter.bar("gradients", 2 * blocks) as bar,
             self._backward(model, windows, store.folder / FOLDER) as passes,
         ):
-            for index in range(blocks):
-                bar.detail(f"{model.block_name(index)}: forward")
-                block = model.load_block(index)
-                model.read_ahead(index + 1)
-                passes.forward(index, block)
-                bar.advance()
-            passes.draw()
+            passes.to_the_end(bar)
             for index in reversed(range(blocks)):
                 bar.detail(f"{model.block_name(index)}: gradients")
                 found = _of_block(model, index, passes)
