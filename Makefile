@@ -62,7 +62,7 @@ options: venv
 	@$(BIN)/python -m q2n.config.catalogue
 
 # After new records in docs/results: the tables, and the figures of README.md and docs/FINDINGS.md.
-FIGURES := steps--2026-11-26-bits-smollm2-135m-wikitext-2 steps--2026-11-26-bars-wikitext-2-smollm2-135m \
+FIGURES := steps-bits-smollm2-135m-wikitext-2 steps-bars-wikitext-2-smollm2-135m \
 	llama-cpp-bytes-smollm2-135m-wiki-test-raw
 results: venv
 	@rm -rf build/figures && mkdir -p build

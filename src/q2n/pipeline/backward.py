@@ -16,6 +16,7 @@ model whose blocks read what earlier ones left (shared keys and values) is refus
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -126,8 +127,11 @@ class Backward:
 
     def draw(self) -> None:
         """The gradients at the last block's output. After `forward` of every block."""
+        with _frozen(self.model.without_blocks):
+            self._draw()
+
+    def _draw(self) -> None:
         last = self.inputs[-1]
-        self.model.without_blocks.requires_grad_(False)
         for batch, tokens in enumerate(self.tokens.split(self.options.batch_size)):
             hidden = last.hidden.get(batch)
             found = [torch.empty_like(hidden, dtype=torch.float32) for _ in self.gradients]
@@ -202,3 +206,16 @@ def _drawn(
     bounds = p.cumsum(1)
     dice = torch.rand(draws, len(p), 1, generator=generator).to(p.device)
     return [(bounds < x * bounds[:, -1:]).sum(1).clamp(max=p.shape[1] - 1) for x in dice]
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """While open, no parameter takes gradients: the module may be a part of a user's own model."""
+    taking = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in taking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in taking:
+            parameter.requires_grad_()

@@ -97,7 +97,6 @@ def _of_block(
 ) -> dict[str, Float[Tensor, "out out"]]:
     block = model.load_block(index)
     model.read_ahead(index - 1)
-    block.requires_grad_(False)
     targets, _ = model.targets_of(index, block)
     moments = {
         name: GramMoment.none(target.shape[0], model.device) for name, target in targets.items()
