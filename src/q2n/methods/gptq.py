@@ -145,23 +145,33 @@ class GPTQ(LearnedClip):
         self, problem: LayerProblem, grid: FittedGrid[QuantizedLinear], back: Feedback
     ) -> Sweep:
         """The weight of a grid, its rows independently of each other."""
-        rule = grid.rule.in_order(back.order)
-        return self._swept(problem, grid.weight.T[back.order], rule, back)
+        rule, hessian = grid.rule.in_order(back.order), self._hessian(problem, back)
+        return self._swept(problem, grid.weight.T[back.order], rule, back, hessian)
 
     def _in_segments(
         self, problem: LayerProblem, grid: FittedGrid[QuantizedLinear], back: Feedback
     ) -> Sweep:
         """The same with feedback between segments of rows."""
         rule, weight = grid.rule.in_order(back.order), grid.weight.T[back.order]
+        hessian = self._hessian(problem, back)  # once for all segments
         return sweep_segments(
             weight,
             output_feedback(problem, self.output_damping).matrix,
             even_borders(weight.shape[1]),
-            lambda target, a, b: self._swept(problem, target, rule.rows(a, b), back),
+            lambda target, a, b: self._swept(problem, target, rule.rows(a, b), back, hessian),
         )
 
+    def _hessian(self, problem: LayerProblem, back: Feedback) -> Float[Tensor, "in in"] | None:
+        """What the descent reads, if there is one."""
+        return damped(problem.measured.gram, back) if self.descent_passes else None
+
     def _swept(
-        self, problem: LayerProblem, weight: Float[Tensor, "in out"], rule: Rule, back: Feedback
+        self,
+        problem: LayerProblem,
+        weight: Float[Tensor, "in out"],
+        rule: Rule,
+        back: Feedback,
+        hessian: Float[Tensor, "in in"] | None,
     ) -> Sweep:
         """Columns in visiting order after the sweep and, if asked for, the descent."""
         size = self.block_size
@@ -172,11 +182,11 @@ class GPTQ(LearnedClip):
             block_size=size,
             group_fit=self._group_fit(problem, rule),
         )
-        if not self.descent_passes:
+        if hessian is None:
             return rounded
         return descend(
             rounded,
-            damped(problem.measured.gram, back),
+            hessian,
             self.descent_passes,
             lambda matrix, offset: sweep(weight, matrix, rule, block_size=size, offset=offset),
         )

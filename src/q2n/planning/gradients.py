@@ -1,9 +1,8 @@
 """What the pass of gradients before output feedback holds, keeps and takes
 (pipeline/output_gradients.py)."""
 
-from q2n.pipeline.backward import CHUNK as LOGITS_AT_ONCE
 from q2n.planning.load import Load
-from q2n.planning.memory import DOUBLE, FLOAT, LOGITS, Held, MemoryOfStages, most
+from q2n.planning.memory import DOUBLE, FLOAT, Held, MemoryOfStages, most
 from q2n.planning.shapes import ModelShapes, Number
 
 PASSES = 3
@@ -18,8 +17,8 @@ def held(memory: MemoryOfStages) -> Held:
     passing = 3 * block.most.at(run.length, run.length) + DOUBLE * max(
         x.output_moments for x in shapes.blocks
     )
-    head = shapes.head_bytes + LOGITS * FLOAT * LOGITS_AT_ONCE
-    return memory.always + slopes + most(memory.device(block.bytes + passing), memory.device(head))
+    through = memory.device(block.bytes + passing)
+    return memory.always + slopes + most(through, memory.drawing())
 
 
 def operations(shapes: ModelShapes, run: Load, one_pass: Number, triangle: float) -> Number:

@@ -109,13 +109,17 @@ class MemoryOfStages:
         weighed = self.device(
             2 * self.block.bytes + 3 * self.block.most.at(length, length) + self._weight()
         )
-        head = self.device(shapes.head_bytes + LOGITS * FLOAT * LOGITS_AT_ONCE)
+        head = self.drawing()
         return most(
             trial.measure() + slopes,
             trial.solve() + slopes + errors,
             self.always + slopes + errors + weighed,
             self.always + slopes + head,
         )
+
+    def drawing(self) -> Held:
+        """While labels are drawn: the head, and a few positions' logits with their gradients."""
+        return self.device(self.shapes.head_bytes + LOGITS * FLOAT * LOGITS_AT_ONCE)
 
     def measure(self) -> Held:
         """While passes run to the sites."""
@@ -202,12 +206,10 @@ class MemoryOfStages:
         spilled = max(0.0, inputs - self.run.options.bytes_in_memory)
         checkpoint = self.checkpoint()
         beside = finished + max(spilled, checkpoint + min(checkpoint, SHARD_BYTES))
-        moments = HALF * sum(x.output_moments for x in self.shapes.blocks)
-        moments *= self.run.gradients
         if self.run.trials is None and not self.run.gradients:
             return beside
         every = (len(self.shapes.blocks) + 1) * self._input_bytes(self.run.text)
-        return moments + max(beside, every)
+        return max(beside, every) + sum(self._moments(x).host for x in self.shapes.blocks)
 
     @property
     def keeps_passes(self) -> bool:
