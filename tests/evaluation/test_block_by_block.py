@@ -20,10 +20,11 @@ from whole_way import quantize
 from q2n.data.windows import TokenWindows
 from q2n.errors import InputError
 from q2n.evaluation.block_by_block import BlockByBlock
-from q2n.evaluation.body import Head, Whole
+from q2n.evaluation.body import Whole
 from q2n.formats import FORMATS
 from q2n.formats.load import open_checkpoint
 from q2n.models.blocks import BlockwiseModel
+from q2n.models.head import Head
 from q2n.models.source import open_source
 
 WINDOWS = TokenWindows(

@@ -8,7 +8,8 @@ import torch
 from evaluation.test_perplexity import CONFIGS, SMALL, random_windows
 from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig
 
-from q2n.evaluation.body import Head, Whole, WholeHead
+from q2n.evaluation.body import Whole
+from q2n.models.head import Head, WholeHead
 
 PARTS = {
     **CONFIGS,

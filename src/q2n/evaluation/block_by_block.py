@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from q2n.data.windows import TokenWindows
-from q2n.evaluation.body import PROBE, HeadCall, States, require_fit, states_in, take_apart
+from q2n.evaluation.body import require_fit
 from q2n.models.blocks import BlockwiseModel
+from q2n.models.head import PROBE, HeadCall, States, states_in, take_apart
 from q2n.pipeline.activations import Place
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.streams import Stream, open_streams

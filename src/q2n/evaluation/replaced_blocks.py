@@ -31,7 +31,7 @@ from q2n.data.windows import TokenWindows
 from q2n.errors import NumericalError
 from q2n.evaluation.block_by_block import head_and_body
 from q2n.evaluation.block_costs import BlockCost, BlockCosts, Change, Replaced
-from q2n.evaluation.body import HeadCall, require_fit, states_in
+from q2n.evaluation.body import require_fit
 from q2n.evaluation.output_change import OutputChange, watched_layers
 from q2n.evaluation.per_token import PerToken, compared
 from q2n.evaluation.same_model import changed_outside
@@ -41,6 +41,7 @@ from q2n.linalg.finite import all_finite
 from q2n.logging import Reporter
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.calls import BlockOutput
+from q2n.models.head import HeadCall, states_in
 from q2n.patterns import listed
 from q2n.pipeline.activations import Place, activations
 from q2n.pipeline.options import LoopOptions

@@ -11,10 +11,11 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from q2n.errors import InputError, NumericalError
-from q2n.evaluation.body import Body, States
+from q2n.evaluation.body import Body
 from q2n.evaluation.per_token import Numbers, PerToken, compared, in_parts, losses
 from q2n.evaluation.states_file import StatesFile
 from q2n.linalg.finite import all_finite
+from q2n.models.head import States
 
 CHUNK = 2**24
 """Logits of one model in memory at once: 64 MB in float32."""

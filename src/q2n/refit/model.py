@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from q2n.layers.quantized import QuantizedLinear
+from q2n.models.head import PROBE, states_in, take_apart
 from q2n.refit.descent import Call
 from q2n.refit.predictions import divergence, states_of
 from q2n.refit.tuner import CHECKED, Rates, Refit, Tuned, tune
@@ -69,16 +70,17 @@ class ModelRefit(Refit):
         seen = len(tokens) - CHECKED
         order = [step % seen for step in range(self.steps)] + [*range(seen, len(tokens))]
         model.requires_grad_(False)
-        body, head = model.base_model, model.get_output_embeddings()
-        prefix = f"{model.base_model_prefix}."
+        probe = tokens[:1, :PROBE].to(model.device)
+        head, body = take_apart(model, lambda module: module(probe, use_cache=False))
+        prefix = "".join(f"{name}." for name, x in model.named_modules() if name and x is body)
         teacher = states_of(body, tokens, set(order))
         for name, weight in norm_weights.items():
             model.get_parameter(name).data.copy_(weight)
 
         def loss(call: Call, number: int) -> Tensor:
             window = tokens[order[number]].unsqueeze(0).to(model.device)
-            states = call(window, use_cache=False).last_hidden_state
-            return divergence(states[0], teacher[order[number]].to(states.device), head)
+            states = states_in(call(window, use_cache=False))[0]
+            return divergence(states, teacher[order[number]].to(states.device), head)
 
         own = {name.removeprefix(prefix): layer.to(model.device) for name, layer in layers.items()}
         kind = type(model).__name__

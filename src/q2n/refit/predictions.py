@@ -4,7 +4,9 @@ r"""Losses of a model's next-token distributions s, from the states that its hea
     cross_entropy   -log s_v, v the token that comes
 
 Both are means over tokens. The logits of a few tokens are held at a time, and their gradient is
-taken at once: with respect to logits it is s - p, p = 1 at the token that comes in the second.
+taken at once: with respect to logits it is s - p, p = 1 at the token that comes in the second. The
+head (models/head.py) leads it back to the states, through what the model does to its logits, a
+scaling or a cap. Its products are in the dtype of the autocast around it.
 """
 
 from collections.abc import Callable
@@ -15,20 +17,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from q2n.models.head import Logits, States, states_in
 from q2n.refit.descent import in_fast_dtype
 
 _CHUNK = 256
 """Tokens whose logits are held at once."""
 
-States = Float[Tensor, "tokens hidden"]
+Head = Callable[[States], Logits]
 
 
-def divergence(states: States, teacher: States, head: nn.Module) -> Float[Tensor, ""]:
+def divergence(states: States, teacher: States, head: Head) -> Float[Tensor, ""]:
     """Mean KL divergence from the distributions of the teacher's states."""
 
     def part(log_s: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        with in_fast_dtype(head):
-            log_p = head(teacher[rows]).float().log_softmax(1)
+        log_p = head(teacher[rows]).float().log_softmax(1)
         p = log_p.exp()
         return ((log_p - log_s) * p).sum(dtype=torch.float64), log_s.exp_() - p
 
@@ -36,7 +38,7 @@ def divergence(states: States, teacher: States, head: nn.Module) -> Float[Tensor
 
 
 def cross_entropy(
-    states: States, following: Int[Tensor, " tokens"], head: nn.Module
+    states: States, following: Int[Tensor, " tokens"], head: Head
 ) -> Float[Tensor, ""]:
     """Mean of -log s of the tokens that follow."""
 
@@ -57,8 +59,8 @@ def states_of(
     first, found = next(body.parameters()), {}
     for window in sorted(windows):
         with in_fast_dtype(body) if first.dtype == torch.float32 else nullcontext():
-            states = body(tokens[window].unsqueeze(0).to(first.device), use_cache=False)
-        found[window] = states.last_hidden_state[0].cpu()
+            output = body(tokens[window].unsqueeze(0).to(first.device), use_cache=False)
+        found[window] = states_in(output)[0].cpu()
     return found
 
 
@@ -70,19 +72,19 @@ class _Mean(torch.autograd.Function):
     def forward(
         ctx: Any,
         states: Tensor,
-        head: nn.Module,
+        head: Head,
         part: Callable[[Tensor, slice], tuple[Tensor, Tensor]],
     ) -> Tensor:
         total = torch.zeros((), dtype=torch.float64)
         gradient = torch.empty_like(states, dtype=torch.float32)
         for a in range(0, len(states), _CHUNK):
             rows = slice(a, a + _CHUNK)
-            with in_fast_dtype(head):
-                log_s = head(states[rows]).float().log_softmax(1)
-            loss, slope = part(log_s, rows)
+            some = states[rows].detach().requires_grad_()
+            with torch.enable_grad():
+                logits = head(some)
+            loss, slope = part(logits.detach().float().log_softmax(1), rows)
             total += float(loss)
-            with in_fast_dtype(head):
-                gradient[rows] = slope @ head.get_parameter("weight")
+            [gradient[rows]] = torch.autograd.grad(logits, some, slope.to(logits.dtype))
         ctx.save_for_backward(gradient / len(states))
         return (total / len(states)).to(states.device, torch.float32)
 

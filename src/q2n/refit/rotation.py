@@ -30,9 +30,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from q2n.errors import NumericalError
+from q2n.errors import InputError, NumericalError
 from q2n.grids.per_token import TokenGrid
 from q2n.linalg.cayley import cayley_step, retracted
+from q2n.models.head import PROBE, HeadCall, take_apart
 from q2n.models.layout import DecoderLayout
 from q2n.models.turned_source import inside_rules
 from q2n.refit.descent import in_fast_dtype
@@ -77,6 +78,7 @@ class RotationLearning:
             progress: called after each step.
 
         Raises:
+            InputError: predictions do not follow from the states of the blocks.
             NumericalError: the loss is not finite.
         """
         order = shuffled(len(tokens), self.steps * self.windows, seed)
@@ -95,7 +97,7 @@ class RotationLearning:
                 for window in order[step * self.windows :][: self.windows]:
                     with in_fast_dtype(model):
                         states = quantized.states(turn, tokens[window].to(model.device))
-                    value = loss(states, window) / self.windows
+                        value = loss(states, window) / self.windows
                     total += _finite(float(value.detach()), step)
                     for slope, more in zip(slopes, torch.autograd.grad(value, found), strict=True):
                         slope += more
@@ -107,7 +109,7 @@ class RotationLearning:
     def _loss(
         self, model: PreTrainedModel, tokens: Int[Tensor, "windows length"], order: list[int]
     ) -> Callable[[Tensor, int], Tensor]:
-        head = model.get_output_embeddings()
+        head = _head(model, tokens)
         if self.loss == "cross_entropy":
             return lambda states, window: cross_entropy(
                 states[:-1], tokens[window, 1:].to(states.device), head
@@ -120,6 +122,17 @@ class RotationLearning:
         rate = self.rate * (1 + math.cos(math.pi * step / self.steps)) / 2
         new = [cayley_step(x.detach(), g, rate) for x, g in zip(found, slopes, strict=True)]
         return [retracted(x) for x in new] if (step + 1) % RETRACTED_AFTER == 0 else new
+
+
+def _head(model: PreTrainedModel, tokens: Int[Tensor, "windows length"]) -> HeadCall:
+    probe = tokens[:1, :PROBE].to(model.device)
+    head, body = take_apart(model, lambda module: module(probe, use_cache=False))
+    if body is not model.base_model:
+        raise InputError(
+            f"the predictions of {type(model).__name__} do not follow from the states of its "
+            "blocks, which a learned rotation turns; use --rotate hadamard"
+        )
+    return head
 
 
 class _TurnedModel:
