@@ -61,6 +61,17 @@ def found(model, folder, tokens):
     }
 
 
+@pytest.mark.parametrize("architecture", ["llama", "opt", "gpt2"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_has_moments(tmp_path, architecture, dtype):
+    """Near those of float32. LayerNorm takes no input of another dtype than its own on a CPU."""
+    wide = found(tiny_model(architecture), tmp_path / "wide", tokens_of(windows=2))
+    half = found(tiny_model(architecture).to(dtype), tmp_path / "half", tokens_of(windows=2))
+    assert half.keys() == wide.keys()
+    for name, moment in half.items():
+        assert torch.cosine_similarity(moment.flatten(), wide[name].flatten(), 0) > 0.7, name
+
+
 def by_autograd(model, tokens, labels):
     """`sum g^T g` at the outputs of all linears of the whole model, by name."""
     sums: dict[str, torch.Tensor] = {}

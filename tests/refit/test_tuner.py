@@ -241,20 +241,21 @@ def test_biases_of_norms_go_with_their_gains(toy, monkeypatch, dtype, fast):
 
 
 @pytest.mark.parametrize(
-    ("own", "fast", "expected"),
+    ("own", "fast", "given", "multiplied"),
     [
-        (torch.float32, True, torch.bfloat16),
-        (torch.float32, False, torch.float32),
-        (torch.bfloat16, False, torch.bfloat16),
-        (torch.float16, False, torch.bfloat16),
+        (torch.float32, True, torch.bfloat16, torch.bfloat16),
+        (torch.float32, False, torch.float32, torch.float32),
+        (torch.bfloat16, False, torch.bfloat16, torch.bfloat16),
+        (torch.float16, False, torch.bfloat16, torch.float16),
     ],
 )
-def test_products_are_fast_or_exact(toy, monkeypatch, own, fast, expected):
+def test_products_are_fast_or_exact(toy, monkeypatch, own, fast, given, multiplied):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: fast)
     module = toy.to(own)
-    assert fast_dtype(module) == expected
+    assert fast_dtype(module) == given
     with in_fast_dtype(module):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == expected
+        x = torch.ones(2, 2, dtype=own)
+        assert (x @ x).dtype == multiplied
 
 
 @pytest.mark.parametrize(("count", "steps"), [(5, 17), (8, 3), (1, 4), (6, 6)])

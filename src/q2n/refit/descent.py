@@ -97,8 +97,8 @@ def descend(
     dtype = fast_dtype(module)
 
     def measured(loss: Callable[..., Float[Tensor, ""]], *step: int) -> Float[Tensor, ""]:
-        call = partial(_call, module, weights(dtype))  # autocast knows no float16 on a CPU
-        with in_fast_dtype(module):
+        call = partial(_call, module, weights(dtype))
+        with _autocast(module, dtype):
             return loss(call, *step)
 
     def checked() -> float:
@@ -141,9 +141,15 @@ def fast_dtype(module: nn.Module) -> torch.dtype:
 
 
 def in_fast_dtype(module: nn.Module) -> AbstractContextManager[Any]:
-    """Matrix products inside are in the module's fast dtype."""
-    dtype, device = fast_dtype(module), next(module.parameters()).device
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    """Matrix products of a float32 module inside are in its fast dtype. One in half precision keeps
+    its own: on a CPU autocast knows no float16, and norms take no other dtype than theirs."""
+    is_wide = next(module.parameters()).dtype == torch.float32
+    return _autocast(module, fast_dtype(module) if is_wide else torch.float32)
+
+
+def _autocast(module: nn.Module, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    device = next(module.parameters()).device.type
+    return torch.autocast(device, dtype, enabled=dtype != torch.float32)
 
 
 def _call(module: nn.Module, weights: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:

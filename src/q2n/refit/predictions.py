@@ -10,7 +10,6 @@ scaling or a cap. Its products are in the dtype of the autocast around it.
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -56,10 +55,10 @@ def states_of(
     body: nn.Module, tokens: Int[Tensor, "windows length"], windows: set[int]
 ) -> dict[int, Float[Tensor, "length hidden"]]:
     """What the head reads of some windows: far smaller than the logits."""
-    first, found = next(body.parameters()), {}
+    device, found = next(body.parameters()).device, {}
     for window in sorted(windows):
-        with in_fast_dtype(body) if first.dtype == torch.float32 else nullcontext():
-            output = body(tokens[window].unsqueeze(0).to(first.device), use_cache=False)
+        with in_fast_dtype(body):
+            output = body(tokens[window].unsqueeze(0).to(device), use_cache=False)
         found[window] = states_in(output)[0].cpu()
     return found
 
