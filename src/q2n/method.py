@@ -254,13 +254,3 @@ def shared_feedback(problem: LayerProblem, damping: float, *, descending: bool) 
         ("feedback", damping, descending),
         lambda: feedback(statistics.gram, damping, descending=descending, name=problem.name),
     )
-
-
-def output_feedback(problem: LayerProblem, damping: float) -> Feedback:
-    """The factor of the damped moments of the gradients at the layer's output, whose rows are
-    visited as they lie.
-
-    Raises:
-        NumericalError: the moments are not finite.
-    """
-    return feedback(problem.output_moments, damping, name=problem.name)

@@ -130,7 +130,14 @@ class Run:
         """Refuse now what the end would refuse: a disk that is certainly too small, a card that
         cannot be written."""
         place, in_memory = self.target.absolute().parent, loop_options(self.config).bytes_in_memory
-        require_disk(place, self.opened, self.format, self.windows, in_memory)
+        require_disk(
+            place,
+            self.opened,
+            self.format,
+            self.windows,
+            in_memory,
+            takes_gradients=self.plan.takes_gradients,
+        )
         try:
             for text in self._described([], 0, None)[1].values():
                 text.encode()

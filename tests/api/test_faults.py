@@ -231,4 +231,6 @@ def test_a_disk_that_is_too_small_is_refused_before_the_first_block(place, monke
     monkeypatch.setattr(space.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 150_000}))
     with pytest.raises(InputError, match=r"block inputs on disk need at least"):
         quantize(place, "out", method="gptq", activations="disk", windows=50)
+    with pytest.raises(InputError, match=r"block inputs on disk need at least"):
+        quantize(place, "out", method="gptq", windows=50, output_feedback=True)
     assert not (place / "out").exists()

@@ -14,6 +14,7 @@ from q2n.method import LayerProblem
 from q2n.methods.gptq import GPTQ
 from q2n.methods.ldlq import LDLQ
 from q2n.wrappers.incoherence import Incoherence
+from q2n.wrappers.nullspace import NullSpace
 
 ROWS, COLUMNS = 96, 40
 DAMPING = 0.01
@@ -73,21 +74,19 @@ def test_segments_of_one_row_are_yaqa(monkeypatch, name):
 
 
 METHODS = {
-    "gptq": GPTQ(bits=3, output_damping=DAMPING),
-    "gptq, groups and ranges": GPTQ(
-        bits=3, group_size=10, range_trials=True, descent_passes=1, output_damping=DAMPING
-    ),
-    "ldlq": LDLQ(bits=3, output_damping=DAMPING),
-    "lloyd-max": LDLQ(bits=3, grid="lloyd-max", output_damping=DAMPING),
-    "blocks": GPTQ(grid="q4_0", range_trials=True, output_damping=DAMPING),
-    "random basis": Incoherence(inner=LDLQ(bits=3, output_damping=DAMPING)),
+    "gptq": GPTQ(bits=3),
+    "gptq, groups and ranges": GPTQ(bits=3, group_size=10, range_trials=True, descent_passes=1),
+    "ldlq": LDLQ(bits=3),
+    "lloyd-max": LDLQ(bits=3, grid="lloyd-max"),
+    "blocks": GPTQ(grid="q4_0", range_trials=True),
+    "random basis": Incoherence(inner=LDLQ(bits=3)),
 }
 
 
 def with_feedback(method):
     if isinstance(method, Incoherence):
         return replace(method, inner=with_feedback(method.inner))
-    return replace(method, output_feedback=True)
+    return replace(method, output_feedback=True, output_damping=DAMPING)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -102,7 +101,7 @@ def test_the_loss_falls(monkeypatch, name):
 def test_the_trellis_keeps_its_segments():
     """Of more rows than one segment has: what follows the first makes up for it."""
     given = problem(rows=200, dtype=torch.float32)
-    method = LDLQ(bits=3, grid="trellis", output_damping=DAMPING)
+    method = LDLQ(bits=3, grid="trellis")
     plain, layer = (x.quantize(given) for x in (method, with_feedback(method)))
     assert torch.equal(layer.codes[:100], plain.codes[:100])
     assert loss(given, layer) < 0.9 * loss(given, plain)
@@ -131,6 +130,40 @@ def test_gradients_that_are_not_finite_are_refused():
     given.gradients[0, 1] = torch.nan
     with pytest.raises(NumericalError, match=r"h\.0\.up: the gradients .* --output-feedback false"):
         with_feedback(METHODS["gptq"]).quantize(given)
+
+
+@pytest.mark.parametrize("name", ["gptq", "ldlq"])
+def test_a_damping_that_was_raised_is_on_record(name):
+    """A matrix that is no sum of squares: the smallest damping is not enough."""
+    given = problem()
+    values, vectors = torch.linalg.eigh(given.gradients)
+    values[0] = -0.05 * values.mean()
+    given = replace(given, gradients=vectors @ values.diag() @ vectors.T)
+    record = with_feedback(METHODS[name]).quantize(given).record
+    assert record["output_damping"] == pytest.approx(0.1) and record["damping"] == 0.01
+
+
+def test_a_matrix_that_no_damping_mends_is_named():
+    given = problem()
+    given = replace(given, gradients=given.gradients - 9 * given.gradients.diagonal().mean())
+    with pytest.raises(NumericalError, match=r"gradients at its output .* --output-damping above"):
+        with_feedback(METHODS["gptq"]).quantize(given)
+
+
+@pytest.mark.parametrize("method", [GPTQ, LDLQ])
+def test_a_damping_of_nothing_is_refused(method):
+    with pytest.raises(InputError, match="--output-feedback true"):
+        method(output_damping=1.0)
+
+
+def test_the_card_says_it():
+    assert "feedback between rows" in with_feedback(METHODS["gptq"]).title
+    assert "feedback between rows" not in METHODS["gptq"].title
+
+
+def test_a_null_space_step_on_the_compensated_weight_is_refused():
+    with pytest.raises(InputError, match="--output-feedback false"):
+        NullSpace(inner=with_feedback(METHODS["gptq"]), reference="compensated")
 
 
 def test_groups_that_are_fitted_on_the_way_are_refused():

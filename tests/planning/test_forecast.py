@@ -257,6 +257,11 @@ def test_gradients_are_a_stage_of_their_own():
     longer = described(**own, output_feedback=True, length=4096).forecast(RATES)
     assert longer.disk_bytes == 5 * 4 * 4096 * 64 * 4 + 2 * moments
     assert longer.stage("gradients").host_bytes > plain.forecast(RATES).stage("measure").host_bytes
+    alone, four = (
+        described(**own, output_feedback=True, length=4096, ranks=ranks).forecast(RATES)
+        for ranks in (1, 4)
+    )
+    assert four.disk_bytes == alone.disk_bytes == longer.disk_bytes  # the first rank's stage
 
 
 def test_widths_of_a_method_without_statistics_take_text_too():

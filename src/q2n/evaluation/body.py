@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from q2n.data.windows import TokenWindows
 from q2n.errors import InputError
+from q2n.linalg.forward_products import forward_products
 from q2n.models.head import PROBE, HeadCall, States, states_in, take_apart
 
 
@@ -58,10 +59,12 @@ def require_fit(model: PreTrainedModel, windows: TokenWindows) -> None:
 
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """The model in evaluation mode; afterwards as before."""
+    """The model in evaluation mode, its products as fast as they are on its device; afterwards as
+    before."""
     training = model.training
     model.eval()
     try:
-        yield
+        with forward_products(model.device):
+            yield
     finally:
         model.train(training)

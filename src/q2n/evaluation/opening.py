@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from q2n.data.windows import TokenWindows
 from q2n.evaluation.block_by_block import BlockByBlock
 from q2n.evaluation.body import Body, Whole, evaluating
+from q2n.linalg.forward_products import forward_products
 from q2n.logging import Bar
 from q2n.models.blocks import BlockwiseModel
 from q2n.pipeline.activations import Place
@@ -49,10 +50,11 @@ def _one_block_at_a_time(
     bar: Bar,
 ) -> Iterator[Body]:
     blocks = load()
-    yield BlockByBlock(
-        blocks,
-        windows,
-        place=place,
-        limit=limit,
-        progress=lambda block: bar.detail(f"block {block + 1} of {len(blocks)}"),
-    )
+    with forward_products(blocks.device):
+        yield BlockByBlock(
+            blocks,
+            windows,
+            place=place,
+            limit=limit,
+            progress=lambda block: bar.detail(f"block {block + 1} of {len(blocks)}"),
+        )

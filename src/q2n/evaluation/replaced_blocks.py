@@ -38,6 +38,7 @@ from q2n.evaluation.same_model import changed_outside
 from q2n.evaluation.scoring import CHUNK
 from q2n.evaluation.spread import error_of_mean, window_means
 from q2n.linalg.finite import all_finite
+from q2n.linalg.forward_products import forward_products
 from q2n.logging import Reporter
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.calls import BlockOutput
@@ -84,6 +85,7 @@ def block_costs(
     with (
         TemporaryDirectory(prefix="q2n-states-") as folder,
         reporter.bar("blocks run", block_runs(len(original))) as bar,
+        forward_products(original.device),
     ):
         streams = ReplacedBlocks(
             original, quantized, windows, batch_size=batch_size, place=place, folder=Path(folder)

@@ -84,6 +84,8 @@ def feedback(
     descending: bool = False,
     order: Int[Tensor, " in"] | None = None,
     name: str = "matrix",
+    what: str = "Gram matrix of its input",
+    flag: str = "--damping",
 ) -> Feedback:
     """Factor `gram + damping * mean(diag) * I`.
 
@@ -93,6 +95,8 @@ def feedback(
         descending: visit the columns with the largest diagonal first (act-order).
         order: else visit them in this order; None for the layer's own.
         name: of the layer, for the error.
+        what: the matrix is, for the error.
+        flag: that sets the damping, for the error.
 
     A dead column gets the mean of the others on its diagonal. So it affects no other and none
     affects it: its original weight is rounded, which costs nothing on the calibration text and
@@ -125,9 +129,9 @@ def feedback(
                 matrix = upper.div_(pivots).triu_(1).to(gram.dtype)
                 return Feedback(matrix, pivots.to(gram.dtype), order, dead, share)
     raise NumericalError(
-        f"{name}: the {tuple(gram.shape)} Gram matrix of its input is not positive definite with "
+        f"{name}: the {tuple(gram.shape)} {what} is not positive definite with "
         f"dampings {', '.join(f'{share:g}' for share in tried)}, even in float64; "
-        "give a --damping above these, or leave the layer in full precision with --ignore"
+        f"give a {flag} above these, or leave the layer in full precision with --ignore"
     )
 
 

@@ -22,7 +22,7 @@ over tokens, keeps to BLAS: factors, feedback, the eigenvectors.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -102,8 +102,7 @@ def probe() -> Probe:
     switch = _switch()
     if switch is None:
         return Probe(1.0, 0.0)
-    fine = time.get_clock_info("thread_time").resolution < _FINE
-    clock = time.thread_time if fine else time.perf_counter
+    clock = thread_clock()
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(_TOKENS, _WIDTH, generator=generator)
     before, least = switch.fp32_precision, {"ieee": float("inf"), "bf16": float("inf")}
@@ -119,6 +118,13 @@ def probe() -> Probe:
     exact = x.double().T @ x.double()
     error = float((product - exact).norm() / exact.norm())
     return Probe(least["ieee"] / least["bf16"], error)
+
+
+def thread_clock() -> Callable[[], float]:
+    """Seconds of this thread alone, where the system counts them finely enough: other processes do
+    not show in them."""
+    fine = time.get_clock_info("thread_time").resolution < _FINE
+    return time.thread_time if fine else time.perf_counter
 
 
 def _switch() -> Any:

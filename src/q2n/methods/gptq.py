@@ -34,14 +34,15 @@ from q2n.kernels.row_segments import even_borders, sweep_segments
 from q2n.layers.quantized import QuantizedLinear
 from q2n.linalg.factor import Feedback, compensated, damped
 from q2n.linalg.required_statistics import RequiredStatistics
-from q2n.method import LayerProblem, Work, output_feedback, shared_feedback
+from q2n.method import LayerProblem, Work, shared_feedback
 from q2n.methods.learned_clip import LearnedClip
 from q2n.methods.range_trials import FACTORS, best_rows, ranges_around
-from q2n.option_types import Count, CountOrZero, NonNegative, Positive
+from q2n.methods.row_feedback import NO_FEEDBACK, RowFeedback
+from q2n.option_types import Count, CountOrZero, NonNegative
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPTQ(LearnedClip):
+class GPTQ(RowFeedback, LearnedClip):
     """Column by column with error feedback from the input's second moments."""
 
     name: ClassVar[str] = "gptq"
@@ -58,11 +59,6 @@ class GPTQ(LearnedClip):
     one that changes its output least."""
     descent_passes: CountOrZero = 0
     """Passes of coordinate descent on the loss after the sweep, at most."""
-    output_feedback: bool = False
-    """Make up for the errors of rows in later rows too, by what outputs count for the model's own
-    predictions (YAQA): a pass of gradients over the text before the first block."""
-    output_damping: Positive = 2.0
-    """Added to the diagonal of the gradients' second moments, as a share of its mean."""
     block_size: Count = 128
     """Columns between two matrix products. Changes speed and rounding noise alone, and the
     borders at which the compensated weight is taken (every 128 in the released code)."""
@@ -83,7 +79,6 @@ class GPTQ(LearnedClip):
             raise InputError(
                 "learned ranges are fitted before the sweep: use --static-groups, or --clip mse"
             )
-
         if self.output_feedback and self._fits_on_the_way:
             raise InputError(
                 "output_feedback rounds segments of rows one after the other, on groups that are "
@@ -100,10 +95,6 @@ class GPTQ(LearnedClip):
         return RequiredStatistics.GRAM
 
     @property
-    def reads_gradients(self) -> bool:
-        return self.output_feedback
-
-    @property
     def work(self) -> Work:
         """With a sweep and its cost for every range beside the first."""
         if not self.range_trials:
@@ -113,7 +104,7 @@ class GPTQ(LearnedClip):
 
     @property
     def trial(self) -> "GPTQ":
-        return replace(self, range_trials=False, descent_passes=0, output_feedback=False)
+        return replace(self, range_trials=False, descent_passes=0, **NO_FEEDBACK)
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         back = shared_feedback(problem, self.damping, descending=self.act_order)
@@ -128,10 +119,15 @@ class GPTQ(LearnedClip):
             if not self.output_feedback:
                 return layer.with_record(**back.record)
             grid = grid_of(layer, weight)
-        rounding = self._in_segments if self.output_feedback else self._rounded
-        rounded = rounding(problem, grid, back)
+        record = back.record
+        if self.output_feedback:
+            factor = self.output_factor(problem)
+            rounded = self._in_segments(problem, grid, back, factor)
+            record["output_damping"] = factor.damping
+        else:
+            rounded = self._rounded(problem, grid, back)
         layer = grid.stored(rounded.layer_codes(back.order, weight.shape[1]))
-        return layer.with_record(**back.record)
+        return layer.with_record(**record)
 
     def _minmax(
         self, problem: LayerProblem, weight: Float[Tensor, "out in"]
@@ -149,14 +145,18 @@ class GPTQ(LearnedClip):
         return self._swept(problem, grid.weight.T[back.order], rule, back, hessian)
 
     def _in_segments(
-        self, problem: LayerProblem, grid: FittedGrid[QuantizedLinear], back: Feedback
+        self,
+        problem: LayerProblem,
+        grid: FittedGrid[QuantizedLinear],
+        back: Feedback,
+        rows: Feedback,
     ) -> Sweep:
         """The same with feedback between segments of rows."""
         rule, weight = grid.rule.in_order(back.order), grid.weight.T[back.order]
         hessian = self._hessian(problem, back)  # once for all segments
         return sweep_segments(
             weight,
-            output_feedback(problem, self.output_damping).matrix,
+            rows.matrix,
             even_borders(weight.shape[1]),
             lambda target, a, b: self._swept(problem, target, rule.rows(a, b), back, hessian),
         )

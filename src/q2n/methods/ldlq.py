@@ -44,12 +44,13 @@ from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.linalg import trellis_code
 from q2n.linalg.factor import Feedback, compensated, damped, feedback
 from q2n.linalg.required_statistics import RequiredStatistics
-from q2n.method import LayerProblem, Method, Work, output_feedback
+from q2n.method import LayerProblem, Work
+from q2n.methods.row_feedback import NO_FEEDBACK, RowFeedback
 from q2n.option_types import Bits, CountOrZero, NonNegative, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class LDLQ(Method):
+class LDLQ(RowFeedback):
     """Rounding with feedback from the LDL factor of the input's second moments."""
 
     name: ClassVar[str] = "ldlq"
@@ -74,11 +75,6 @@ class LDLQ(Method):
     """Passes of coordinate descent on the loss after the rounding, at most."""
     unbiased: bool = False
     """Round up with the probability of the fractional part."""
-    output_feedback: bool = False
-    """Make up for the errors of rows in later rows too, by what outputs count for the model's own
-    predictions (YAQA): a pass of gradients over the text before the first block."""
-    output_damping: Positive = 2.0
-    """Added to the diagonal of the gradients' second moments, as a share of its mean."""
     clamp_first: bool = False
     """Clamp the weights to the uniform grid's range beforehand, as the released code of QuIP does.
     Otherwise what the range cuts off is fed back like any other error."""
@@ -104,12 +100,8 @@ class LDLQ(Method):
         return RequiredStatistics.GRAM
 
     @property
-    def reads_gradients(self) -> bool:
-        return self.output_feedback
-
-    @property
     def trial(self) -> "LDLQ":
-        return replace(self, output_feedback=False)
+        return replace(self, **NO_FEEDBACK)
 
     @property
     def work(self) -> Work:
@@ -142,13 +134,15 @@ class LDLQ(Method):
             changes.append(int((final.codes != first.codes).sum()))
             return final
 
+        record = back.record
         if self.output_feedback:
-            matrix = output_feedback(problem, self.output_damping).matrix
-            swept = sweep_segments(weight, matrix, self._borders(rows), rounded)
+            factor = self.output_factor(problem)
+            swept = sweep_segments(weight, factor.matrix, self._borders(rows), rounded)
+            record["output_damping"] = factor.damping
         else:
             swept = rounded(weight, 0, rows)
         layer = grid.stored(swept.layer_codes(back.order, columns))
-        return layer.with_record(**back.record, descent_changes=sum(changes))
+        return layer.with_record(**record, descent_changes=sum(changes))
 
     def _swept(
         self,

@@ -27,6 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from q2n.errors import InputError
+from q2n.linalg.forward_products import forward_products
 from q2n.logging import Bar
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.calls import part
@@ -112,8 +113,9 @@ class Backward:
             hidden=activations("disk", self.model.device, self.folder / f"inputs-{index + 1}"),
             carried=[{} for _ in before.calls],
         )
-        for batch in range(len(before)):
-            after.put(batch, before.inputs(batch, index).run(block))
+        with forward_products(self.model.device):
+            for batch in range(len(before)):
+                after.put(batch, before.inputs(batch, index).run(block))
         self.inputs.append(after)
 
     def taken(self, index: int) -> Stream:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from q2n.linalg.products import fast_products
+from q2n.linalg.forward_products import forward_products
 from q2n.linalg.required_statistics import RequiredStatistics
 from q2n.linalg.statistics import InputStatistics
 from q2n.models.experts import OneByOne, Stage, Wanted, Watcher
@@ -42,7 +42,7 @@ def channel_statistics(
     required |= RequiredStatistics.SIZES
     found = [InputStatistics(x.width, required, device) for x in junctions]
     with _watched(block, junctions, found, options, stream.tokens):
-        with fast_products(device, torch.float32):
+        with forward_products(device):
             for batch in range(len(stream)):
                 stream.inputs(batch, through.index).run(block)
     return found

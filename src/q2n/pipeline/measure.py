@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from q2n.errors import InputError
-from q2n.linalg.products import fast_products
+from q2n.linalg.forward_products import forward_products
 from q2n.linalg.required_statistics import RequiredStatistics
 from q2n.linalg.statistics import InputStatistics
 from q2n.models.sites import one_stage
@@ -38,7 +38,7 @@ class Measure:
         statistics = {site: self._empty(state, site) for site in state.round}
         state.say(f"{state.name}: inputs of {state.sites[state.round[0]].targets[0]}")
         reached = dict.fromkeys(state.round, 0)
-        with fast_products(self.device, torch.float32):
+        with forward_products(self.device):
             for batch in range(len(state.passes[0].stream)):
                 running = [stream.take(batch) for stream in state.passes]
                 for other in running[1:]:

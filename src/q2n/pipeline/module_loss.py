@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from q2n.linalg.products import fast_products
+from q2n.linalg.forward_products import forward_products
 from q2n.models.calls import BlockInput, first_tensor
 from q2n.models.targets import Target
 from q2n.pipeline.streams import StreamThroughBlock
@@ -71,7 +71,7 @@ class ModuleLoss:
     def _outputs(self) -> Iterator[Float[Tensor, "..."]]:
         """Of the module, window by window, in float32."""
         for run in self._passes:
-            with fast_products(self._device, torch.float32):
+            with forward_products(self._device):
                 output = run()
             yield first_tensor(pytree.tree_leaves(output)).float()
 

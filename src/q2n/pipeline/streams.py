@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from q2n.linalg.products import fast_products
+from q2n.linalg.forward_products import forward_products
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.calls import BlockCall, BlockInput, BlockOutput, Carried, map_tensors, part
 from q2n.models.recording import BatchInputs
@@ -154,7 +153,7 @@ def outputs_of(stream: Stream, block: nn.Module, index: int) -> Outputs:
     """What a block makes of a stream, which stays where it is. It lies where the stream's hidden
     states do, or in main memory if these are on disk."""
     device = stream.hidden.device
-    with fast_products(device, torch.float32):
+    with forward_products(device):
         found = [
             stream.inputs(batch, index).run(block).hidden.to(stream.hidden.storage)
             for batch in range(len(stream))
@@ -184,7 +183,7 @@ class StreamThroughBlock:
 
     def finish(self) -> None:
         """Run every batch to the end; the outputs are the next block's inputs."""
-        with fast_products(self.stream.hidden.device, torch.float32):
+        with forward_products(self.stream.hidden.device):
             for batch in range(len(self.stream)):
                 self.stream.put(batch, self.take(batch).finish())
 

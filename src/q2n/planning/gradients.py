@@ -13,7 +13,7 @@ def held(memory: MemoryOfStages) -> Held:
     """While gradients go through the blocks: inputs of all blocks are on disk, gradients of one
     where the run keeps its block inputs."""
     run, shapes, block = memory.run, memory.shapes, memory.block
-    slopes = memory.inputs(run.tokens * FLOAT // shapes.itemsize, streams=1)
+    slopes = memory.of_one_rank().inputs(run.tokens * FLOAT // shapes.itemsize, streams=1)
     passing = 3 * block.most.at(run.length, run.length) + DOUBLE * max(
         x.output_moments for x in shapes.blocks
     )

@@ -22,7 +22,7 @@ work on the device, block inputs where `--activations` says.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from q2n.evaluation.scoring import CHUNK
@@ -82,6 +82,10 @@ class MemoryOfStages:
         """The same of the trial runs, which there must be."""
         assert self.run.trials is not None
         return MemoryOfStages(self.shapes, self.run.trials, self.libraries)
+
+    def of_one_rank(self) -> "MemoryOfStages":
+        """The same of a stage that the first rank goes through alone."""
+        return MemoryOfStages(self.shapes, replace(self.run, ranks=1), self.libraries)
 
     def load(self) -> Held:
         """While embeddings or a block are read."""
@@ -208,7 +212,7 @@ class MemoryOfStages:
         beside = finished + max(spilled, checkpoint + min(checkpoint, SHARD_BYTES))
         if self.run.trials is None and not self.run.gradients:
             return beside
-        every = (len(self.shapes.blocks) + 1) * self._input_bytes(self.run.text)
+        every = (len(self.shapes.blocks) + 1) * self.of_one_rank()._input_bytes(self.run.text)
         return max(beside, every) + sum(self._moments(x).host for x in self.shapes.blocks)
 
     @property

@@ -30,7 +30,7 @@ from math import ceil
 from q2n.linalg.required_statistics import RequiredStatistics
 from q2n.planning import gradients
 from q2n.planning.load import Load
-from q2n.planning.memory import FLOAT, MemoryOfStages
+from q2n.planning.memory import FLOAT, HALF, MemoryOfStages
 from q2n.planning.rates import Rates
 from q2n.planning.shapes import BlockShape, ModelShapes, Number, SiteShape
 
@@ -88,7 +88,7 @@ class SecondsOfStages:
         return {
             "computing": done / self.rates.product,
             "memory": MOVED * FLOAT * self.run.windows * summed / self.rates.memory,
-            "disk": 2 * inputs / self.rates.disk,
+            "disk": (2 * inputs + HALF * summed) / self.rates.disk,
         }
 
     def measure(self) -> Parts:

@@ -8,8 +8,8 @@ The loss on some windows is computed before the first step and after the last on
 that has made it worse can be given up (loss_change.py).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -22,6 +22,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
 from q2n.errors import NumericalError
+from q2n.linalg.forward_products import forward_products
 from q2n.models.targets import Target
 from q2n.refit.loss_change import LossChange
 
@@ -147,9 +148,12 @@ def in_fast_dtype(module: nn.Module) -> AbstractContextManager[Any]:
     return _autocast(module, fast_dtype(module) if is_wide else torch.float32)
 
 
-def _autocast(module: nn.Module, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    device = next(module.parameters()).device.type
-    return torch.autocast(device, dtype, enabled=dtype != torch.float32)
+@contextmanager
+def _autocast(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    device = next(module.parameters()).device
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with forward_products(device):
+            yield
 
 
 def _call(module: nn.Module, weights: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:

@@ -21,6 +21,7 @@ from q2n.evaluation.tasks.local_tasks import Leaves
 from q2n.evaluation.tasks.names import CONFIGURATIONS
 from q2n.evaluation.tasks.results import TaskResult
 from q2n.evaluation.tasks.surroundings import silence
+from q2n.linalg.forward_products import forward_products
 from q2n.option_types import shown
 
 INSTALL = 'pip install "q2n[eval]"'
@@ -87,7 +88,7 @@ class Tasks:
         from lm_eval import simple_evaluate
 
         try:
-            with silence(), _without_machine_report():
+            with silence(), _without_machine_report(), forward_products(lm.device):
                 return simple_evaluate(
                     lm, tasks=[task], num_fewshot=shots, limit=limit, task_manager=self._manager
                 )

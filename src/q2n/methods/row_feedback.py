@@ -1,0 +1,58 @@
+"""Methods whose rows may make up for each other's errors (kernels/row_segments.py)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from q2n.errors import InputError
+from q2n.linalg.factor import Feedback, feedback
+from q2n.method import LayerProblem, Method
+from q2n.option_types import Positive
+
+_DAMPING = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowFeedback(Method):
+    """A method that can feed errors back from rows to later rows."""
+
+    output_feedback: bool = False
+    """Make up for the errors of rows in later rows too, by what outputs count for the model's own
+    predictions (YAQA): a pass of gradients over the text before the first block."""
+    output_damping: Positive = _DAMPING
+    """Added to the diagonal of the gradients' second moments, as a share of its mean."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.output_damping != _DAMPING and not self.output_feedback:
+            raise InputError(
+                "output_damping does nothing without output_feedback: add --output-feedback true, "
+                "or leave it out"
+            )
+
+    @property
+    def title(self) -> str:
+        rows = " with feedback between rows" if self.output_feedback else ""
+        return f"{super().title}{rows}"
+
+    @property
+    def reads_gradients(self) -> bool:
+        return self.output_feedback
+
+    def output_factor(self, problem: LayerProblem) -> Feedback:
+        """The factor of the damped moments of the gradients at the layer's output, whose rows are
+        visited as they lie.
+
+        Raises:
+            NumericalError: no damping makes the moments positive definite.
+        """
+        return feedback(
+            problem.output_moments,
+            self.output_damping,
+            name=problem.name,
+            what="matrix of the gradients at its output",
+            flag="--output-damping",
+        )
+
+
+NO_FEEDBACK: dict[str, Any] = {"output_feedback": False, "output_damping": _DAMPING}
+"""The options of a method without it."""
