@@ -1,4 +1,4 @@
-"""q2n: quantize language models to 2, 3 or 4 bits, with the null-space step on any method."""
+"""q2n: quantize language models to 2, 3, 4 or 8 bits, with the null-space step on any method."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,10 @@ def __getattr__(name: str) -> Any:
 
         return getattr(api, name)
     raise AttributeError(f"module 'q2n' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 register()

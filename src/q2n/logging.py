@@ -1,8 +1,8 @@
 """Progress for people, events for programs.
 
 One `Reporter` goes through a run. In `bars` mode it draws rich progress bars on standard
-error; in `json` mode it prints one JSON object per line on standard output; in `quiet` mode
-it prints nothing.
+error, and says in a line now and then how far it is where that is no terminal; in `json` mode it
+prints one JSON object per line on standard output; in `quiet` mode it prints nothing.
 """
 
 import json
@@ -23,6 +23,8 @@ from rich.progress import (
 )
 
 Mode = Literal["bars", "quiet", "json"]
+LINE_EVERY = 30.0
+"""Seconds between two lines on what is done, where there is no terminal to draw a bar on."""
 
 
 class Screen(Console):
@@ -37,10 +39,21 @@ class Bar:
 
     def __init__(self, progress: Progress, task: TaskID):
         self._progress, self._task = progress, task
+        self._last = time.monotonic()
 
     def advance(self, steps: int = 1) -> None:
         """So many steps are done."""
         self._progress.advance(self._task, steps)
+        console, task = self._progress.console, self._progress.tasks[self._task]
+        if not console.is_terminal and time.monotonic() - self._last >= LINE_EVERY:
+            self._last = time.monotonic()
+            left = "" if task.time_remaining is None else f", {task.time_remaining:.0f} s left"
+            console.print(
+                f"{task.description}: {task.completed:.0f} of {task.total:.0f}, "
+                f"{task.elapsed:.0f} s{left}",
+                soft_wrap=True,
+                markup=False,
+            )
 
     def detail(self, text: str) -> None:
         """What is being done now."""

@@ -4,6 +4,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny import save_tiny
 
+from q2n.cli.main import main
 from q2n.config.options import table
 from q2n.layers.quantized import StorageSpec
 from q2n.methods import METHODS
@@ -18,6 +19,8 @@ from q2n.methods import METHODS
         (["--method", "gptk"], ["gptk", "Did you mean 'gptq'?"]),
         (["--method", "rtn", "--act-order"], ["rtn", "act_order"]),
         (["--group-sise", "64"], ["--group-sise", "did you mean --group-size?"]),
+        (["--group_size", "64"], ["--group_size", "did you mean --group-size?"]),
+        (["--config", "missing.yaml"], ["missing.yaml cannot be read: FileNotFoundError"]),
         (["--threshold", "0.2"], ["threshold", "--nullspace"]),
         (["--group-size", "48", "--bits", "4"], ["model.layers.0.self_attn.q_proj", "64", "32"]),
         (["--format", "onnx"], ["onnx", "compressed-tensors", "native"]),
@@ -55,6 +58,19 @@ def test_bad_options_get_one_line_and_leave_nothing(quantize, one_line, flags, w
     assert code == 2
     assert all(word in line for word in words), line
     assert not out.exists() and not out.with_name("out.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["eval", "model", "--corpus", "text"], "see q2n eval --help"),
+        (["methods", "--json"], "see q2n methods --help"),
+        (["sweep", "plan", "--ouput", "x"], "did you mean --output?"),
+    ],
+)
+def test_only_flags_of_the_command_are_proposed(arguments, hint, one_line):
+    assert main(arguments) == 2
+    assert one_line().endswith(hint)
 
 
 def damaged(tmp_path, damage):

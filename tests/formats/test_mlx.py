@@ -139,7 +139,7 @@ def test_older_names_stand_beside_the_present_ones(config: dict, older: dict) ->
 
 
 def test_refusals() -> None:
-    with pytest.raises(InputError, match=r"groups of \(32, 64, 128\) inputs, not of -1 \(q_proj\)"):
+    with pytest.raises(InputError, match=r"groups of 32, 64, 128 inputs, not of -1 \(q_proj\)"):
         FORMAT.codec.check_grid("q_proj", (64, 64), bits=4, group_size=-1)
     with pytest.raises(InputError, match="not of 16"):
         FORMAT.codec.check_grid("q_proj", (64, 64), bits=4, group_size=16)

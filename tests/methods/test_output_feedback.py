@@ -14,7 +14,6 @@ from q2n.method import LayerProblem
 from q2n.methods.gptq import GPTQ
 from q2n.methods.ldlq import LDLQ
 from q2n.wrappers.incoherence import Incoherence
-from q2n.wrappers.nullspace import NullSpace
 
 ROWS, COLUMNS = 96, 40
 DAMPING = 0.01
@@ -161,9 +160,17 @@ def test_the_card_says_it():
     assert "feedback between rows" not in METHODS["gptq"].title
 
 
-def test_a_null_space_step_on_the_compensated_weight_is_refused():
-    with pytest.raises(InputError, match="--output-feedback false"):
-        NullSpace(inner=with_feedback(METHODS["gptq"]), reference="compensated")
+def test_the_compensated_weight_is_the_one_that_was_rounded(monkeypatch):
+    """Column by column: its nearest codes are those of the layer."""
+    monkeypatch.setattr(row_segments, "LONGEST", 8)
+    given = problem()
+    method = with_feedback(GPTQ(bits=3, block_size=1))
+    layer = method.quantize(given)
+    weight = method.compensated(given, layer.dequantize())
+    codes = (weight / layer.scale + layer.zero).round().clamp(0, 7)
+    assert torch.equal(codes, layer.codes.to(codes))
+    plain = GPTQ(bits=3, block_size=1).compensated(given, layer.dequantize())
+    assert (plain - weight).abs().max() > 0.1
 
 
 def test_groups_that_are_fitted_on_the_way_are_refused():

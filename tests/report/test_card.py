@@ -51,6 +51,17 @@ def test_front_matter_is_yaml() -> None:
     assert matter["base_model"] == FACTS.base_model
     assert matter["tags"] == ["quantized", "q2n", "compressed-tensors"]
     assert matter["library_name"] == "transformers"
+    assert matter["base_model_relation"] == "quantized"
+
+
+def test_a_model_from_a_folder_is_not_named_by_its_path(tmp_path) -> None:
+    """Which says nothing elsewhere, and perhaps too much."""
+    folder = tmp_path / "somebody" / "model"
+    folder.mkdir(parents=True)
+    card = render_card(replace(FACTS, base_model=str(folder)))
+    assert "somebody" not in card and "model with the weights" in card
+    matter = yaml.safe_load(card.split("---\n")[1])
+    assert "base_model" not in matter and matter["library_name"] == "transformers"
 
 
 def test_card_separates_measured_from_unmeasured() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -29,15 +30,22 @@ class Parser(argparse.ArgumentParser):
         """
         unknown = message.removeprefix("unrecognized arguments: ").split()
         if unknown and message.startswith("unrecognized"):
-            close = get_close_matches(unknown[0], self._all_flags(), 1)
-            message += f"; did you mean {close[0]}?" if close else f"; see {self.prog} --help"
+            parser = self._chosen()
+            written = unknown[0].partition("=")[0].replace("_", "-")
+            close = get_close_matches(written, parser._option_string_actions, 1)
+            message += f"; did you mean {close[0]}?" if close else f"; see {parser.prog} --help"
         raise InputError(message)
 
-    def _all_flags(self) -> list[str]:
-        """Its own flags and those of its commands."""
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse; what was given says in `error` which command was meant."""
+        self._given = sys.argv[1:] if args is None else args
+        return super().parse_known_args(args, namespace)
+
+    def _chosen(self) -> argparse.ArgumentParser:
+        """The parser of the command that was given; this one where none was."""
         commands = [a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction)]
-        parsers = [self, *(parser for choices in commands for parser in choices.values())]
-        return [flag for parser in parsers for flag in parser._option_string_actions]
+        named = (choices[x] for choices in commands for x in self._given if x in choices)
+        return next(named, self)
 
 
 class PlainHelp(argparse.HelpFormatter):

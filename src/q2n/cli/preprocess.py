@@ -69,7 +69,7 @@ def run(parsed: Namespace) -> None:
         reporting.event("done", output=str(done.directory), first_loss=first, last_loss=last)
         reporting.console.print(f"Loss {first:.3f} in the first tenth, {last:.3f} in the last")
     reporting.console.print(
-        f"Written to {done.directory}: q2n quantize {done.directory} --output DIR [options]",
+        f"Written to {done.directory}. Next: q2n quantize {done.directory} --output DIR [options]",
         soft_wrap=True,
         markup=False,
     )

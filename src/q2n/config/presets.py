@@ -44,7 +44,7 @@ METHOD_PRESETS: dict[str, dict[str, Any]] = {
 """`--method NAME` of a published method that is another one with these settings."""
 
 PRESET_SUMMARIES = {
-    "quip": "As published: LDLQ in a random basis. Far better: ldlq with --incoherence.",
+    "quip": "As published: LDLQ in a random basis. Far better with --quality good.",
     "quarot": "GPTQ on a signed grid after Hadamard rotations, activations in 4 bits.",
     "awq": "As published: round to nearest after scales and clipping; see --rewrite.",
     "omniquant": "Round to nearest in ranges learned on each block's output; needs text.",

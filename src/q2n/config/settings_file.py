@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from q2n.config.options import Flag, flags, table
 from q2n.config.presets import ALIASES
-from q2n.errors import InputError
+from q2n.errors import InputError, reason_of
 from q2n.option_types import shown
 
 MOST_BYTES = 2**20
@@ -44,7 +44,9 @@ def read_settings_file(file: Path) -> dict[str, Any]:
             settings[name] = _meant(known.get(ALIASES.get(name, name)), value)
     except _Refused as refused:
         raise InputError(f"--config {file}, line {refused.line + 1}: {refused}") from refused
-    except (OSError, yaml.YAMLError) as cause:
+    except OSError as cause:
+        raise InputError(f"--config {file} cannot be read: {reason_of(cause)}") from cause
+    except yaml.YAMLError as cause:
         reason = " ".join(str(cause).split())
         raise InputError(f"--config {file} cannot be read as YAML: {reason}") from cause
     return settings

@@ -52,7 +52,7 @@ def require_fit(model: PreTrainedModel, windows: TokenWindows) -> None:
     if context is not None and windows.length > context:
         raise InputError(
             f"windows of {windows.length} tokens exceed the model's context of {context}; "
-            "use shorter windows"
+            f"give --length {context} or less"
         )
     windows.within(len(cast(Tensor, model.get_input_embeddings().weight)))
 

@@ -39,6 +39,7 @@ from q2n.linalg.groups import by_column
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
+_LISTED_BITS, _SIZES = (", ".join(map(str, values)) for values in (BITS, GROUP_SIZES))
 
 
 class MLX(UniformCodec):
@@ -49,16 +50,16 @@ class MLX(UniformCodec):
 
     def check_grid(self, name: str, shape: tuple[int, int], *, bits: int, group_size: int) -> None:
         if bits not in BITS:
-            raise InputError(f"{self.name} holds {BITS} bits, not {bits} ({name})")
+            raise InputError(f"{self.name} holds {_LISTED_BITS} bits, not {bits} ({name})")
         if group_size not in GROUP_SIZES:
             raise InputError(
-                f"{self.name} has groups of {GROUP_SIZES} inputs, not of {group_size} ({name}); "
-                "choose one of these for --group-size"
+                f"{self.name} has groups of {_SIZES} inputs, not of {group_size} ({name}); "
+                "choose one of these for --group-size (--runtime mlx does)"
             )
         if shape[1] % group_size:
             raise InputError(
                 f"{self.name} has no short last group: {name} has {shape[1]} inputs, which groups "
-                f"of {group_size} do not divide; choose another of {GROUP_SIZES} for --group-size, "
+                f"of {group_size} do not divide; choose another of {_SIZES} for --group-size, "
                 f"or leave the layer out with --ignore"
             )
 

@@ -57,3 +57,14 @@ def sweep_segments(
         codes[:, a:b] = swept.codes
         error[:, a:b] = swept.error + (weight[:, a:b] - target)
     return Sweep(codes, error)
+
+
+def segment_targets(
+    weight: Float[Tensor, "out in"],
+    quantized: Float[Tensor, "out in"],
+    matrix: Float[Tensor, "out out"],
+    borders: Sequence[int],
+) -> Float[Tensor, "out in"]:
+    """The values W'_s from which `sweep_segments` had its rows rounded to `quantized`."""
+    error = weight - quantized
+    return torch.cat([pending(weight, error, matrix, a, b) for a, b in pairwise(borders)])

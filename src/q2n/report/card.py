@@ -4,9 +4,11 @@ Its text is card.md.jinja. It states what is known and says what is not: a numbe
 measured is called that.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -64,6 +66,18 @@ class CardFacts:
     """With the original, if it was measured."""
     version: str
     """Of q2n."""
+
+    @property
+    def hub_name(self) -> str | None:
+        """Of the original; None where it came from a folder or a package, whose names say nothing
+        elsewhere."""
+        is_name = re.fullmatch(r"[\w.-]+/[^/]+", self.base_model) is not None
+        return self.base_model if is_name and not Path(self.base_model).exists() else None
+
+    @property
+    def original(self) -> str:
+        """Its name in a sentence, without the folders in which it lies."""
+        return self.hub_name or Path(self.base_model).name
 
     @property
     def tags(self) -> list[str]:

@@ -65,11 +65,6 @@ class NullSpace(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.reference == "compensated" and self.inner.reads_gradients:
-            raise InputError(
-                "--reference compensated (which --nullspace released sets) starts from the weight "
-                "that columns alone have updated: use --output-feedback false, or another reference"
-            )
         if self.reference == "compensated" and not isinstance(self.inner, Compensating):
             raise InputError(
                 "--reference compensated (which --nullspace released sets) works right around a "
