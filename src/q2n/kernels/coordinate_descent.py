@@ -19,6 +19,7 @@ What it costs is the sweep's, and a GPU has kernels for that; here are matrix pr
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -30,16 +31,26 @@ Resweep = Callable[[Float[Tensor, "in in"], Float[Tensor, "in out"]], Sweep]
 """Rounds the layer again, with this feedback matrix and this offset."""
 
 
-def descend(start: Sweep, hessian: Float[Tensor, "in in"], passes: int, resweep: Resweep) -> Sweep:
-    """The sweep after at most `passes` passes from `start`; fewer if one changes nothing. `hessian`
-    is H in visiting order."""
-    if passes == 0:
-        return start
-    ratio = hessian / hessian.diagonal()
-    above, below = ratio.triu(1), ratio.tril(-1)
-    current = start
-    for _ in range(passes):
-        before, current = current, resweep(above, below.T @ current.error)
-        if torch.equal(before.codes, current.codes):
-            break
-    return current
+@dataclass(frozen=True, eq=False)
+class ColumnDescent:
+    """At most so many passes, for all sweeps of one layer."""
+
+    above: Float[Tensor, "in in"]
+    """M above its diagonal, in visiting order."""
+    below: Float[Tensor, "in in"]
+    passes: int
+
+    @classmethod
+    def of(cls, hessian: Float[Tensor, "in in"], passes: int) -> "ColumnDescent":
+        """`hessian` is H in visiting order."""
+        ratio = hessian / hessian.diagonal()
+        return cls(ratio.triu(1), ratio.tril_(-1), passes)
+
+    def __call__(self, start: Sweep, resweep: Resweep) -> Sweep:
+        """The sweep after the passes from `start`; fewer if one changes nothing."""
+        current = start
+        for _ in range(self.passes):
+            before, current = current, resweep(self.above, self.below.T @ current.error)
+            if torch.equal(before.codes, current.codes):
+                break
+        return current

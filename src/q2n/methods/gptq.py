@@ -28,7 +28,7 @@ from q2n.block_types import BLOCK_TYPES
 from q2n.errors import InputError
 from q2n.grids.fitted import FittedGrid, grid_of
 from q2n.kernels.column_sweep import GroupFit, Sweep, sweep
-from q2n.kernels.coordinate_descent import descend
+from q2n.kernels.coordinate_descent import ColumnDescent
 from q2n.kernels.rounding_rules import Rule, UniformRule
 from q2n.kernels.row_segments import even_borders, segment_targets, sweep_segments
 from q2n.layers.quantized import QuantizedLinear
@@ -108,12 +108,13 @@ class GPTQ(RowFeedback, LearnedClip):
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         back = shared_feedback(problem, self.damping, descending=self.act_order)
+        descent = self._descent(problem, back)
         weight = problem.weight
         grid = self.fit(problem, weight, problem.measured.gram.diagonal())
         if self.range_trials:
             layer = best_rows(
                 ranges_around(grid, *self._minmax(problem, weight)),
-                lambda tried: self._rounded(problem, tried, back),
+                lambda tried: self._rounded(problem, tried, back, descent),
                 back,
             )
             if not self.output_feedback:
@@ -122,10 +123,10 @@ class GPTQ(RowFeedback, LearnedClip):
         record = back.record
         if self.output_feedback:
             factor = self.output_factor(problem)
-            rounded = self._in_segments(problem, grid, back, factor)
+            rounded = self._in_segments(problem, grid, back, descent, factor)
             record["output_damping"] = factor.damping
         else:
-            rounded = self._rounded(problem, grid, back)
+            rounded = self._rounded(problem, grid, back, descent)
         layer = grid.stored(rounded.layer_codes(back.order, weight.shape[1]))
         return layer.with_record(**record)
 
@@ -138,32 +139,37 @@ class GPTQ(RowFeedback, LearnedClip):
         return [self.in_whole_range.fit(problem, weight)]
 
     def _rounded(
-        self, problem: LayerProblem, grid: FittedGrid[QuantizedLinear], back: Feedback
+        self,
+        problem: LayerProblem,
+        grid: FittedGrid[QuantizedLinear],
+        back: Feedback,
+        descent: ColumnDescent | None,
     ) -> Sweep:
         """The weight of a grid, its rows independently of each other."""
-        rule, hessian = grid.rule.in_order(back.order), self._hessian(problem, back)
-        return self._swept(problem, grid.weight.T[back.order], rule, back, hessian)
+        rule = grid.rule.in_order(back.order)
+        return self._swept(problem, grid.weight.T[back.order], rule, back, descent)
 
     def _in_segments(
         self,
         problem: LayerProblem,
         grid: FittedGrid[QuantizedLinear],
         back: Feedback,
+        descent: ColumnDescent | None,
         rows: Feedback,
     ) -> Sweep:
         """The same with feedback between segments of rows."""
         rule, weight = grid.rule.in_order(back.order), grid.weight.T[back.order]
-        hessian = self._hessian(problem, back)  # once for all segments
         return sweep_segments(
             weight,
             rows.matrix,
             even_borders(weight.shape[1]),
-            lambda target, a, b: self._swept(problem, target, rule.rows(a, b), back, hessian),
+            lambda target, a, b: self._swept(problem, target, rule.rows(a, b), back, descent),
         )
 
-    def _hessian(self, problem: LayerProblem, back: Feedback) -> Float[Tensor, "in in"] | None:
-        """What the descent reads, if there is one."""
-        return damped(problem.measured.gram, back) if self.descent_passes else None
+    def _descent(self, problem: LayerProblem, back: Feedback) -> ColumnDescent | None:
+        if not self.descent_passes:
+            return None
+        return ColumnDescent.of(damped(problem.measured.gram, back), self.descent_passes)
 
     def _swept(
         self,
@@ -171,7 +177,7 @@ class GPTQ(RowFeedback, LearnedClip):
         weight: Float[Tensor, "in out"],
         rule: Rule,
         back: Feedback,
-        hessian: Float[Tensor, "in in"] | None,
+        descent: ColumnDescent | None,
     ) -> Sweep:
         """Columns in visiting order after the sweep and, if asked for, the descent."""
         size = self.block_size
@@ -182,12 +188,10 @@ class GPTQ(RowFeedback, LearnedClip):
             block_size=size,
             group_fit=self._group_fit(problem, rule),
         )
-        if hessian is None:
+        if descent is None:
             return rounded
-        return descend(
+        return descent(
             rounded,
-            hessian,
-            self.descent_passes,
             lambda matrix, offset: sweep(weight, matrix, rule, block_size=size, offset=offset),
         )
 

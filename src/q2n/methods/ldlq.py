@@ -37,7 +37,7 @@ from torch import Tensor
 from q2n.errors import InputError
 from q2n.grids.fitted import FittedGrid, GridName, fit, storage
 from q2n.kernels.column_sweep import Sweep, sweep
-from q2n.kernels.coordinate_descent import descend
+from q2n.kernels.coordinate_descent import ColumnDescent
 from q2n.kernels.rounding_rules import Rule, UniformRule
 from q2n.kernels.row_segments import even_borders, segment_targets, sweep_segments
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
@@ -124,12 +124,13 @@ class LDLQ(RowFeedback):
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:
         back, grid = self._feedback(problem), self._fitted(problem)
         weight, noise = grid.weight.T[back.order], self._noise(grid, problem)
-        hessian, changes = damped(problem.measured.gram, back), []
+        descent = ColumnDescent.of(damped(problem.measured.gram, back), self.descent_passes)
+        changes: list[int] = []
         rows, columns = problem.weight.shape
 
         def rounded(part: Float[Tensor, "in rows"], a: int, b: int) -> Sweep:
             first, final = self._swept(
-                part, grid.rule.rows(a, b), back, hessian, None if noise is None else noise[:, a:b]
+                part, grid.rule.rows(a, b), back, descent, None if noise is None else noise[:, a:b]
             )
             changes.append(int((final.codes != first.codes).sum()))
             return final
@@ -149,7 +150,7 @@ class LDLQ(RowFeedback):
         weight: Float[Tensor, "in out"],
         rule: Rule,
         back: Feedback,
-        hessian: Float[Tensor, "in in"],
+        descent: ColumnDescent,
         noise: Float[Tensor, "in out"] | None,
     ) -> tuple[Sweep, Sweep]:
         """Columns in visiting order after the sweep, and after the descent."""
@@ -158,7 +159,7 @@ class LDLQ(RowFeedback):
             return sweep(weight, matrix, rule, block_size=self.block_size, offset=offset)
 
         first = again(back.matrix, noise)
-        return first, descend(first, hessian, self.descent_passes, again)
+        return first, descent(first, again)
 
     def _borders(self, rows: int) -> list[int]:
         """Of the segments of rows: those of the trellis, where there is one."""

@@ -127,8 +127,8 @@ class UniformMethod(Method):
         if kind is None:
             raise InputError(
                 f"{name} has {columns} inputs, and {self.grid} has blocks of "
-                f"{BLOCK_TYPES[self.grid].super_block} (llama.cpp's smallest have 32); leave the "
-                f"layer in full precision: --ignore {name!r}"
+                f"{BLOCK_TYPES[self.grid].super_block} (llama.cpp's smallest have 32); leave all "
+                f"layers of this name in full precision: --ignore {name.rpartition('.')[2]}"
             )
         return kind
 

@@ -43,6 +43,8 @@ def resolve_checkpoint(
         raise InputError("no model is named; give a checkpoint folder or a hub name")
     if os.path.isdir(name):  # never raises, as Path does where a name is too long
         return Path(name)
+    if os.path.isfile(name):
+        raise InputError(f"model {name!r} is a file; give the folder that holds it")
     return packaged_checkpoint(name) or _download(name, revision, trust_remote_code)
 
 

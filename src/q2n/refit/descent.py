@@ -151,9 +151,9 @@ def in_fast_dtype(module: nn.Module) -> AbstractContextManager[Any]:
 @contextmanager
 def _autocast(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     device = next(module.parameters()).device
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        with forward_products(device):
-            yield
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    with forward_products(device), autocast:
+        yield
 
 
 def _call(module: nn.Module, weights: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
