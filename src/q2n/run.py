@@ -36,6 +36,7 @@ from q2n.evaluation.written import compare_written
 from q2n.formats.choice import choose_format
 from q2n.logging import Reporter
 from q2n.models.auto_classes import loaded_as
+from q2n.models.full_precision import FullPrecision
 from q2n.pipeline.allocation import Allocation
 from q2n.pipeline.facts import RunStart
 from q2n.pipeline.finished import check_finished
@@ -48,7 +49,7 @@ from q2n.pipeline.whole_model import refit_stored, refitted
 from q2n.planning.least import require_room
 from q2n.planning.least_disk import require_disk
 from q2n.report.card import About
-from q2n.report.checkpoint import Quantized, describe, described_before
+from q2n.report.checkpoint import Quantized, describe, described_before, wider_in_file
 from q2n.report.reading import read_record
 from q2n.report.record import RECORD_FILE, BlockRecord, notes_of
 from q2n.version import __version__
@@ -288,6 +289,9 @@ class Run:
 
     def _describe(self, folder: Path, size: int, blocks: list[BlockRecord]) -> Quantized:
         """Measure the checkpoint in `folder` and describe it there."""
+        for note in wider_in_file(blocks, self._kept(blocks), size, self.format.name):
+            self.notes.append(note)
+            self.reporter.note(note)
         comparison = None
         if self.measured_on is not None:
             comparison = compare_written(
@@ -303,6 +307,10 @@ class Run:
             (folder / name).write_text(text, encoding="utf-8")
         return done
 
+    def _kept(self, blocks: list[BlockRecord]) -> FullPrecision:
+        quantized = [name for block in blocks for name in block.layers]
+        return self.format.container.kept(self.opened.source, quantized)
+
     def _loading_example(self, folder: Path) -> str:
         lines = self.format.container.loading_example(folder)
         return loaded_as(lines, self.opened.source.config)
@@ -312,7 +320,6 @@ class Run:
     ) -> tuple[Quantized, dict[str, str]]:
         """What describes the checkpoint, and the texts of its files by name."""
         opened, format = self.opened, self.format
-        quantized = [name for block in blocks for name in block.layers]
         done, texts = describe(
             About(
                 method=self.plan.title,
@@ -331,7 +338,7 @@ class Run:
             bytes_after=size,
             loading_example=self._loading_example,
             comparison=comparison,
-            kept=format.container.kept(opened.source, quantized),
+            kept=self._kept(blocks),
             notes=self.notes,
         )
         if widths := self.plan.widths:

@@ -93,6 +93,18 @@ def test_the_card_names_the_library(tmp_path: Path) -> None:
     assert "library_name: mlx\n" in card and "from mlx_lm import generate, load" in card
 
 
+def test_the_bits_of_the_file_are_said(tmp_path: Path) -> None:
+    """A scale and a bias of 16 bits for 32 weights; the zero point of the grid has 3 bits."""
+    save_tiny(tmp_path / "model")
+    asked = {"method": "rtn", "bits": 3, "group_size": 32}
+    done = q2n.quantize(tmp_path / "model", tmp_path / "out", runtime="mlx", **asked)
+    assert done.record["bits_per_weight"] == pytest.approx(3 + 19 / 32)
+    said = "takes 4.000 bits in the file, where its code and scales need 3.594: mlx"
+    assert [said in note for note in done.record["notes"]].count(True) == 1
+    packed = q2n.quantize(tmp_path / "model", tmp_path / "packed", **asked)
+    assert not any("in the file" in note for note in packed.record["notes"])
+
+
 def test_transformers_refuses_instead_of_loading_arbitrary_weights(tmp_path: Path) -> None:
     model = llama()
     layers = random_layers(model, 4, 32, True, torch.float16)

@@ -19,6 +19,9 @@ from q2n.report.record import (
 )
 from q2n.version import __version__
 
+_PADDING = 0.02
+"""Share of a file that rounding to whole words and the like may take."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Quantized:
@@ -93,6 +96,28 @@ def over_all_weights(blocks: Iterable[BlockRecord], kept: FullPrecision) -> dict
         "bits_per_weight_outside": kept.bits / kept.weights,
         "bytes_outside": kept.bits // 8,
     }
+
+
+def wider_in_file(
+    blocks: Iterable[BlockRecord], kept: FullPrecision, size: int, format: str
+) -> list[str]:
+    """A note where the file has noticeably more bits for the quantized linears than they need: in a
+    dense format all of them, in MLX a bias of 16 bits where there is a zero point of few.
+
+    Args:
+        kept: everything else.
+        size: bytes of all tensors of the file.
+    """
+    layers = [layer for block in blocks for layer in block.layers.values()]
+    weights = sum(layer.weights for layer in layers)
+    needed = sum(layer.weights * layer.bits_per_weight for layer in layers)
+    stored = 8 * size - kept.bits
+    if stored <= (1 + _PADDING) * needed:
+        return []
+    return [
+        f"a quantized weight takes {stored / weights:.3f} bits in the file, where its code and "
+        f"scales need {needed / weights:.3f}: {format} holds it no narrower"
+    ]
 
 
 def described_before(
