@@ -140,7 +140,7 @@ class Run:
             takes_gradients=self.plan.takes_gradients,
         )
         try:
-            for text in self._described([], 0, None)[1].values():
+            for text in self._described([], 0, None, self._kept([]))[1].values():
                 text.encode()
         except UnicodeEncodeError as cause:
             raise InputError(f"a name for the model card is not UTF-8: {cause}") from cause
@@ -289,7 +289,8 @@ class Run:
 
     def _describe(self, folder: Path, size: int, blocks: list[BlockRecord]) -> Quantized:
         """Measure the checkpoint in `folder` and describe it there."""
-        for note in wider_in_file(blocks, self._kept(blocks), size, self.format.name):
+        kept = self._kept(blocks)
+        for note in wider_in_file(blocks, kept, size, self.format.name):
             self.notes.append(note)
             self.reporter.note(note)
         comparison = None
@@ -302,7 +303,7 @@ class Run:
                 divergence=self.config.kl,
                 reporter=self.reporter,
             )
-        done, texts = self._described(blocks, size, comparison)
+        done, texts = self._described(blocks, size, comparison, kept)
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
         return done
@@ -316,7 +317,11 @@ class Run:
         return loaded_as(lines, self.opened.source.config)
 
     def _described(
-        self, blocks: list[BlockRecord], size: int, comparison: Comparison | None
+        self,
+        blocks: list[BlockRecord],
+        size: int,
+        comparison: Comparison | None,
+        kept: FullPrecision,
     ) -> tuple[Quantized, dict[str, str]]:
         """What describes the checkpoint, and the texts of its files by name."""
         opened, format = self.opened, self.format
@@ -338,7 +343,7 @@ class Run:
             bytes_after=size,
             loading_example=self._loading_example,
             comparison=comparison,
-            kept=self._kept(blocks),
+            kept=kept,
             notes=self.notes,
         )
         if widths := self.plan.widths:

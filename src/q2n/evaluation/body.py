@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from q2n.data.windows import TokenWindows
 from q2n.errors import InputError
 from q2n.linalg.forward_products import forward_products
-from q2n.models.head import PROBE, HeadCall, States, states_in, take_apart
+from q2n.models.head import HeadCall, States, head_and_body, states_in
 
 
 @runtime_checkable
@@ -39,8 +39,7 @@ class Whole:
         self.model, self.windows = model, windows
         require_fit(model, windows)
         self.device = next(model.get_input_embeddings().parameters()).device
-        probe = windows.tokens[:1, :PROBE].to(self.device)
-        self.head, self._body = take_apart(model, lambda module: module(probe, use_cache=False))
+        self.head, self._body = head_and_body(model, windows.tokens)
 
     def states(self, batch_size: int) -> Iterator[States]:
         for tokens in self.windows.tokens.split(batch_size):

@@ -14,7 +14,6 @@ from q2n.data.texts import Texts
 from q2n.data.tokenizer import shared_tokenizer
 from q2n.data.windows import TokenWindows
 from q2n.errors import InputError
-from q2n.evaluation.body import evaluating
 from q2n.evaluation.compare import Comparer, Comparison, measure
 from q2n.evaluation.noise import noisy_blocks
 from q2n.evaluation.opening import Disturb, OpenBody, one_block_at_a_time, whole
@@ -202,11 +201,11 @@ def opening(
     device, dtype = parse_device(on.device), requested_dtype(on.dtype)
     if folder is None:
         assert isinstance(model, PreTrainedModel)
-        return whole(lambda: model, disturb or evaluating)
+        return whole(lambda: model, disturb)
     how: dict[str, Any] = {"dtype": dtype, "trust_remote_code": on.trust_remote_code}
     if on.block_by_block and disturb is None:
         return one_block_at_a_time(lambda: BlockwiseModel(open_checkpoint(folder, **how), device))
-    return whole(lambda: load_model(folder, device=device, **how), disturb or evaluating)
+    return whole(lambda: load_model(folder, device=device, **how), disturb)
 
 
 def _floor(floor: str | float) -> tuple[str | None, Disturb | None]:

@@ -1,7 +1,7 @@
 """Ways to open a model for a measurement: all of it in memory, or one block at a time."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 from transformers import PreTrainedModel
@@ -19,8 +19,8 @@ OpenBody = Callable[[TokenWindows, Bar], AbstractContextManager[Body]]
 Disturb = Callable[[PreTrainedModel], AbstractContextManager[None]]
 
 
-def whole(load: Callable[[], PreTrainedModel], disturb: Disturb = evaluating) -> OpenBody:
-    """All of the model; it runs within `disturb`."""
+def whole(load: Callable[[], PreTrainedModel], disturb: Disturb | None = None) -> OpenBody:
+    """All of the model; it runs within `disturb`, if there is one."""
     return partial(_whole, load, disturb)
 
 
@@ -34,10 +34,10 @@ def one_block_at_a_time(
 
 @contextmanager
 def _whole(
-    load: Callable[[], PreTrainedModel], disturb: Disturb, windows: TokenWindows, _: Bar
+    load: Callable[[], PreTrainedModel], disturb: Disturb | None, windows: TokenWindows, _: Bar
 ) -> Iterator[Body]:
     model = load()
-    with evaluating(model), disturb(model):
+    with evaluating(model), nullcontext() if disturb is None else disturb(model):
         yield Whole(model, windows)
 
 

@@ -30,7 +30,7 @@ from q2n.grids.fitted import FittedGrid, grid_of
 from q2n.kernels.column_sweep import GroupFit, Sweep, sweep
 from q2n.kernels.coordinate_descent import ColumnDescent
 from q2n.kernels.rounding_rules import Rule, UniformRule
-from q2n.kernels.row_segments import even_borders, segment_targets, sweep_segments
+from q2n.kernels.row_segments import even_borders, sweep_segments
 from q2n.layers.quantized import QuantizedLinear
 from q2n.linalg.factor import Feedback, compensated, damped
 from q2n.linalg.required_statistics import RequiredStatistics
@@ -199,10 +199,8 @@ class GPTQ(RowFeedback, LearnedClip):
         self, problem: LayerProblem, quantized: Float[Tensor, "out in"]
     ) -> Float[Tensor, "out in"]:
         back = shared_feedback(problem, self.damping, descending=self.act_order)
-        weight = problem.weight
-        if self.output_feedback:
-            matrix, borders = self.output_factor(problem).matrix, even_borders(len(weight))
-            weight = segment_targets(weight, quantized, matrix, borders)
+        borders = even_borders(len(quantized))
+        weight = self.segment_targets(problem, problem.weight, quantized, borders)
         return compensated(weight, quantized, back, self.block_size)
 
     def _group_fit(self, problem: LayerProblem, rule: Rule) -> GroupFit | None:

@@ -39,7 +39,7 @@ from q2n.grids.fitted import FittedGrid, GridName, fit, storage
 from q2n.kernels.column_sweep import Sweep, sweep
 from q2n.kernels.coordinate_descent import ColumnDescent
 from q2n.kernels.rounding_rules import Rule, UniformRule
-from q2n.kernels.row_segments import even_borders, segment_targets, sweep_segments
+from q2n.kernels.row_segments import even_borders, sweep_segments
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.linalg import trellis_code
 from q2n.linalg.factor import Feedback, compensated, damped, feedback
@@ -169,10 +169,8 @@ class LDLQ(RowFeedback):
         self, problem: LayerProblem, quantized: Float[Tensor, "out in"]
     ) -> Float[Tensor, "out in"]:
         back = self._feedback(problem)
-        weight = self._fitted(problem).rounded_weight
-        if self.output_feedback:
-            matrix, borders = self.output_factor(problem).matrix, self._borders(len(weight))
-            weight = segment_targets(weight, quantized, matrix, borders)
+        start, borders = self._fitted(problem).rounded_weight, self._borders(len(quantized))
+        weight = self.segment_targets(problem, start, quantized, borders)
         return compensated(weight, quantized, back, self.block_size)
 
     def _feedback(self, problem: LayerProblem) -> Feedback:

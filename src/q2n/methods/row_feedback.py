@@ -1,9 +1,14 @@
 """Methods whose rows may make up for each other's errors (kernels/row_segments.py)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 from q2n.errors import InputError
+from q2n.kernels.row_segments import segment_targets
 from q2n.linalg.factor import Feedback, feedback
 from q2n.method import LayerProblem, Method
 from q2n.option_types import Positive
@@ -52,6 +57,19 @@ class RowFeedback(Method):
             what="matrix of the gradients at its output",
             flag="--output-damping",
         )
+
+    def segment_targets(
+        self,
+        problem: LayerProblem,
+        weight: Float[Tensor, "out in"],
+        quantized: Float[Tensor, "out in"],
+        borders: Sequence[int],
+    ) -> Float[Tensor, "out in"]:
+        """What the rows of `weight` had become when they were rounded to `quantized`: itself
+        without feedback between rows."""
+        if not self.output_feedback:
+            return weight
+        return segment_targets(weight, quantized, self.output_factor(problem).matrix, borders)
 
 
 NO_FEEDBACK: dict[str, Any] = {"output_feedback": False, "output_damping": _DAMPING}

@@ -16,7 +16,7 @@ from copy import copy
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
@@ -89,6 +89,15 @@ class WholeHead:
 
     def __call__(self, states: Logits) -> Logits:
         return states
+
+
+def head_and_body(
+    model: PreTrainedModel, tokens: Int[Tensor, "windows length"]
+) -> tuple[HeadCall, nn.Module]:
+    """As `take_apart` of a model in memory, tried on the beginning of a text."""
+    device = next(model.get_input_embeddings().parameters()).device
+    probe = tokens[:1, :PROBE].to(device)
+    return take_apart(model, lambda module: module(probe, use_cache=False))
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from q2n.layers.quantized import QuantizedLinear
-from q2n.models.head import PROBE, states_in, take_apart
+from q2n.models.head import head_and_body, states_in
 from q2n.refit.descent import Call
 from q2n.refit.predictions import divergence, states_of
 from q2n.refit.tuner import CHECKED, Rates, Refit, Tuned, tune
@@ -70,8 +70,7 @@ class ModelRefit(Refit):
         seen = len(tokens) - CHECKED
         order = [step % seen for step in range(self.steps)] + [*range(seen, len(tokens))]
         model.requires_grad_(False)
-        probe = tokens[:1, :PROBE].to(model.device)
-        head, body = take_apart(model, lambda module: module(probe, use_cache=False))
+        head, body = head_and_body(model, tokens)
         prefix = "".join(f"{name}." for name, x in model.named_modules() if name and x is body)
         teacher = states_of(body, tokens, set(order))
         for name, weight in norm_weights.items():

@@ -33,7 +33,7 @@ from transformers import PreTrainedModel
 from q2n.errors import InputError, NumericalError
 from q2n.grids.per_token import TokenGrid
 from q2n.linalg.cayley import cayley_step, retracted
-from q2n.models.head import PROBE, HeadCall, take_apart
+from q2n.models.head import HeadCall, head_and_body
 from q2n.models.layout import DecoderLayout
 from q2n.models.turned_source import inside_rules
 from q2n.refit.descent import in_fast_dtype
@@ -125,8 +125,7 @@ class RotationLearning:
 
 
 def _head(model: PreTrainedModel, tokens: Int[Tensor, "windows length"]) -> HeadCall:
-    probe = tokens[:1, :PROBE].to(model.device)
-    head, body = take_apart(model, lambda module: module(probe, use_cache=False))
+    head, body = head_and_body(model, tokens)
     if body is not model.base_model:
         raise InputError(
             f"the predictions of {type(model).__name__} do not follow from the states of its "
