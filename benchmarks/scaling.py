@@ -54,9 +54,16 @@ DEEPSEEK_V3 = DeepseekV3Config(
 
 MODELS: dict[str, PretrainedConfig] = {"LLaMA-3.3-70B": LLAMA_70B, "DeepSeek-V3": DEEPSEEK_V3}
 SETTINGS = {
-    "GPTQ": {"method": "gptq", "bits": 4, "group_size": 128},
-    "GPTQ, good": {"method": "gptq", "bits": 4, "group_size": 128, "quality": "good"},
+    "GPTQ": {"method": "gptq", "bits": 4, "group_size": 128, "symmetric": True},
+    "GPTQ, good": {
+        "method": "gptq",
+        "bits": 4,
+        "group_size": 128,
+        "symmetric": True,
+        "quality": "good",
+    },
 }
+"""Symmetric: vLLM reads packed experts in no other way."""
 RANKS = (1, 8, 64)
 
 NVLINK, NETWORK = 450e9 * 0.8, 50e9 * 0.8

@@ -5,9 +5,11 @@ import json
 
 from q2n.config.owners import Plan
 from q2n.config.runtimes import check_sizes, runtime_notes
-from q2n.config.settings import Settings
+from q2n.config.settings import RunSettings, Settings
 from q2n.config.widths import check_names
+from q2n.errors import InputError
 from q2n.formats.format import Format
+from q2n.models.blocks import BlockwiseModel
 from q2n.models.opened import OpenedModel
 
 
@@ -28,17 +30,39 @@ def widths_sha256(plan: Plan) -> str | None:
     return hashlib.sha256(json.dumps(dict(plan.widths), sort_keys=True).encode()).hexdigest()
 
 
-def check_layers(opened: OpenedModel, plan: Plan, format: Format, runtime: str | None) -> None:
+def check_ranks(ranks: int, plan: Plan, run: RunSettings) -> None:
+    """Refuse what works with all windows in one process (gradient steps, rewrites), and a rank that
+    would have no calibration window.
+
+    Args:
+        ranks: how many there are.
+
+    Raises:
+        InputError: naming the flag, or the counts.
+    """
+    if ranks > 1 and plan.alone_for is not None:
+        raise InputError(
+            f"{plan.alone_for} takes one rank, for it works with the windows of all, and there are "
+            f"{ranks}; leave it out, or start one rank"
+        )
+    if plan.reads_text and ranks > run.windows:
+        raise InputError(
+            f"{ranks} ranks and {run.windows} calibration windows: each rank takes at least "
+            "one; start fewer ranks, or give more --windows"
+        )
+
+
+def check_layers(blocks: BlockwiseModel, plan: Plan, format: Format, runtime: str | None) -> None:
     """Refuse a layer that the options, the format or the runtime do not fit, before any work.
 
     Raises:
         InputError: naming the layer and what would do.
     """
-    targets = opened.blocks.targets()
+    targets = blocks.targets()
     if plan.widths:
         check_names(plan.widths, targets)
     if any(target.experts for target in targets.values()):
-        format.container.check_experts(opened.source, plan.storage, opened.blocks.experts_left())
+        format.container.check_experts(blocks.source, plan.storage, blocks.experts_left())
     for name, target in targets.items():
         plan.method.check(name, target.shape)
         for storage in plan.method.storage_of(name):

@@ -17,7 +17,7 @@ import numba
 import torch
 import transformers
 
-from q2n.checks import check_layers, notes_of_settings, widths_sha256
+from q2n.checks import check_layers, check_ranks, notes_of_settings, widths_sha256
 from q2n.config.opening import calibration_of, loop_options, model_of, refit_text_of, texts_of
 from q2n.config.output import output_folder
 from q2n.config.owners import build_plan
@@ -71,7 +71,7 @@ class Run:
         self.config = config = settings.run
         self.reporter, self.resume, self.ranks = reporter, resume, ranks
         self.plan = build_plan(settings)
-        ranks.refuse(self.plan.alone_for)
+        check_ranks(ranks.size, self.plan, config)
         self.target = (
             output_folder(config, resume=resume) if ranks.is_first else Path(config.output)
         )
@@ -89,7 +89,7 @@ class Run:
             activations=self.plan.changes.activations,
         )
         self.opened = model_of(config, model, self.plan.changes, ranks)
-        check_layers(self.opened, self.plan, self.format, config.runtime)
+        check_layers(self.opened.blocks, self.plan, self.format, config.runtime)
         if not self.is_complete:
             required = bool(self.plan.method.required_statistics) or self.plan.grid is not None
             require_room(self.opened.blocks, statistics=required, streams=self.plan.streams)
@@ -102,8 +102,6 @@ class Run:
         """What a user must know of the result, known before the first block: in sentences
         without a full stop, for the screen, the record and the card."""
         self.windows = calibration_of(config, self.opened, texts) if self.plan.reads_text else None
-        if self.windows is not None:
-            ranks.require_share(len(self.windows))
         refit = self.plan.model_refit
         self.refit_text = refit_text_of(config, self.opened, texts, refit) if refit else None
         self.measured_on = self._evaluation(texts) if config.ppl and ranks.is_first else None
@@ -252,7 +250,7 @@ class Run:
             str(config.ppl),
             length=min(config.length, PROTOCOLS[config.protocol].length or config.length),
             limit=config.ppl_windows,
-            longest=self.opened.longest,
+            longest=self.opened.blocks.longest,
             vocabulary=self.opened.blocks.vocabulary,
         )
 

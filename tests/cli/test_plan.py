@@ -6,6 +6,7 @@ import pytest
 from tiny import tiny_model
 
 from q2n.cli.main import main
+from q2n.models import checkpoint_files
 
 RATES = {
     "product": 1e12,
@@ -25,6 +26,7 @@ def place(tmp_path, monkeypatch):
     """A folder with a configuration and no weights, and rates beside it."""
     monkeypatch.chdir(tmp_path)
     config = tiny_model(layers=2).config
+    config.max_position_embeddings = 4096
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained("model")
     (tmp_path / "rates.json").write_text(json.dumps(RATES))
@@ -47,15 +49,25 @@ def test_a_plan_is_printed_and_json(place, capsys):
     [
         ([], ["no model"]),
         (["model", "--ranks", "0"], ["--ranks", "at least 1"]),
-        (["nowhere"], ["'nowhere'", "config.json"]),
+        (["nowhere"], ["'nowhere'", "folder"]),
         (["model", "--rates", "none.json"], ["none.json"]),
         (["model", "--rates", "bad.json"], ["bad.json", "'speed'", "product"]),
         (["model", "--rates", "zero.json"], ["disk is 0"]),
+        (["model", "--length", "99999"], ["99999", "positions"]),
+        (["model", "--group-size", "7"], ["groups of 7", "columns"]),
+        (["model", "--runtime", "exllamav3", "--bits", "4"], ["exllamav3"]),
+        (["model", "--ranks", "9", "--windows", "8"], ["9 ranks and 8 calibration windows"]),
+        (["model", "--ranks", "2", "--refit", "block"], ["takes one rank"]),
+        (["quantized"], ["quantized already"]),
     ],
 )
 def test_a_plan_without_its_inputs_is_refused(place, capsys, arguments, words):
     (place / "bad.json").write_text('{"speed": 1}')
     (place / "zero.json").write_text('{"disk": 0}')
+    config = json.loads((place / "model" / "config.json").read_text())
+    (place / "quantized").mkdir()
+    described = {**config, "quantization_config": {"quant_method": "fp8"}}
+    (place / "quantized" / "config.json").write_text(json.dumps(described))
     assert main(["plan", *arguments]) == 2
     message = capsys.readouterr().err
     assert all(word in message for word in words), message
@@ -67,3 +79,17 @@ def test_rates_that_are_missing_are_measured(place, capsys):
     assert main(how) == 0
     write = json.loads(capsys.readouterr().out)["stages"][4]
     assert write["bound_by"] == "disk" and write["seconds"] > 100
+
+
+def test_of_a_model_on_the_hub_the_configuration_alone_is_fetched(place, capsys, monkeypatch):
+    asked = []
+
+    def fetched(name, revision, allow_patterns, **_):
+        asked.append((name, revision, allow_patterns))
+        return str(place / "model")
+
+    monkeypatch.setattr(checkpoint_files, "snapshot_download", fetched)
+    how = ["plan", "some/model", "--revision", "v1", "--rates", "rates.json", "--json"]
+    assert main([*how, "--windows", "4", "--length", "64"]) == 0
+    assert json.loads(capsys.readouterr().out)["checkpoint_bytes"] > 0
+    assert asked == [("some/model", "v1", ["config.json"])]

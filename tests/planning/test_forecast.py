@@ -37,6 +37,7 @@ def described(
     architecture="llama", *, on_device=False, ranks=1, model=None, **settings
 ) -> Described:
     config = tiny_model(architecture, layers=4).config if model is None else model.config
+    config.max_position_embeddings = max(4096, settings.get("length", 0))
     source = ConfigSource(config, architecture, settings.get("dtype", "auto"))
     read = read_settings({"model": architecture, "output": "x", **TEXT, **settings})
     return describe_run(read, source, on_device=on_device, ranks=ranks)
@@ -136,7 +137,7 @@ def test_ranks_share_windows_and_layers():
 
 def test_experts_hold_a_group_of_grams():
     """All of them where they fit; else a gibibyte."""
-    run = described("mixtral", bits=4)
+    run = described("mixtral", bits=4, format="native")
     from q2n.planning.memory import MemoryOfStages
 
     memory = MemoryOfStages(run.shapes, run.load, 0.0)

@@ -33,7 +33,7 @@ def add_plan(commands: Any) -> None:
         "checkpoint",
         nargs="?",
         metavar="MODEL",
-        help="Folder with a config.json, or packaged model.",
+        help="Folder with a config.json, packaged model, or hub name: no weight is fetched.",
     )
     parser.add_argument("--config", help="YAML file of settings; flags beside it win.")
     parser.add_argument(
@@ -100,7 +100,7 @@ def _table(found: Forecast) -> Table:
     return table
 
 
-def _size(count: float) -> str:
+def _size(count: int | float) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 

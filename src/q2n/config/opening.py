@@ -73,7 +73,7 @@ def _drawn(
         count=count,
         length=run.length,
         seed=seed,
-        longest=opened.longest,
+        longest=opened.blocks.longest,
         vocabulary=opened.blocks.vocabulary,
     )
 

@@ -49,7 +49,7 @@ class Texts:
             InputError: no such text, one that is too short, `length` above `longest`, the
                 positions that the model has, or tokens that are not in its `vocabulary`.
         """
-        _require_positions(length, longest)
+        require_positions(length, longest)
         windows = calibration_windows(
             load_corpus(corpus, "train", data_dir=self._data_dir),
             self._load_tokenizer(),
@@ -76,7 +76,7 @@ class Texts:
         Raises:
             InputError: as `calibration`, or another split or a stride contradicts the protocol.
         """
-        _require_positions(length, longest)
+        require_positions(length, longest)
         text = load_corpus(
             corpus,
             measured_split(self._protocol, corpus, split),
@@ -111,7 +111,12 @@ class Texts:
         return self._tokenizer
 
 
-def _require_positions(length: int, longest: int | None) -> None:
+def require_positions(length: int, longest: int | None) -> None:
+    """Refuse windows longer than the positions that a model has.
+
+    Raises:
+        InputError: naming both.
+    """
     if longest is not None and length > longest:
         raise InputError(
             f"length {length} is more than the {longest} positions of the model; give "

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from jaxtyping import Shaped
 from torch import Tensor
 
-from q2n.errors import InputError
-
 
 class Ranks(ABC):
     """This process among those of the run."""
@@ -52,33 +50,6 @@ class Ranks(ABC):
         Raises:
             InputError: there are fewer GPUs here than ranks, or one GPU was asked for by number.
         """
-
-    def require_share(self, windows: int) -> None:
-        """Refuse a rank that would have no calibration window.
-
-        Raises:
-            InputError: there are more ranks than windows.
-        """
-        if self.size > windows:
-            raise InputError(
-                f"{self.size} ranks and {windows} calibration windows: each rank takes at least "
-                "one; start fewer ranks, or give more --windows"
-            )
-
-    def refuse(self, flag: str | None) -> None:
-        """Refuse what works with all windows in one process: gradient steps, rewrites.
-
-        Args:
-            flag: what asks for them; None: nothing does.
-
-        Raises:
-            InputError: naming the flag.
-        """
-        if self.are_several and flag is not None:
-            raise InputError(
-                f"{flag} takes one rank, for it works with the windows of all, and there are "
-                f"{self.size}; leave it out, or start one rank"
-            )
 
 
 @dataclass(frozen=True)

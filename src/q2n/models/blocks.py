@@ -89,6 +89,11 @@ class BlockwiseModel:
         except (AttributeError, NotImplementedError):
             return None
 
+    @property
+    def longest(self) -> int | None:
+        """Positions that the model has; None where it does not say."""
+        return getattr(self.source.config.get_text_config(), "max_position_embeddings", None)
+
     def block_name(self, index: int) -> str:
         """Module name of a block, e.g. "model.layers.3"."""
         return f"{self._list_name}.{index}"

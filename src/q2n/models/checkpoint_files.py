@@ -7,7 +7,7 @@ the start, so a truncated or missing shard is found before any work is done.
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from q2n.errors import InputError
 from q2n.hub import hub_answers
-from q2n.models.auxiliary_files import auxiliary_patterns
+from q2n.models.auxiliary_files import CODE_FILES, auxiliary_patterns
 from q2n.models.one_pass import digest_and_extremes
 from q2n.models.packaged import packaged_checkpoint
 from q2n.models.tensor_file import Place, read_places, read_tensor
@@ -27,14 +27,23 @@ from q2n.models.tensor_file import Place, read_places, read_tensor
 INDEX = "model.safetensors.index.json"
 """Of a checkpoint in several files."""
 
-WEIGHT_FILES = ("model*.safetensors", INDEX, "config.json")
+CONFIG_FILE = "config.json"
+
+WEIGHT_FILES = ("model*.safetensors", INDEX, CONFIG_FILE)
 """Weights under the names that transformers gives them, their index, config.json."""
 
 
 def resolve_checkpoint(
-    name: str, revision: str | None = None, *, trust_remote_code: bool = False
+    name: str,
+    revision: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+    weights: bool = True,
 ) -> Path:
     """The folder of a checkpoint: a path as it is, a packaged model, or a hub download.
+
+    Args:
+        weights: whether a download brings them and what travels with them, or config.json alone.
 
     Raises:
         InputError: none of these.
@@ -45,18 +54,20 @@ def resolve_checkpoint(
         return Path(name)
     if os.path.isfile(name):
         raise InputError(f"model {name!r} is a file; give the folder that holds it")
-    return packaged_checkpoint(name) or _download(name, revision, trust_remote_code)
+    travelling = (*WEIGHT_FILES, *auxiliary_patterns(trust_remote_code))
+    code = CODE_FILES if trust_remote_code else ()
+    patterns = travelling if weights else (CONFIG_FILE, *code)
+    return packaged_checkpoint(name) or _download(name, revision, patterns)
 
 
-def _download(name: str, revision: str | None, trust_remote_code: bool) -> Path:
-    patterns = [*WEIGHT_FILES, *auxiliary_patterns(trust_remote_code)]
+def _download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     silent = False
     try:
         validate_repo_id(name)
         silent = not constants.HF_HUB_OFFLINE and not hub_answers()
         return Path(
             snapshot_download(
-                name, revision=revision, allow_patterns=patterns, local_files_only=silent
+                name, revision=revision, allow_patterns=list(patterns), local_files_only=silent
             )
         )
     except (

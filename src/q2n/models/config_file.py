@@ -18,10 +18,9 @@ from transformers import AutoConfig, PretrainedConfig
 
 from q2n.errors import InputError, reason_of
 from q2n.models import deepseek  # noqa: F401 - registers a model type
-from q2n.models.checkpoint_files import tensor_files
+from q2n.models.checkpoint_files import CONFIG_FILE, tensor_files
 from q2n.option_types import shown
 
-CONFIG_FILE = "config.json"
 MOST_BYTES = 2**24
 """The largest in use, with names of a thousand classes, has a hundredth of this."""
 
@@ -108,6 +107,23 @@ def quantization_config(directory: Path) -> Mapping[str, Any] | None:
             f"quantization_config in config.json is {shown(described)}; fetch the checkpoint again"
         )
     return described
+
+
+def refuse_quantized(folder: Path) -> None:
+    """Refuse a checkpoint whose config.json has anything to say of its quantization.
+
+    Raises:
+        InputError: it has, or cannot be read.
+    """
+    quantization: Any = config_values(folder).get("quantization_config")
+    if quantization is None:
+        return
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    how = f" ({shown(method)})" if method else ""
+    raise InputError(
+        f"{folder} is quantized already{how}: config.json has a quantization_config; quantize the "
+        "original checkpoint"
+    )
 
 
 def _instead(folder: Path) -> str:

@@ -8,12 +8,12 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from q2n.errors import InputError
-from q2n.models.config_file import read_config
+from q2n.models.checkpoint_files import resolve_checkpoint
+from q2n.models.config_file import read_config, refuse_quantized
 from q2n.models.devices import DTYPES, dtype_of_run, parse_dtype
 from q2n.models.dtypes import loaded_dtypes
 from q2n.models.experts import one_by_one
 from q2n.models.model_source import ModelSource
-from q2n.models.packaged import packaged_checkpoint
 from q2n.models.skeleton import build_skeleton, stored_tensors
 
 
@@ -39,18 +39,19 @@ class ConfigSource(ModelSource):
         self._dtypes = loaded_dtypes(model, self.dtype)
 
     @classmethod
-    def open(cls, model: str, dtype: str, trust_remote_code: bool = False) -> "ConfigSource":
-        """The configuration of a folder, which need hold nothing else, or of a packaged model.
+    def open(
+        cls, model: str, dtype: str, *, revision: str | None = None, trust_remote_code: bool = False
+    ) -> "ConfigSource":
+        """The configuration of a folder, which need hold nothing else, of a packaged model or of
+        one on the hub.
 
         Raises:
             InputError: there is none, or none of a causal language model.
         """
-        folder = Path(model) if Path(model).is_dir() else packaged_checkpoint(model)
-        if folder is None:
-            raise InputError(
-                f"model {model!r} is neither a folder nor a packaged model; give the path of a "
-                "folder with a config.json"
-            )
+        folder = resolve_checkpoint(
+            model, revision, trust_remote_code=trust_remote_code, weights=False
+        )
+        refuse_quantized(folder)
         return cls(read_config(folder, trust_remote_code), model, dtype, trust_remote_code)
 
     def skeleton(self) -> PreTrainedModel:

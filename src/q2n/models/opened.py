@@ -29,11 +29,6 @@ class OpenedModel:
     """The same, a block at a time."""
 
     @property
-    def longest(self) -> int | None:
-        """Positions that the model has; None where it does not say."""
-        return getattr(self.source.config.get_text_config(), "max_position_embeddings", None)
-
-    @property
     def notes(self) -> list[str]:
         """What a user must know of how the model was read and of what is not quantized, in
         sentences without a full stop."""

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from copy import deepcopy
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Shaped
@@ -19,7 +18,7 @@ from q2n.errors import InputError
 from q2n.models.auxiliary_files import read_auxiliary
 from q2n.models.checkpoint_files import StoredTensors, TensorFiles, resolve_checkpoint
 from q2n.models.checkpoint_tensors import CheckpointTensors
-from q2n.models.config_file import config_values, read_config
+from q2n.models.config_file import read_config, refuse_quantized
 from q2n.models.devices import DTYPES, dtype_of_run, parse_dtype
 from q2n.models.dtypes import loaded_dtypes
 from q2n.models.expert_parts import ExpertPart, single_keys
@@ -167,7 +166,7 @@ class CheckpointSource(ModelSource):
 
     def _read_config(self) -> PretrainedConfig:
         """The configuration, without what a plain model does not have."""
-        _refuse_quantized(self.folder, config_values(self.folder).get("quantization_config"))
+        refuse_quantized(self.folder)
         return read_config(self.folder, self.trust_remote_code)
 
     def _open_files(self) -> StoredTensors:
@@ -193,15 +192,3 @@ class CheckpointSource(ModelSource):
                 f"{', '.join(DTYPES)} to run and write the model in"
             )
         return dtype_of_run(dtype, DTYPES[name])
-
-
-def _refuse_quantized(folder: Path, quantization: Any) -> None:
-    """Refuse a checkpoint whose config.json has anything to say of its quantization."""
-    if quantization is None:
-        return
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    how = f" ({shown(method)})" if method else ""
-    raise InputError(
-        f"{folder} is quantized already{how}: config.json has a quantization_config; quantize the "
-        "original checkpoint"
-    )

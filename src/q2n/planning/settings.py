@@ -3,9 +3,11 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from q2n.checks import check_layers, check_ranks
 from q2n.config.opening import loop_options
 from q2n.config.owners import Plan, build_plan
 from q2n.config.settings import RunSettings, Settings
+from q2n.data.texts import require_positions
 from q2n.formats.choice import choose_format
 from q2n.formats.format import Format
 from q2n.method import Method
@@ -68,6 +70,7 @@ def describe_run(
         InputError: as `planned`.
     """
     config, plan = settings.run, build_plan(settings)
+    check_ranks(ranks, plan, config)
     format = choose_format(
         config.format,
         config.method,
@@ -78,9 +81,18 @@ def describe_run(
     )
     layers = LayerFilter(config.ignore, config.only)
     if source is None:
-        source = ConfigSource.open(config.model, config.dtype, config.trust_remote_code)
+        source = ConfigSource.open(
+            config.model,
+            config.dtype,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+        )
     changed = changed_source(source, plan.changes, config.seed, layers)
     blocks = BlockwiseModel(changed, "cpu", layers)
+    check_layers(blocks, plan, format, config.runtime)
+    format.container.check(changed, plan.storage)
+    if plan.reads_text:
+        require_positions(config.length, blocks.longest)
     load = _load(config, plan, format, blocks, on_device, ranks)
     return Described(shapes_of(blocks), load, changed)
 

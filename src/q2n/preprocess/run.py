@@ -109,7 +109,7 @@ def preprocess(
             count=how.steps,
             length=on.length,
             seed=how.seed,
-            longest=opened.longest,
+            longest=opened.blocks.longest,
             vocabulary=opened.blocks.vocabulary,
         )
         told = {**asdict(how), "model": checkpoint_digest(folder), "text": windows.sha256}
