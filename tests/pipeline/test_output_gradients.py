@@ -21,6 +21,7 @@ from q2n.kernels import row_segments
 from q2n.logging import Reporter
 from q2n.methods.rtn import RTN
 from q2n.models.blocks import BlockwiseModel
+from q2n.models.experts import one_by_one
 from q2n.models.source import open_source
 from q2n.pipeline import backward as module
 from q2n.pipeline.backward import _drawn
@@ -73,7 +74,16 @@ def test_a_model_in_half_precision_has_moments(tmp_path, architecture, dtype):
 
 
 def by_autograd(model, tokens, labels):
-    """`sum g^T g` at the outputs of all linears of the whole model, by name."""
+    """`sum g^T g` at the outputs of all linears of the whole model, by name, in units of the mean
+    diagonal."""
+    return {name: divided(x) for name, x in summed_by_autograd(model, tokens, labels).items()}
+
+
+def divided(moment):
+    return moment / moment.diagonal().mean()
+
+
+def summed_by_autograd(model, tokens, labels):
     sums: dict[str, torch.Tensor] = {}
 
     def watch(name):
@@ -89,7 +99,7 @@ def by_autograd(model, tokens, labels):
     for window, y in zip(tokens, labels, strict=True):
         log_p = model.requires_grad_(True)(window[None]).logits[0].log_softmax(1)
         (-log_p.gather(1, y[:, None]).sum()).backward()
-    return {name: x / x.diagonal().mean() for name, x in sums.items()}
+    return sums
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
@@ -142,14 +152,23 @@ def test_scales_that_a_rewrite_moves_into_a_linear_are_in_them(tmp_path, labels)
     assert moved == 2  # up of both blocks; values, which several heads read, stay
 
 
-def test_experts_have_their_own(tmp_path, labels):
-    moments = found(tiny_mixture(), tmp_path / "run.partial", tokens_of())
-    experts = [x for name, x in moments.items() if "experts" in name]
-    assert len(experts) >= 12
-    for moment in experts:
-        mean = float(moment.float().diagonal().mean())
-        assert mean == pytest.approx(1.0, abs=1e-3) or not moment.any()
-    assert any(x.any() for x in experts)
+def test_experts_have_their_own_but_where_their_outputs_are_added_up(tmp_path, labels):
+    """Each expert's `down_proj` reads the sum of all of the mixture."""
+    tokens = tokens_of()
+    moments = found(tiny_mixture(), tmp_path / "run.partial", tokens)
+    sums = summed_by_autograd(one_by_one(tiny_mixture()), tokens, labels)
+    downs, others = set(), 0
+    for name in (x for x in moments if ".experts." in x):
+        mixture = name.rsplit(".", 2)[0]
+        expected = sums.get(name, torch.zeros_like(moments[name]))
+        if name.endswith("down_proj"):
+            expected = sum(x for of, x in sums.items() if of.startswith(mixture) and "down" in of)
+            downs.add(moments[name].data_ptr())
+        others += bool(expected.any())
+        torch.testing.assert_close(
+            moments[name].double(), divided(expected.double()).nan_to_num(), rtol=5e-3, atol=5e-3
+        )
+    assert len(downs) == 2 and others >= 12
 
 
 def test_blocks_that_read_more_are_refused(tmp_path):

@@ -269,3 +269,14 @@ def test_widths_of_a_method_without_statistics_take_text_too():
     found = described(method="rtn", group_size=32, format="native", allocate=3.5)
     assert found.load.windows == 0 and found.load.trials.windows == 4
     assert found.forecast(RATES).stage("allocate").seconds > 0
+
+
+def test_experts_share_the_moments_of_the_sum_they_add_to():
+    """A token adds to them once for each of the two experts of eight that it meets."""
+    run = described("mixtral", method="gptq", bits=3, format="native", output_feedback=True)
+    block = run.shapes.blocks[0]
+    experts = [x for site in block.sites if site.copies > 1 for x in site.matrices]
+    inner = next(x.rows for x in experts if not x.name.endswith("down_proj"))
+    dense = sum(x.rows**2 for site in block.sites if site.copies == 1 for x in site.matrices)
+    assert block.output_moments == dense + 8 * 2 * inner**2 + 64**2
+    assert block.output_products == dense + 2 * (2 * inner**2 + 64**2)

@@ -137,6 +137,7 @@ def calibration_windows(
     else:
         text = _start_of_text(corpus, pieces, more_than=length)
         windows = torch.stack([random_window(text, length, stream) for _ in range(count)])
+        notes = _overlapping(corpus.label, len(text), count, length)
     return TokenWindows(
         tokens=_begun(windows, pieces, protocol),
         label=corpus.label,
@@ -268,6 +269,16 @@ def _start_of_text(
     if len(tokens) <= more_than:
         raise InputError(_too_short(corpus.label, f"{len(tokens)} tokens", more_than))
     return tokens
+
+
+def _overlapping(label: str, tokens: int, count: int, length: int) -> tuple[str, ...]:
+    """What a user must know of windows that have more tokens than their text."""
+    if count * length <= tokens:
+        return ()
+    return (
+        f"the {count} calibration windows of {length} tokens overlap: the text {label!r} has only "
+        f"{tokens} tokens",
+    )
 
 
 def _too_short(label: str, counts: str, more_than: int) -> str:

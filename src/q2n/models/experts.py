@@ -29,6 +29,9 @@ from q2n.models.expert_parts import expert_parts, is_fused
 
 Model = TypeVar("Model", bound=nn.Module)
 
+LAST = "down_proj"
+"""The linear of an expert whose outputs are added up over the experts."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -149,7 +152,7 @@ class OneByOne(nn.Module):
     def _down(
         self, expert: int, rows: Float[Tensor, "rows intermediate"]
     ) -> Float[Tensor, "rows hidden"]:
-        down = self.get_submodule(f"{expert}.down_proj")(rows)
+        down = self.get_submodule(f"{expert}.{LAST}")(rows)
         return self.post_expert_norm(down) if self.has_post_expert_norm else down
 
 
@@ -228,7 +231,7 @@ def experts_in(root: nn.Module) -> Iterator[tuple[str, OneByOne]]:
 def readers(experts: OneByOne, name: str, expert: int, stage: Stage) -> list[str]:
     """Names of the linears of one expert that read their input at a stage; `name` is that of the
     experts."""
-    projections = ("down_proj",) if stage.down else ("gate_proj", "up_proj")[not experts.has_gate :]
+    projections = (LAST,) if stage.down else ("gate_proj", "up_proj")[not experts.has_gate :]
     return [f"{name}.{expert}.{projection}" for projection in projections]
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from q2n.errors import InputError
-from q2n.models.experts import experts_in
+from q2n.models.experts import LAST, experts_in
 from q2n.patterns import matches
 
 _EXAMPLES = 3
@@ -46,6 +46,13 @@ class Target(ABC):
         """Name of the tensor that holds the weight: in the module tree and, with the name of the
         block before it, in the checkpoint."""
         return f"{self.name}.weight"
+
+    @property
+    def output(self) -> str:
+        """Name of what its outputs go into: the sum of a mixture, of the last linears of all its
+        experts; else they are its own."""
+        mixture, _, projection = self.name.rsplit(".", 2) if self.experts else ("", "", "")
+        return f"{mixture}.{LAST}" if projection == LAST else self.name
 
     @property
     @abstractmethod

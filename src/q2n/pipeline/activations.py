@@ -81,12 +81,13 @@ class InMemory(Activations):
 
 
 class OnDisk(Activations):
-    """Hidden states in one safetensors file per batch."""
+    """Hidden states in one safetensors file per batch; `instead` is what needs no disk, for
+    messages."""
 
     storage = torch.device("cpu")
 
-    def __init__(self, folder: Path, device: torch.device):
-        self.folder, self.device = folder, device
+    def __init__(self, folder: Path, device: torch.device, instead: str = "use --activations cpu"):
+        self.folder, self.device, self.instead = folder, device, instead
         try:
             fresh_folder(folder, _BATCH_FILE.fullmatch)  # after a kill the old ones lie there
         except OSError as cause:
@@ -114,7 +115,7 @@ class OnDisk(Activations):
     def _refusal(self, cause: Exception) -> InputError:
         return InputError(
             f"block inputs cannot be written to {self.folder} ({reason(cause)}); {remedy(cause)}, "
-            "or use --activations cpu, then go on with --resume"
+            f"or {self.instead}, then go on with --resume"
         )
 
     def _file(self, batch: int) -> Path:

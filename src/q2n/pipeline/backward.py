@@ -31,7 +31,7 @@ from q2n.linalg.forward_products import forward_products
 from q2n.logging import Bar
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.calls import part
-from q2n.pipeline.activations import Activations, activations
+from q2n.pipeline.activations import Activations, OnDisk, activations
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.streams import Stream, open_streams
 from q2n.refit.descent import in_fast_dtype
@@ -64,7 +64,8 @@ class Backward:
         draws: int,
         without: str,
     ):
-        self.model, self.tokens, self.options, self.folder = model, tokens, options, folder
+        self.model, self.tokens, self.options = model, tokens, options
+        self.folder, self.without = folder, without
         [first] = open_streams(
             model, tokens, ["inputs-0"], replace(options, activations="disk"), folder
         )
@@ -110,7 +111,7 @@ class Backward:
         before = self.inputs[index]
         after = replace(
             before,
-            hidden=activations("disk", self.model.device, self.folder / f"inputs-{index + 1}"),
+            hidden=OnDisk(self.folder / f"inputs-{index + 1}", self.model.device, self.without),
             carried=[{} for _ in before.calls],
         )
         with forward_products(self.model.device):

@@ -6,12 +6,16 @@ model (backward.py), the stage sums `F = sum g^T g` over all tokens of the text,
 It is the output's side of Fisher's matrix where that is taken as a Kronecker product (K-FAC;
 Martens and Grosse 2015), and what kernels/row_segments.py feeds errors back by.
 
+The last linears of a mixture's experts have one moment together. Their outputs are added up to one
+tensor, so that the gradients there are the same but for the weight of the expert; one expert sees
+few tokens, and 256 matrices of 7168 rows would be 50 GB.
+
 The moments are stored beside the blocks, the last block's first, divided by their mean diagonal and
 in float16: who reads them damps them. A run that is interrupted later takes them from there; one
 that is interrupted while it sums begins to sum again.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -89,7 +93,9 @@ def stored_gradients(
     if ranks.is_first:
         place = len(model) - 1 - index
         data = store.gradients.tensors(place, store.gradients.read(place))
-    return load(ranks.gather(data)[0] if ranks.are_several else data)
+    moments = load(ranks.gather(data)[0] if ranks.are_several else data)
+    targets, _ = model.targets_of(index, model.blocks[index])
+    return {name: moments[target.output] for name, target in targets.items()}
 
 
 def _of_block(
@@ -99,16 +105,16 @@ def _of_block(
     model.read_ahead(index - 1)
     targets, _ = model.targets_of(index, block)
     moments = {
-        name: GramMoment.none(target.shape[0], model.device) for name, target in targets.items()
+        target.output: GramMoment.none(target.shape[0], model.device) for target in targets.values()
     }
-    with _watched(targets, moments):
+    with _watched(targets.values(), moments):
         for _ in passes.through(index, block):
             pass
-    return {name: _divided(moment) for name, moment in moments.items()}
+    return {name: _divided(moments.pop(name)) for name in [*moments]}
 
 
 @contextmanager
-def _watched(targets: Mapping[str, Target], moments: Mapping[str, GramMoment]) -> Iterator[None]:
+def _watched(targets: Iterable[Target], moments: Mapping[str, GramMoment]) -> Iterator[None]:
     """While open, gradients that come to the outputs of the targets are added to their moments."""
 
     def add(moment: GramMoment, gradient: Float[Tensor, "*batch out"]) -> None:
@@ -119,8 +125,8 @@ def _watched(targets: Mapping[str, Target], moments: Mapping[str, GramMoment]) -
             output.register_hook(partial(add, moment))
 
     handles = [
-        target.module.register_forward_hook(partial(watch, moments[name]))
-        for name, target in targets.items()
+        target.module.register_forward_hook(partial(watch, moments[target.output]))
+        for target in targets
     ]
     try:
         yield

@@ -29,5 +29,5 @@ def operations(shapes: ModelShapes, run: Load, one_pass: Number, triangle: float
         triangle: the share of a symmetric product that is computed.
     """
     head = 2 * PASSES * shapes.words * shapes.hidden * run.tokens
-    summed = 2 * triangle * run.tokens * sum(x.output_moments for x in shapes.blocks)
+    summed = 2 * triangle * run.tokens * sum(x.output_products for x in shapes.blocks)
     return PASSES * one_pass + head + summed

@@ -7,7 +7,7 @@ What a pass holds grows with the windows of a batch and, for a window, as `a L +
 states, and the scores of an attention without a kernel of its own. Two dry runs tell a and b.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -52,6 +52,8 @@ class Matrix:
     columns: int
     copies: int = 1
     """Experts that have one; 1 of a plain linear."""
+    outputs: int = 1
+    """Tensors that their outputs go into: one where those of all experts are added up."""
 
     @property
     def weights(self) -> int:
@@ -100,8 +102,15 @@ class BlockShape:
 
     @property
     def output_moments(self) -> int:
-        """Entries of the second moments of all outputs: o^2 of each matrix."""
-        return sum(x.copies * x.rows**2 for site in self.sites for x in site.matrices)
+        """Entries of the second moments of all outputs: o^2 of each."""
+        return sum(x.outputs * x.rows**2 for site in self.sites for x in site.matrices)
+
+    @property
+    def output_products(self) -> Number:
+        """Entries of the products that a token adds to them."""
+        return sum(
+            site.copies * site.share * x.rows**2 for site in self.sites for x in site.matrices
+        )
 
 
 @dataclass(frozen=True)
@@ -233,9 +242,19 @@ def _expert_sites(
         kept = [[x for x in names if x in quantized] for names in of]
         kept = [names for names in kept if names]
         if kept:
-            matrices = tuple(Matrix(x, *quantized[x].shape, len(kept)) for x in kept[0])
+            matrices = tuple(
+                Matrix(name, *quantized[name].shape, len(kept), len(outputs))
+                for name, outputs in zip(kept[0], _outputs(kept, quantized), strict=False)
+            )
             sites.append(SiteShape(matrices[0].columns, matrices, held, len(kept), share))
     return sites
+
+
+def _outputs(
+    experts: Sequence[Sequence[str]], quantized: Mapping[str, Target]
+) -> Iterator[set[str]]:
+    """What the outputs of each of their matrices go into, given their names by expert."""
+    return ({quantized[name].output for name in names} for names in zip(*experts, strict=False))
 
 
 def _share(config: PretrainedConfig, experts: dict[str, OneByOne]) -> Number:
