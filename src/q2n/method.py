@@ -85,6 +85,10 @@ class Work:
     """Of its input site, once, in products of 2 m^3 operations."""
     alone: float = 0.0
     """Of each layer as well, in products of 2 m^3 operations: a factor that is its own."""
+    rows: float = 0.0
+    """Of each layer, in products of 2 o^2 m operations."""
+    output: float = 0.0
+    """Of each layer, in products of 2 o^3 operations: a factor of its outputs' moments."""
     weight: float = 0.0
     """Of each weight, in operations: going through columns, searches. By processor time of layers
     of 256 to 512 rows and columns beside that of a product (docs/LOG.md)."""
@@ -94,6 +98,8 @@ class Work:
             self.layer + other.layer,
             self.site + other.site,
             self.alone + other.alone,
+            self.rows + other.rows,
+            self.output + other.output,
             self.weight + other.weight,
         )
 

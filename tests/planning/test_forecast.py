@@ -155,6 +155,8 @@ def test_experts_hold_a_group_of_grams():
         (Work(site=1.0), 2 * (3 * 64**3 + 96**3)),
         (Work(alone=1.0), 2 * ((3 + 1 + 2) * 64**3 + 96**3)),
         (Work(weight=1.0), 64 * (3 * 64 + 64 + 2 * 96) + 96 * 64),
+        (Work(rows=1.0), 2 * (64 * (3 * 64**2 + 64**2 + 2 * 96**2) + 96 * 64**2)),
+        (Work(output=1.0), 2 * (5 * 64**3 + 2 * 96**3)),
     ],
 )
 def test_solving_takes_what_a_method_says(work, operations):
@@ -162,6 +164,16 @@ def test_solving_takes_what_a_method_says(work, operations):
     run = described(bits=3)
     found = replace(run, load=replace(run.load, work=work)).forecast(RATES)
     assert found.stage("solve").seconds == pytest.approx(4 * operations / RATES.float32)
+
+
+@pytest.mark.parametrize("method", ["gptq", "ldlq"])
+def test_feedback_between_rows_takes_time_to_solve(method):
+    own = {"method": method, "bits": 3, "format": "native"}
+    without, beside = (
+        described(**own, output_feedback=x).forecast(RATES).stage("solve").seconds
+        for x in (False, True)
+    )
+    assert beside > 1.2 * without
 
 
 def test_folds_are_exchanged_too():

@@ -96,10 +96,11 @@ class GPTQ(RowFeedback, LearnedClip):
 
     @property
     def work(self) -> Work:
-        """With a sweep and its cost for every range beside the first."""
+        """With a sweep and its cost for every range beside the first, and one with feedback between
+        rows at the end."""
         if not self.range_trials:
             return super().work
-        more = len(FACTORS) + (self.clip != "minmax")
+        more = len(FACTORS) + (self.clip != "minmax") + self.output_feedback
         return super().work + Work(layer=1.0 + 2.0 * more, weight=1500.0 * more)
 
     @property

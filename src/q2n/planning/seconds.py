@@ -116,11 +116,12 @@ class SecondsOfStages:
         work = self.run.work
         operations = 0.0
         for site in (site for block in self.shapes.blocks for site in block.sites):
-            each = max(matrix.rows * matrix.columns for matrix in site.matrices)
+            rows = max(matrix.rows for matrix in site.matrices)
             layers = ceil(site.copies * len(site.matrices) / self.run.ranks)
             factors = ceil(site.copies / self.run.ranks)
             products = work.layer + (self.run.rewrite or 0.0)
-            operations += layers * each * (2 * site.width * products + work.weight)
+            operations += layers * rows * site.width * (2 * site.width * products + work.weight)
+            operations += layers * 2 * rows**2 * (rows * work.output + site.width * work.rows)
             operations += 2 * site.width**3 * (layers * work.alone + factors * work.site)
         judged = sum(self._pass(block, self.run.length) for block in self.shapes.blocks)
         passes = self.run.rewrite_passes * judged / self.rates.product
