@@ -387,3 +387,12 @@ def test_odd_tokenizer_files_are_one_line(tmp_path, file, content):
     with pytest.raises(InputError, match="no tokenizer can be loaded") as caught:
         load_tokenizer(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_windows_with_more_tokens_than_their_text_are_noted():
+    few, many = (
+        calibration_windows(corpus(numbers(40)), number_tokenizer(), count=x, length=8, seed=0)
+        for x in (5, 6)
+    )
+    assert few.notes == ()
+    assert "6 calibration windows of 8 tokens overlap" in many.notes[0] and "40" in many.notes[0]

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from q2n.data import hub, sotu
 from q2n.data.directory import Directory, Rows
-from q2n.data.local import LocalText, text_files
+from q2n.data.local import Chat, LocalText, text_files
 from q2n.data.protocols import PROTOCOLS, Protocol
 from q2n.errors import InputError
 
@@ -69,6 +69,7 @@ def load_corpus(
     *,
     protocol: Protocol = PROTOCOLS["q2n"],
     data_dir: str | Path | None = None,
+    chat: Chat | None = None,
 ) -> Corpus:
     """One split of a named corpus, or a file or folder of text.
 
@@ -78,6 +79,7 @@ def load_corpus(
     Args:
         protocol: what it says of the text, but for the split.
         data_dir: folder from which wikitext2, ptb and c4 are read; None: from the hub.
+        chat: makes conversations texts; None: files hold none.
 
     Raises:
         InputError: no such corpus, split, file or folder, a hub that cannot be reached, or a
@@ -95,9 +97,8 @@ def load_corpus(
     except (OSError, RuntimeError) as error:  # a folder without permission, "~nobody"
         raise InputError(f"the text {name!r} cannot be opened: {error}") from error
     if exists:
-        return Corpus(
-            label=path.name or str(path), parts=LocalText(text_files(path), protocol.verbatim)
-        )
+        text = LocalText(text_files(path), protocol.verbatim, chat)
+        return Corpus(label=path.name or str(path), parts=text)
     raise InputError(
         f"there is no corpus and no file or folder called {name!r}; "
         f"use one of {', '.join(NAMES)}, or a .txt, .raw, .jsonl or .parquet file"

@@ -72,7 +72,7 @@ class Directory:
         files = self._files(f"c4 {split}", *places, "c4/*.jsonl")
         if files[0].name == SHARDS[split]:
             return _shard(files[0]), ()
-        documents = ["".join(parts) for file in files for parts in read_jsonl(file)]
+        documents = [text for file in files for text in read_jsonl(file)]
         return documents[list(SHARDS).index(split) :: 2], (_read_from("c4", files),)
 
     def _files(self, wanted: str, *patterns: str) -> list[Path]:

@@ -6,10 +6,13 @@
 - `.jsonl`: the "text" of each line. Lines end at a newline only: the texts may hold the
   other characters at which Python's `splitlines` would cut.
 - `.parquet`: each row of the column "text".
+
+Where a row of the last two has "messages" and no "text", it is a conversation: a list of objects
+with "role" and "content", which the model's chat template makes a text.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,11 @@ ROWS = 256
 """Of a parquet file, in memory at once."""
 BUFFER = 2**20
 """Bytes of a parquet file that are read at once."""
+TEXT, MESSAGES = "text", "messages"
+"""What holds a document in a row."""
+
+Chat = Callable[[list[Any]], str]
+"""The messages of a conversation -> its text; raises `InputError`."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,8 @@ class LocalText:
     files: tuple[Path, ...]
     verbatim: bool = False
     """Whether a `.raw` file is one document, as a `.txt` file is."""
+    chat: Chat | None = None
+    """Of the model; None: conversations are refused."""
 
     def __iter__(self) -> Iterator[str]:
         """Raises `InputError` where a file cannot be read; the message says where."""
@@ -40,11 +50,12 @@ class LocalText:
             yield from document
 
     def _read(self, file: Path) -> Iterator[Iterable[str]]:
-        return (
-            _read_text(file)
-            if self.verbatim and _suffix(file) == ".raw"
-            else _READERS[_suffix(file)](file)
-        )
+        suffix = _suffix(file)
+        if suffix in _ROWS:
+            rows = _ROWS[suffix](file)
+            return ((_document(row, where, self.chat),) for where, row in rows)
+        whole = suffix == ".txt" or self.verbatim
+        return _read_text(file) if whole else read_wikitext(file)
 
 
 def text_files(path: Path) -> tuple[Path, ...]:
@@ -56,7 +67,7 @@ def text_files(path: Path) -> tuple[Path, ...]:
     try:
         files = tuple(sorted(path.iterdir())) if path.is_dir() else (path,)
         if path.is_dir():
-            files = tuple(x for x in files if _suffix(x) in _READERS and x.name[0] != ".")
+            files = tuple(x for x in files if _suffix(x) in _READ and x.name[0] != ".")
         if not files:
             raise InputError(
                 f"the folder {path} holds no {_SUFFIXES} file; give a folder with text files"
@@ -71,7 +82,7 @@ def text_files(path: Path) -> tuple[Path, ...]:
 def _check_file(path: Path) -> None:
     if _suffix(path) in _PACKED:
         raise InputError(f"{path} is compressed; unpack it")
-    if _suffix(path) not in _READERS:
+    if _suffix(path) not in _READ:
         raise InputError(f"{path} is not a {_SUFFIXES} file; rename or convert it")
     if not path.is_file():
         raise InputError(f"{path} is not a regular file; copy its text into one")
@@ -91,20 +102,36 @@ def read_wikitext(path: Path) -> Iterator[Iterable[str]]:
         yield (line.removesuffix("\r") + "\n" if line.strip() else "",)
 
 
-def read_jsonl(path: Path) -> Iterator[Iterable[str]]:
-    """The documents of a `.jsonl` file, each in parts. Raises as `LocalText`."""
+def read_jsonl(path: Path) -> Iterator[str]:
+    """The documents of a `.jsonl` file of texts. Raises as `LocalText`."""
+    return (_document(row, where, None) for where, row in _jsonl_rows(path))
+
+
+Row = tuple[str, Mapping[str, Any]]
+"""Where it is, for messages, and what it holds."""
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row]:
     for number, line in enumerate(lines(path), start=1):
         if line.strip():
-            yield (_text_of(line, f"{path}, line {number}"),)
+            yield (where := f"{path}, line {number}"), _object(line, where)
 
 
-def _text_of(line: str, where: str) -> str:
+def _object(line: str, where: str) -> Mapping[str, Any]:
     try:
-        text = json.loads(line)["text"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f'{where}: not a JSON object with a "text" field') from error
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict) or not row.keys() & {TEXT, MESSAGES}:
+        raise InputError(f'{where}: not a JSON object with a "{TEXT}" or "{MESSAGES}" field')
+    return row
+
+
+def _document(row: Mapping[str, Any], where: str, chat: Chat | None) -> str:
+    """The text of a row, or that of its conversation."""
+    text = row[TEXT] if TEXT in row else _conversation(row[MESSAGES], where, chat)
     if not isinstance(text, str):
-        raise InputError(f'{where}: "text" is {type(text).__name__}, not a string')
+        raise InputError(f'{where}: "{TEXT}" is {type(text).__name__}, not a string')
     try:
         text.encode()
     except UnicodeEncodeError as error:  # JSON can spell one half of a surrogate pair
@@ -112,16 +139,33 @@ def _text_of(line: str, where: str) -> str:
     return text
 
 
-def _read_parquet(path: Path) -> Iterator[Iterable[str]]:
+def _conversation(messages: Any, where: str, chat: Chat | None) -> str:
+    if not isinstance(messages, list):
+        raise InputError(f'{where}: "{MESSAGES}" is {type(messages).__name__}, not a list')
+    if chat is None:
+        raise InputError(f'{where}: a conversation, where only "{TEXT}" is read')
+    try:
+        return chat(messages)
+    except InputError as cause:
+        raise InputError(f"{where}: {cause}") from cause
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
     from pyarrow import ArrowException, parquet
 
     try:
         with parquet.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False) as file:
-            _require_text(file.schema_arrow.field("text").type)
-            for batch in file.iter_batches(batch_size=ROWS, columns=["text"]):
-                yield from ((text or "",) for text in batch.column(0).to_pylist())
+            kind = TEXT if TEXT in file.schema_arrow.names else MESSAGES
+            of = file.schema_arrow.field(kind).type
+            if kind == TEXT:
+                _require_text(of)
+            for batch in file.iter_batches(batch_size=ROWS, columns=[kind]):
+                empty = "" if kind == TEXT else []
+                yield from ((str(path), {kind: x or empty}) for x in batch.column(0).to_pylist())
     except (ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f'{path} is not a parquet file with a "text" column: {error}') from error
+        raise InputError(
+            f'{path} is not a parquet file with a "{TEXT}" or "{MESSAGES}" column: {error}'
+        ) from error
 
 
 def _require_text(kind: Any) -> None:
@@ -134,11 +178,10 @@ def _require_text(kind: Any) -> None:
         raise TypeError(f"it has {kind}")
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Iterable[str]]]] = {
-    ".txt": _read_text,
-    ".raw": read_wikitext,
-    ".jsonl": read_jsonl,
-    ".parquet": _read_parquet,
+_ROWS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": _jsonl_rows,
+    ".parquet": _parquet_rows,
 }
-_SUFFIXES = ", ".join(_READERS)
+_READ = (".txt", ".raw", *_ROWS)
+_SUFFIXES = ", ".join(_READ)
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz")

@@ -6,7 +6,7 @@ from typing import Any
 from q2n.data.corpora import load_corpus
 from q2n.data.pieces import PieceTokenizer
 from q2n.data.protocols import PROTOCOLS, ProtocolName, measured_split
-from q2n.data.tokenizer import load_tokenizer
+from q2n.data.tokenizer import chat_text, load_tokenizer
 from q2n.data.windows import TokenWindows, calibration_windows, evaluation_windows
 from q2n.errors import InputError
 
@@ -51,7 +51,7 @@ class Texts:
         """
         require_positions(length, longest)
         windows = calibration_windows(
-            load_corpus(corpus, "train", data_dir=self._data_dir),
+            load_corpus(corpus, "train", data_dir=self._data_dir, chat=self._chat),
             self._load_tokenizer(),
             count=count,
             length=length,
@@ -82,6 +82,7 @@ class Texts:
             measured_split(self._protocol, corpus, split),
             protocol=PROTOCOLS[self._protocol],
             data_dir=self._data_dir,
+            chat=self._chat,
         )
         windows = evaluation_windows(
             text,
@@ -101,6 +102,9 @@ class Texts:
             InputError: there is no tokenizer, or it fails.
         """
         return PieceTokenizer(self._load_tokenizer()).bos
+
+    def _chat(self, messages: list[Any]) -> str:
+        return chat_text(self._load_tokenizer(), messages)
 
     def _load_tokenizer(self) -> Any:
         """The tokenizer."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -32,6 +33,26 @@ def load_tokenizer(
     if not words:
         raise InputError(missing)
     return tokenizer
+
+
+def chat_text(tokenizer: PreTrainedTokenizerBase, messages: list[Any]) -> str:
+    """A conversation as the model's chat template has it.
+
+    Raises:
+        InputError: the tokenizer has no template, or its template refuses the messages.
+    """
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise InputError(
+            "a conversation, and the model's tokenizer has no chat template; give texts in its "
+            "place, or a model that was trained on conversations"
+        )
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except Exception as error:  # templates raise errors of any class
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"the model's chat template refuses the conversation ({type(error).__name__}: {reason})"
+        ) from error
 
 
 def shared_tokenizer(
