@@ -71,7 +71,7 @@ class NativeEntry(PackedEntry[StoredLayer]):
     def loading_example(self, directory: Path) -> str:
         return (
             "# pip install q2n\n"
-            "import q2n\n"
+            "import q2n  # teaches transformers the format; without it weights are random\n"
             "from transformers import AutoModelForCausalLM\n"
             "\n"
             f"model = AutoModelForCausalLM.from_pretrained({str(directory)!r})\n"
