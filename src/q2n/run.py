@@ -31,7 +31,7 @@ from q2n.disk.folders import partial_folder
 from q2n.distributed.agreement import require_agreement, tell
 from q2n.distributed.ranks import ALONE, Ranks
 from q2n.errors import InputError, ResumeError
-from q2n.evaluation.compare import Comparison
+from q2n.evaluation.results import Comparison
 from q2n.evaluation.written import compare_written
 from q2n.formats.choice import choose_format
 from q2n.logging import Reporter

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from sweep_records import sweep, write_cells
+from tiny import save_tiny, tiny_text
 
 import q2n
 from q2n.cli.main import main
@@ -84,3 +85,18 @@ def test_onednn_keeps_few_programs_unless_told_otherwise(monkeypatch, capsys):
     assert main(["methods"]) == 0 and os.environ[name] == "8"
     monkeypatch.delenv(name)
     assert main(["methods"]) == 0 and os.environ[name] == "64"
+
+
+def test_the_record_of_a_checkpoint_needs_no_torch(tmp_path):
+    """What was measured included."""
+    save_tiny(tmp_path / "model", layers=2)
+    (tmp_path / "text.txt").write_text(tiny_text())
+    text = {"corpus": str(tmp_path / "text.txt"), "ppl": str(tmp_path / "text.txt")}
+    q2n.quantize(
+        tmp_path / "model", tmp_path / "out", bits=4, length=16, windows=2, ppl_windows=2, **text
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(q2n.__file__).parents[1])}
+    call = [sys.executable, "-c", CALL % (HEAVY,), "inspect", str(tmp_path / "out")]
+    done = subprocess.run(call, env=environment, capture_output=True, text=True)
+    assert (done.returncode, json.loads(done.stderr)) == (0, []), done.stderr
+    assert "q_proj" in done.stdout and "Perplexity of the quantized weights" in done.stdout

@@ -17,8 +17,9 @@ from q2n.data.windows import TokenWindows
 from q2n.errors import InputError, NumericalError
 from q2n.evaluation import per_token, scoring
 from q2n.evaluation.body import Whole
-from q2n.evaluation.fidelity import EDGES, Fidelity, paired_difference
+from q2n.evaluation.fidelity import EDGES, fidelity_of, paired_difference
 from q2n.evaluation.per_token import PerToken, compared
+from q2n.evaluation.results import Fidelity
 from q2n.evaluation.scoring import Reference, score_against
 
 # float32 logits on our side, float64 on the other: values of order 5 with 7 digits.
@@ -67,7 +68,7 @@ def test_equal_logits_diverge_by_nothing():
 
 def test_statistics_agree_with_the_definition():
     scores, windows = random_scores(), windows_of(6, 50)
-    found = asdict(Fidelity.of(scores, windows, "it"))
+    found = asdict(fidelity_of(scores, windows, "it"))
     columns = {name: value.numpy() for name, value in asdict(scores).items()}
     slices = [slice(50 * n, 50 * n + 50) for n in range(6)]
     for name, value in oracle.statistics(columns, slices).items():
@@ -79,7 +80,7 @@ def test_statistics_agree_with_the_definition():
 def test_overlapping_windows_count_what_is_new():
     windows = windows_of(4, 50, stride=10)
     scores = random_scores(1, 80)
-    found = Fidelity.of(scores, windows, "it")
+    found = fidelity_of(scores, windows, "it")
     parts = scores.divergence.split([50, 10, 10, 10])
     assert found.divergence == pytest.approx(float(scores.divergence.mean()))
     assert found.by_window == pytest.approx([float(part.mean()) for part in parts])
@@ -87,7 +88,7 @@ def test_overlapping_windows_count_what_is_new():
 
 def test_buckets_share_all_tokens():
     scores = random_scores(seed=3)
-    found = Fidelity.of(scores, windows_of(6, 50), "it")
+    found = fidelity_of(scores, windows_of(6, 50), "it")
     top = scores.reference_top.numpy()
     assert sum(bucket.share for bucket in found.buckets) == pytest.approx(1)
     for bucket in found.buckets:
@@ -116,7 +117,7 @@ def test_standard_errors_are_those_of_repeated_draws(name):
             reference_top=noise.double(),
         )
 
-    found = [Fidelity.of(draw(), windows_of(12, 40), "it") for _ in range(400)]
+    found = [fidelity_of(draw(), windows_of(12, 40), "it") for _ in range(400)]
     values = np.array([getattr(x, name) for x in found])
     errors = np.array([getattr(x, f"{name}_error") for x in found])
     # The spread of 400 draws is known to 1/sqrt(800) = 3.5 %.
@@ -124,24 +125,24 @@ def test_standard_errors_are_those_of_repeated_draws(name):
 
 
 def test_a_single_window_has_no_errors():
-    found = Fidelity.of(random_scores(1), windows_of(1, 50), "it")
+    found = fidelity_of(random_scores(1), windows_of(1, 50), "it")
     assert found.divergence_error is found.log_ratio_error is found.same_top_error is None
     assert found.probability_change_error is None
 
 
 def test_fidelity_is_json_and_back():
-    found = Fidelity.of(random_scores(), windows_of(6, 50), "it")
+    found = fidelity_of(random_scores(), windows_of(6, 50), "it")
     assert Fidelity.from_json(json.loads(json.dumps(asdict(found), allow_nan=False))) == found
 
 
 def test_pairs_are_compared_window_by_window():
     windows = windows_of(6, 50)
-    a, b = (Fidelity.of(random_scores(seed=seed), windows, "it") for seed in (1, 2))
+    a, b = (fidelity_of(random_scores(seed=seed), windows, "it") for seed in (1, 2))
     difference, error = paired_difference(a, b)
     pairs = np.array(a.by_window) - np.array(b.by_window)
     assert difference == pytest.approx(a.divergence - b.divergence)
     assert error == pytest.approx(pairs.std(ddof=1) / math.sqrt(6))
-    other = Fidelity.of(random_scores(3), windows_of(3, 50), "it")
+    other = fidelity_of(random_scores(3), windows_of(3, 50), "it")
     with pytest.raises(InputError, match="different windows"):
         paired_difference(a, other)
 

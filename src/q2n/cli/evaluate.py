@@ -22,7 +22,7 @@ from q2n.cli.tasks import (
 from q2n.data.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
-    from q2n.evaluation.perplexity import PerplexityResult
+    from q2n.evaluation.results import PerplexityResult
     from q2n.logging import Reporter
 
 NOT_CONDITIONS = (

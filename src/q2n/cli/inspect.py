@@ -137,9 +137,7 @@ def _print_costs(costs: BlockCosts) -> None:
 def _run_record(parsed: Namespace) -> None:
     import json
 
-    from q2n.api import inspect
-
-    record = inspect(parsed.directory)
+    record = _record(parsed.directory)
     if parsed.plot:
         from q2n.report.figures.checkpoint import plot_layers
         from q2n.report.record import RunRecord
@@ -153,6 +151,19 @@ def _run_record(parsed: Namespace) -> None:
         _print(record)
 
 
+def _record(directory: str) -> dict[str, Any]:
+    """Of a finished checkpoint without what a run imports; of an unfinished one as its store has
+    it."""
+    from q2n.report.reading import read_record
+    from q2n.report.record import RECORD_FILE
+
+    if (file := Path(directory) / RECORD_FILE).exists():
+        return read_record(file).to_json()
+    from q2n.api import inspect
+
+    return inspect(directory)
+
+
 def _write_page(parsed: Namespace, record: dict[str, Any]) -> None:
     from q2n.report.checkpoint_page import render_checkpoint
     from q2n.report.output import write
@@ -163,8 +174,9 @@ def _write_page(parsed: Namespace, record: dict[str, Any]) -> None:
 
 def _print(values: dict[str, Any]) -> None:
     from q2n.logging import Screen
+    from q2n.report.reading import comparison_of
     from q2n.report.record import RunRecord
-    from q2n.report.tables import bits_line, layer_table, settings_table
+    from q2n.report.tables import bits_line, comparison_lines, layer_table, settings_table
 
     record, console = RunRecord.from_json(values), Screen()
     if (blocks := values.get("finished_blocks")) is not None:
@@ -172,6 +184,8 @@ def _print(values: dict[str, Any]) -> None:
     console.print(settings_table(record))
     console.print(layer_table(record))
     console.print(f"{bits_line(values)}; all stored parts counted")
+    for line in comparison_lines(comparison_of(record)):
+        console.print(line, soft_wrap=True, markup=False)
     for note in record.notes:
         console.print(f"note: {note}", markup=False)
     for name in record.ignored:

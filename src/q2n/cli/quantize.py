@@ -14,8 +14,7 @@ from q2n.config.settings_file import read_settings_file
 
 if TYPE_CHECKING:
     from q2n.api import Quantized
-    from q2n.evaluation.compare import Comparison
-    from q2n.logging import Reporter, Screen
+    from q2n.logging import Reporter
 
 BITS = (
     "bits_per_weight",
@@ -121,7 +120,7 @@ def _print_config(flat: dict[str, Any]) -> None:
 
 def _print(done: Quantized, facts: dict[str, Any]) -> None:
     from q2n.logging import Screen
-    from q2n.report.tables import bits_line
+    from q2n.report.tables import bits_line, comparison_lines
 
     console = Screen(highlight=False)
     console.print(
@@ -132,22 +131,7 @@ def _print(done: Quantized, facts: dict[str, Any]) -> None:
         soft_wrap=True,
         markup=False,
     )
-    if done.comparison is not None:
-        _print_comparison(console, done.comparison)
+    for line in comparison_lines(done.comparison):
+        console.print(line, soft_wrap=True, markup=False)
     console.print("\nLoad it with\n")
     console.print(done.loading_example.strip(), markup=False)
-
-
-def _print_comparison(console: Screen, comparison: Comparison) -> None:
-    from q2n.report.tables import fidelity_lines, with_error
-
-    for which, result in (("original", comparison.reference), ("quantized", comparison.model)):
-        console.print(
-            f"Perplexity of the {which} weights: "
-            f"{with_error(result.perplexity, result.standard_error)} ({result.label}, "
-            f"{result.windows} windows of {result.length} tokens)",
-            soft_wrap=True,
-            markup=False,
-        )
-    for line in fidelity_lines(comparison.fidelity) if comparison.fidelity is not None else []:
-        console.print(line, soft_wrap=True, markup=False)

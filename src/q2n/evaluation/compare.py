@@ -1,54 +1,17 @@
 """A model beside its reference on the same windows, one of them in memory at a time."""
 
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 
 from q2n.data.windows import TokenWindows
-from q2n.evaluation.fidelity import Fidelity
+from q2n.evaluation.fidelity import fidelity_of
 from q2n.evaluation.opening import OpenBody
-from q2n.evaluation.perplexity import PerplexityResult, perplexity
+from q2n.evaluation.perplexity import perplexity, perplexity_of
+from q2n.evaluation.results import Comparison, PerplexityResult
 from q2n.evaluation.scoring import Reference, score_against
 from q2n.logging import Reporter
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """A model and its reference on one text."""
-
-    model: PerplexityResult
-    reference: PerplexityResult
-    fidelity: Fidelity | None
-    """None where only perplexities were asked for."""
-    floor: Fidelity | None = None
-    """The reference beside itself with noise, if that was asked for."""
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self | None:
-        """Inverse of `to_json`, without the time that was taken; None where nothing was measured.
-
-        Raises:
-            TypeError, KeyError, AttributeError: it is something else.
-        """
-        if not (measured := values.get("perplexity")):
-            return None
-        fidelity = values.get("fidelity")
-        return cls(
-            model=PerplexityResult(**measured["quantized"], seconds=0.0),
-            reference=PerplexityResult(**measured["original"], seconds=0.0),
-            fidelity=None if fidelity is None else Fidelity.from_json(fidelity),
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Entries of the record of a quantized model, without the time that was taken."""
-        measured = {"original": asdict(self.reference), "quantized": asdict(self.model)}
-        for result in measured.values():
-            del result["seconds"]
-        fidelity = {} if self.fidelity is None else {"fidelity": asdict(self.fidelity)}
-        return {"perplexity": measured, **fidelity}
 
 
 class Comparer:
@@ -98,9 +61,9 @@ class Comparer:
             scores = score_against(self._reference, body, self._batch_size, bar.advance)
         seconds = time.perf_counter() - start
         return Comparison(
-            model=PerplexityResult.of(scores.loss, self.windows, seconds),
-            reference=PerplexityResult.of(scores.reference_loss, self.windows, self._seconds),
-            fidelity=Fidelity.of(scores, self.windows, self.called),
+            model=perplexity_of(scores.loss, self.windows, seconds),
+            reference=perplexity_of(scores.reference_loss, self.windows, self._seconds),
+            fidelity=fidelity_of(scores, self.windows, self.called),
         )
 
 

@@ -14,10 +14,10 @@ from q2n.data.texts import Texts
 from q2n.data.tokenizer import shared_tokenizer
 from q2n.data.windows import TokenWindows
 from q2n.errors import InputError
-from q2n.evaluation.compare import Comparer, Comparison, measure
+from q2n.evaluation.compare import Comparer, measure
 from q2n.evaluation.noise import noisy_blocks
 from q2n.evaluation.opening import Disturb, OpenBody, one_block_at_a_time, whole
-from q2n.evaluation.perplexity import PerplexityResult
+from q2n.evaluation.results import Comparison, PerplexityResult
 from q2n.formats.load import load_model, open_checkpoint
 from q2n.logging import Reporter
 from q2n.models.blocks import BlockwiseModel

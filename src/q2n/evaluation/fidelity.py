@@ -12,8 +12,6 @@ cancels: their errors (spread.py, over windows) are far below that of a perplexi
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Self
 
 import numpy as np
 import torch
@@ -23,107 +21,46 @@ from torch import Tensor
 from q2n.data.windows import TokenWindows
 from q2n.errors import InputError
 from q2n.evaluation.per_token import PerToken
+from q2n.evaluation.results import Bucket, Fidelity
 from q2n.evaluation.spread import error_of_mean, window_means
 
 EDGES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 """Of the buckets, by the reference's highest probability; those of exllamav3's qbench."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bucket:
-    """The tokens about which the reference is equally sure."""
+def fidelity_of(scores: PerToken, windows: TokenWindows, reference: str) -> Fidelity:
+    """Statistics of the tokens that count."""
 
-    low: float
-    high: float
-    """Bounds of the reference's highest probability."""
-    share: float
-    """Of all tokens."""
-    divergence: float | None
-    """Mean in nats; None where there are no tokens."""
-    median: float | None
-    same_top: float | None
+    def mean_and_error(values: Float[Tensor, " tokens"]) -> tuple[float, float | None]:
+        return float(values.mean()), error_of_mean(window_means(values, windows.scored))
 
-
-@dataclass(frozen=True, kw_only=True)
-class Fidelity:
-    """A model beside its reference on one text; every field is a JSON value.
-
-    Errors are standard errors from the spread of the windows, None for a single window.
-    """
-
-    reference: str
-    """What the reference is called."""
-    divergence: float
-    """Mean of KL(p_ref | p), in nats a token."""
-    divergence_error: float | None
-    median: float
-    percentile_90: float
-    percentile_99: float
-    percentile_999: float
-    """99.9 % of the tokens diverge less."""
-    maximum: float
-    same_top: float
-    """Share of the tokens for which both models find the same token the most probable."""
-    same_top_error: float | None
-    probability_change: float
-    """Root mean square of p - p_ref of the token that comes."""
-    probability_change_error: float | None
-    log_ratio: float
-    """Log of perplexity over reference perplexity."""
-    log_ratio_error: float | None
-    buckets: tuple[Bucket, ...]
-    by_window: tuple[float, ...]
-    """Mean divergence of each window, for paired comparisons."""
-    protocol: str
-    """How the text was cut and what of it counts."""
-    sha256: str
-    """Of the token windows."""
-
-    @classmethod
-    def of(cls, scores: PerToken, windows: TokenWindows, reference: str) -> Self:
-        """Statistics of the tokens that count."""
-
-        def mean_and_error(values: Float[Tensor, " tokens"]) -> tuple[float, float | None]:
-            return float(values.mean()), error_of_mean(window_means(values, windows.scored))
-
-        divergence, divergence_error = mean_and_error(scores.divergence)
-        same_top, same_top_error = mean_and_error(scores.same_top.double())
-        ratio, ratio_error = mean_and_error(scores.loss - scores.reference_loss)
-        change = (-scores.loss).exp() - (-scores.reference_loss).exp()
-        square, square_error = mean_and_error(change.square())
-        median, p90, p99, p999 = _quantiles(scores.divergence, (0.5, 0.9, 0.99, 0.999))
-        return cls(
-            reference=reference,
-            divergence=divergence,
-            divergence_error=divergence_error,
-            median=median,
-            percentile_90=p90,
-            percentile_99=p99,
-            percentile_999=p999,
-            maximum=float(scores.divergence.max()),
-            same_top=same_top,
-            same_top_error=same_top_error,
-            probability_change=math.sqrt(square),
-            # d sqrt(x) = dx / (2 sqrt(x))
-            probability_change_error=square_error and square_error / 2 / math.sqrt(square),
-            log_ratio=ratio,
-            log_ratio_error=ratio_error,
-            buckets=_buckets(scores),
-            by_window=tuple(window_means(scores.divergence, windows.scored).tolist()),
-            protocol=windows.protocol,
-            sha256=windows.sha256,
-        )
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        """From what `dataclasses.asdict` gives.
-
-        Raises:
-            TypeError, KeyError: it is something else.
-        """
-        buckets = tuple(Bucket(**bucket) for bucket in values["buckets"])
-        numbers = {name: values[name] for name in (field.name for field in fields(cls))}
-        return cls(**{**numbers, "buckets": buckets, "by_window": tuple(values["by_window"])})
+    divergence, divergence_error = mean_and_error(scores.divergence)
+    same_top, same_top_error = mean_and_error(scores.same_top.double())
+    ratio, ratio_error = mean_and_error(scores.loss - scores.reference_loss)
+    change = (-scores.loss).exp() - (-scores.reference_loss).exp()
+    square, square_error = mean_and_error(change.square())
+    median, p90, p99, p999 = _quantiles(scores.divergence, (0.5, 0.9, 0.99, 0.999))
+    return Fidelity(
+        reference=reference,
+        divergence=divergence,
+        divergence_error=divergence_error,
+        median=median,
+        percentile_90=p90,
+        percentile_99=p99,
+        percentile_999=p999,
+        maximum=float(scores.divergence.max()),
+        same_top=same_top,
+        same_top_error=same_top_error,
+        probability_change=math.sqrt(square),
+        # d sqrt(x) = dx / (2 sqrt(x))
+        probability_change_error=square_error and square_error / 2 / math.sqrt(square),
+        log_ratio=ratio,
+        log_ratio_error=ratio_error,
+        buckets=_buckets(scores),
+        by_window=tuple(window_means(scores.divergence, windows.scored).tolist()),
+        protocol=windows.protocol,
+        sha256=windows.sha256,
+    )
 
 
 def paired_difference(a: Fidelity, b: Fidelity) -> tuple[float, float | None]:

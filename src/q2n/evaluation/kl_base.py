@@ -15,12 +15,13 @@ from q2n.evaluation.evaluate import (
     open_text,
     opening,
 )
-from q2n.evaluation.fidelity import Fidelity
+from q2n.evaluation.fidelity import fidelity_of
 from q2n.evaluation.llama_cpp.base_file import BaseFile, write_base
 from q2n.evaluation.llama_cpp.comparison import compare
 from q2n.evaluation.llama_cpp.layout import Layout
 from q2n.evaluation.llama_cpp.scored_logits import chunk_logits
 from q2n.evaluation.llama_cpp.statistics import Statistics, require_enough
+from q2n.evaluation.results import Fidelity
 from q2n.logging import Reporter
 
 
@@ -105,5 +106,5 @@ def compare_to_kl_base(
         scores = compare(base, logits, progress=bar.advance)
     return BesideBase(
         statistics=Statistics.of(scores),
-        fidelity=Fidelity.of(scores.per_token(), windows, str(file)),
+        fidelity=fidelity_of(scores.per_token(), windows, str(file)),
     )

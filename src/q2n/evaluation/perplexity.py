@@ -18,7 +18,6 @@ figure; two models on the same windows differ far more surely than that (fidelit
 
 import math
 import time
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -27,62 +26,12 @@ from torch import Tensor
 from q2n.data.windows import TokenWindows
 from q2n.errors import NumericalError
 from q2n.evaluation.body import Body
+from q2n.evaluation.results import PerplexityResult
 from q2n.evaluation.scoring import Progress, score
 from q2n.evaluation.spread import error_of_mean, window_means
 
 HIGHEST_LOSS = 700.0
 """exp of more overflows a float64; a uniform guess over any vocabulary is below 13."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PerplexityResult:
-    """One measurement; every field is a JSON value."""
-
-    perplexity: float
-    loss: float
-    """Mean cross entropy in nats a token."""
-    standard_error: float | None
-    """Of the perplexity, from the spread of the windows; None for a single window."""
-    windows: int
-    tokens: int
-    """Predicted tokens."""
-    length: int
-    """Tokens in a window: the longest context and one."""
-    stride: int | None
-    protocol: str
-    """How the text was cut and what of it counts; figures of two protocols are not comparable."""
-    label: str
-    """The text."""
-    sha256: str
-    """Of the token windows."""
-    seconds: float
-
-    @classmethod
-    def of(
-        cls, losses: Float[Tensor, " tokens"], windows: TokenWindows, seconds: float
-    ) -> "PerplexityResult":
-        """From the loss of every token that counts, in nats.
-
-        Raises:
-            NumericalError: they are too high for a perplexity.
-        """
-        loss = float(losses.mean())
-        if loss > HIGHEST_LOSS:
-            raise NumericalError(f"mean loss {loss:.0f} on {windows.label!r}: the model is broken")
-        error = error_of_mean(window_means(losses, windows.scored))
-        return cls(
-            perplexity=math.exp(loss),
-            loss=loss,
-            standard_error=None if error is None else math.exp(loss) * error,
-            windows=len(windows),
-            tokens=len(losses),
-            length=windows.length,
-            stride=windows.stride,
-            protocol=windows.protocol,
-            label=windows.label,
-            sha256=windows.sha256,
-            seconds=seconds,
-        )
 
 
 @torch.inference_mode()
@@ -101,4 +50,31 @@ def perplexity(
     """
     start = time.perf_counter()
     losses = score(body, batch_size, progress)
-    return PerplexityResult.of(losses, body.windows, time.perf_counter() - start)
+    return perplexity_of(losses, body.windows, time.perf_counter() - start)
+
+
+def perplexity_of(
+    losses: Float[Tensor, " tokens"], windows: TokenWindows, seconds: float
+) -> PerplexityResult:
+    """From the loss of every token that counts, in nats.
+
+    Raises:
+        NumericalError: they are too high for a perplexity.
+    """
+    loss = float(losses.mean())
+    if loss > HIGHEST_LOSS:
+        raise NumericalError(f"mean loss {loss:.0f} on {windows.label!r}: the model is broken")
+    error = error_of_mean(window_means(losses, windows.scored))
+    return PerplexityResult(
+        perplexity=math.exp(loss),
+        loss=loss,
+        standard_error=None if error is None else math.exp(loss) * error,
+        windows=len(windows),
+        tokens=len(losses),
+        length=windows.length,
+        stride=windows.stride,
+        protocol=windows.protocol,
+        label=windows.label,
+        sha256=windows.sha256,
+        seconds=seconds,
+    )

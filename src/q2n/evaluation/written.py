@@ -4,8 +4,9 @@ time: what could be quantized can be measured."""
 from pathlib import Path
 
 from q2n.data.windows import TokenWindows
-from q2n.evaluation.compare import Comparison, compare_models
+from q2n.evaluation.compare import compare_models
 from q2n.evaluation.opening import OpenBody, one_block_at_a_time
+from q2n.evaluation.results import Comparison
 from q2n.formats.load import open_checkpoint
 from q2n.logging import Reporter
 from q2n.models.blocks import BlockwiseModel

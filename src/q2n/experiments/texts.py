@@ -14,8 +14,7 @@ from q2n.data.windows import TokenWindows
 from q2n.errors import InputError
 from q2n.evaluation.compare import Comparer, measure
 from q2n.evaluation.evaluate import Conditions, checkpoint_folder, open_text, opening
-from q2n.evaluation.fidelity import Fidelity
-from q2n.evaluation.perplexity import PerplexityResult
+from q2n.evaluation.results import Fidelity, PerplexityResult
 from q2n.logging import Reporter
 from q2n.report.experiment import TextResult
 

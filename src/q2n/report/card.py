@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from q2n.evaluation.compare import Comparison
+from q2n.evaluation.results import Comparison
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from q2n.evaluation.compare import Comparison
+from q2n.evaluation.results import Comparison
 from q2n.models.full_precision import FullPrecision
 from q2n.report.card import About, CardFacts, render_card
 from q2n.report.reading import comparison_of, read_json, read_record

@@ -6,7 +6,7 @@ from typing import Any
 
 from q2n.disk.failures import reason
 from q2n.errors import InputError
-from q2n.evaluation.compare import Comparison
+from q2n.evaluation.results import Comparison
 from q2n.report.record import LayerRecord, RunRecord
 
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, RecursionError)

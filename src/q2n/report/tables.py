@@ -1,17 +1,20 @@
 """Records as tables on a terminal."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from os.path import commonprefix
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from q2n.evaluation.block_costs import BlockCosts, Replaced
-from q2n.evaluation.compare import Comparison
-from q2n.evaluation.fidelity import Fidelity, paired_difference
+from q2n.evaluation.results import Comparison, Fidelity
 from q2n.report.record import LayerRecord, RunRecord
+
+if TYPE_CHECKING:
+    from q2n.evaluation.block_costs import BlockCosts, Replaced
 
 
 def layer_table(record: RunRecord) -> Table:
@@ -98,6 +101,23 @@ def with_error(value: float, standard_error: float | None) -> str:
     return f"{value:.3f}" if standard_error is None else f"{value:.3f} +- {standard_error:.3f}"
 
 
+def comparison_lines(comparison: Comparison | None) -> list[str]:
+    """What was measured of a quantized model, in a few lines; none where nothing was."""
+    if comparison is None:
+        return []
+    both = {"original": comparison.reference, "quantized": comparison.model}
+    fidelity = [] if comparison.fidelity is None else fidelity_lines(comparison.fidelity)
+    return [
+        *(
+            f"Perplexity of the {which} weights: "
+            f"{with_error(result.perplexity, result.standard_error)} ({result.label}, "
+            f"{result.windows} windows of {result.length} tokens)"
+            for which, result in both.items()
+        ),
+        *fidelity,
+    ]
+
+
 def fidelity_lines(fidelity: Fidelity) -> list[str]:
     """The figures of a fidelity in two lines."""
     f = fidelity
@@ -115,6 +135,8 @@ def fidelity_lines(fidelity: Fidelity) -> list[str]:
 def comparison_table(found: Mapping[str, Comparison]) -> Table:
     """Models beside one reference, and the divergence of each less that of the first, paired by
     windows."""
+    from q2n.evaluation.fidelity import paired_difference
+
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.caption = (
         "KL: divergence from the reference, nats a token; difference: to the first one's"

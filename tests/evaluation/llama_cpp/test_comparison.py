@@ -16,7 +16,7 @@ from tiny import VOCABULARY, tiny_model
 from q2n.data.windows import TokenWindows
 from q2n.errors import InputError, NumericalError
 from q2n.evaluation.body import Whole
-from q2n.evaluation.fidelity import Fidelity
+from q2n.evaluation.fidelity import fidelity_of
 from q2n.evaluation.llama_cpp import scored_logits
 from q2n.evaluation.llama_cpp.base_file import BaseFile, write_base
 from q2n.evaluation.llama_cpp.comparison import compare, compare_tokens
@@ -167,7 +167,7 @@ def test_a_real_model_in_two_parts(tmp_path):
     expected = [oracle.token(b, x, t) for (b, x), t in zip(rows, target, strict=True)]
     # The base is of 16 bits, its logits within 16 of the highest: half a code is 1.3e-4.
     np.testing.assert_allclose(columns(found), np.array(expected), rtol=0, atol=3e-4)
-    fidelity = Fidelity.of(found.per_token(), windows, "base")
+    fidelity = fidelity_of(found.per_token(), windows, "base")
     rows = torch.tensor(expected).double().mean(0).tolist()
     assert fidelity.log_ratio == pytest.approx(rows[0] - rows[1], abs=1e-4)
     assert (fidelity.divergence, fidelity.same_top) == pytest.approx((rows[2], rows[3]), abs=3e-4)
