@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # five minutes alone
 def test_scaling_page_has_the_present_figures(monkeypatch):
     if not (ROOT / "benchmarks").is_dir():
         pytest.skip("the benchmarks are no part of the source distribution")
