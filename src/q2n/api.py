@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 
 from q2n.config.output import output_folder
 from q2n.config.reading import read_settings
-from q2n.disk.folders import partial_folder
 from q2n.disk.lock import run_lock
 from q2n.distributed.ranks import ALONE, Ranks
 from q2n.errors import InputError
@@ -23,16 +22,13 @@ from q2n.evaluation.kl_base import compare_to_kl_base, save_kl_base
 from q2n.evaluation.tasks.evaluate_tasks import evaluate_tasks
 from q2n.logging import Reporter
 from q2n.option_types import shown
-from q2n.pipeline.block_files import RUN_FILE
-from q2n.pipeline.store import RunStore
 from q2n.preprocess.restorative_lora import RestorativeLora
 from q2n.preprocess.run import Conditions as TrainingConditions
 from q2n.preprocess.run import Preprocessed
 from q2n.preprocess.run import preprocess as run_preprocess
 from q2n.report.checkpoint import Quantized
 from q2n.report.costs import LENGTH, WINDOWS, costs_of
-from q2n.report.reading import read_record
-from q2n.report.record import RECORD_FILE, BlockRecord, RunRecord
+from q2n.report.reading import record_in
 from q2n.run import Run
 
 __all__ = [
@@ -186,18 +182,7 @@ def inspect(directory: str | Path) -> dict[str, Any]:
     Raises:
         InputError: neither is there, or it is damaged.
     """
-    folder = Path(directory)
-    if (folder / RECORD_FILE).exists():
-        return read_record(folder / RECORD_FILE).to_json()
-    for candidate in (folder, partial_folder(folder)):
-        if (candidate / RUN_FILE).exists():
-            store = RunStore(candidate)
-            blocks = [BlockRecord.from_facts(facts) for facts in store.finished()]
-            start = store.started_with()
-            return RunRecord.of(
-                start.fingerprint, start.labels, blocks, finished_blocks=len(blocks)
-            ).to_json()
-    raise InputError(f"{folder} holds neither {RECORD_FILE} nor an interrupted run")
+    return record_in(Path(directory)).to_json()
 
 
 def inspect_fidelity(

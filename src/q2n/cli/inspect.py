@@ -137,7 +137,9 @@ def _print_costs(costs: BlockCosts) -> None:
 def _run_record(parsed: Namespace) -> None:
     import json
 
-    record = _record(parsed.directory)
+    from q2n.report.reading import record_in
+
+    record = record_in(Path(parsed.directory)).to_json()
     if parsed.plot:
         from q2n.report.figures.checkpoint import plot_layers
         from q2n.report.record import RunRecord
@@ -149,19 +151,6 @@ def _run_record(parsed: Namespace) -> None:
         print(json.dumps(record))
     elif not parsed.quiet:
         _print(record)
-
-
-def _record(directory: str) -> dict[str, Any]:
-    """Of a finished checkpoint without what a run imports; of an unfinished one as its store has
-    it."""
-    from q2n.report.reading import read_record
-    from q2n.report.record import RECORD_FILE
-
-    if (file := Path(directory) / RECORD_FILE).exists():
-        return read_record(file).to_json()
-    from q2n.api import inspect
-
-    return inspect(directory)
 
 
 def _write_page(parsed: Namespace, record: dict[str, Any]) -> None:

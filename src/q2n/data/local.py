@@ -114,7 +114,8 @@ Row = tuple[str, Mapping[str, Any]]
 def _jsonl_rows(path: Path) -> Iterator[Row]:
     for number, line in enumerate(lines(path), start=1):
         if line.strip():
-            yield (where := f"{path}, line {number}"), _object(line, where)
+            where = f"{path}, line {number}"
+            yield where, _object(line, where)
 
 
 def _object(line: str, where: str) -> Mapping[str, Any]:
@@ -156,11 +157,11 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     try:
         with parquet.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False) as file:
             kind = TEXT if TEXT in file.schema_arrow.names else MESSAGES
-            of = file.schema_arrow.field(kind).type
+            column = file.schema_arrow.field(kind)
             if kind == TEXT:
-                _require_text(of)
+                _require_text(column.type)
+            empty = "" if kind == TEXT else []
             for batch in file.iter_batches(batch_size=ROWS, columns=[kind]):
-                empty = "" if kind == TEXT else []
                 yield from ((str(path), {kind: x or empty}) for x in batch.column(0).to_pylist())
     except (ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from q2n.errors import InputError
+from q2n.errors import InputError, reason_of
 
 
 def load_tokenizer(
@@ -49,9 +49,8 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: list[Any]) -> str:
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False))
     except Exception as error:  # templates raise errors of any class
-        reason = " ".join(str(error).split())
         raise InputError(
-            f"the model's chat template refuses the conversation ({type(error).__name__}: {reason})"
+            f"the model's chat template refuses the conversation ({reason_of(error)})"
         ) from error
 
 

@@ -23,11 +23,8 @@ from q2n.formats.codec import PackedCodec
 from q2n.formats.hf_entry import PackedEntry, refuse_undescribed
 from q2n.models.checkpoint_files import StoredTensors
 from q2n.models.loading_plan import fused_parts
-from q2n.models.one_pass import FLOATS
+from q2n.models.one_pass import NAMES
 from q2n.models.tensor_names import names_in_model
-
-_NAMES = {dtype: name for name, dtype in FLOATS.items()}
-"""As safetensors calls them."""
 
 
 class PackedFiles(StoredTensors):
@@ -93,7 +90,7 @@ class PackedFiles(StoredTensors):
 
     def dtype(self, key: str) -> str:
         packed = key in self._layers
-        return _NAMES[self._dtype] if packed else self._files.dtype(self._plain[key])
+        return NAMES[self._dtype] if packed else self._files.dtype(self._plain[key])
 
     def size_bytes(self, key: str) -> int:
         if key not in self._layers:

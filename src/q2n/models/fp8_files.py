@@ -21,13 +21,12 @@ from transformers import PretrainedConfig
 from q2n.errors import InputError
 from q2n.models.checkpoint_files import StoredTensors
 from q2n.models.config_file import config_values, read_config
-from q2n.models.one_pass import FLOATS
+from q2n.models.one_pass import NAMES
 from q2n.option_types import shown
 
 METHOD = "fp8"
 """What config.json calls it."""
 _EIGHT, _FACTORS = "F8_E4M3", "_scale_inv"
-_NAMES = {dtype: name for name, dtype in FLOATS.items()}
 
 Block = tuple[int, int]
 """Rows and columns that have one factor."""
@@ -101,7 +100,7 @@ class FP8Files(StoredTensors):
         return self._files.shape(key)
 
     def dtype(self, key: str) -> str:
-        return _NAMES[self._dtype] if key in self._factors else self._files.dtype(key)
+        return NAMES[self._dtype] if key in self._factors else self._files.dtype(key)
 
     def size_bytes(self, key: str) -> int:
         size = self._files.size_bytes(key)

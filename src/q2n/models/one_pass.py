@@ -30,6 +30,8 @@ FLOATS = {
     "F8_E5M2": torch.float8_e5m2,
 }
 """Floating-point numbers by their names in the header."""
+NAMES = {dtype: name for name, dtype in FLOATS.items()}
+"""Their names in the header."""
 
 
 def digest_and_extremes(file: Path) -> tuple[bytes, dict[str, Float64[Tensor, " 2"]]]:

@@ -85,7 +85,7 @@ def measured_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     copied = _seconds(lambda: block.clone(), device)
     moved = _seconds(lambda: block.cpu().to(device, copy=True), device)
     return Rates(
-        product=product_rate(device, dtype),
+        product=_layer_rate(device, dtype),
         float32=product_rate(device, torch.float32),
         memory=2 * block.nbytes / copied,
         link=2 * block.nbytes / moved,
@@ -98,8 +98,13 @@ def measured_rates(device: torch.device, dtype: torch.dtype) -> Rates:
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a linear layer with square matrices, as forward passes have it,
-    measured now."""
+    """Operations a second of a product of square matrices, measured now."""
+    a = torch.ones(1024, 1024, device=device, dtype=dtype)
+    return 2 * 1024**3 / _seconds(lambda: a @ a, device)
+
+
+def _layer_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """The same of a linear layer, as forward passes have it."""
     a = torch.ones(1024, 1024, device=device, dtype=dtype)
     with forward_products(device):
         return 2 * 1024**3 / _seconds(lambda: linear(a, a), device)

@@ -7,7 +7,7 @@ What a pass holds grows with the windows of a batch and, for a window, as `a L +
 states, and the scores of an attention without a kernel of its own. Two dry runs tell a and b.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -242,19 +242,10 @@ def _expert_sites(
         kept = [[x for x in names if x in quantized] for names in of]
         kept = [names for names in kept if names]
         if kept:
-            matrices = tuple(
-                Matrix(name, *quantized[name].shape, len(kept), len(outputs))
-                for name, outputs in zip(kept[0], _outputs(kept, quantized), strict=False)
-            )
+            outputs = 1 if down else len(kept)  # those of `down` are added up
+            matrices = tuple(Matrix(x, *quantized[x].shape, len(kept), outputs) for x in kept[0])
             sites.append(SiteShape(matrices[0].columns, matrices, held, len(kept), share))
     return sites
-
-
-def _outputs(
-    experts: Sequence[Sequence[str]], quantized: Mapping[str, Target]
-) -> Iterator[set[str]]:
-    """What the outputs of each of their matrices go into, given their names by expert."""
-    return ({quantized[name].output for name in names} for names in zip(*experts, strict=False))
 
 
 def _share(config: PretrainedConfig, experts: dict[str, OneByOne]) -> Number:

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from q2n.disk.failures import reason
+from q2n.disk.folders import partial_folder
 from q2n.errors import InputError
 from q2n.evaluation.results import Comparison
-from q2n.report.record import LayerRecord, RunRecord
+from q2n.report.record import RECORD_FILE, BlockRecord, LayerRecord, RunRecord
 
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
 
@@ -50,6 +51,28 @@ def read_record(file: Path) -> RunRecord:
             f"{cause})"
         ) from cause
     return record
+
+
+def record_in(folder: Path) -> RunRecord:
+    """Of a finished checkpoint, or of a run that is under way or interrupted.
+
+    Raises:
+        InputError: neither is there, or it is damaged.
+    """
+    if (folder / RECORD_FILE).exists():
+        return read_record(folder / RECORD_FILE)
+    from q2n.pipeline.block_files import RUN_FILE  # torch, which a finished record needs not
+    from q2n.pipeline.store import RunStore
+
+    for candidate in (folder, partial_folder(folder)):
+        if (candidate / RUN_FILE).exists():
+            store = RunStore(candidate)
+            blocks = [BlockRecord.from_facts(facts) for facts in store.finished()]
+            start = store.started_with()
+            return RunRecord.of(
+                start.fingerprint, start.labels, blocks, finished_blocks=len(blocks)
+            )
+    raise InputError(f"{folder} holds neither {RECORD_FILE} nor an interrupted run")
 
 
 def comparison_of(record: RunRecord) -> Comparison | None:
