@@ -3,6 +3,7 @@
 The command line calls these and adds nothing but printing.
 """
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
@@ -53,6 +54,7 @@ def quantize(
     output: str | Path,
     *,
     tokenizer: Any = None,
+    texts: Iterable[str | list[dict[str, Any]]] | None = None,
     resume: bool = False,
     reporter: Reporter | None = None,
     **settings: Any,
@@ -64,6 +66,8 @@ def quantize(
             (which is not changed; then give `tokenizer` too).
         output: folder to write. It must not exist; the run works in `output`.partial and holds a
             lock beside it.
+        texts: calibration text in the place of `corpus`: strings, or conversations as lists of
+            messages, for the model's chat template. They are joined by two newlines.
         resume: go on with an interrupted run of the same settings. One that is complete is
             left as it is, and what it came to is returned.
         **settings: any of docs/options.md, e.g. method="gptq", bits=3, group_size=-1,
@@ -81,6 +85,7 @@ def quantize(
         model,
         output,
         tokenizer=tokenizer,
+        texts=texts,
         resume=resume,
         reporter=reporter,
         **settings,
@@ -95,6 +100,7 @@ def quantize_among_ranks(
     output: str | Path,
     *,
     tokenizer: Any = None,
+    texts: Iterable[str | list[dict[str, Any]]] | None = None,
     resume: bool = False,
     reporter: Reporter | None = None,
     **settings: Any,
@@ -116,10 +122,12 @@ def quantize_among_ranks(
     _require_names(model, output)
     label = model if isinstance(model, str | Path) else model.config.name_or_path
     named = {"model": str(label or type(model).__name__), "output": str(output)}
+    if texts is not None and "corpus" in settings:
+        raise InputError("corpus and texts are both calibration text: give one of them")
     read = read_settings({**settings, **named})
     first = ranks.is_first
     with run_lock(output_folder(read.run, resume=resume)) if first else nullcontext():
-        run = Run(read, model, tokenizer, reporter, resume=resume, ranks=ranks)
+        run = Run(read, model, tokenizer, reporter, given=texts, resume=resume, ranks=ranks)
         if run.is_complete:
             return run.complete_before() if first else None
         run.quantize_blocks()

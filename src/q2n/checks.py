@@ -3,21 +3,25 @@
 import hashlib
 import json
 
-from q2n.config.owners import Plan
+from q2n.config.owners import Plan, formats_offered
 from q2n.config.runtimes import check_sizes, runtime_notes
 from q2n.config.settings import RunSettings, Settings
 from q2n.config.widths import check_names
 from q2n.errors import InputError
-from q2n.formats.format import Format
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.opened import OpenedModel
 
 
-def notes_of_settings(settings: Settings, opened: OpenedModel) -> list[str]:
+def notes_of_settings(settings: Settings, plan: Plan, opened: OpenedModel) -> list[str]:
     """What follows from the settings that a user must know of the result."""
     run = settings.run
-    flat = settings.flat()
-    notes = runtime_notes(run.runtime, run.format, flat.get("bits"), flat["activation_bits"])
+    flat, format = settings.flat(), plan.format.name
+    notes = runtime_notes(run.runtime, format, flat.get("bits"), flat["activation_bits"])
+    if run.format is None and format != (usual := formats_offered(run)[0]):
+        notes.append(
+            f"Written as {format}, for {usual} cannot hold what {run.method} stores here "
+            f"({plan.storage.kind} layers); --format chooses"
+        )
     if run.dtype == "half" and str(opened.source.config.dtype).endswith("float32"):
         notes.append("The float32 model is run and written in bfloat16")
     return notes
@@ -52,13 +56,13 @@ def check_ranks(ranks: int, plan: Plan, run: RunSettings) -> None:
         )
 
 
-def check_layers(blocks: BlockwiseModel, plan: Plan, format: Format, runtime: str | None) -> None:
+def check_layers(blocks: BlockwiseModel, plan: Plan, runtime: str | None) -> None:
     """Refuse a layer that the options, the format or the runtime do not fit, before any work.
 
     Raises:
         InputError: naming the layer and what would do.
     """
-    targets = blocks.targets()
+    targets, format = blocks.targets(), plan.format
     if plan.widths:
         check_names(plan.widths, targets)
     if any(target.experts for target in targets.values()):

@@ -33,7 +33,6 @@ from q2n.distributed.ranks import ALONE, Ranks
 from q2n.errors import InputError, ResumeError
 from q2n.evaluation.results import Comparison
 from q2n.evaluation.written import compare_written
-from q2n.formats.choice import choose_format
 from q2n.logging import Reporter
 from q2n.models.auto_classes import loaded_as
 from q2n.models.full_precision import FullPrecision
@@ -65,6 +64,7 @@ class Run:
         tokenizer: Any,
         reporter: Reporter,
         *,
+        given: Any = None,
         resume: bool,
         ranks: Ranks = ALONE,
     ):
@@ -80,24 +80,17 @@ class Run:
         self.store = RunStore(partial_folder(self.target))
         if ranks.is_first and not self.is_complete:
             self.store.require(resume=resume)
-        self.format = choose_format(
-            config.format,
-            config.method,
-            self.plan.storage,
-            outside=config.gguf_outside,
-            outside_bits=config.outside_bits,
-            activations=self.plan.changes.activations,
-        )
+        self.format = self.plan.format
         self.opened = model_of(config, model, self.plan.changes, ranks)
-        check_layers(self.opened.blocks, self.plan, self.format, config.runtime)
+        check_layers(self.opened.blocks, self.plan, config.runtime)
         if not self.is_complete:
             required = bool(self.plan.method.required_statistics) or self.plan.grid is not None
             require_room(self.opened.blocks, statistics=required, streams=self.plan.streams)
-        source, texts = self.opened.source, texts_of(config, self.opened, tokenizer)
+        source, texts = self.opened.source, texts_of(config, self.opened, tokenizer, given)
         self.notes: list[str] = [
             *self.opened.notes,
             *self.format.container.check(source, self.plan.storage),
-            *notes_of_settings(settings, self.opened),
+            *notes_of_settings(settings, self.plan, self.opened),
         ]
         """What a user must know of the result, known before the first block: in sentences
         without a full stop, for the screen, the record and the card."""
@@ -119,6 +112,7 @@ class Run:
             "refit_text_sha256": self.refit_text.sha256 if self.refit_text is not None else None,
             "allocation_sha256": widths_sha256(self.plan),
             **settings.fingerprint(),
+            "format": self.format.name,
             "device": self.opened.blocks.device.type,
         }
         if ranks.is_first and not self.is_complete:

@@ -129,13 +129,19 @@ def test_methods_are_listed_with_storage_and_formats(capsys, monkeypatch):
     assert main(["methods"]) == 0
     lines = capsys.readouterr().out.splitlines()
     for name, entry in table().methods.items():
-        (line,) = [line for line in lines if line.split()[:1] == [name]]
-        assert entry.bits in line and entry.storage in line and entry.summary in line
+        (place,) = [i for i, line in enumerate(lines) if line.split()[:1] == [name]]
+        assert entry.summary in lines[place]
+        assert lines[place + 1].strip() == (
+            f"{entry.strategy}; bits: {entry.bits}; stores {entry.storage}"
+        )
     for name, method in METHODS.items():
         entry = table().methods[name]
         assert (entry.bits, entry.storage) == (method.bits_offered, method().storage.kind)
-    (line,) = [line for line in lines if line.split()[:1] == ["uniform"]]
-    assert ", ".join(name for name in FORMATS if name not in ("gguf", "exl3")) in line
+    (place,) = [i for i, line in enumerate(lines) if line.split()[:1] == ["uniform"]]
+    assert ", ".join(name for name in FORMATS if name not in ("gguf", "exl3")) in lines[place + 1]
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["methods"]) == 0
+    assert "\N{HORIZONTAL ELLIPSIS}" not in capsys.readouterr().out
 
 
 def test_help_of_method_describes_every_method(capsys, monkeypatch):

@@ -220,7 +220,7 @@ def test_what_is_set_beside_a_quality_wins(quality):
 
 
 def test_what_is_set_beside_a_method_preset_wins():
-    plan = built(method="quarot", rotate="none", clip="minmax", act_order=True)
+    plan = built(method="quarot", rotate="none", clip="minmax", act_order=True, format="native")
     assert plan.changes == ModelChanges(activation_bits=4)
     assert plan.method == GPTQ(grid="signed", symmetric=True, clip="minmax", act_order=True)
     assert built(method="quarot", activation_bits=16, rotate=False).changes.none

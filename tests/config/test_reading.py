@@ -7,7 +7,7 @@ import pytest
 
 from q2n.config.owners import build_method, build_plan
 from q2n.config.presets import ALIASES, QUALITIES
-from q2n.config.reading import read_settings
+from q2n.config.reading import not_usual, read_settings
 from q2n.config.settings import RunSettings, Settings
 from q2n.errors import InputError
 from q2n.methods.gptq import GPTQ
@@ -242,3 +242,20 @@ def test_bits_of_tables_and_their_type_in_a_gguf_file_agree(bits, name):
         read(**settings, gguf_outside="f16")
     with pytest.raises(InputError, match="outside_bits is 5; it takes one of 4, 6, 8"):
         read(outside_bits=5)
+
+
+def test_what_is_not_usual_says_what_a_run_was():
+    """By the defaults of its own method: `scale_zero` is that of another."""
+    settings = read_settings({"method": "gptq", "clip": "scale_zero", "ppl": "sotu"}).fingerprint()
+    shown = not_usual({**settings, "model_sha256": "abc", "of_before": None})
+    assert shown == {
+        "model_sha256": "abc",
+        "method": "gptq",
+        "windows": 128,
+        "length": 2048,
+        "seed": 0,
+        "format": None,
+        "bits": 4,
+        "clip": "scale_zero",
+    }
+    assert "clip" not in not_usual(read_settings({"method": "owq"}).fingerprint())

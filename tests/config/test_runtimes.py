@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from tiny import save_tiny, tiny_model
 
 import q2n
+from q2n.config.owners import build_plan
 from q2n.config.reading import read_settings
 from q2n.config.runtimes import RUNTIMES, check_sizes, runtime_notes
 from q2n.config.settings import RunSettings
@@ -21,18 +22,24 @@ def read(**settings) -> RunSettings:
     return read_settings(settings).run
 
 
+def written(**settings) -> str:
+    """The format of the checkpoint."""
+    return build_plan(read_settings(settings)).format.name
+
+
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_every_runtime_runs_what_it_stands_for(name: str) -> None:
     loads = RUNTIMES[name].loads[0]
-    settings = read_settings({"runtime": name, "bits": loads.bits[-1]}).flat()
-    assert settings["format"] == loads.format
+    given = {"runtime": name, "bits": loads.bits[-1]}
+    settings = read_settings(given).flat()
+    assert written(**given) == loads.format
     assert RUNTIMES[name].settings.items() <= settings.items()
     assert read_settings(settings).flat() == settings
     assert {one.format for one in RUNTIMES[name].loads} <= set(FORMATS)
 
 
 def test_no_runtime_changes_nothing() -> None:
-    assert read().format == "compressed-tensors" and read().dtype == "auto"
+    assert written() == "compressed-tensors" and read().dtype == "auto"
     assert read(runtime="transformers") == RunSettings(runtime="transformers")
 
 
@@ -78,7 +85,53 @@ def test_what_is_set_wins() -> None:
 )
 def test_refusals_say_what_it_runs(settings: dict, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        read_settings(settings)
+        written(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "format"),
+    [
+        ({"method": "quip"}, "native"),
+        ({"method": "quip", "runtime": "vllm"}, "native"),
+        ({"method": "quip", "runtime": "transformers", "format": "dequantized"}, "dequantized"),
+        ({"method": "exl3"}, "exl3"),
+        ({"method": "quarot", "runtime": "transformers"}, "native"),
+        ({"rotate": True, "rotate_online": False}, "compressed-tensors"),
+        ({"grid": "q4_k"}, "gguf"),
+        ({"format": "mlx"}, "mlx"),
+    ],
+)
+def test_without_a_format_the_first_that_fits_is_written(settings: dict, format: str) -> None:
+    given = {"method": "gptq", "bits": 4, **settings} if "grid" not in settings else settings
+    assert written(**given) == format
+
+
+def test_a_format_that_does_not_fit_says_which_do() -> None:
+    with pytest.raises(InputError, match="gguf cannot hold what quip stores .*: native, dequant"):
+        written(method="quip", runtime="llama.cpp")
+    with pytest.raises(InputError, match="^mlx cannot hold what quip stores .*: native, dequant"):
+        written(method="quip", runtime="mlx")
+    with pytest.raises(InputError, match="^compressed-tensors cannot hold .*: native, dequant"):
+        written(method="quip", runtime="openvino")
+
+
+def test_mlx_has_groups_of_its_own_size() -> None:
+    assert read_settings({"format": "mlx"}).flat()["group_size"] == 64
+    assert read_settings({"format": "mlx", "group_size": 32}).flat()["group_size"] == 32
+
+
+def test_another_format_than_the_usual_one_is_said(tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "model")
+    done = q2n.quantize(
+        model, tmp_path / "out", method="leanquant", bits=3, corpus="sotu", windows=2, length=32
+    )
+    assert done.record["settings"]["format"] == "native"
+    assert done.record["notes"] == [
+        "Written as native, for compressed-tensors cannot hold what leanquant stores here "
+        "(codebook layers); --format chooses"
+    ]
+    done = q2n.quantize(model, tmp_path / "rtn", method="rtn", bits=3)
+    assert done.record["settings"]["format"] == "compressed-tensors" and not done.record["notes"]
 
 
 def test_any_runtime_takes_a_rotation_that_weights_hold() -> None:
@@ -86,12 +139,12 @@ def test_any_runtime_takes_a_rotation_that_weights_hold() -> None:
     for name, runtime in RUNTIMES.items():
         settings = read_settings({"runtime": name, **own}).flat()
         assert settings["rotate_online"] is False
-        assert settings["format"] == runtime.loads[0].format
+        assert written(runtime=name, **own) == runtime.loads[0].format
 
 
 def test_rounded_inputs_need_no_gpu_at_eight_bits() -> None:
     settings = {"runtime": "vllm", "bits": 8, "symmetric": True, "activation_bits": 8}
-    assert read(**settings, activation_clip_ratio=1.0).format == "compressed-tensors"
+    assert written(**settings, activation_clip_ratio=1.0) == "compressed-tensors"
     asked = ("vllm", "compressed-tensors")
     assert runtime_notes(*asked, 8, 8) == runtime_notes(*asked, 4) == []
     assert "4 bits on GPUs only" in runtime_notes(*asked, 4, 8)[0]

@@ -6,6 +6,7 @@ import pyarrow
 import pytest
 import torch
 from pyarrow import parquet
+from safetensors.torch import load_file
 from tiny import save_tiny, tiny_tokenizer
 
 import q2n
@@ -68,6 +69,49 @@ def test_what_is_no_conversation_is_named_with_its_line(tmp_path, tokenizer, mes
     (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     with pytest.raises(InputError, match=f"a.jsonl, line 2.*{words}"):
         windows(tokenizer, tmp_path / "a.jsonl")
+
+
+def test_texts_of_python_are_those_of_a_file(tmp_path, tokenizer):
+    """Also where they can be gone through but once."""
+    rows = [TALK, "one two three four five six seven eight nine", TALK]
+    lines = [{"text" if isinstance(row, str) else "messages": row} for row in rows]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in lines))
+    texts = Texts(None, tokenizer, given=iter(rows))
+    for seed in (0, 1):
+        found = texts.calibration("wikitext2", count=2, length=8, seed=seed)
+        file = Texts(None, tokenizer).calibration(
+            str(tmp_path / "a.jsonl"), count=2, length=8, seed=seed
+        )
+        assert torch.equal(found.tokens, file.tokens) and not found.notes
+        assert found.label == "texts given in Python"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("a b c", "texts is str; give a list of strings"),
+        (7, "texts is int"),
+        ({"text": ["a"]}, "texts is dict"),
+        (["a", 7], r"texts\[1\]: .* int, not a string"),
+        ([TALK, [7]], r"texts\[1\]: .*template refuses"),
+    ],
+)
+def test_what_is_no_text_is_named_with_its_place(tokenizer, given, words):
+    with pytest.raises(InputError, match=words):
+        Texts(None, tokenizer, given=given).calibration("sotu", count=2, length=8, seed=0)
+
+
+def test_texts_of_python_calibrate_a_model(tmp_path):
+    model, rows = save_tiny(tmp_path / "model", layers=2), ["one two three four five"] * 40
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps({'text': row})}\n" for row in rows))
+    settings = {"bits": 4, "windows": 4, "length": 16, "refit": "model", "refit_steps": 2}
+    file = q2n.quantize(model, tmp_path / "file", corpus=str(tmp_path / "a.jsonl"), **settings)
+    own = q2n.quantize(model, tmp_path / "own", texts=(row for row in rows), **settings)
+    assert own.record["settings"]["text"] == "texts given in Python"
+    weights = [load_file(x.directory / "model.safetensors") for x in (file, own)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    with pytest.raises(InputError, match="corpus and texts are both"):
+        q2n.quantize(model, tmp_path / "both", texts=rows, corpus="sotu", **settings)
 
 
 def test_a_model_without_a_template_is_refused_before_any_work(tmp_path):

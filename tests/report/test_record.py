@@ -79,7 +79,7 @@ def shown(record: RunRecord) -> str:
     console = Console(width=200, record=True, quiet=True)
     with console.capture() as captured:
         console.quiet = False
-        console.print(settings_table(record), layer_table(record))
+        console.print(settings_table(record.settings), layer_table(record))
     return captured.get()
 
 

@@ -162,6 +162,7 @@ def _write_page(parsed: Namespace, record: dict[str, Any]) -> None:
 
 
 def _print(values: dict[str, Any]) -> None:
+    from q2n.config.reading import not_usual
     from q2n.logging import Screen
     from q2n.report.reading import comparison_of
     from q2n.report.record import RunRecord
@@ -170,7 +171,9 @@ def _print(values: dict[str, Any]) -> None:
     record, console = RunRecord.from_json(values), Screen()
     if (blocks := values.get("finished_blocks")) is not None:
         console.print(f"[yellow]unfinished: {blocks} blocks are done; go on with --resume")
-    console.print(settings_table(record))
+    table = settings_table(not_usual(record.settings))
+    table.caption = "all others are as by default; --json prints all"
+    console.print(table)
     console.print(layer_table(record))
     console.print(f"{bits_line(values)}; all stored parts counted")
     for line in comparison_lines(comparison_of(record)):

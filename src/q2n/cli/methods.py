@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from q2n.block_types import BLOCK_TYPES
 from q2n.config.block_grids import offers_blocks
 from q2n.config.options import table
-from q2n.config.runtimes import ALL_BITS, RUNTIMES, Loads
+from q2n.config.runtimes import RUNTIMES
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,40 +25,41 @@ def add_methods(commands: Any) -> None:
 
 
 def run(parsed: Namespace) -> None:
-    """One line per method; below, for what they store (with default options), who can hold it; last
-    what each runtime can run."""
-    from rich.table import Table
-
+    """Each method; below, what they store (with default options) and who can hold it; last what
+    each runtime can run."""
     from q2n.logging import Screen
 
-    methods = Table("method", "class", "bits", "stores", "", box=None)
-    formats = Table("stored", "formats that can hold it", "", box=None)
-    holders = {}
+    methods, stored, holders = _entries("method"), _entries("stored"), {}
     for name, entry in table().methods.items():
-        methods.add_row(f"[bold]{name}", entry.strategy, entry.bits, entry.storage, entry.summary)
+        facts = f"{entry.strategy}; bits: {entry.bits}; stores {entry.storage}"
+        methods.add_row(f"[bold]{name}", f"{entry.summary}\n[dim]{facts}")
         holders[entry.storage] = ", ".join(entry.formats)
-    on_blocks = [name for name in table().methods if offers_blocks(table().owners.get(name, {}))]
     for storage, text in table().storages.items():
-        formats.add_row(storage, holders[storage], text)
+        stored.add_row(f"[bold]{storage}", f"{text}\n[dim]--format {holders[storage]}")
+    on_blocks = [name for name in table().methods if offers_blocks(table().owners.get(name, {}))]
     blocks = f"{', '.join(on_blocks)} round to ggml's blocks too, for --format gguf: --grid "
     grids = f"{blocks}{' | '.join(BLOCK_TYPES)}."
-    Screen().print(methods, "", formats, "", grids, "", _runtimes())
+    Screen().print(methods, "", stored, "", grids, "", _runtimes())
+
+
+def _entries(title: str) -> Table:
+    """A table of names and what is said of each."""
+    from rich.table import Column, Table
+
+    return Table(Column(title, no_wrap=True), "", box=None)
 
 
 def _runtimes() -> Table:
-    """Uniform grids by runtime, format and width."""
+    """Uniform grids by runtime and format."""
     from rich.table import Column, Table
 
-    names = [Column(name, no_wrap=True) for name in ("--runtime", "--format")]
-    runtimes = Table(*names, *map(str, ALL_BITS), "groups", "", box=None)
+    titles = ("--runtime", "--format", "bits (on GPUs only)", "groups")
+    runtimes = Table(*(Column(title, no_wrap=True) for title in titles), box=None)
     for name, runtime in RUNTIMES.items():
         for loads in runtime.loads:
-            sizes = "any" if loads.group_sizes is None else "/".join(map(str, loads.group_sizes))
-            widths = [_runs(loads, bits) for bits in ALL_BITS]
-            only = "symmetric" if loads.symmetric_only else ""
-            runtimes.add_row(f"[bold]{name}", loads.format, *widths, sizes, only)
+            bits, gpu_bits = (", ".join(map(str, x)) for x in (loads.bits, loads.gpu_bits))
+            groups = "any" if loads.group_sizes is None else ", ".join(map(str, loads.group_sizes))
+            on_gpus = f" ({gpu_bits})" if gpu_bits else ""
+            only = ", symmetric" if loads.symmetric_only else ""
+            runtimes.add_row(f"[bold]{name}", loads.format, f"{bits}{on_gpus}{only}", groups)
     return runtimes
-
-
-def _runs(loads: Loads, bits: int) -> str:
-    return "yes" if bits in loads.bits else "GPU" if bits in loads.gpu_bits else "no"

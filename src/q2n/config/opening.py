@@ -37,11 +37,14 @@ def model_of(
     )
 
 
-def texts_of(run: RunSettings, opened: OpenedModel, tokenizer: Any = None) -> Texts:
+def texts_of(
+    run: RunSettings, opened: OpenedModel, tokenizer: Any = None, given: Any = None
+) -> Texts:
     """Texts in the model's tokens.
 
     Args:
         tokenizer: in the place of the model's own; a model object comes without one.
+        given: documents to calibrate on, in the place of the corpus.
     """
     return Texts(
         opened.source.folder,
@@ -49,6 +52,7 @@ def texts_of(run: RunSettings, opened: OpenedModel, tokenizer: Any = None) -> Te
         protocol=run.protocol,
         data_dir=run.data_dir,
         trust_remote_code=run.trust_remote_code,
+        given=given,
     )
 
 

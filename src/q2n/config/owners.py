@@ -6,10 +6,15 @@ from typing import Any, get_args
 
 from q2n.block_types import BLOCK_TYPES
 from q2n.config.options import CHANGES, REWRITE_OWNERS
-from q2n.config.settings import Settings
+from q2n.config.runtimes import check_runtime, formats_loaded
+from q2n.config.settings import RunSettings, Settings
 from q2n.config.widths import by_width, read_widths
 from q2n.errors import InputError
+from q2n.formats import FORMATS
+from q2n.formats.choice import choose_format, first_format
+from q2n.formats.format import Format
 from q2n.grids.granularity import granularity_of
+from q2n.grids.per_token import TokenGrid
 from q2n.grids.uniform import UniformGrid
 from q2n.layers.quantized import StorageSpec
 from q2n.linalg.required_statistics import RequiredStatistics
@@ -96,6 +101,34 @@ def storage(method: Method, changes: ModelChanges) -> StorageSpec:
     return replace(method.storage, runtime=changes.beside)
 
 
+def build_format(settings: Settings, storage: StorageSpec, inputs: TokenGrid | None) -> Format:
+    """The format of the checkpoint: the one that is set, or the first that fits.
+
+    Args:
+        inputs: the grid to which quantized linears round their inputs.
+
+    Raises:
+        InputError: it does not hold the representation, or the runtime does not run it so.
+    """
+    run = settings.run
+    name = run.format or first_format(run.method, storage, formats_offered(run))
+    if run.runtime is not None:
+        check_runtime(run.runtime, name, settings.flat())
+    return choose_format(
+        name,
+        run.method,
+        storage,
+        outside=run.gguf_outside,
+        outside_bits=run.outside_bits,
+        activations=inputs,
+    )
+
+
+def formats_offered(run: RunSettings) -> tuple[str, ...]:
+    """Formats among which to choose where none is set, the usual one first."""
+    return tuple(FORMATS) if run.runtime is None else formats_loaded(run.runtime)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What settings describe, built."""
@@ -108,6 +141,8 @@ class Plan:
     """Of the model around the layers."""
     storage: StorageSpec
     """What a format must hold."""
+    format: Format
+    """In which it is written."""
     rewrite: Rewrite | None
     """What changes weights before the method."""
     grid: UniformGrid | None
@@ -172,7 +207,7 @@ def build_plan(settings: Settings) -> Plan:
             f"off, not {refit}"
         )
     changes = ModelChanges(**settings.options[CHANGES])
-    rewrite = build_rewrite(settings)
+    rewrite, stored = build_rewrite(settings), storage(method, changes)
     before = "" if rewrite is None else rewrite.title
     grid = None
     if rewrite is not None and rewrite.searches:
@@ -182,7 +217,8 @@ def build_plan(settings: Settings) -> Plan:
         allocate=settings.run.allocate,
         method=method,
         changes=changes,
-        storage=storage(method, changes),
+        storage=stored,
+        format=build_format(settings, stored, changes.activations),
         rewrite=rewrite,
         grid=grid,
         block_refit=BlockRefit(steps=steps) if refit in ("block", "both") else None,

@@ -43,6 +43,9 @@ METHOD_PRESETS: dict[str, dict[str, Any]] = {
 }
 """`--method NAME` of a published method that is another one with these settings."""
 
+FORMAT_PRESETS: dict[str, dict[str, Any]] = {"mlx": {"group_size": 64}}
+"""What a format stands for where nothing else is said: one that has no scale for a whole row."""
+
 PRESET_SUMMARIES = {
     "quip": "As published: LDLQ in a random basis. Far better with --quality good.",
     "quarot": "GPTQ on a signed grid after Hadamard rotations, activations in 4 bits.",

@@ -2,9 +2,10 @@
 without loading a model.
 
 The order of precedence: what was set; the quality; the preset of the method; the runtime; the
-defaults.
+format; the defaults.
 """
 
+import json
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -14,12 +15,13 @@ from q2n.config.options import CHANGES, REWRITE_OWNERS, RUN, SWITCHES, table
 from q2n.config.presets import (
     ALIASES,
     ANY_METHOD,
+    FORMAT_PRESETS,
     METHOD_PRESETS,
     QUALITIES,
     RELEASED_NULLSPACE,
     WHEN_ALONE,
 )
-from q2n.config.runtimes import check_runtime, runtime_settings
+from q2n.config.runtimes import runtime_settings
 from q2n.config.settings import RunSettings, Settings
 from q2n.errors import InputError
 from q2n.option_types import plain, require, shown
@@ -43,10 +45,7 @@ def read_settings(settings: Mapping[str, Any]) -> Settings:
     _refuse_idle(given, taken)
     _refuse_two_widths(given)
     _refuse_unknown(given.keys() - taken.keys(), base)
-    read = Settings(run=RunSettings(**run), method=base, options=options)
-    if read.run.runtime is not None:
-        check_runtime(read.run.runtime, read.flat())
-    return read
+    return Settings(run=RunSettings(**run), method=base, options=options)
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,6 +100,7 @@ def _expanded(given: Mapping[str, Any]) -> dict[str, Any]:
     }
     expanded = {**below, **given, "method": method}
     under = {
+        **FORMAT_PRESETS.get(expanded.get("format", ""), {}),
         **_nullspace(expanded.get("nullspace"), method),
         **implied(expanded, table().owners[_base(method)]),
     }
@@ -222,3 +222,23 @@ def hint(word: str, words: Any) -> str:
     """The nearest of the words, as the end of a message; empty where none is near."""
     close = get_close_matches(word[:100], list(words), 1)
     return f". Did you mean {close[0]!r}?" if close else ""
+
+
+ALWAYS_SHOWN = ("method", "bits", "windows", "length", "seed", "format")
+
+
+def not_usual(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of recorded settings those that say what a run was: the first ones, and all that are not as
+    by default."""
+    owners = table().owners
+    own = owners.get(_base(settings.get("method", "")), {})
+    usual = {
+        name: json.loads(json.dumps(option.default))
+        for options in (*owners.values(), own)  # the method's own defaults win
+        for name, option in options.items()
+    }
+    return {
+        name: value
+        for name, value in settings.items()
+        if name in ALWAYS_SHOWN or value != usual.get(name)
+    }

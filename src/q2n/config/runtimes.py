@@ -53,9 +53,9 @@ class Runtime:
     """One program, or several that load the same files."""
 
     loads: tuple[Loads, ...]
-    """The first is what `--runtime` writes."""
+    """`--runtime` writes the first that holds what the method stores."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Other settings that it stands for."""
+    """What it stands for; the format where more follows from it."""
 
 
 RUNTIMES: dict[str, Runtime] = {
@@ -72,7 +72,10 @@ RUNTIMES: dict[str, Runtime] = {
             Loads(format="dequantized"),
         )
     ),
-    "llama.cpp": Runtime(loads=(Loads(format="gguf", group_sizes=(-1,)),)),
+    "llama.cpp": Runtime(
+        loads=(Loads(format="gguf", group_sizes=(-1,)),),
+        settings={"format": "gguf"},
+    ),
     "vllm": Runtime(
         loads=(
             Loads(
@@ -104,7 +107,7 @@ RUNTIMES: dict[str, Runtime] = {
     ),
     "mlx": Runtime(
         loads=(Loads(format="mlx", group_sizes=(32, 64, 128)),),
-        settings={"group_size": 64, "dtype": "half"},
+        settings={"format": "mlx", "dtype": "half"},
     ),
     "openvino": Runtime(
         loads=(
@@ -123,10 +126,12 @@ RUNTIMES: dict[str, Runtime] = {
 
 def runtime_settings(name: str | None) -> dict[str, Any]:
     """What `--runtime NAME` stands for."""
-    if name is None:
-        return {}
-    runtime = RUNTIMES[name]
-    return {"format": runtime.loads[0].format, **runtime.settings}
+    return {} if name is None else dict(RUNTIMES[name].settings)
+
+
+def formats_loaded(name: str) -> tuple[str, ...]:
+    """Formats that a runtime loads, the first that fits being what `--runtime` writes."""
+    return tuple(loads.format for loads in RUNTIMES[name].loads)
 
 
 def loaded(name: str, format: str, activation_bits: int = 16) -> Loads:
@@ -142,16 +147,15 @@ def loaded(name: str, format: str, activation_bits: int = 16) -> Loads:
     return loads.rounding if activation_bits == 8 and loads.rounding is not None else loads
 
 
-def check_runtime(name: str, settings: Mapping[str, Any]) -> None:
-    """Refuse settings (all of them, flat) that a runtime does not run.
+def check_runtime(name: str, format: str, settings: Mapping[str, Any]) -> None:
+    """Refuse settings (all of them, flat) that a runtime does not run in a format.
 
     Raises:
         InputError: saying what it runs.
     """
-    loads = loaded(name, settings["format"], settings["activation_bits"])
-    refusal = loads.refusal(settings)
+    refusal = loaded(name, format, settings["activation_bits"]).refusal(settings)
     if refusal is not None:
-        raise InputError(f"{name} with --format {settings['format']} does not run {refusal}")
+        raise InputError(f"{name} with --format {format} does not run {refusal}")
 
 
 def check_sizes(name: str, format: str, layer: str, shape: tuple[int, int]) -> None:

@@ -134,8 +134,10 @@ class RunSettings:
     runtime: str | None = None
     """Program that will run the result: picks format, group size and dtype where they are not set,
     and refuses what it cannot run; `q2n methods` lists what each can."""
-    format: str = "compressed-tensors"
-    """Checkpoint format."""
+    format: str | None = None
+    """Checkpoint format. Without it the first that holds what the method stores, in the order of
+    the list (of those that `runtime` loads, in its order): compressed-tensors for uniform grids,
+    native for most else."""
     outside_bits: Literal[4, 6, 8] | None = None
     """Bits of embeddings and output head, most of a small model's bytes, in the formats native, mlx
     and gguf. Without it they stay in the model's dtype, and are q8_0 in a GGUF file."""

@@ -107,6 +107,21 @@ def read_jsonl(path: Path) -> Iterator[str]:
     return (_document(row, where, None) for where, row in _jsonl_rows(path))
 
 
+def given_documents(texts: Any, chat: Chat) -> list[str]:
+    """Documents that Python code gives: each a string, or the messages of a conversation.
+
+    Raises:
+        InputError: `texts` is no list of such; the message says where.
+    """
+    if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
+        raise InputError(f"texts is {type(texts).__name__}; give a list of strings")
+    documents = []
+    for number, text in enumerate(texts):
+        row = {MESSAGES if isinstance(text, list) else TEXT: text}
+        documents.append(_document(row, f"texts[{number}]", chat))
+    return documents
+
+
 Row = tuple[str, Mapping[str, Any]]
 """Where it is, for messages, and what it holds."""
 

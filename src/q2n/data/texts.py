@@ -1,9 +1,11 @@
 """Texts in the tokens of one model: what a run calibrates on and measures."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from q2n.data.corpora import load_corpus
+from q2n.data.corpora import Corpus, Joined, load_corpus
+from q2n.data.local import given_documents
 from q2n.data.pieces import PieceTokenizer
 from q2n.data.protocols import PROTOCOLS, ProtocolName, measured_split
 from q2n.data.tokenizer import chat_text, load_tokenizer
@@ -22,16 +24,19 @@ class Texts:
         protocol: ProtocolName = "q2n",
         data_dir: str | None = None,
         trust_remote_code: bool = False,
+        given: Any = None,
     ):
         """
         Args:
             checkpoint: folder that has the tokenizer; None where `tokenizer` is it.
+            given: documents (`given_documents`) to calibrate on in the place of any corpus.
             protocol: by which texts are measured; in calibration it decides about BOS alone.
             data_dir: folder from which named corpora are read; None: from the hub.
         """
         self._checkpoint, self._tokenizer = checkpoint, tokenizer
         self._protocol, self._data_dir = protocol, data_dir
         self._trust_remote_code = trust_remote_code
+        self._given = given
 
     def calibration(
         self,
@@ -51,7 +56,7 @@ class Texts:
         """
         require_positions(length, longest)
         windows = calibration_windows(
-            load_corpus(corpus, "train", data_dir=self._data_dir, chat=self._chat),
+            self._calibration_corpus(corpus),
             self._load_tokenizer(),
             count=count,
             length=length,
@@ -93,6 +98,16 @@ class Texts:
             protocol=self._protocol,
         )
         return windows.within(vocabulary)
+
+    def _calibration_corpus(self, name: str) -> Corpus:
+        if self._given is None:
+            return load_corpus(name, "train", data_dir=self._data_dir, chat=self._chat)
+        return Corpus(label="texts given in Python", parts=Joined(self._documents))
+
+    @cached_property
+    def _documents(self) -> list[str]:
+        """Those that were given, which can be gone through once only."""
+        return given_documents(self._given, self._chat)
 
     @property
     def bos(self) -> int | None:

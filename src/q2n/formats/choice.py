@@ -1,5 +1,7 @@
 """Which format a method's layers can be written in."""
 
+from collections.abc import Sequence
+
 from q2n.errors import InputError
 from q2n.formats import FORMATS
 from q2n.formats.format import Format
@@ -10,6 +12,18 @@ from q2n.layers.quantized import StorageSpec
 def formats_for(storage: StorageSpec) -> list[str]:
     """Names of the formats that hold the representation."""
     return [name for name, format in FORMATS.items() if format.codec.holds(storage)]
+
+
+def first_format(method: str, storage: StorageSpec, among: Sequence[str]) -> str:
+    """The first of the named formats that holds what `method` stores.
+
+    Raises:
+        InputError: none does; the message says which would.
+    """
+    for name in among:
+        if FORMATS[name].codec.holds(storage):
+            return name
+    raise InputError(_cannot_hold(", ".join(among), method, storage))
 
 
 def choose_format(
@@ -32,12 +46,7 @@ def choose_format(
     if name not in FORMATS:
         raise InputError(f"unknown format {name!r}; there are: {', '.join(FORMATS)}")
     if not FORMATS[name].codec.holds(storage):
-        runtime = f", and work to do while the model runs: {storage.runtime}"
-        raise InputError(
-            f"{name} cannot hold what {method} stores ({storage.kind} layers"
-            f"{runtime if storage.runtime else ''}); "
-            f"formats that can: {', '.join(formats_for(storage))}"
-        )
+        raise InputError(_cannot_hold(name, method, storage))
     format = FORMATS[name]
     if activations is not None:
         format = format.rounding_inputs(storage, activations)
@@ -54,3 +63,12 @@ def choose_format(
             f"{method} stores, these hold them in {outside_bits} bits: {', '.join(able) or 'none'}"
         )
     return format.with_outside_bits(outside_bits)
+
+
+def _cannot_hold(formats: str, method: str, storage: StorageSpec) -> str:
+    runtime = f", and work to do while the model runs: {storage.runtime}"
+    return (
+        f"{formats} cannot hold what {method} stores ({storage.kind} layers"
+        f"{runtime if storage.runtime else ''}); "
+        f"formats that can: {', '.join(formats_for(storage))}"
+    )

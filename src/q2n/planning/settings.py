@@ -8,8 +8,6 @@ from q2n.config.opening import loop_options
 from q2n.config.owners import Plan, build_plan
 from q2n.config.settings import RunSettings, Settings
 from q2n.data.texts import require_positions
-from q2n.formats.choice import choose_format
-from q2n.formats.format import Format
 from q2n.method import Method
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.config_source import ConfigSource
@@ -71,14 +69,6 @@ def describe_run(
     """
     config, plan = settings.run, build_plan(settings)
     check_ranks(ranks, plan, config)
-    format = choose_format(
-        config.format,
-        config.method,
-        plan.storage,
-        outside=config.gguf_outside,
-        outside_bits=config.outside_bits,
-        activations=plan.changes.activations,
-    )
     layers = LayerFilter(config.ignore, config.only)
     if source is None:
         source = ConfigSource.open(
@@ -89,11 +79,11 @@ def describe_run(
         )
     changed = changed_source(source, plan.changes, config.seed, layers)
     blocks = BlockwiseModel(changed, "cpu", layers)
-    check_layers(blocks, plan, format, config.runtime)
-    format.container.check(changed, plan.storage)
+    check_layers(blocks, plan, config.runtime)
+    plan.format.container.check(changed, plan.storage)
     if plan.reads_text:
         require_positions(config.length, blocks.longest)
-    load = _load(config, plan, format, blocks, on_device, ranks)
+    load = _load(config, plan, blocks, on_device, ranks)
     return Described(shapes_of(blocks), load, changed)
 
 
@@ -105,7 +95,6 @@ def _sized(plan: Plan) -> Method:
 def _load(
     config: RunSettings,
     plan: Plan,
-    format: Format,
     blocks: BlockwiseModel,
     on_device: bool,
     ranks: int,
@@ -129,8 +118,8 @@ def _load(
         if plan.rotation_learning is not None
         else 0,
         gradients=plan.method.reads_gradients,
-        sizes=layer_sizes(_sized(plan), format.codec, blocks.source.dtype),
-        kept_bytes=format.container.kept(blocks.source, blocks.targets()).bits / 8,
+        sizes=layer_sizes(_sized(plan), plan.format.codec, blocks.source.dtype),
+        kept_bytes=plan.format.container.kept(blocks.source, blocks.targets()).bits / 8,
         on_device=on_device,
         ranks=ranks,
     )

@@ -67,12 +67,11 @@ def _factor_cells(layer: LayerRecord, which: str) -> list[str]:
     return [f"{layer.notes[key]:.3f}" if key in layer.notes else "-" for key in keys]
 
 
-def settings_table(record: RunRecord) -> Table:
+def settings_table(settings: Mapping[str, Any]) -> Table:
     """What the result depends on."""
     table = Table(title="settings", show_header=False, box=box.SIMPLE, pad_edge=False)
-    for key, value in record.settings.items():
-        if value is not None:
-            table.add_row(escape(key), escape(str(value)))
+    for key, value in settings.items():
+        table.add_row(escape(key), escape(str(value)))
     return table
 
 
