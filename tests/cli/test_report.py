@@ -104,3 +104,10 @@ def test_a_line_stands_for_standard_output(runs, capsys) -> None:
     printed = capsys.readouterr().out
     assert main(["report", runs, "--csv", "out.csv"]) == 0
     assert printed == Path("out.csv").read_text()
+
+
+def test_a_checkpoint_is_sent_to_inspect(tmp_path, capsys) -> None:
+    (tmp_path / "q2n.json").write_text("{}")
+    assert main(["report", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert f"is a checkpoint, not a sweep: q2n inspect {tmp_path} prints" in " ".join(said.split())

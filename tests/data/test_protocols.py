@@ -3,9 +3,11 @@
 from typing import get_args
 
 import pytest
+from tiny import tiny_tokenizer
 
 from q2n.data.corpora import load_corpus
 from q2n.data.protocols import PROTOCOLS, ProtocolName, measured_split
+from q2n.data.texts import Texts
 from q2n.errors import InputError
 
 DRAWN = {"gptq": True, "gptq-new": False, "q2n": False, "llama.cpp": False}
@@ -65,3 +67,11 @@ def test_c4_is_drawn_or_joined(protocol, tmp_path):
         assert corpus.documents == held_out
     else:
         assert "".join(corpus.parts) == " ".join(held_out[:1100])
+
+
+def test_a_split_of_a_file_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("one two three four five six seven eight nine ten")
+    texts = Texts(None, tiny_tokenizer())
+    texts.evaluation(str(tmp_path / "a.txt"), length=4)
+    with pytest.raises(InputError, match="a.txt is measured whole: .*leave --split out"):
+        texts.evaluation(str(tmp_path / "a.txt"), length=4, split="test")

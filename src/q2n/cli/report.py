@@ -60,7 +60,9 @@ def run(parsed: Namespace) -> None:
         require_free(file, kind)
     if parsed.figures:
         _require_folder(Path(parsed.figures))
-    report = Report(read_runs(map(Path, parsed.runs)))
+    runs = [Path(name) for name in parsed.runs]
+    _refuse_checkpoints(runs)
+    report = Report(read_runs(runs))
     for kind, file in files.items():
         write(file, _text(kind, report).encode())
     written = [str(file) for file in files.values()]
@@ -72,6 +74,18 @@ def run(parsed: Namespace) -> None:
     if not (given or parsed.figures):
         _print(report)
     _say(report, written)
+
+
+def _refuse_checkpoints(runs: list[Path]) -> None:
+    from q2n.errors import InputError
+    from q2n.report.record import RECORD_FILE
+
+    for run in runs:
+        if (run / RECORD_FILE).is_file():
+            raise InputError(
+                f"{run} is a checkpoint, not a sweep: q2n inspect {run} prints its record, and "
+                "with --html FILE makes a page of it"
+            )
 
 
 def _require_folder(folder: Path) -> None:

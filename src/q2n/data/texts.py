@@ -4,7 +4,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from q2n.data.corpora import Corpus, Joined, load_corpus
+from q2n.data.corpora import NAMES, Corpus, Joined, load_corpus
 from q2n.data.local import given_documents
 from q2n.data.pieces import PieceTokenizer
 from q2n.data.protocols import PROTOCOLS, ProtocolName, measured_split
@@ -79,7 +79,8 @@ class Texts:
         """Windows as the protocol has them, of the split that it fixes or else of `split`.
 
         Raises:
-            InputError: as `calibration`, or another split or a stride contradicts the protocol.
+            InputError: as `calibration`, or another split or a stride contradicts the protocol, or
+                a split is asked for of a file.
         """
         require_positions(length, longest)
         text = load_corpus(
@@ -89,6 +90,8 @@ class Texts:
             data_dir=self._data_dir,
             chat=self._chat,
         )
+        if split is not None and corpus not in NAMES:
+            raise InputError(f"{corpus} is measured whole: files have no splits; leave --split out")
         windows = evaluation_windows(
             text,
             self._load_tokenizer(),
