@@ -134,12 +134,13 @@ def test_an_output_folder_that_exists(quantize, one_line, tmp_path):
     assert (tmp_path / "out" / "mine.txt").read_text() == "precious"
 
 
+COMPRESSED = ("--format", "compressed-tensors")
 ROTATED = ("quarot", "spinquant")
 
 
 @pytest.mark.parametrize("method", ["quip", "pbllm", "leanquant", "owq", *ROTATED, "ldlq"])
-def test_default_format_lists_formats_that_hold_the_method(quantize, one_line, method):
-    code, out = quantize("--method", method)
+def test_a_format_lists_those_that_hold_the_method(quantize, one_line, method):
+    code, out = quantize("--method", method, *COMPRESSED)
     line = one_line()
     assert code == 2 and f"compressed-tensors cannot hold what {method} stores" in line
     formats = ", ".join(table().methods[method].formats)
@@ -157,7 +158,7 @@ def test_default_format_lists_formats_that_hold_the_method(quantize, one_line, m
     ],
 )
 def test_format_refuses_changes_of_the_run(quantize, one_line, flags, formats):
-    code, out = quantize("--method", "rtn", *flags)
+    code, out = quantize("--method", "rtn", *flags, *COMPRESSED)
     line = one_line()
     assert code == 2 and "compressed-tensors cannot hold what rtn stores" in line
     assert line.rstrip().endswith(f"formats that can: {formats}")
@@ -166,7 +167,7 @@ def test_format_refuses_changes_of_the_run(quantize, one_line, flags, formats):
 
 def test_format_refuses_layers_that_it_cannot_hold(quantize, one_line, monkeypatch):
     monkeypatch.setattr(METHODS["rtn"], "storage", StorageSpec(kind="codebook"))
-    code, out = quantize("--method", "rtn")
+    code, out = quantize("--method", "rtn", *COMPRESSED)
     line = one_line()
     assert code == 2 and "compressed-tensors cannot hold what rtn stores" in line
     assert "formats that can: native, dequantized" in line

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 
 def quarot(**settings):
     """The preset's method and changes, with some settings of its own."""
-    plain = {"method": "quarot", "clip": "minmax", **settings}
+    plain = {"method": "quarot", "clip": "minmax", "format": "native", **settings}
     read = read_settings({key: value for key, value in plain.items() if value is not None})
     plan = build_plan(read)
     return plan.method, plan.changes
@@ -131,7 +131,7 @@ def test_from_the_settings_to_a_loaded_model(tmp_path):
     with pytest.raises(
         InputError, match="compressed-tensors cannot hold .* while the model runs.*: native$"
     ):
-        q2n.quantize(tmp_path / "model", tmp_path / "out", **settings)
+        q2n.quantize(tmp_path / "model", tmp_path / "out", **settings, format="compressed-tensors")
     with pytest.raises(InputError, match="dequantized cannot hold"):
         q2n.quantize(tmp_path / "model", tmp_path / "out", **settings, format="dequantized")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "text.txt"]
