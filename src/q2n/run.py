@@ -80,7 +80,6 @@ class Run:
         self.store = RunStore(partial_folder(self.target))
         if ranks.is_first and not self.is_complete:
             self.store.require(resume=resume)
-        self.format = self.plan.format
         self.opened = model_of(config, model, self.plan.changes, ranks)
         check_layers(self.opened.blocks, self.plan, config.runtime)
         if not self.is_complete:
@@ -89,7 +88,7 @@ class Run:
         source, texts = self.opened.source, texts_of(config, self.opened, tokenizer, given)
         self.notes: list[str] = [
             *self.opened.notes,
-            *self.format.container.check(source, self.plan.storage),
+            *self.plan.format.container.check(source, self.plan.storage),
             *notes_of_settings(settings, self.plan, self.opened),
         ]
         """What a user must know of the result, known before the first block: in sentences
@@ -112,7 +111,7 @@ class Run:
             "refit_text_sha256": self.refit_text.sha256 if self.refit_text is not None else None,
             "allocation_sha256": widths_sha256(self.plan),
             **settings.fingerprint(),
-            "format": self.format.name,
+            "format": self.plan.format.name,
             "device": self.opened.blocks.device.type,
         }
         if ranks.is_first and not self.is_complete:
@@ -126,7 +125,7 @@ class Run:
         require_disk(
             place,
             self.opened,
-            self.format,
+            self.plan.format,
             self.windows,
             in_memory,
             takes_gradients=self.plan.takes_gradients,
@@ -158,7 +157,7 @@ class Run:
         return described_before(
             self.target,
             bytes_before=self.opened.original.size_bytes(),
-            bytes_after=self.format.container.tensor_bytes(self.target),
+            bytes_after=self.plan.format.container.tensor_bytes(self.target),
             loading_example=self._loading_example,
         )
 
@@ -213,7 +212,7 @@ class Run:
         found = Allocation(
             bits=self.plan.allocate,
             options=loop_options(self.config),
-            scale_dtype=self.format.codec.scale_dtype(self.opened.source.dtype),
+            scale_dtype=self.plan.format.codec.scale_dtype(self.opened.source.dtype),
             reporter=self.reporter,
         )
         method = found(self.store, self.plan.allocated, self.opened.blocks, self.windows)
@@ -225,7 +224,7 @@ class Run:
             self.plan.method,
             self.store,
             loop_options(self.config),
-            scale_dtype=self.format.codec.scale_dtype(self.opened.source.dtype),
+            scale_dtype=self.plan.format.codec.scale_dtype(self.opened.source.dtype),
             refit=self.plan.block_refit,
             rewrite=self._rewrite,
             reporter=self.reporter,
@@ -253,7 +252,7 @@ class Run:
         result = self.store if self.plan.model_refit is None else refitted(self.store)
         blocks = [BlockRecord.from_facts(facts) for facts in result.finished()]
         described: list[Quantized] = []
-        self.format.write(
+        self.plan.format.write(
             self.target,
             self.opened.source,
             result.layers(),
@@ -282,7 +281,7 @@ class Run:
     def _describe(self, folder: Path, size: int, blocks: list[BlockRecord]) -> Quantized:
         """Measure the checkpoint in `folder` and describe it there."""
         kept = self._kept(blocks)
-        for note in wider_in_file(blocks, kept, size, self.format.name):
+        for note in wider_in_file(blocks, kept, size, self.plan.format.name):
             self.notes.append(note)
             self.reporter.note(note)
         comparison = None
@@ -302,10 +301,10 @@ class Run:
 
     def _kept(self, blocks: list[BlockRecord]) -> FullPrecision:
         quantized = [name for block in blocks for name in block.layers]
-        return self.format.container.kept(self.opened.source, quantized)
+        return self.plan.format.container.kept(self.opened.source, quantized)
 
     def _loading_example(self, folder: Path) -> str:
-        lines = self.format.container.loading_example(folder)
+        lines = self.plan.format.container.loading_example(folder)
         return loaded_as(lines, self.opened.source.config)
 
     def _described(
@@ -316,7 +315,7 @@ class Run:
         kept: FullPrecision,
     ) -> tuple[Quantized, dict[str, str]]:
         """What describes the checkpoint, and the texts of its files by name."""
-        opened, format = self.opened, self.format
+        opened, format = self.opened, self.plan.format
         done, texts = describe(
             About(
                 method=self.plan.title,

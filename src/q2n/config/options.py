@@ -5,7 +5,7 @@ and read here without them, in a millisecond and without torch.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -101,6 +101,15 @@ class Table:
 def table() -> Table:
     """The table as it was written."""
     return Table.from_json(json.loads(files("q2n.config").joinpath("table.json").read_text()))
+
+
+def defaults(owners: Iterable[str]) -> dict[str, Any]:
+    """The defaults of their options, as JSON values; of a name that several have the last."""
+    return {
+        name: json.loads(json.dumps(option.default))
+        for owner in owners
+        for name, option in table().owners[owner].items()
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

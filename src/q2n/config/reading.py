@@ -5,13 +5,12 @@ The order of precedence: what was set; the quality; the preset of the method; th
 format; the defaults.
 """
 
-import json
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
 from q2n.config.block_grids import check_outside, implied
-from q2n.config.options import CHANGES, REWRITE_OWNERS, RUN, SWITCHES, table
+from q2n.config.options import CHANGES, REWRITE_OWNERS, RUN, SWITCHES, defaults, table
 from q2n.config.presets import (
     ALIASES,
     ANY_METHOD,
@@ -230,13 +229,8 @@ ALWAYS_SHOWN = ("method", "bits", "windows", "length", "seed", "format")
 def not_usual(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Of recorded settings those that say what a run was: the first ones, and all that are not as
     by default."""
-    owners = table().owners
-    own = owners.get(_base(settings.get("method", "")), {})
-    usual = {
-        name: json.loads(json.dumps(option.default))
-        for options in (*owners.values(), own)  # the method's own defaults win
-        for name, option in options.items()
-    }
+    owners, own = table().owners, _base(settings.get("method", ""))
+    usual = defaults([*owners, *([own] if own in owners else [])])  # the method's own ones win
     return {
         name: value
         for name, value in settings.items()

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from q2n.config.options import RUN, table
+from q2n.config.options import RUN, defaults
 from q2n.config.reading import read_settings
 from q2n.errors import InputError
 from q2n.evaluation.tasks.harness import all_names, require_harness
@@ -169,11 +169,7 @@ def _changed(settings: Mapping[str, Any]) -> dict[str, Any]:
     keys of all cells before them as they are."""
     read = read_settings(settings)
     values = {**read.fingerprint(), "corpus": read.run.corpus}
-    usual = {
-        option.name: json.loads(json.dumps(option.default))
-        for owner in (RUN, *read.options)
-        for option in table().owners[owner].values()
-    }
+    usual = defaults((RUN, *read.options))
     return {name: value for name, value in values.items() if value != usual[name]}
 
 
