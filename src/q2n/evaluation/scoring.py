@@ -17,8 +17,9 @@ from q2n.evaluation.states_file import StatesFile
 from q2n.linalg.finite import all_finite
 from q2n.models.head import States
 
-CHUNK = 2**24
-"""Logits of one model in memory at once: 64 MB in float32."""
+CHUNK = 2**26
+"""Logits of one model in memory at once, 256 MB in float32: enough tokens (256 of a vocabulary of
+262144) that reading the weight of the head, or widening it, costs little beside its product."""
 Progress = Callable[[int], None]
 """Called with the number of windows that were done."""
 

@@ -36,8 +36,8 @@ from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.streams import Stream, open_streams
 from q2n.refit.descent import in_fast_dtype
 
-CHUNK = 2**24
-"""Logits in memory at once: 64 MB in float32."""
+CHUNK = 2**25
+"""Logits in memory at once: 128 MB in float32, of which there are some copies."""
 
 Hidden = Float[Tensor, "*batch hidden"]
 

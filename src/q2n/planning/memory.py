@@ -123,7 +123,8 @@ class MemoryOfStages:
 
     def drawing(self) -> Held:
         """While labels are drawn: the head, and a few positions' logits with their gradients."""
-        return self.device(self.shapes.head_bytes + LOGITS * FLOAT * LOGITS_AT_ONCE)
+        logits = LOGITS * FLOAT * min(LOGITS_AT_ONCE, self.run.length * self.shapes.words)
+        return self.device(self.shapes.head_bytes + logits)
 
     def measure(self) -> Held:
         """While passes run to the sites."""
