@@ -239,7 +239,10 @@ def test_inspect_of_a_checkpoint_whose_original_is_gone_asks_for_it(
     assert "--reference" in one_line()
 
 
-def test_an_axis_that_is_named_twice_is_refused(tmp_path, capsys):
-    only = ["--only", "seed=0", "--only", "seed=1"]
-    assert main(["sweep", "table4", "--output", str(tmp_path), *only]) == 2
-    assert "--only names seed twice" in capsys.readouterr().err
+def test_an_axis_may_be_named_with_several_labels(tmp_path, capsys):
+    only = ["--scale", "small", "--only", "model=smollm2-135m", "--only", "step=Q2N"]
+    only += ["--only", "seed=0", "--only", "seed=2"]
+    assert main(["sweep", "table4", "--output", str(tmp_path), "--dry-run", "--json", *only]) == 0
+    original, *cells = json.loads(capsys.readouterr().out)["cells"]
+    assert original == {"model": "smollm2-135m"}
+    assert [cell["seed"] for cell in cells] == [0, 2]

@@ -45,8 +45,11 @@ def test_skipped_places_are_no_cells(tmp_path):
 
 
 def test_only_some_labels(tmp_path):
-    cells = cells_of(read_plan(written(plan(tmp_path), tmp_path)), only={"seed": 1})
-    assert [cell.labels.get("seed") for cell in cells] == [None, 1, 1]
+    axes = {"model": [str(tmp_path / "model")], "seed": [0, 1, 2]}
+    read = read_plan(written(plan(tmp_path, axes=axes, compare=None), tmp_path))
+    for seeds in ([1], [0, 2]):
+        cells = cells_of(read, only={"seed": seeds})
+        assert [cell.labels.get("seed") for cell in cells] == [None, *seeds]
 
 
 def test_a_scale_replaces_axes_and_settings_one_by_one_and_texts_as_a_whole(tmp_path):

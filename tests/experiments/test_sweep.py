@@ -119,11 +119,11 @@ def test_parts_are_apart_and_together_all(there, tmp_path):
 def test_a_label_is_known_by_its_text_on_its_own_axis(there, tmp_path):
     axes = {"model": [str(there / "model")], "bits": {"2": {"bits": 2}}, "seed": [1, 2]}
     plan_file = written(plan(there, axes=axes, compare=None), tmp_path)
-    cells = Request(plan=plan_file, only={"bits": "2", "seed": "2"}).cells()
+    cells = Request(plan=plan_file, only={"bits": ["2"], "seed": ["2"]}).cells()
     assert [cell.labels.get("bits") for cell in cells] == [None, "2"]
     assert cells[1].settings["seed"] == 2
     with pytest.raises(InputError, match="axis seed has no '3'; it has 1, 2"):
-        Request(plan=plan_file, only={"seed": "3"}).cells()
+        Request(plan=plan_file, only={"seed": ["1", "3"]}).cells()
 
 
 def test_a_search_takes_what_does_best_on_held_out_text(there, tmp_path):
@@ -310,7 +310,7 @@ def test_a_text_of_all_its_windows_has_an_estimate(there, tmp_path):
 def test_what_cannot_be_is_refused_before_anything_runs(there, tmp_path):
     plan_file = written(plan(there, skip=[{"step": "Q2N"}]), tmp_path)
     with pytest.raises(InputError, match="has no cell with step=Q2N"):
-        Request(plan=plan_file, only={"step": "Q2N"}).cells()
+        Request(plan=plan_file, only={"step": ["Q2N"]}).cells()
     with pytest.raises(InputError, match="data_dir .*nowhere is no folder"):
         Request(plan=plan_file, data_dir=str(tmp_path / "nowhere"))
 

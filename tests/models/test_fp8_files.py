@@ -38,6 +38,21 @@ def saved(folder, model, block=BLOCK, **described):
     return folder / "fp8", folder / "dense"
 
 
+def saved_as_mistral(folder, model, form=()):
+    """One factor a matrix, of this shape, and one of its inputs."""
+    fp8, dense = saved(folder, model, (10**6, 10**6), activation_scheme="static")
+    file = fp8 / "model.safetensors"
+    own = {}
+    for name, tensor in load_file(file).items():
+        own[name] = tensor.view(form) if name.endswith("_scale_inv") else tensor
+        if name.endswith("_scale_inv"):
+            own[name.replace("weight_scale_inv", "activation_scale")] = torch.tensor(0.02)
+    save_file(own, file, {"format": "pt"})
+    described = {"weight_block_size": None, "activation_scheme": "static"}
+    describe(fp8, {"quant_method": "fp8", **described})
+    return fp8, dense
+
+
 def describe(folder, quantization):
     file = folder / "config.json"
     file.write_text(
@@ -71,9 +86,14 @@ def by_definition(eight, factors, block):
     return weight
 
 
+def as_mistral_in_matrices(folder, model):
+    return saved_as_mistral(folder, model, (1, 1))
+
+
+@pytest.mark.parametrize("save", [saved, saved_as_mistral, as_mistral_in_matrices])
 @pytest.mark.parametrize("model", [lambda: tiny_model(layers=2), tiny_mixture])
-def test_weights_are_those_of_the_dense_model(tmp_path, model):
-    ours, theirs = map(open_source, saved(tmp_path, model()))
+def test_weights_are_those_of_the_dense_model(tmp_path, model, save):
+    ours, theirs = map(open_source, save(tmp_path, model()))
     assert ours.names() == theirs.names()
     for name in theirs.names():
         assert torch.equal(ours.tensor(name), theirs.tensor(name)), name
@@ -90,6 +110,14 @@ def test_transformers_reads_the_same(tmp_path):
         fp8, quantization_config=FineGrainedFP8Config(weight_block_size=(32, 16), dequantize=True)
     ).state_dict()
     assert own.keys() == theirs.keys()
+    assert all(torch.equal(own[name], theirs[name].to(own[name])) for name in own)
+
+
+def test_transformers_reads_the_same_of_one_factor_a_matrix(tmp_path):
+    fp8, _ = saved_as_mistral(tmp_path, tiny_model(layers=2))
+    own = load_model(fp8).state_dict()
+    read = FineGrainedFP8Config(weight_block_size=None, activation_scheme="static", dequantize=True)
+    theirs = AutoModelForCausalLM.from_pretrained(fp8, quantization_config=read).state_dict()
     assert all(torch.equal(own[name], theirs[name].to(own[name])) for name in own)
 
 
@@ -117,9 +145,8 @@ def test_a_run_in_float32_rounds_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("described", "words"),
     [
-        ({"activation_scheme": "static"}, "'static'.*only dynamic"),
-        ({"weight_block_size": None}, "None.*only factors of blocks"),
-        ({"weight_block_size": [0, 4]}, r"\[0, 4\]"),
+        ({"weight_block_size": None}, "one for the matrix"),
+        ({"weight_block_size": [0, 4]}, r"\[0, 4\].*only factors of blocks"),
         ({"weight_block_size": [16, 16]}, "factors .* expected"),
     ],
 )

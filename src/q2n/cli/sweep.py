@@ -33,7 +33,7 @@ def add_sweep(commands: Any) -> None:
         "--only",
         action="append",
         metavar="AXIS=LABEL",
-        help="Only the cells with this label; may be given once an axis.",
+        help="Only the cells with this label; with several of one axis those with one of them.",
     )
     parser.add_argument(
         "--known",
@@ -75,15 +75,13 @@ def run(parsed: Namespace) -> None:
         _sweep(request, parsed)
 
 
-def _only(texts: Iterable[str]) -> dict[str, str]:
-    only: dict[str, str] = {}
+def _only(texts: Iterable[str]) -> dict[str, list[str]]:
+    only: dict[str, list[str]] = {}
     for text in texts:
         axis, equals, label = text.partition("=")
         if not (axis and equals):
             raise InputError(f"--only {text} is not AXIS=LABEL")
-        if axis in only:
-            raise InputError(f"--only names {axis} twice: one label an axis in one command")
-        only[axis] = label
+        only.setdefault(axis, []).append(label)
     return only
 
 

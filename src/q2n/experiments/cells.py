@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -65,13 +65,13 @@ class Cell:
 
 
 def cells_of(
-    plan: Plan, *, data_dir: str | None = None, only: Mapping[str, Label] | None = None
+    plan: Plan, *, data_dir: str | None = None, only: Mapping[str, Collection[Label]] | None = None
 ) -> list[Cell]:
     """All cells, each model's original before the others.
 
     Args:
         data_dir: for settings and texts that name none.
-        only: labels that cells must have.
+        only: axis -> labels of which cells must have one.
 
     Raises:
         InputError: a cell without model, or with settings that q2n refuses; a text or task that

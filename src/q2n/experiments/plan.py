@@ -15,7 +15,7 @@ its labels in the order of the axes. Cells that agree in all but `compare` are c
 that has its first label. What each key takes stands beside its field below.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, Literal
@@ -131,17 +131,22 @@ class Plan:
         self._require_label(axis, found)
         return found
 
-    def places(self, only: Mapping[str, Label] | None = None) -> Iterable[dict[str, Label]]:
-        """The labels of every cell, those of `only` where it names an axis.
+    def places(
+        self, only: Mapping[str, Collection[Label]] | None = None
+    ) -> Iterable[dict[str, Label]]:
+        """The labels of every cell, one of those in `only` where it names an axis.
 
         Raises:
             InputError: `only` names what is no axis or label.
         """
-        for axis, label in (only or {}).items():
-            self._require_label(axis, label)
+        only = only or {}
+        for axis, labels in only.items():
+            for label in labels:
+                self._require_label(axis, label)
         for combination in product(*map(self.labels, self.axes)):
             place = dict(zip(self.axes, combination, strict=True))
-            if not self._is_skipped(place) and (only or {}).items() <= place.items():
+            wanted = all(place[axis] in labels for axis, labels in only.items())
+            if wanted and not self._is_skipped(place):
                 yield place
 
     def settings_at(self, place: Mapping[str, Label]) -> dict[str, Any]:

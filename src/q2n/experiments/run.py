@@ -31,8 +31,8 @@ class Request:
     """File or recipe."""
     scale: str | None = None
     """One of the plan's scales."""
-    only: Mapping[str, str] | None = None
-    """Axis -> the label that cells must have, as a text."""
+    only: Mapping[str, Sequence[str]] | None = None
+    """Axis -> labels of which cells must have one, as texts."""
     part: tuple[int, int] | None = None
     """(k, n): every n-th cell from the k-th on, from 1: for array jobs."""
     data_dir: str | None = None
@@ -51,10 +51,14 @@ class Request:
             InputError: the plan, or a cell of it, is refused; or there are no such cells.
         """
         plan = read_plan(self.plan, self.scale)
-        only = {axis: plan.label(axis, text) for axis, text in (self.only or {}).items()}
+        only = {
+            axis: [plan.label(axis, text) for text in texts]
+            for axis, texts in (self.only or {}).items()
+        }
         cells = cells_of(plan, data_dir=self.data_dir, only=only)
         if not cells:
-            such = " with " + ", ".join(f"{a}={x}" for a, x in only.items()) if only else ""
+            such = ", ".join(f"{a}={x}" for a, labels in only.items() for x in labels)
+            such = f" with {such}" if such else ""
             raise InputError(f"plan {plan.name} has no cell{such}: it skips them all")
         return cells if self.part is None else cells[self.part[0] - 1 :: self.part[1]]
 

@@ -1,15 +1,18 @@
-"""Originals in FP8 (DeepSeek-V3, Qwen3's and MiniMax's "-FP8"), read as dense weights.
+"""Originals in FP8 (DeepSeek-V3, Qwen3's and MiniMax's "-FP8", Mistral's), read as dense weights.
 
 Each linear holds numbers of 8 bits (float8_e4m3fn) and a factor for every block of them, usually
 128 x 128; the last block of a row or column may be a part of one:
 
     W[i, j] = w[i, j] s[i // a, j // b],    weight [out, in], weight_scale_inv [out / a, in / b]
 
-The product is taken in float32 and rounded once, to the model's own dtype. Embeddings, norms and
-routers are stored as in any checkpoint.
+Mistral's have one factor a matrix, a block that is larger than any. The product is taken in
+float32 and rounded once, to the model's own dtype. Embeddings, norms and routers are stored as in
+any checkpoint. Factors of inputs (activation_scale) say how a runtime rounds them, and are left
+out: here inputs stay as they are.
 """
 
-from math import ceil
+from collections.abc import Sequence
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +29,11 @@ from q2n.option_types import shown
 
 METHOD = "fp8"
 """What config.json calls it."""
-_EIGHT, _FACTORS = "F8_E4M3", "_scale_inv"
+_EIGHT, _FACTORS, _OF_INPUTS = "F8_E4M3", "_scale_inv", "activation_scale"
 
 Block = tuple[int, int]
-"""Rows and columns that have one factor."""
+"""Rows and columns that have one factor; no more than the matrix has are counted."""
+_WHOLE: Block = (2**62, 2**62)
 
 
 def original_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -61,17 +65,14 @@ def fp8_block(folder: Path) -> Block | None:
             f"{folder} is quantized already{how}: config.json has a quantization_config; quantize "
             "the original checkpoint"
         )
-    scheme, block = described.get("activation_scheme"), described.get("weight_block_size")
-    if scheme not in (None, "dynamic"):
-        raise InputError(
-            f"{folder} is in FP8 with the activation_scheme {shown(scheme)}, and only dynamic is "
-            "read; take the checkpoint in 16 bits"
-        )
+    block = described.get("weight_block_size")
+    if block is None:
+        return _WHOLE
     sizes = block if isinstance(block, list) else []
     if len(sizes) != 2 or not all(isinstance(x, int) and x > 0 for x in sizes):
         raise InputError(
             f"{folder} is in FP8 with the weight_block_size {shown(block)}, and only factors of "
-            "blocks, as [128, 128], are read; take the checkpoint in 16 bits"
+            "blocks, as [128, 128], or of a matrix, null, are read; take the checkpoint in 16 bits"
         )
     return sizes[0], sizes[1]
 
@@ -88,7 +89,8 @@ class FP8Files(StoredTensors):
         self.folder = files.folder
         factors = {key for key in files.file_of if key.endswith(_FACTORS)}
         self._factors = {key.removesuffix(_FACTORS): key for key in factors}
-        self.file_of = {key: file for key, file in files.file_of.items() if key not in factors}
+        left_out = factors | {f"{key.removesuffix('weight')}{_OF_INPUTS}" for key in self._factors}
+        self.file_of = {key: file for key, file in files.file_of.items() if key not in left_out}
         for key in {*self._factors} | {x for x in self.file_of if files.dtype(x) == _EIGHT}:
             self._check(key)
 
@@ -116,8 +118,9 @@ class FP8Files(StoredTensors):
     def tensor(self, key: str) -> Shaped[Tensor, "..."]:
         if key not in self._factors:
             return self._files.tensor(key)
-        factors = self._files.tensor(self._factors[key])
-        return dense(self._files.tensor(key), factors.float(), self._block).to(self._dtype)
+        weight, factors = self._files.tensor(key), self._files.tensor(self._factors[key])
+        factors = factors.float().view(grid(weight.shape, self._block))
+        return dense(weight, factors, self._block).to(self._dtype)
 
     def entry(self, key: str, index: int) -> Shaped[Tensor, "..."]:
         return super().entry(key, index) if key in self._factors else self._files.entry(key, index)
@@ -130,14 +133,21 @@ class FP8Files(StoredTensors):
             raise InputError(
                 f"{self.folder}: {here!r} has no {lacking!r} beside it; fetch the checkpoint again"
             )
-        shape, blocks = files.shape(key), files.shape(factors)
-        grid = tuple(ceil(n / size) for n, size in zip(shape, self._block, strict=False))
-        if len(shape) != 2 or blocks != grid or files.dtype(key) != _EIGHT:
+        shape, found = files.shape(key), files.shape(factors)
+        expected = grid(shape, self._block)
+        alike = prod(found) == 1 if self._block == _WHOLE else found == expected
+        if len(shape) != 2 or not alike or files.dtype(key) != _EIGHT:
+            of = "the matrix" if self._block == _WHOLE else f"{self._block}"
             raise InputError(
-                f"{self.folder}: {key!r} {shape} in {files.dtype(key)} with factors {blocks}: a "
-                f"matrix in {_EIGHT} with {grid} was expected, one for {self._block}; fetch the "
+                f"{self.folder}: {key!r} {shape} in {files.dtype(key)} with factors {found}: a "
+                f"matrix in {_EIGHT} with {expected} was expected, one for {of}; fetch the "
                 "checkpoint again"
             )
+
+
+def grid(shape: Sequence[int], block: Block) -> tuple[int, ...]:
+    """Factors of a matrix by rows and columns."""
+    return tuple(ceil(n / size) for n, size in zip(shape, block, strict=False))
 
 
 def dense(
@@ -145,5 +155,5 @@ def dense(
 ) -> Float[Tensor, "out in"]:
     """`weight`, in 8 bits, times the factor of each of its blocks, in float32."""
     rows, columns = weight.shape
-    across = factors.repeat_interleave(block[1], 1)[:, :columns]
-    return weight.float() * across.repeat_interleave(block[0], 0)[:rows]
+    across = factors.repeat_interleave(min(block[1], columns), 1)[:, :columns]
+    return weight.float() * across.repeat_interleave(min(block[0], rows), 0)[:rows]
