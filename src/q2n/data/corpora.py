@@ -6,7 +6,7 @@
   the first 1100 documents of the first validation shard, joined by a space, or on windows that a
   protocol has `drawn` from single documents.
 - sotu: each calibration window from one address; otherwise joined by two newlines.
-- a file or folder: documents joined by two newlines.
+- a file or folder, a data set of the hub: documents joined by two newlines.
 
 These are the rules under which the published perplexities were measured. PTB has
 two: GPTQ, LeanQuant, QuIP and QuaRot report validation, PB-LLM and OWQ report test,
@@ -21,7 +21,9 @@ from pathlib import Path
 
 from q2n.data import hub, sotu
 from q2n.data.directory import Directory, Rows
-from q2n.data.local import Chat, LocalText, text_files
+from q2n.data.documents import Chat
+from q2n.data.hub_documents import PREFIX, HubDocuments, HubName
+from q2n.data.local import LocalText, text_files
 from q2n.data.protocols import PROTOCOLS, Protocol
 from q2n.errors import InputError
 
@@ -71,10 +73,11 @@ def load_corpus(
     data_dir: str | Path | None = None,
     chat: Chat | None = None,
 ) -> Corpus:
-    """One split of a named corpus, or a file or folder of text.
+    """One split of a named corpus, of a data set of the hub, or a file or folder of text.
 
-    A file or folder has no splits: its whole text is returned whatever `split` says. It is read
-    when its parts are asked for; what cannot be read as text raises then.
+    A file or folder has no splits: its whole text is returned whatever `split` says; a name of the
+    hub's with a split of its own keeps that. Texts are read when their parts are asked for; what
+    cannot be read as text raises then.
 
     Args:
         protocol: what it says of the text, but for the split.
@@ -91,6 +94,9 @@ def load_corpus(
     if name in _NAMED:
         source = partial(_rows, name, None if data_dir is None else Directory(data_dir))
         return _NAMED[name](split, source, protocol)
+    if name.startswith(PREFIX):
+        documents = HubDocuments(name, split, chat)
+        return Corpus(label=documents.label, parts=Joined(documents), notes=documents.notes)
     try:
         path = Path(name_or_path).expanduser()
         exists = path.exists()
@@ -101,8 +107,14 @@ def load_corpus(
         return Corpus(label=path.name or str(path), parts=text)
     raise InputError(
         f"there is no corpus and no file or folder called {name!r}; "
-        f"use one of {', '.join(NAMES)}, or a .txt, .raw, .jsonl or .parquet file"
+        f"use one of {', '.join(NAMES)}, a .txt, .raw, .jsonl or .parquet file, or "
+        "hub:ORG/NAME"
     )
+
+
+def takes_split(name: str) -> bool:
+    """Whether a text has splits, and its name says none."""
+    return name in _NAMED or (name.startswith(PREFIX) and HubName.of(name).split is None)
 
 
 Source = Callable[[str], Rows]

@@ -4,8 +4,10 @@ The hub is asked whether it answers first (q2n/hub.py), so that the user hears a
 option needs no hub.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from huggingface_hub import constants
 
@@ -27,7 +29,14 @@ class HubText:
     """Split -> file, for a data set of which one shard is read."""
 
     def rows(self, split: str) -> Sequence[str]:
-        """All rows of a split, read from disk when they are indexed.
+        """The texts of all rows of a split, read from disk when they are indexed. Raises as
+        `table`."""
+        table = self.table(split)
+        with self._named():
+            return table[self.column]
+
+    def table(self, split: str) -> Any:
+        """A split as `datasets` has it.
 
         Raises:
             InputError: the hub cannot be reached and the cache does not have the data.
@@ -36,15 +45,19 @@ class HubText:
         from datasets import load_dataset  # takes a second, so only when it is used
 
         files = None if self.data_files is None else {split: self.data_files[split]}
-        try:
-            data = load_dataset(
+        with self._named():
+            return load_dataset(
                 self.repository,
                 self.configuration,
                 data_files=files,
                 revision=self.revision,
                 split=split,
             )
-            return data[self.column]
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:  # of the network, of `datasets`, of pyarrow
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise InputError(_unavailable(self.name, reason)) from error
@@ -78,8 +91,9 @@ def _require_hub(name: str) -> None:
 
 
 def _unavailable(name: str, reason: str) -> str:
+    files = " give its files with --data-dir," if name in TEXTS else ""
     return (
         f"the corpus {name!r} cannot be had from the Hugging Face hub ({reason}); without a "
-        "network use a local text (a FILE) or 'sotu', give its files with --data-dir, or set "
-        "HF_HUB_OFFLINE=1 if the data set is already in the local cache"
+        f"network use a local text (a FILE) or 'sotu',{files} or set HF_HUB_OFFLINE=1 if the data "
+        "set is already in the local cache"
     )

@@ -7,8 +7,7 @@
   other characters at which Python's `splitlines` would cut.
 - `.parquet`: each row of the column "text".
 
-Where a row of the last two has "messages" and no "text", it is a conversation: a list of objects
-with "role" and "content", which the model's chat template makes a text.
+Rows of the last two may be conversations (`documents.py`).
 """
 
 import json
@@ -18,17 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from q2n.data.decoding import decoded, lines
+from q2n.data.documents import MESSAGES, TEXT, Chat, text_of_row
 from q2n.errors import InputError
 
 ROWS = 256
 """Of a parquet file, in memory at once."""
 BUFFER = 2**20
 """Bytes of a parquet file that are read at once."""
-TEXT, MESSAGES = "text", "messages"
-"""What holds a document in a row."""
-
-Chat = Callable[[list[Any]], str]
-"""The messages of a conversation -> its text; raises `InputError`."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ class LocalText:
         suffix = _suffix(file)
         if suffix in _ROWS:
             rows = _ROWS[suffix](file)
-            return ((_document(row, where, self.chat),) for where, row in rows)
+            return ((text_of_row(row, where, self.chat),) for where, row in rows)
         whole = suffix == ".txt" or self.verbatim
         return _read_text(file) if whole else read_wikitext(file)
 
@@ -104,22 +99,7 @@ def read_wikitext(path: Path) -> Iterator[Iterable[str]]:
 
 def read_jsonl(path: Path) -> Iterator[str]:
     """The documents of a `.jsonl` file of texts. Raises as `LocalText`."""
-    return (_document(row, where, None) for where, row in _jsonl_rows(path))
-
-
-def given_documents(texts: Any, chat: Chat) -> list[str]:
-    """Documents that Python code gives: each a string, or the messages of a conversation.
-
-    Raises:
-        InputError: `texts` is no list of such; the message says where.
-    """
-    if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
-        raise InputError(f"texts is {type(texts).__name__}; give a list of strings")
-    documents = []
-    for number, text in enumerate(texts):
-        row = {MESSAGES if isinstance(text, list) else TEXT: text}
-        documents.append(_document(row, f"texts[{number}]", chat))
-    return documents
+    return (text_of_row(row, where, None) for where, row in _jsonl_rows(path))
 
 
 Row = tuple[str, Mapping[str, Any]]
@@ -141,29 +121,6 @@ def _object(line: str, where: str) -> Mapping[str, Any]:
     if not isinstance(row, dict) or not row.keys() & {TEXT, MESSAGES}:
         raise InputError(f'{where}: not a JSON object with a "{TEXT}" or "{MESSAGES}" field')
     return row
-
-
-def _document(row: Mapping[str, Any], where: str, chat: Chat | None) -> str:
-    """The text of a row, or that of its conversation."""
-    text = row[TEXT] if TEXT in row else _conversation(row[MESSAGES], where, chat)
-    if not isinstance(text, str):
-        raise InputError(f'{where}: "{TEXT}" is {type(text).__name__}, not a string')
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # JSON can spell one half of a surrogate pair
-        raise InputError(f'{where}: "text" has half a character: {error}') from error
-    return text
-
-
-def _conversation(messages: Any, where: str, chat: Chat | None) -> str:
-    if not isinstance(messages, list):
-        raise InputError(f'{where}: "{MESSAGES}" is {type(messages).__name__}, not a list')
-    if chat is None:
-        raise InputError(f'{where}: a conversation, where only "{TEXT}" is read')
-    try:
-        return chat(messages)
-    except InputError as cause:
-        raise InputError(f"{where}: {cause}") from cause
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:

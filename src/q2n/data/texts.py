@@ -4,8 +4,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from q2n.data.corpora import NAMES, Corpus, Joined, load_corpus
-from q2n.data.local import given_documents
+from q2n.data.corpora import Corpus, Joined, load_corpus, takes_split
+from q2n.data.documents import given_documents
 from q2n.data.pieces import PieceTokenizer
 from q2n.data.protocols import PROTOCOLS, ProtocolName, measured_split
 from q2n.data.tokenizer import chat_text, load_tokenizer
@@ -90,8 +90,11 @@ class Texts:
             data_dir=self._data_dir,
             chat=self._chat,
         )
-        if split is not None and corpus not in NAMES:
-            raise InputError(f"{corpus} is measured whole: files have no splits; leave --split out")
+        if split is not None and not takes_split(corpus):
+            raise InputError(
+                f"{corpus} takes no --split: a file is measured whole, a data set of the hub on "
+                "the split in its name; leave --split out"
+            )
         windows = evaluation_windows(
             text,
             self._load_tokenizer(),
