@@ -93,3 +93,14 @@ def test_of_a_model_on_the_hub_the_configuration_alone_is_fetched(place, capsys,
     assert main([*how, "--windows", "4", "--length", "64"]) == 0
     assert json.loads(capsys.readouterr().out)["checkpoint_bytes"] > 0
     assert asked == [("some/model", "v1", ["config.json"])]
+
+
+@pytest.mark.parametrize(
+    "format", ["compressed-tensors", "gptq_v2", "mlx", "native", "gguf", "dequantized"]
+)
+def test_every_format_is_planned_without_tokenizer_or_weights(place, capsys, format):
+    how = ["plan", "model", "--bits", "4", "--format", format, "--windows", "8", "--length", "64"]
+    how += ["--group-size", "32"] if format == "mlx" else []
+    assert main([*how, "--rates", "rates.json"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == f"model: gptq, 8 windows of 64 tokens, written as {format}"

@@ -74,6 +74,7 @@ def _print(found: Forecast) -> None:
     from q2n.logging import Screen
 
     screen = Screen(highlight=False)
+    screen.print(found.title, soft_wrap=True, markup=False)
     screen.print(_table(found))
     screen.print(
         f"Memory at most {_size(found.host_bytes)}"

@@ -24,6 +24,8 @@ class ConfigSource(ModelSource):
         InputError: no causal language model can be built from it.
     """
 
+    only_config = True
+
     def __init__(
         self, config: PretrainedConfig, label: str, dtype: str, trust_remote_code: bool = False
     ):

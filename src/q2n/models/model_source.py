@@ -32,6 +32,8 @@ class ModelSource(ABC):
     """The dtype in which the model is run and written."""
     folder: Path | None = None
     """The checkpoint folder, if it comes from one."""
+    only_config: bool = False
+    """Whether nothing but its configuration is known: no tensor, no tokenizer."""
     trust_remote_code: bool = False
     """Whether code of the checkpoint may run, and travels with it."""
     runtime: RuntimeParts | None = None

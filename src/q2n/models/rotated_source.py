@@ -114,7 +114,7 @@ class RuntimeSource(ModelSource):
         self.runtime = None if parts.none else parts
         self.label, self.config = inner.label, inner.config
         self.dtype, self.folder = inner.dtype, inner.folder
-        self.trust_remote_code = inner.trust_remote_code
+        self.trust_remote_code, self.only_config = inner.trust_remote_code, inner.only_config
 
     def skeleton(self) -> PreTrainedModel:
         return self.inner.skeleton()

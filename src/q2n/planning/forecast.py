@@ -41,6 +41,8 @@ class Forecast:
     seconds: Number
     notes: tuple[str, ...]
     """What does not fit, and what would help: sentences without a full stop."""
+    title: str = ""
+    """What is forecast."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

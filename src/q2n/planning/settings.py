@@ -30,10 +30,12 @@ class Described:
     shapes: ModelShapes
     load: Load
     source: ModelSource
+    title: str
+    """Model, method, text and format in one line."""
 
     def forecast(self, rates: Rates) -> Forecast:
         """What it needs on a machine with these rates."""
-        return forecast(self.shapes, self.load, rates)
+        return replace(forecast(self.shapes, self.load, rates), title=self.title)
 
 
 def planned(settings: Settings, rates: Path | None = None, ranks: int = 1) -> Forecast:
@@ -84,7 +86,12 @@ def describe_run(
     if plan.reads_text:
         require_positions(config.length, blocks.longest)
     load = _load(config, plan, blocks, on_device, ranks)
-    return Described(shapes_of(blocks), load, changed)
+    return Described(shapes_of(blocks), load, changed, _title(config, plan, source))
+
+
+def _title(config: RunSettings, plan: Plan, source: ModelSource) -> str:
+    text = f", {config.windows} windows of {config.length} tokens" if plan.reads_text else ""
+    return f"{source.label}: {plan.title}{text}, written as {plan.format.name}"
 
 
 def _sized(plan: Plan) -> Method:

@@ -79,7 +79,7 @@ class FileLayout:
         """What a user must know of the file besides."""
         return [
             *window_notes(self.architecture, self.config),
-            *self.vocabulary.notes,
+            *([] if self.source.only_config else self.vocabulary.notes),
             *self.outside.notes(self._embeddings),
         ]
 
