@@ -31,7 +31,7 @@ ROOMS = [
     {"evaluation"},
     {"report"},
     {"config"},
-    {"checks"},
+    {"checks", "description"},
     {"planning"},
     {"preprocess"},
     {"run"},

@@ -22,20 +22,16 @@ from q2n.config.opening import calibration_of, loop_options, model_of, refit_tex
 from q2n.config.output import output_folder
 from q2n.config.owners import build_plan
 from q2n.config.settings import Settings
-from q2n.config.widths import FILE as WIDTHS_FILE
-from q2n.config.widths import widths_text
 from q2n.data.protocols import PROTOCOLS
 from q2n.data.texts import Texts
 from q2n.data.windows import TokenWindows
+from q2n.description import Description
 from q2n.disk.folders import partial_folder
 from q2n.distributed.agreement import require_agreement, tell
 from q2n.distributed.ranks import ALONE, Ranks
 from q2n.errors import InputError, ResumeError
-from q2n.evaluation.results import Comparison
 from q2n.evaluation.written import compare_written
 from q2n.logging import Reporter
-from q2n.models.auto_classes import loaded_as
-from q2n.models.full_precision import FullPrecision
 from q2n.pipeline.allocation import Allocation
 from q2n.pipeline.facts import RunStart
 from q2n.pipeline.finished import check_finished
@@ -47,8 +43,7 @@ from q2n.pipeline.store import RunStore
 from q2n.pipeline.whole_model import refit_stored, refitted
 from q2n.planning.least import require_room
 from q2n.planning.least_disk import require_disk
-from q2n.report.card import About
-from q2n.report.checkpoint import Quantized, describe, described_before, wider_in_file
+from q2n.report.checkpoint import Quantized, wider_in_file
 from q2n.report.reading import read_record
 from q2n.report.record import RECORD_FILE, BlockRecord, notes_of
 from q2n.version import __version__
@@ -130,11 +125,11 @@ class Run:
             in_memory,
             takes_gradients=self.plan.takes_gradients,
         )
-        try:
-            for text in self._described([], 0, None, self._kept([]))[1].values():
-                text.encode()
-        except UnicodeEncodeError as cause:
-            raise InputError(f"a name for the model card is not UTF-8: {cause}") from cause
+        self._description.require_writable(self.notes)
+
+    @property
+    def _description(self) -> Description:
+        return Description(self.plan, self.opened, self.target, self.fingerprint, self.labels)
 
     def complete_before(self) -> Quantized:
         """What the earlier run came to that has written the checkpoint; what it left beside that
@@ -154,12 +149,7 @@ class Run:
         if self._is_of_this_run():
             self._clear_away()
         self.reporter.note(f"{self.target} is complete already: nothing is left to do")
-        return described_before(
-            self.target,
-            bytes_before=self.opened.original.size_bytes(),
-            bytes_after=self.plan.format.container.tensor_bytes(self.target),
-            loading_example=self._loading_example,
-        )
+        return self._description.before()
 
     def quantize_blocks(self) -> None:
         """Every block, or those that an interrupted run left; then the refit of the model. Of
@@ -280,7 +270,8 @@ class Run:
 
     def _describe(self, folder: Path, size: int, blocks: list[BlockRecord]) -> Quantized:
         """Measure the checkpoint in `folder` and describe it there."""
-        kept = self._kept(blocks)
+        description = self._description
+        kept = description.kept(blocks)
         for note in wider_in_file(blocks, kept, size, self.plan.format.name):
             self.notes.append(note)
             self.reporter.note(note)
@@ -294,49 +285,7 @@ class Run:
                 divergence=self.config.kl,
                 reporter=self.reporter,
             )
-        done, texts = self._described(blocks, size, comparison, kept)
+        done, texts = description.files(blocks, size, comparison, kept, self.notes)
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
         return done
-
-    def _kept(self, blocks: list[BlockRecord]) -> FullPrecision:
-        quantized = [name for block in blocks for name in block.layers]
-        return self.plan.format.container.kept(self.opened.source, quantized)
-
-    def _loading_example(self, folder: Path) -> str:
-        lines = self.plan.format.container.loading_example(folder)
-        return loaded_as(lines, self.opened.source.config)
-
-    def _described(
-        self,
-        blocks: list[BlockRecord],
-        size: int,
-        comparison: Comparison | None,
-        kept: FullPrecision,
-    ) -> tuple[Quantized, dict[str, str]]:
-        """What describes the checkpoint, and the texts of its files by name."""
-        opened, format = self.opened, self.plan.format
-        done, texts = describe(
-            About(
-                method=self.plan.title,
-                format=format.name,
-                tags=format.container.tags,
-                language=format.container.language,
-                outside=format.container.outside_types(opened.source),
-                library=format.container.library,
-                runtime=opened.source.runtime is not None,
-            ),
-            self.fingerprint,
-            self.labels,
-            blocks,
-            directory=self.target,
-            bytes_before=opened.original.size_bytes(),
-            bytes_after=size,
-            loading_example=self._loading_example,
-            comparison=comparison,
-            kept=kept,
-            notes=self.notes,
-        )
-        if widths := self.plan.widths:
-            texts[WIDTHS_FILE] = widths_text(widths, done.record["bits_per_weight"])
-        return done, texts
