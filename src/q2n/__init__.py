@@ -15,6 +15,7 @@ __all__ = [
     "evaluate_tasks",
     "inspect",
     "inspect_fidelity",
+    "preprocess",
     "quantize",
     "save_kl_base",
 ]
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         evaluate_tasks,
         inspect,
         inspect_fidelity,
+        preprocess,
         quantize,
         save_kl_base,
     )

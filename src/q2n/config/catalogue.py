@@ -25,7 +25,13 @@ from q2n.config.options import (
     Table,
 )
 from q2n.config.owners import BY_SWITCH, WRAPPERS, storage
-from q2n.config.presets import ALIASES, METHOD_PRESETS, PRESET_STRATEGIES, PRESET_SUMMARIES
+from q2n.config.presets import (
+    ALIASES,
+    METHOD_PRESETS,
+    PRESET_STRATEGIES,
+    PRESET_SUMMARIES,
+    QUALITIES,
+)
 from q2n.config.runtimes import RUNTIMES
 from q2n.config.settings import RunSettings
 from q2n.formats import FORMATS
@@ -118,7 +124,17 @@ def as_markdown(table: Table) -> str:
             text = option.help.replace("|", "\\|")
             lines.append(f"| `{option.name}` | {option.kind} | {default} | {text} |")
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_qualities()])
+
+
+def _qualities() -> list[str]:
+    """What a quality stands for, by method."""
+    lines = ["## What `quality` sets", "", "| method | `good` | `best`, besides |", "|---|---|---|"]
+    for method, good in QUALITIES["good"].items():
+        best = {x: y for x, y in QUALITIES["best"][method].items() if x not in good}
+        cells = (", ".join(f"`{x}: {y}`" for x, y in own.items()) for own in (good, best))
+        lines.append(f"| `{method}` | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def _title(owner: str) -> str:

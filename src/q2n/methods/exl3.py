@@ -78,7 +78,7 @@ class EXL3(Method):
             raise InputError(
                 f"{name}: {rows} x {columns} weights are too many for EXL3 on a processor (at most "
                 f"{LARGEST}), and its kernel for a GPU has not been run on one; use exllamav3's "
-                "own convert.py, or --method quip --grid trellis"
+                "own convert.py, or --method quip --quality good"
             )
 
     def quantize(self, problem: LayerProblem) -> QuantizedLinear:

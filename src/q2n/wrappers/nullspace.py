@@ -50,6 +50,7 @@ class NullSpace(Wrapper):
     index: Index = "paper"
     """Reading of the ratio rule's index."""
     decomposition: Decomposition = "eigh"
+    """How principal directions are found: eigh, or svd (slower; the two differ by rounding)."""
     solver: Literal["closed", "adam"] = "closed"
     """How alpha is found: closed (the paper's formula), or adam (gradient steps from 1)."""
     adam_steps: Count = 20
