@@ -18,3 +18,10 @@ def test_a_log_file_says_how_far_a_run_is(capsys, monkeypatch):
 
 def test_it_does_so_now_and_then(capsys, monkeypatch):
     assert not [x for x in said(capsys, monkeypatch, every=3600.0) if "of 3" in x]
+
+
+def test_titles_are_no_markup(capsys):
+    with logging.Reporter("bars").bar("states of ./m[x] z[/z]", 1) as bar:
+        bar.detail("[/b]")
+        bar.advance()
+    assert "./m[x] z[/z]" in capsys.readouterr().err.replace("\n", "")

@@ -81,13 +81,13 @@ class Reporter:
     def bar(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:
         """A bar of `total` steps with time used and estimated time left."""
         columns = (
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", style="dim", markup=False),
         )
         with Progress(*columns, console=self.console, transient=False) as progress:
             task = progress.add_task(title, total=total, completed=done, detail="")

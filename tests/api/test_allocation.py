@@ -154,6 +154,7 @@ def test_what_does_not_go_together_is_refused(run, tmp_path, settings, words):
         ("model.layers.0.mlp.up_projj: 4", "Did you mean 'model.layers.0.mlp.up_proj'"),
         ("model.layers.0.mlp.up_proj: 4", "has no width for model.layers.0"),
         ("a: [", "is no YAML"),
+        ("[" * 3000, "is no YAML"),
     ],
 )
 def test_a_wrong_file_is_named(run, tmp_path, text, words):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from q2n.cli.main import main
 from q2n.config.options import table
@@ -122,6 +123,16 @@ def test_printed_config_drives_the_same_run(monkeypatch, capsys, tmp_path, place
     assert settings["skip_layers"] == ["*k_proj", "*o_*"]
     assert (settings["correct"], settings["refit"], settings["refit_steps"]) == (True, "block", 2)
     assert settings["model"] == model and settings["text"].endswith("text.txt")
+
+
+def test_a_flag_of_none_wins_over_the_file(capsys, tmp_path, place):
+    (tmp_path / "config.yaml").write_text("quality: good\nbits: 3\nformat: native\n")
+    file = ["--config", str(tmp_path / "config.yaml"), "--print-config"]
+    how = ["quantize", str(place / "model"), "--output", "out", *file]
+    assert main([*how, "--quality", "none", "--format", "none"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["bits"] == 3 and shown["correct"] is False
+    assert "quality" not in shown and "format" not in shown
 
 
 def test_methods_are_listed_with_storage_and_formats(capsys, monkeypatch):

@@ -61,6 +61,29 @@ def test_flags_of_tasks_need_tasks(model, one_line):
     assert "--task-dir is of tasks: give --tasks NAMES too" in one_line()
 
 
+@pytest.mark.parametrize("measure", [["--generation"], ["--kl-base", "b.kl"], ["--tasks", "piqa"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--windows", "2"],
+        ["--split", "train"],
+        ["--stride", "4"],
+        ["--protocol", "gptq"],
+        ["--reference", "other"],
+        ["--floor", "0.1"],
+    ],
+)
+def test_flags_of_a_text_need_one(model, one_line, measure, flags):
+    assert main(["eval", model, *measure, *flags]) == 2
+    assert f"{flags[0]} is of a text, and none is measured" in one_line()
+
+
+def test_flags_of_a_comparison_mean_nothing_to_a_base_file(model, one_line):
+    saved = ["--save-kl-base", "b.kl", "--ppl", "text.txt", "--protocol", "llama.cpp"]
+    assert main(["eval", model, *saved, "--reference", model]) == 2
+    assert "compares nothing: leave --reference out" in one_line()
+
+
 def test_an_unknown_task_is_one_line(model, one_line):
     pytest.importorskip("lm_eval", reason="the harness is not installed")
     assert main(["eval", model, "--tasks", "helaswag"]) == 2

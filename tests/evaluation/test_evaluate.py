@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from tiny import save_tiny, tiny_text
+from tiny import save_tiny, tiny_model, tiny_text
 
 import q2n
 from q2n.errors import InputError
@@ -57,6 +57,11 @@ def test_a_text_may_be_a_path(tmp_path):
 def test_a_floor_that_cannot_be_is_refused_first(tmp_path, floor, words):
     with pytest.raises(InputError, match=words):
         q2n.compare("nowhere", "nowhere", ppl="sotu", floor=floor)
+
+
+def test_a_floor_of_a_dtype_needs_a_folder(tmp_path):
+    with pytest.raises(InputError, match="a model object has the dtype that it has"):
+        q2n.compare(tiny_model(), tiny_model(), ppl="sotu", floor="bfloat16")
 
 
 def test_noise_at_the_floor_diverges_as_its_square(tmp_path):

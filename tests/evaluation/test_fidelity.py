@@ -81,9 +81,20 @@ def test_overlapping_windows_count_what_is_new():
     windows = windows_of(4, 50, stride=10)
     scores = random_scores(1, 80)
     found = fidelity_of(scores, windows, "it")
-    parts = scores.divergence.split([50, 10, 10, 10])
+    parts = scores.divergence.split(10)  # the first window has new tokens for five
     assert found.divergence == pytest.approx(float(scores.divergence.mean()))
     assert found.by_window == pytest.approx([float(part.mean()) for part in parts])
+
+
+def test_a_difference_is_that_of_the_divergences_where_windows_overlap():
+    """A window's part that no stride divides has about as many tokens as the others."""
+    windows = windows_of(4, 127, stride=8)
+    one, other = (
+        fidelity_of(random_scores(1, 127 + 3 * 8, seed=seed), windows, "it") for seed in (1, 2)
+    )
+    assert len(one.by_window) == 16 + 3
+    difference, error = paired_difference(one, other)
+    assert difference == pytest.approx(one.divergence - other.divergence, rel=0, abs=0.1 * error)
 
 
 def test_buckets_share_all_tokens():

@@ -152,3 +152,23 @@ def test_a_folder_of_the_name_of_a_recipe_is_no_plan(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "table4").mkdir()
     assert read_plan("table4").name == "table4"
+
+
+def test_cells_that_differ_in_widths_or_runtime_have_keys_of_their_own(tmp_path):
+    names = [f"model.layers.{n}.mlp.up_proj" for n in range(2)]
+    for width in (2, 8):
+        lines = [f"{name}: {width}\n" for name in names]
+        (tmp_path / f"{width}.yaml").write_text("".join(lines))
+    (tmp_path / "same.yaml").write_text((tmp_path / "8.yaml").read_text())
+    ways = {
+        "none": {},
+        "narrow": {"allocation": str(tmp_path / "2.yaml")},
+        "wide": {"allocation": str(tmp_path / "8.yaml")},
+        "wide again": {"allocation": str(tmp_path / "same.yaml")},
+        "vLLM": {"runtime": "vllm"},
+    }
+    axes = {"model": [str(tmp_path / "model")], "way": ways}
+    settings = {"corpus": "sotu", "method": "rtn", "group_size": 16, "dtype": "half"}
+    written_plan = written(plan(tmp_path, axes=axes, compare=None, settings=settings), tmp_path)
+    keys = [cell.key for cell in cells_of(read_plan(written_plan))[1:]]
+    assert len(set(keys)) == 4 and keys[2] == keys[3]

@@ -10,6 +10,8 @@ from q2n.grids.granularity import PerChannel, PerGroup
 from q2n.grids.scale_zero_search import ScaleZeroGrid
 from q2n.grids.uniform import UniformGrid
 from q2n.layers.uniform import UniformLinear
+from q2n.method import LayerProblem
+from q2n.methods.rtn import RTN
 
 
 def normal(*shape, seed=0):
@@ -170,3 +172,12 @@ def test_small_weights_keep_their_bits_in_float16(grid):
         assert layer.scale.dtype is dtype and layer.scale.max() < torch.finfo(torch.float16).tiny
         errors[dtype] = (layer.dequantize() - weight).square().mean()
     assert errors[torch.float16] < 1.02 * errors[torch.float32]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("clip", ["minmax", "mse", "scale_zero"])
+def test_a_symmetric_group_of_one_sign_has_the_range_of_its_largest_value(sign, clip):
+    weight = sign * (0.5 + torch.rand(4, 16, generator=torch.Generator().manual_seed(0)) / 2)
+    method = RTN(bits=4, symmetric=True, group_size=8, clip=clip)
+    layer = method.quantize(LayerProblem(name="h", weight=weight, statistics=None))
+    assert (layer.dequantize() - weight).abs().max() < 0.14  # a step of 1 / 7.5, and its clamp

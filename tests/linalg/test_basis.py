@@ -59,3 +59,11 @@ def test_balancing_minimises_its_product():
     dead = gram.clone()
     dead[3], dead[:, 3] = 0, 0
     assert (balancing(weight, dead) > 0).all()
+
+
+def test_a_dead_channel_counts_as_the_others_do():
+    """Not as one with next to no input, which would get all the noise."""
+    weight, x = normal(6, 12), normal(30, 12, seed=1)
+    x[:, 3] = 0
+    found = balancing(weight, x.T @ x)
+    assert 0.5 < found[3] / found.median() < 2

@@ -149,3 +149,11 @@ def test_options_that_cannot_be():
     with pytest.raises(InputError, match=r"h\.0\.up.*48 columns"):
         PBLLM(group_size=32).check("h.0.up", (ROWS, COLUMNS))
     assert METHODS["pbllm"] is PBLLM
+
+
+@pytest.mark.parametrize("low", ["xnor", "sign", "2bit", "4bit", "prune"])
+def test_a_group_of_zeros_stays_zero(low):
+    given = problem(torch.float32, scale_dtype=torch.bfloat16)
+    given.weight[:, 16:32] = 0
+    layer = PBLLM(low=low, group_size=16, feedback=False).quantize(given)
+    assert (layer.dequantize()[:, 16:32] == 0).all()

@@ -86,7 +86,7 @@ def minmax(values, bits, symmetric, storage=np.float32):
         lo, hi = min(0.0, row.min()), max(0.0, row.max())
         if symmetric:
             hi = max(abs(lo), hi)
-            lo = -hi if lo < 0 else lo
+            lo = -hi
         if lo == 0 and hi == 0:
             lo, hi = -1.0, 1.0
         scale = float(storage((hi - lo) / top))
@@ -168,7 +168,7 @@ def mse_clip_error(values, bits, symmetric):
     lo, hi = min(0.0, values.min()), max(0.0, values.max())
     if symmetric:
         hi = max(abs(lo), hi)
-        lo = -hi if lo < 0 else lo
+        lo = -hi
     best = np.inf
     for step in range(80):
         shrink = 1 - step / 100

@@ -7,6 +7,7 @@ from witness import witness
 
 from q2n.errors import InputError, NumericalError
 from q2n.linalg.basis import Basis
+from q2n.linalg.held_out import correction_ridge
 from q2n.linalg.required_statistics import RequiredStatistics
 from q2n.linalg.statistics import InputStatistics
 from q2n.method import LayerProblem
@@ -310,3 +311,30 @@ def test_a_layer_of_zeros_stays_zero():
     given = dataclasses.replace(given, weight=torch.zeros(ROWS, COLUMNS))
     layer = InputErrorCorrection(inner=RTN(bits=3)).quantize(given)
     assert (layer.dequantize() == 0).all() and layer.record["correction"] == 0
+
+
+def test_the_held_out_ridge_is_that_of_the_stream_too():
+    """Inputs that are wrong at random, and a stream whose lack they tell: the least ridge."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(8, 200, COLUMNS, generator=generator)
+    x_full = x + 0.3 * torch.randn(x.shape, generator=generator)
+    s = torch.zeros(8, 200, ROWS)
+    s_full = x @ torch.randn(COLUMNS, ROWS, generator=generator)
+    needs = RequiredStatistics.GRAM | RequiredStatistics.CROSS | RequiredStatistics.FOLDS
+    statistics = InputStatistics(COLUMNS, needs, outputs=ROWS, share=0.5)
+    statistics.update(x, x_full, s, s_full)
+    weight = 0.1 * torch.randn(ROWS, COLUMNS, generator=generator)
+    target = x_full @ weight.T + 0.5 * (s_full - s)
+    errors = []
+    for ridge in HELD_OUT_RIDGES:
+        error = 0.0
+        for fitted, unseen in (HALVES, HALVES[::-1]):
+            part, full = x[fitted].flatten(0, 1).double(), target[fitted].flatten(0, 1).double()
+            gram = part.T @ part
+            shift = ridge * gram.diagonal().mean() * torch.eye(COLUMNS, dtype=torch.float64)
+            right = full.T @ part + weight.double() @ shift
+            moved = torch.linalg.solve(gram + shift, right.T).T
+            error += float(((target[unseen] - x[unseen] @ moved.float().T) ** 2).sum())
+        errors.append(error)
+    best = HELD_OUT_RIDGES[errors.index(min(errors))]
+    assert best < 1 and correction_ridge(weight, statistics, name="h") == best

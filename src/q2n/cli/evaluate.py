@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from q2n.evaluation.results import PerplexityResult
     from q2n.logging import Reporter
 
+DEFAULT_PROTOCOL = "q2n"
 NOT_CONDITIONS = (
     *("command", "run", "models", "reference", "floor", "quiet", "json"),
     *TASK_FLAGS,
@@ -62,7 +63,7 @@ def add_eval(commands: Any) -> None:
     )
     parser.add_argument(
         "--protocol",
-        default="q2n",
+        default=DEFAULT_PROTOCOL,
         choices=PROTOCOLS,
         help="How the text is cut and what of it counts (docs/measuring.md); default: q2n.",
     )
@@ -111,6 +112,7 @@ def run(parsed: Namespace) -> None:
             "nothing to measure: give --ppl CORPUS, --kl-base FILE, --tasks NAMES or --generation"
         )
     require_tasks(parsed)
+    _require_text(parsed)
     reporting = reporter(parsed)
     for measure in measures:
         lines, shown = measure(parsed, reporting)
@@ -119,6 +121,27 @@ def run(parsed: Namespace) -> None:
                 print(json.dumps(line))
         elif not parsed.quiet:
             _print(shown)
+
+
+def _require_text(parsed: Namespace) -> None:
+    """Refuse flags that say something of a text where none is measured.
+
+    Raises:
+        InputError: naming the first of them.
+    """
+    from q2n.errors import InputError
+
+    of_text = ("reference", "floor", "split", "length", "windows", "stride")
+    given = [name for name in of_text if getattr(parsed, name) is not None]
+    given += ["protocol"] if parsed.protocol != DEFAULT_PROTOCOL else []
+    given += ["block_by_block"] if parsed.block_by_block and parsed.kl_base is None else []
+    if given and parsed.ppl is None:
+        flag = f"--{given[0].replace('_', '-')}"
+        raise InputError(f"{flag} is of a text, and none is measured: give --ppl CORPUS too")
+    if parsed.save_kl_base is not None and given[:1] in (["reference"], ["floor"]):
+        raise InputError(
+            f"--save-kl-base writes a file and compares nothing: leave --{given[0]} out"
+        )
 
 
 def _likelihoods(parsed: Namespace) -> Callable[[Namespace, Reporter], Measured]:

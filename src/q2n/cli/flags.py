@@ -64,7 +64,8 @@ class PlainHelp(argparse.HelpFormatter):
 
 
 def add_options(parser: argparse.ArgumentParser, title: str, options: Iterable[Flag]) -> None:
-    """One flag per option; an option that is not set is None, so that its owner's default holds."""
+    """One flag per option; an option that is not set has no entry, so that its owner's default
+    holds. None is its default, whatever a file says."""
     group = parser.add_argument_group(title)
     others = {name: alias for alias, name in ALIASES.items()}
     for option in options:
@@ -80,7 +81,9 @@ def add_options(parser: argparse.ArgumentParser, title: str, options: Iterable[F
         elif first.type == "list":
             kind |= {"type": str, "nargs": "+"}
         help_text = option.help.replace("%", "%%")
-        group.add_argument(*names, dest=option.name, default=None, help=help_text, **kind)
+        group.add_argument(
+            *names, dest=option.name, default=argparse.SUPPRESS, help=help_text, **kind
+        )
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:

@@ -51,7 +51,7 @@ def run(parsed: Namespace) -> None:
     """Print what the run needs."""
     if parsed.ranks < 1:
         raise InputError(f"--ranks is {parsed.ranks}; it takes a whole number at least 1")
-    flags = {key: x for key, x in vars(parsed).items() if x is not None and key not in NOT_SETTINGS}
+    flags = {key: x for key, x in vars(parsed).items() if key not in NOT_SETTINGS}
     if parsed.checkpoint:
         flags["model"] = parsed.checkpoint
     settings = {**(read_settings_file(Path(parsed.config)) if parsed.config else {}), **flags}

@@ -97,7 +97,7 @@ def _say_done(done: Quantized, reporting: Reporter) -> None:
 
 def _settings(parsed: Namespace) -> dict[str, Any]:
     """What was set: in the file, and over it by flags."""
-    flags = {key: x for key, x in vars(parsed).items() if x is not None and key not in NOT_SETTINGS}
+    flags = {key: x for key, x in vars(parsed).items() if key not in NOT_SETTINGS}
     if parsed.checkpoint:
         flags["model"] = parsed.checkpoint
     return {**(read_settings_file(Path(parsed.config)) if parsed.config else {}), **flags}

@@ -8,6 +8,7 @@ Every quantized layer has one line. A run writes such a file into its checkpoint
 and given back.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
@@ -60,10 +61,8 @@ def read_widths(file: str | Path, widths: Iterable[Width]) -> dict[str, Width]:
         InputError: the file cannot be read, or holds something else.
     """
     try:
-        values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except OSError as cause:
-        raise InputError(f"allocation {file} cannot be read ({reason(cause)})") from cause
-    except (ValueError, yaml.YAMLError) as cause:
+        values = yaml.safe_load(_bytes_of(file).decode("utf-8"))
+    except (ValueError, RecursionError, yaml.YAMLError) as cause:
         raise InputError(f"allocation {file} is no YAML: {' '.join(str(cause).split())}") from cause
     if not isinstance(values, dict) or not values:
         raise InputError(f"allocation {file} lists no layers; a line is NAME: BITS")
@@ -75,6 +74,22 @@ def read_widths(file: str | Path, widths: Iterable[Width]) -> dict[str, Width]:
                 f"{', '.join(map(str, known))}"
             )
     return values
+
+
+def widths_file_sha256(file: str | Path) -> str:
+    """Of what a file of widths holds.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    return hashlib.sha256(_bytes_of(file)).hexdigest()
+
+
+def _bytes_of(file: str | Path) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as cause:
+        raise InputError(f"allocation {file} cannot be read ({reason(cause)})") from cause
 
 
 def check_names(widths: Mapping[str, Width], layers: Iterable[str]) -> None:

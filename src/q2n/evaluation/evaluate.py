@@ -128,6 +128,11 @@ def compare_all(
     reporter, on = reporter or Reporter(), Conditions.of(**conditions)
     noise = None if floor is None else _floor(floor)
     original = checkpoint_folder(reference, on)
+    if noise is not None and noise[0] is not None and original is None:
+        raise InputError(
+            f"floor {floor}: a model object has the dtype that it has; give the reference as a "
+            "folder, or noise of a relative size (0.002)"
+        )
     folders = [checkpoint_folder(model, on) for model in models]
     if tokenizer is None and folders[0] is not None and original is not None:
         known = [folder for folder in folders if folder is not None]

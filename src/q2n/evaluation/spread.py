@@ -14,10 +14,20 @@ from torch import Tensor
 
 def window_means(
     values: Float[Tensor, " tokens"], counts: Int64[Tensor, " windows"]
-) -> Float[Tensor, " windows"]:
-    """Of `counts` values of each window, one window after the other."""
+) -> Float[Tensor, " parts"]:
+    """Of `counts` values of each window, one window after the other. Where windows overlap, the
+    first has more values than the others: it counts as so many windows as they would fill."""
+    counts = _alike(counts)
     windows = torch.arange(len(counts)).repeat_interleave(counts)
     return values.new_zeros(len(counts)).index_add_(0, windows, values) / counts
+
+
+def _alike(counts: Int64[Tensor, " windows"]) -> Int64[Tensor, " parts"]:
+    """Counts with those that exceed the least by far cut into parts of about that size."""
+    parts = (counts / counts.min()).round().long()
+    number = torch.arange(int(parts.sum())) - (parts.cumsum(0) - parts).repeat_interleave(parts)
+    whole, rest = (x.repeat_interleave(parts) for x in (counts // parts, counts % parts))
+    return whole + (number < rest)
 
 
 def error_of_mean(means: Float[Tensor, " windows"]) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from q2n.config.options import RUN, defaults
 from q2n.config.reading import read_settings
+from q2n.config.widths import widths_file_sha256
 from q2n.errors import InputError
 from q2n.evaluation.tasks.harness import all_names, require_harness
 from q2n.evaluation.tasks.names import task_names
@@ -168,7 +169,10 @@ def _changed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What is not as it is by default, presets written out: options that q2n gets later leave the
     keys of all cells before them as they are."""
     read = read_settings(settings)
-    values = {**read.fingerprint(), "corpus": read.run.corpus}
+    own = {name: getattr(read.run, name) for name in ("corpus", "runtime", "allocation")}
+    values = {**read.fingerprint(), **own}
+    if own["allocation"] is not None:
+        values["allocation"] = widths_file_sha256(own["allocation"])
     usual = defaults((RUN, *read.options))
     return {name: value for name, value in values.items() if value != usual[name]}
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from q2n.errors import NumericalError
+from q2n.grids.uniform import least_scale
 
 BEST_CLIP_SIGMA = {2: 1.494, 3: 2.051, 4: 2.514, 8: 3.922}
 """S in units of the root mean square that suits Gaussian weights best, by bits."""
@@ -24,7 +25,7 @@ def fit(
         NumericalError: weights that are not finite, or an S that overflows `dtype`.
     """
     exact = clip_sigma * weight.square().mean().sqrt()
-    scale = exact.to(dtype).clamp(min=torch.finfo(dtype).tiny)
+    scale = exact.to(dtype).clamp(min=least_scale(dtype))
     if not torch.isfinite(scale):
         raise NumericalError(
             f"{name}: a scale of {float(exact):.3g} cannot be stored in {dtype}; its weight is "

@@ -98,11 +98,13 @@ class UniformGrid:
     def range_of(
         self, values: Float[Tensor, "*groups size"]
     ) -> tuple[Float[Tensor, "*groups"], Float[Tensor, "*groups"]]:
-        """`lo` and `hi` of every group of values (the last axis)."""
+        """`lo` and `hi` of every group of values (the last axis). (Of a symmetric group without a
+        negative value GPTQ's code leaves `lo` at 0, so that half of its codes lie below all
+        values.)"""
         lo, hi = values.amin(-1).clamp(max=0), values.amax(-1).clamp(min=0)
         if self.symmetric:
             hi = torch.maximum(-lo, hi)
-            lo = torch.where(lo < 0, -hi, lo)
+            lo = -hi
         empty = (lo == 0) & (hi == 0)
         return torch.where(empty, -1.0, lo), torch.where(empty, 1.0, hi)
 

@@ -66,8 +66,13 @@ def balancing(
 
     is least (Cauchy-Schwarz) where the terms of both sums are proportional,
     `s_j^4 = H_jj / (W^T W)_jj`. A common factor of s does not matter, so H (`gram`, in units of
-    activation squared) is divided by its largest entry; then both diagonals are at least 1e-8.
+    activation squared) is divided by its largest entry; then both diagonals are at least 1e-8. A
+    dead channel, which would get the least s and all noise with it, counts as the mean of the
+    others.
     """
-    energy = gram.diagonal() / gram.abs().max().clamp(min=torch.finfo(gram.dtype).tiny)
+    diagonal = gram.diagonal()
+    live = (diagonal > 0).sum().clamp(min=1)
+    diagonal = torch.where(diagonal > 0, diagonal, diagonal.sum() / live)
+    energy = diagonal / gram.abs().max().clamp(min=torch.finfo(gram.dtype).tiny)
     norms = weight.square().sum(0)
     return (energy.clamp(min=1e-8) / norms.clamp(min=1e-8)) ** 0.25

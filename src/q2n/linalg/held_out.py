@@ -12,7 +12,8 @@ to a constant,
 
     d^T [(P^T P) o (U^T C_2 U)] d - 2 sum_k d_k (P^T S)_kk,    P = W R_1 U,  S = W R_2 U,
 
-o the elementwise product: one small quadratic form for all ridges.
+o the elementwise product: one small quadratic form for all ridges. Of a layer that writes to a
+residual stream, `W R + S` (statistics.py) takes the place of `W R`.
 
 *Factors* (output_alpha.py, whose letters these are). With A, b of each fold and
 `delta = alpha - 1` fitted on fold 1, the error on fold 2 is, up to a constant,
@@ -63,6 +64,8 @@ def _correction_errors(
     turned = seen.once("turned", lambda: vectors.T @ seen.gram @ vectors)
     change = weight @ fitted.once("residual", lambda: fitted.residual @ vectors)
     target = weight @ seen.once("turned residual", lambda: seen.residual @ vectors)
+    if fitted.stream_lack is not None and seen.stream_lack is not None:
+        change, target = change + fitted.stream_lack @ vectors, target + seen.stream_lack @ vectors
     form = ((change.T @ change) * turned).double()
     line = (change * target).sum(0, dtype=torch.float64)
     shift = mean_energy(fitted.gram.diagonal())

@@ -159,6 +159,8 @@ class PBLLM(Method):
             step, zero = grid.fit_groups(groups, left.dtype, problem.name)
             magnitude = step * (grid.top / 2)
             mean = magnitude - step * zero
+            some = groups.any(-1)  # a group of zeros has a range all the same
+            mean, magnitude = mean.where(some, 0), magnitude.where(some, 0)
         return Levels(mean.to(problem.scale_dtype), magnitude.to(problem.scale_dtype))
 
     def _rule(

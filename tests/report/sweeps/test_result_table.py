@@ -146,6 +146,15 @@ def test_a_lead_within_its_error_is_said_to_be_so() -> None:
     assert leads_of("steps", rows_of(TWO[:2]))[0].verdict == "no rival"
 
 
+def test_a_leader_that_is_behind_on_common_seeds_does_not_lead() -> None:
+    labels = {"model": "SmolLM2-135M", "bits": 3}
+    found = [(0, 0.5), (1, 0.3), (2, 0.3)]
+    cells = [record({**labels, "step": "A", "seed": seed}, value) for seed, value in found]
+    cells.append(record({**labels, "step": "B", "seed": 0}, 0.4))
+    (lead,) = leads_of("steps", rows_of(cells))[:1]
+    assert (lead.best, lead.ahead.value < 0, lead.verdict) == ("A", True, "cannot be told")
+
+
 def test_trials_of_a_search_and_what_it_chose() -> None:
     tried = [{"ridge": x, "divergence": kl} for x, kl in ((0.1, 0.52), (0.2, 0.5))]
     found = cell("Q2N", 0, 0.5, tried=tried, chosen={"ridge": 0.2})

@@ -155,7 +155,7 @@ def shortened(text: str, most: int) -> str:
 
 def _with_fonts(svg: bytes) -> bytes:
     """Drawn with the widths of DejaVu Sans, which is wider than what readers have."""
-    return re.sub(rb"font-family: [^;\"]*", f"font-family: {FAMILY}".encode(), svg)
+    return re.sub(rb"font-family: [^;\"<]*", f"font-family: {FAMILY}".encode(), svg)
 
 
 def log_scale(axes: Axes, which: str = "y") -> None:

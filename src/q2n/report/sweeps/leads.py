@@ -42,8 +42,8 @@ class Lead:
         """In a few words."""
         if not self.second:
             return "no rival"
-        if self.ahead is None or self.ahead.total_error is None:
-            return "cannot be told"
+        if self.ahead is None or self.ahead.total_error is None or self.ahead.value < 0:
+            return "cannot be told"  # below 0: ahead on the seeds of its own, behind on common ones
         seeds = "" if self.ahead.spread is not None else ", one seed"
         return ("beyond its error" if self.ahead.is_certain else "within its error") + seeds
 
