@@ -50,6 +50,7 @@ def test_a_plan_is_printed_and_json(place, capsys):
         ([], ["no model"]),
         (["model", "--ranks", "0"], ["--ranks", "at least 1"]),
         (["nowhere"], ["'nowhere'", "folder"]),
+        (["model", "--revision", "v1"], ["'v1'", "leave --revision out"]),
         (["model", "--rates", "none.json"], ["none.json"]),
         (["model", "--rates", "bad.json"], ["bad.json", "'speed'", "product"]),
         (["model", "--rates", "zero.json"], ["disk is 0"]),

@@ -80,6 +80,10 @@ def test_what_is_set_wins() -> None:
             "--kv-bits 4; leave it out$",
         ),
         ({"rotate_online": False}, "'rotate_online' does nothing without --rotate:"),
+        (
+            {"nullspace": "paper", "rule": "matrix_rank", "threshold": 0.2},
+            "'threshold' does nothing without --rule ratio:",
+        ),
         ({"runtime": "ollama"}, "runtime is 'ollama'"),
     ],
 )

@@ -161,6 +161,7 @@ IDLE_WITHOUT: dict[str, tuple[str, tuple[Any, ...], str]] = {
         ("activation_bits", (16,), "--activation-bits"),
     ),
     **dict.fromkeys(("adam_steps", "adam_rate"), ("solver", ("closed",), "--solver adam")),
+    "threshold": ("rule", ("matrix_rank", "adam_nscl"), "--rule ratio"),
     **dict.fromkeys(
         ("rotate_steps", "rotate_windows", "rotate_rate", "rotate_loss", "rotate_weight_bits"),
         ("rotate", ("none", "hadamard", "random"), "--rotate learned"),

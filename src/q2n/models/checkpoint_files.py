@@ -46,11 +46,16 @@ def resolve_checkpoint(
         weights: whether a download brings them and what travels with them, or config.json alone.
 
     Raises:
-        InputError: none of these.
+        InputError: none of these, or a revision of what has none.
     """
     if not name:
         raise InputError("no model is named; give a checkpoint folder or a hub name")
     if os.path.isdir(name):  # never raises, as Path does where a name is too long
+        if revision is not None:
+            raise InputError(
+                f"revision {revision!r} is of a model on the hub, and {name} is a folder here; "
+                "leave --revision out"
+            )
         return Path(name)
     if os.path.isfile(name):
         raise InputError(f"model {name!r} is a file; give the folder that holds it")
