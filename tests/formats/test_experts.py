@@ -81,6 +81,26 @@ def test_some_experts_may_stay_as_they_are(tmp_path, format):
     assert (logits(ours) - logits(theirs)).norm() < 0.02 * logits(ours).norm()
 
 
+QUICK = ("qwen3_moe",)
+
+
+@pytest.mark.parametrize("left", ["*experts*", "model.layers.1.*experts*"])
+@pytest.mark.parametrize("format", ["native", "compressed-tensors"])
+@pytest.mark.parametrize(
+    "architecture",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MIXTURES],
+)
+def test_whole_mixtures_may_stay_as_they_are(tmp_path, architecture, format, left):
+    if format == "compressed-tensors" and architecture in FUSED and left != "*experts*":
+        pytest.skip("fused files are refused")
+    out = quantized(tmp_path, architecture, format, bits=8, ignore=[left])
+    ours = load_model(out)
+    theirs, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    if architecture != "phimoe":  # whose router sends tokens elsewhere for a rounding
+        assert (logits(ours) - logits(theirs)).norm() < 0.02 * logits(ours).norm()
+
+
 def test_a_split_mixture_is_refused_where_readers_fail(tmp_path):
     with pytest.raises(InputError, match=r"all alike, and .*experts\.1\.gate_proj would stay"):
         quantized(tmp_path, "mixtral", "compressed-tensors", ignore=SOME)

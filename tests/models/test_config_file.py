@@ -126,6 +126,11 @@ def test_the_reason_is_named(written, change, words):
         open_source(written(change))
 
 
+@pytest.mark.parametrize("name", ["layer_rope_theta", "ngram_vocab_size_base", "layer_scale"])
+def test_large_numbers_that_count_nothing_are_taken(written, name):
+    assert open_source(written({name: 2e7})).names()
+
+
 def test_a_buffer_that_no_model_needs_is_not_made(folder):
     config = read_config(folder)
     config.head_dim = 2**40

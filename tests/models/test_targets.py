@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 from q2n.errors import InputError
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.source import open_source
-from q2n.models.targets import LayerFilter, small_targets, targets_in
+from q2n.models.targets import LayerFilter, other_linears, small_targets, targets_in
 
 
 def modules() -> nn.ModuleDict:
@@ -31,6 +31,23 @@ def test_a_weight_multiplies_as_its_module_does(kind):
     new = torch.randn(5, 3)
     target.set(new)
     torch.testing.assert_close(module(rows), rows @ new.T + module.bias)
+
+
+class Grouped(nn.Linear):
+    """Holds a matrix as a linear does, and multiplies by parts of it."""
+
+    def forward(self, x):
+        return torch.cat([x @ part.T for part in self.weight.chunk(2)])
+
+
+def test_a_linear_with_another_product_is_no_target():
+    root = nn.ModuleDict({"own": Grouped(3, 4), "linear": nn.Linear(3, 4)})
+    assert list(targets_in(root)) == ["linear"] and other_linears(root) == ["own"]
+
+
+def test_falcons_linears_are_targets():
+    model = tiny_model("falcon")
+    assert not other_linears(model) and any("query" in name for name in targets_in(model))
 
 
 @pytest.mark.parametrize(("kind", "transposed"), [("linear", False), ("conv", True)])

@@ -9,5 +9,6 @@ def smoothed(weights, tokens, alpha):
     for j in range(tokens.shape[1]):
         activation = max(abs(token[j]) for token in tokens)
         weight = max(max(abs(row[j]) for row in w) for w in weights)
-        scales.append(max(activation**alpha / max(weight, 1e-5) ** (1 - alpha), 1e-5))
+        scale = max(activation**alpha / max(weight, 1e-5) ** (1 - alpha), 1e-5)
+        scales.append(scale if activation > 0 else 1.0)
     return np.array(scales)

@@ -183,6 +183,7 @@ class CompressedTensorsEntry(UniformEntry):
     quant_method = "compressed-tensors"
     merges_parts = False  # transformers 5.23 takes all parts for packed and finds none
     single_experts = "as files"
+    merges_experts = False
 
     def __init__(self, *, rounds_inputs: bool = False):
         self.rounds_inputs = rounds_inputs

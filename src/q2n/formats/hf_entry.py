@@ -34,8 +34,9 @@ class FolderEntry(ABC):
     """Which library loads it, as model hubs call it."""
 
     merges_parts: ClassVar[bool] = True
-    """Whether its readers merge tensors on loading as transformers does with a plain checkpoint:
-    experts that are stored one by one."""
+    """Whether its readers merge tensors on loading as transformers does with a plain checkpoint."""
+    merges_experts: ClassVar[bool] = True
+    """Whether they do so with dense experts that are stored one by one."""
 
     single_experts: ClassVar[Literal["as files", "as model", "no"]] = "no"
     """What single experts are called in the files: as those of the original are, as the model calls

@@ -28,6 +28,7 @@ from q2n.formats.stored import StoredLayer
 from q2n.formats.table_grid import TableGrid
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
 from q2n.models.config_file import quantization_config
+from q2n.models.expert_parts import ExpertPart
 from q2n.models.experts import routers
 from q2n.models.full_precision import FullPrecision, full_precision
 from q2n.models.model_source import ModelSource
@@ -94,7 +95,7 @@ class HFFolder(Container):
         writer, stored = ShardWriter(folder, self.shard_bytes), {}
         in_parts = model.in_parts if self.entry.merges_parts else {}
         tables = {} if self.tables is None else tables_of(model.source)
-        fusing = Fusing(model.source.fused if self.entry.single_experts == "as files" else {})
+        fusing = Fusing(self._fused(model))
         for name in model.source.names():
             if name in in_parts:
                 for key in in_parts[name]:
@@ -139,6 +140,20 @@ class HFFolder(Container):
         """Under which name the files hold the tensors of a linear."""
         as_model = self._as_model(model, f"{module}.weight")
         return module if as_model else model.file_module(module)
+
+    def _fused(self, model: QuantizedModel) -> dict[str, Mapping[str, ExpertPart]]:
+        """Tensors of several experts: name in the files -> names in the model. Beside packed layers
+        transformers 5.23 merges no dense experts that lie one by one, so that those of a mixture
+        without a quantized one are fused as its model has them."""
+        found: dict[str, Mapping[str, ExpertPart]] = dict(model.source.fused)
+        if self.entry.merges_experts:
+            return found
+        left = model.left_mixtures
+        apart = {name for parts in left.values() for name in parts}
+        if self.entry.single_experts == "as model":
+            found = {key: parts for key, parts in found.items() if parts.keys() <= apart}
+        known = {name for parts in found.values() for name in parts}
+        return found | {key: parts for key, parts in left.items() if known.isdisjoint(parts)}
 
     def _as_model(self, model: QuantizedModel, name: str) -> bool:
         target = model.targets.get(name.rpartition(".")[0])

@@ -33,6 +33,7 @@ class NativeEntry(PackedEntry[StoredLayer]):
     quant_method = "q2n"
     outside_bits = WIDTHS
     single_experts = "as model"
+    merges_experts = False
 
     def quantization_config(
         self,

@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 from q2n.errors import InputError
 from q2n.formats.codec import Codec
 from q2n.layers.quantized import QuantizedLinear
+from q2n.models.expert_parts import ExpertPart
+from q2n.models.experts import taken_apart
 from q2n.models.model_source import ModelSource
 from q2n.models.targets import Target, targets_in
 from q2n.models.tensor_names import with_prefix
@@ -51,6 +53,17 @@ class QuantizedModel:
     def targets(self) -> dict[str, Target]:
         """Every matrix that could be quantized, by module name."""
         return targets_in(self.skeleton)
+
+    @property
+    def left_mixtures(self) -> dict[str, dict[str, ExpertPart]]:
+        """As `taken_apart`, of the mixtures that have no quantized expert."""
+        fused = taken_apart(self.skeleton)
+        packed = {
+            key.rpartition(".")[0]
+            for key, parts in fused.items()
+            if not self.replaced.keys().isdisjoint(parts)
+        }
+        return {key: parts for key, parts in fused.items() if key.rpartition(".")[0] not in packed}
 
     @cached_property
     def file_names(self) -> dict[str, str]:

@@ -49,6 +49,8 @@ _LAYERS = ("layer", "depth")
 """Of these a checkpoint has at least one tensor each,"""
 _FEW = 1000
 """which is counted if they are more than any model has."""
+_NO_COUNTS = ("theta", "base", "eps", "scale", "scaling")
+"""Parts of the names of entries that say neither (layer_rope_theta)."""
 
 
 def read_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -121,6 +123,8 @@ def _instead(folder: Path) -> str:
 def _require_possible(folder: Path, values: Mapping[str, Any]) -> None:
     """Refuse numbers that no model has."""
     for name, number in _numbers(values):
+        if any(part in name for part in _NO_COUNTS):
+            continue
         counted = any(part in name for part in _PARTS) and "size" not in name
         sized = any(part in name for part in _SIZES)
         most = _MOST_PARTS if counted else _LARGEST_SIZE if sized else math.inf

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from q2n.models.expert_parts import expert_parts, is_fused
+from q2n.models.expert_parts import ExpertPart, expert_parts, is_fused
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -226,6 +226,16 @@ def _replacement(kind: type[nn.Module]) -> type[nn.Module]:
 def experts_in(root: nn.Module) -> Iterator[tuple[str, OneByOne]]:
     """Every mixture's experts in a block or model, with their names."""
     yield from ((n, m) for n, m in root.named_modules() if isinstance(m, OneByOne))
+
+
+def taken_apart(root: nn.Module) -> dict[str, dict[str, ExpertPart]]:
+    """Name of a parameter that transformers' own model has in the place of single experts -> the
+    full names of the tensors in it, and where each lies."""
+    fused: dict[str, dict[str, ExpertPart]] = {}
+    for prefix, experts in experts_in(root):
+        for name, part in expert_parts(experts).items():
+            fused.setdefault(f"{prefix}.{part.parameter}", {})[f"{prefix}.{name}"] = part
+    return fused
 
 
 def readers(experts: OneByOne, name: str, expert: int, stage: Stage) -> list[str]:

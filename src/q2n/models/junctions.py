@@ -58,8 +58,9 @@ class Junction:
         return ".".join(names[0] for names in levels)
 
     def holdable(self, block: nn.Module, scale: Float[Tensor, " width"]) -> Float[Tensor, " width"]:
-        """The nearest scale whose division of a norm's weight is a number of the norm's dtype, so
-        that nothing is lost there."""
+        """The scale that the division of a norm's weight comes to in the norm's dtype, so that norm
+        and readers fit: a coarse one where 1 + w is near 0, for w has a step there that the sum has
+        not."""
         assert self.source is not None
         if self.source.kind == "linear":
             return scale
@@ -67,7 +68,7 @@ class Junction:
         before = weight.float() + offset
         after = (before / scale - offset).to(weight.dtype).float() + offset
         held = before / after
-        near = (held / scale - 1).abs() < torch.finfo(weight.dtype).eps  # not of a weight of 0
+        near = (held / scale - 1).abs() < 0.5  # not of a weight of 0
         return torch.where(near, held, scale)
 
     def scaled(

@@ -117,6 +117,8 @@ class Conv1DTarget(Target):
 
 TARGETS: dict[type[nn.Module], type[Target]] = {nn.Linear: LinearTarget, Conv1D: Conv1DTarget}
 """The kinds of modules that hold a matrix to quantize, and how it is read and set."""
+_SAME_PRODUCT = ("FalconLinear",)
+"""Classes of transformers with a forward pass of their own that gives what `nn.Linear`'s does."""
 
 
 def targets_in(root: nn.Module) -> dict[str, Target]:
@@ -126,8 +128,24 @@ def targets_in(root: nn.Module) -> dict[str, Target]:
         name: kind(name, module, experts.get(name.rsplit(".", 2)[0]))
         for name, module in root.named_modules()
         for of, kind in TARGETS.items()
-        if isinstance(module, of)
+        if isinstance(module, of) and _is_product(module, of)
     }
+
+
+def other_linears(root: nn.Module) -> list[str]:
+    """Names of modules that hold a matrix as a linear does and compute something else with it
+    (DeepSeek-V4's products by groups): no targets."""
+    return [
+        name
+        for name, module in root.named_modules()
+        for of in TARGETS
+        if isinstance(module, of) and not _is_product(module, of)
+    ]
+
+
+def _is_product(module: nn.Module, of: type[nn.Module]) -> bool:
+    own = type(module)
+    return own.forward is of.forward or own.__name__ in _SAME_PRODUCT
 
 
 def small_targets(blocks: Mapping[str, nn.Module]) -> set[str]:

@@ -163,7 +163,9 @@ class RunStore:
         """
         norm_weights = norm_weights or {}
         tensors = stored_tensors(layers)
-        tensors |= {f"{name}:{_NORM}": weight.cpu() for name, weight in norm_weights.items()}
+        tensors |= {
+            f"{name}:{_NORM}": weight.contiguous().cpu() for name, weight in norm_weights.items()
+        }
         values = {
             **facts.to_json(),
             "layers": described(layers),

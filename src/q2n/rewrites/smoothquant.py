@@ -5,7 +5,8 @@ the tensor,
 
     s_j = a_j^alpha / w_j^(1 - alpha),    at least 1e-5,
 
-so that at alpha 0.5 both have the same range, sqrt(a_j w_j), in every channel. For activations in
+so that at alpha 0.5 both have the same range, sqrt(a_j w_j), in every channel; 1 of a channel that
+no token reaches, whose norm weight would be divided by 1e-5. For activations in
 few bits (`--activation-bits`). As published the scale goes into norms alone.
 """
 
@@ -47,4 +48,4 @@ class SmoothQuant(Rewrite):
         inputs = reading.inputs.sizes.largest
         weights = torch.stack([weight.abs().amax(0) for weight in reading.weights]).amax(0)
         moved = inputs**self.smooth_alpha / weights.clamp(min=_LEAST) ** (1 - self.smooth_alpha)
-        return moved.clamp(min=_LEAST)
+        return moved.clamp(min=_LEAST).where(inputs > 0, 1.0)
