@@ -168,8 +168,9 @@ def _itself(tensor: Tensor) -> Tensor:
 
 
 def _part_by_size(tensor: Tensor, number: int, windows: int) -> Tensor:
-    """Windows lie along the first axis of their number."""
-    if windows not in tensor.shape:
+    """Windows lie along the first axis of their number; those of a tensor that begins with an axis
+    of 1 share it (rotary tables by kind of layer, in DeepSeek-V4's dictionary)."""
+    if windows not in tensor.shape or tensor.shape[0] == 1:
         return tensor
     return part(tensor, tensor.shape.index(windows), number, windows)
 
