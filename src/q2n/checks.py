@@ -10,8 +10,6 @@ from q2n.config.widths import check_names
 from q2n.errors import InputError
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.opened import OpenedModel
-from q2n.models.targets import other_linears
-from q2n.patterns import listed
 
 
 def notes_of_settings(settings: Settings, plan: Plan, opened: OpenedModel) -> list[str]:
@@ -26,11 +24,6 @@ def notes_of_settings(settings: Settings, plan: Plan, opened: OpenedModel) -> li
         )
     if run.dtype == "half" and str(opened.source.config.dtype).endswith("float32"):
         notes.append("The float32 model is run and written in bfloat16")
-    if others := other_linears(opened.source.skeleton()):
-        notes.append(
-            f"{listed(others)} compute something else with their weights than linears do, and stay "
-            "in full precision"
-        )
     if not run.true_sequential and any(x.experts for x in opened.blocks.targets().values()):
         notes.append(
             "Statistics of all experts of a block are in memory together, for --true-sequential "

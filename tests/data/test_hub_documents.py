@@ -84,9 +84,14 @@ def test_of_many_rows_some_are_read_and_it_is_said(hub_of, monkeypatch):
 
 def test_a_row_without_text_is_named(hub_of, monkeypatch):
     monkeypatch.setattr(hub_documents, "MOST_ROWS", 2)
-    hub_of([{"text": "a"}, {"text": "b"}, {"text": None}])
-    with pytest.raises(InputError, match='org/data train, row 2: "text" is NoneType'):
+    hub_of([{"text": 1}, {"text": 2}, {"text": 3}])
+    with pytest.raises(InputError, match='org/data train, row 0: "text" is int'):
         list(load_corpus("hub:org/data", "train").parts)
+
+
+def test_a_row_without_a_value_is_empty(hub_of):
+    hub_of([{"text": "a"}, {"text": None}, {"text": "b"}])
+    assert "".join(load_corpus("hub:org/data", "train").parts) == "a\n\n\n\nb"
 
 
 def test_other_columns_are_named_with_the_way_out(hub_of):

@@ -11,6 +11,8 @@ from q2n.errors import InputError
 
 TEXT, MESSAGES = "text", "messages"
 """What holds a document in a row."""
+EMPTY: Mapping[str, Any] = {TEXT: "", MESSAGES: []}
+"""What a row without a value has there, in a table whose other rows have one."""
 
 Chat = Callable[[list[Any]], str]
 """The messages of a conversation -> its text; raises `InputError`."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from q2n.data.documents import MESSAGES, TEXT, Chat, text_of_row
+from q2n.data.documents import EMPTY, MESSAGES, TEXT, Chat, text_of_row
 from q2n.data.hub import HubText
 from q2n.errors import InputError
 
@@ -67,7 +67,7 @@ class HubDocuments:
                 f'{name} has no column "{TEXT}" or "{MESSAGES}" but {", ".join(table.column_names)}'
                 "; give its texts in Python: q2n.quantize(..., texts=[...])"
             )
-        self.step, self._chat = ceil(len(table) / MOST_ROWS) or 1, chat
+        self.step, self._kind, self._chat = ceil(len(table) / MOST_ROWS) or 1, kind, chat
         self._rows: Any = table.select_columns([kind]).select(range(0, len(table), self.step))
 
     @property
@@ -79,4 +79,5 @@ class HubDocuments:
     def __iter__(self) -> Iterator[str]:
         """Raises `InputError` where a row is no text; the message says which."""
         for number, row in enumerate(self._rows):
+            row = {self._kind: row[self._kind] or EMPTY[self._kind]}
             yield text_of_row(row, f"{self.label}, row {number * self.step}", self._chat)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from q2n.data.decoding import decoded, lines
-from q2n.data.documents import MESSAGES, TEXT, Chat, text_of_row
+from q2n.data.documents import EMPTY, MESSAGES, TEXT, Chat, text_of_row
 from q2n.errors import InputError
 
 ROWS = 256
@@ -132,9 +132,10 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             column = file.schema_arrow.field(kind)
             if kind == TEXT:
                 _require_text(column.type)
-            empty = "" if kind == TEXT else []
             for batch in file.iter_batches(batch_size=ROWS, columns=[kind]):
-                yield from ((str(path), {kind: x or empty}) for x in batch.column(0).to_pylist())
+                yield from (
+                    (str(path), {kind: x or EMPTY[kind]}) for x in batch.column(0).to_pylist()
+                )
     except (ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f'{path} is not a parquet file with a "{TEXT}" or "{MESSAGES}" column: {error}'

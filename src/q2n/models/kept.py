@@ -4,6 +4,7 @@ Facts of the modules decide, and a table where these cannot tell:
 
 - a matrix that several blocks share (Zamba 2 runs one transformer block at many depths) has not
   one input but one per depth, and is one tensor in the files;
+- a subclass of a linear with a product of its own (DeepSeek-V4's by groups of heads) is no target;
 - a Mamba mixer takes the weight of its `dt_proj` and never calls the module, so that nothing is
   seen of its input;
 - a router, whose choice decides which weights a token meets at all, is a few rows of its block;
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from q2n.models.experts import routers
-from q2n.models.targets import targets_in
+from q2n.models.targets import other_linears, targets_in
 from q2n.patterns import listed
 
 
@@ -39,6 +40,7 @@ _ROLES = (
 )
 _ROUTER = "they choose among experts"
 _SHARED = "several blocks share them"
+_OTHER = "their product is not a linear's"
 
 
 def kept_targets(blocks: Mapping[str, nn.Module]) -> dict[str, str]:
@@ -50,6 +52,7 @@ def kept_targets(blocks: Mapping[str, nn.Module]) -> dict[str, str]:
     kept = dict.fromkeys(shared_targets(blocks), _SHARED)
     for prefix, block in blocks.items():
         modules = dict(block.named_modules())
+        kept |= {f"{prefix}.{name}": _OTHER for name in other_linears(block)}
         kept |= {f"{prefix}.{name}": _ROUTER for name in routers(block) & targets_in(block).keys()}
         for name in targets_in(block):
             parent, _, last = name.rpartition(".")
