@@ -131,17 +131,19 @@ def _require_text(parsed: Namespace) -> None:
     """
     from q2n.errors import InputError
 
-    of_text = ("reference", "floor", "split", "length", "windows", "stride")
+    of_text = ("floor", "split", "length", "windows", "stride")
     given = [name for name in of_text if getattr(parsed, name) is not None]
+    given += ["reference"] if parsed.reference is not None and not parsed.generation else []
     given += ["protocol"] if parsed.protocol != DEFAULT_PROTOCOL else []
     given += ["block_by_block"] if parsed.block_by_block and parsed.kl_base is None else []
     if given and parsed.ppl is None:
         flag = f"--{given[0].replace('_', '-')}"
         raise InputError(f"{flag} is of a text, and none is measured: give --ppl CORPUS too")
-    if parsed.save_kl_base is not None and given[:1] in (["reference"], ["floor"]):
-        raise InputError(
-            f"--save-kl-base writes a file and compares nothing: leave --{given[0]} out"
-        )
+    if parsed.save_kl_base is not None:
+        for name in {"reference", "floor"} & {*given}:
+            raise InputError(
+                f"--save-kl-base writes a file and compares nothing: leave --{name} out"
+            )
 
 
 def _likelihoods(parsed: Namespace) -> Callable[[Namespace, Reporter], Measured]:
