@@ -10,7 +10,7 @@ def scale_zero_search(values, bits, symmetric, steps, storage=np.float32):
     lo, hi = min(0.0, values.min()), max(0.0, values.max())
     if symmetric:
         hi = max(abs(lo), hi)
-        lo = -hi if lo < 0 else lo
+        lo = -hi
     if lo == 0 and hi == 0:
         lo, hi = -1.0, 1.0
     best = (np.inf, 0.0, 0)
