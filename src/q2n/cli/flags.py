@@ -6,10 +6,12 @@ import argparse
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from q2n.config.options import CHANGES, REWRITE_OWNERS, RUN, SWITCHES, Flag, flags, table
 from q2n.config.presets import ALIASES, WHEN_ALONE
+from q2n.config.settings_file import read_settings_file
 from q2n.errors import InputError
 
 if TYPE_CHECKING:
@@ -94,6 +96,18 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add_options(parser, "around the method", flags(list(SWITCHES)))
     add_options(parser, "before the method", flags(list(REWRITE_OWNERS.values())))
     add_options(parser, CHANGES, flags([CHANGES]))
+
+
+def settings_of(parsed: argparse.Namespace, others: Iterable[str]) -> dict[str, Any]:
+    """What was set: in the file, and over it by flags.
+
+    Args:
+        others: what the parser knows of a call besides settings.
+    """
+    flags = {key: x for key, x in vars(parsed).items() if key not in others}
+    if parsed.checkpoint:
+        flags["model"] = parsed.checkpoint
+    return {**(read_settings_file(Path(parsed.config)) if parsed.config else {}), **flags}
 
 
 def add_output_flags(parser: argparse.ArgumentParser) -> None:

@@ -6,9 +6,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from q2n.cli.flags import add_settings
+from q2n.cli.flags import add_settings, settings_of
 from q2n.config.reading import read_settings
-from q2n.config.settings_file import read_settings_file
 from q2n.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,10 +50,7 @@ def run(parsed: Namespace) -> None:
     """Print what the run needs."""
     if parsed.ranks < 1:
         raise InputError(f"--ranks is {parsed.ranks}; it takes a whole number at least 1")
-    flags = {key: x for key, x in vars(parsed).items() if key not in NOT_SETTINGS}
-    if parsed.checkpoint:
-        flags["model"] = parsed.checkpoint
-    settings = {**(read_settings_file(Path(parsed.config)) if parsed.config else {}), **flags}
+    settings = settings_of(parsed, NOT_SETTINGS)
     if not settings.get("model"):
         raise InputError("no model set; usage: q2n plan MODEL [options]")
     read = read_settings(settings)

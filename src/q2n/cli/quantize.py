@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from q2n.cli.flags import add_output_flags, add_settings, reporter
+from q2n.cli.flags import add_output_flags, add_settings, reporter, settings_of
 from q2n.config.options import table
 from q2n.config.output import output_folder
 from q2n.config.reading import read_settings
-from q2n.config.settings_file import read_settings_file
 
 if TYPE_CHECKING:
     from q2n.api import Quantized
@@ -97,10 +95,7 @@ def _say_done(done: Quantized, reporting: Reporter) -> None:
 
 def _settings(parsed: Namespace) -> dict[str, Any]:
     """What was set: in the file, and over it by flags."""
-    flags = {key: x for key, x in vars(parsed).items() if key not in NOT_SETTINGS}
-    if parsed.checkpoint:
-        flags["model"] = parsed.checkpoint
-    return {**(read_settings_file(Path(parsed.config)) if parsed.config else {}), **flags}
+    return settings_of(parsed, NOT_SETTINGS)
 
 
 def _methods() -> str:

@@ -91,6 +91,21 @@ def expert_parts(module: Any) -> dict[str, ExpertPart]:
     }
 
 
+def parts_by_parameter(
+    mixtures: Iterable[tuple[str, nn.Module]],
+) -> dict[str, dict[str, ExpertPart]]:
+    """Name of a fused parameter -> the full names of the tensors in it, and where each lies.
+
+    Args:
+        mixtures: names and modules that are fused, or were (experts.py).
+    """
+    fused: dict[str, dict[str, ExpertPart]] = {}
+    for prefix, module in mixtures:
+        for name, part in expert_parts(module).items():
+            fused.setdefault(f"{prefix}.{part.parameter}", {})[f"{prefix}.{name}"] = part
+    return fused
+
+
 def expert_total(parts: Iterable[ExpertPart]) -> int:
     """How many experts the whole of a fused parameter has."""
     return 1 + max(part.expert for part in parts)

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from q2n.models.expert_parts import ExpertPart, expert_parts, is_fused
+from q2n.models.expert_parts import ExpertPart, expert_parts, is_fused, parts_by_parameter
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -231,11 +231,7 @@ def experts_in(root: nn.Module) -> Iterator[tuple[str, OneByOne]]:
 def taken_apart(root: nn.Module) -> dict[str, dict[str, ExpertPart]]:
     """Name of a parameter that transformers' own model has in the place of single experts -> the
     full names of the tensors in it, and where each lies."""
-    fused: dict[str, dict[str, ExpertPart]] = {}
-    for prefix, experts in experts_in(root):
-        for name, part in expert_parts(experts).items():
-            fused.setdefault(f"{prefix}.{part.parameter}", {})[f"{prefix}.{name}"] = part
-    return fused
+    return parts_by_parameter(experts_in(root))
 
 
 def readers(experts: OneByOne, name: str, expert: int, stage: Stage) -> list[str]:

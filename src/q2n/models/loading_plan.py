@@ -29,7 +29,7 @@ from transformers.core_model_loading import (
 )
 
 from q2n.errors import InputError
-from q2n.models.expert_parts import ExpertPart, expert_parts, expert_total, is_fused
+from q2n.models.expert_parts import ExpertPart, expert_total, is_fused, parts_by_parameter
 from q2n.patterns import listed
 
 
@@ -133,11 +133,7 @@ def plan_loading(model: PreTrainedModel, keys: Iterable[str]) -> LoadingPlan:
 
 def fused_parts(model: nn.Module) -> dict[str, dict[str, ExpertPart]]:
     """Name of a fused parameter -> the full names of the matrices in it, and where each lies."""
-    fused: dict[str, dict[str, ExpertPart]] = {}
-    for prefix, module in model.named_modules():
-        for name, part in (expert_parts(module) if is_fused(module) else {}).items():
-            fused.setdefault(f"{prefix}.{part.parameter}", {})[f"{prefix}.{name}"] = part
-    return fused
+    return parts_by_parameter((n, m) for n, m in model.named_modules() if is_fused(m))
 
 
 def _take_apart(plan: LoadingPlan, fused: str, parts: Mapping[str, ExpertPart]) -> None:
