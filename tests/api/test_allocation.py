@@ -49,6 +49,23 @@ def equal(one, other) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[x], other[x]) for x in one)
 
 
+def test_the_disk_is_asked_for_what_layers_of_several_widths_take(run, tmp_path, monkeypatch):
+    """Judged by the first layer alone, it was wrong by up to the ratio of the widths."""
+    asked = []
+    monkeypatch.setattr(
+        "q2n.formats.container.require_space", lambda *given: asked.append(given[1])
+    )
+    layers = ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o")
+    kept = {f"model.layers.{i}.{name}_proj": 2 for i in range(2) for name in layers}
+    rest = {
+        f"model.layers.{i}.mlp.{name}_proj": 8 for i in range(2) for name in ("gate", "up", "down")
+    }
+    (tmp_path / "widths.yaml").write_text(yaml.safe_dump({**kept, **rest}))
+    run(allocate=None, allocation=str(tmp_path / "widths.yaml"))
+    written = sum(x.numel() * x.element_size() for x in tensors(tmp_path / "out").values())
+    assert asked == [pytest.approx(2 * written, rel=0.02)]  # a shard lies on the disk twice
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("form", ["native", "compressed-tensors", "dequantized"])
 def test_every_format_holds_the_same_weights(run, tmp_path, form):

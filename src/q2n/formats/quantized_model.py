@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from q2n.errors import InputError
 from q2n.formats.codec import Codec
+from q2n.layers.by_name import bits_per_weight
 from q2n.layers.quantized import QuantizedLinear
 from q2n.models.expert_parts import ExpertPart
 from q2n.models.experts import taken_apart
@@ -113,14 +114,17 @@ class QuantizedModel:
         return self.source.in_model_dtype(name) if changed is None else changed
 
     def quantized_bytes(self, codec: Codec) -> float:
-        """About the bytes of the quantized linears, judged by what the first one takes."""
-        weights = {
-            module: self.skeleton.get_parameter(name).numel()
-            for name, module in self.replaced.items()
-        }
-        if not weights:
-            return 0.0
-        first = next(iter(weights))
-        stored = codec.encode(first, self.layers[first], self.source.dtype).values()
-        per_weight = sum(x.numel() * x.element_size() for x in stored) / weights[first]
-        return per_weight * sum(weights.values())
+        """About the bytes of the quantized linears: of those of one width (whole bits per weight),
+        judged by what the first takes."""
+        weights: dict[int, int] = {}
+        first: dict[int, str] = {}
+        for name, module in self.replaced.items():
+            width = round(bits_per_weight(self.layers, module))
+            first.setdefault(width, module)
+            weights[width] = weights.get(width, 0) + self.skeleton.get_parameter(name).numel()
+        return sum(weights[width] * self._bytes_per_weight(first[width], codec) for width in first)
+
+    def _bytes_per_weight(self, module: str, codec: Codec) -> float:
+        stored = codec.encode(module, self.layers[module], self.source.dtype).values()
+        numel = self.skeleton.get_parameter(f"{module}.weight").numel()
+        return sum(x.numel() * x.element_size() for x in stored) / numel

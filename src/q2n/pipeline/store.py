@@ -31,6 +31,7 @@ from q2n.disk.folders import (
     require_ours,
 )
 from q2n.errors import InputError, ResumeError
+from q2n.layers.by_name import StoredByName
 from q2n.layers.quantized import QuantizedLinear
 from q2n.pipeline.block_files import BLOCK, COSTS, GRADIENTS, REFIT, TURN, BlockFiles, is_run_file
 from q2n.pipeline.facts import BlockFacts, RunStart
@@ -207,16 +208,17 @@ class RunStore:
         return leave_working_folder(self.folder, is_run_file)
 
 
-class StoredLayers(Mapping[str, QuantizedLinear]):
+class StoredLayers(StoredByName):
     """A lazy mapping over the finished blocks; keeps the latest block it read."""
 
     def __init__(self, store: RunStore):
         self.store = store
-        self._block_of = {
-            name: index
-            for index, values in enumerate(store.finished())
-            for name in values["layers"]
-        }
+        self._block_of: dict[str, int] = {}
+        self._bits: dict[str, float] = {}
+        for index, values in enumerate(store.finished()):
+            for name, layer in values["layers"].items():
+                self._block_of[name] = index
+                self._bits[name] = layer["bits_per_weight"]
         self._latest: tuple[int, dict[str, QuantizedLinear]] = (-1, {})
 
     def __getitem__(self, name: str) -> QuantizedLinear:
@@ -224,6 +226,9 @@ class StoredLayers(Mapping[str, QuantizedLinear]):
         if self._latest[0] != index:
             self._latest = (index, self.store.read_block(index))
         return self._latest[1][name]
+
+    def bits_per_weight(self, name: str) -> float:
+        return self._bits[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self._block_of
