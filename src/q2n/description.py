@@ -13,9 +13,9 @@ from q2n.evaluation.results import Comparison
 from q2n.models.auto_classes import loaded_as
 from q2n.models.full_precision import FullPrecision
 from q2n.models.opened import OpenedModel
+from q2n.report.block_record import BlockRecord
 from q2n.report.card import About
 from q2n.report.checkpoint import Quantized, describe, described_before
-from q2n.report.record import BlockRecord
 
 
 @dataclass(frozen=True)

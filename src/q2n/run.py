@@ -43,9 +43,11 @@ from q2n.pipeline.store import RunStore
 from q2n.pipeline.whole_model import refit_stored, refitted
 from q2n.planning.least import require_room
 from q2n.planning.least_disk import require_disk
+from q2n.report.block_record import BlockRecord
 from q2n.report.checkpoint import Quantized, wider_in_file
+from q2n.report.notes import notes_of
 from q2n.report.reading import read_record
-from q2n.report.record import RECORD_FILE, BlockRecord, notes_of
+from q2n.report.record import RECORD_FILE
 from q2n.version import __version__
 
 

@@ -8,8 +8,8 @@ from tiny import save_tiny, tiny_model
 import q2n
 from q2n.models.full_precision import FullPrecision, full_precision
 from q2n.models.source import open_source
+from q2n.report.block_record import BlockRecord
 from q2n.report.checkpoint import over_all_weights
-from q2n.report.record import BlockRecord
 from q2n.report.tables import bits_line
 
 LINEAR = "model.layers.0.mlp.up_proj"

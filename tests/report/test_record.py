@@ -7,8 +7,10 @@ import pytest
 from rich.console import Console
 
 from q2n.errors import InputError
+from q2n.report.block_record import BlockRecord
 from q2n.report.figures.checkpoint import plot_layers
-from q2n.report.record import BlockRecord, RunRecord, notes_of, timings
+from q2n.report.notes import notes_of
+from q2n.report.record import RunRecord, timings
 from q2n.report.tables import layer_table, settings_table
 
 STEP = {"alpha_mean": 1.01, "alpha_min": 0.9, "alpha_max": 1.2, "output_error_before": 0.5}

@@ -8,12 +8,12 @@ from typing import Any
 
 from q2n.evaluation.results import Comparison
 from q2n.models.full_precision import FullPrecision
+from q2n.report.block_record import BlockRecord
 from q2n.report.card import About, CardFacts, render_card
 from q2n.report.reading import comparison_of, read_json, read_record
 from q2n.report.record import (
     RECORD_FILE,
     TIMINGS_FILE,
-    BlockRecord,
     RunRecord,
     timings,
 )

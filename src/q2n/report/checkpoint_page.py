@@ -5,10 +5,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+from q2n.report.block_record import LayerRecord
 from q2n.report.figures.layers import layer_pictures
 from q2n.report.kinds import kinds_of
 from q2n.report.pages.render import render
-from q2n.report.record import LayerRecord, RunRecord
+from q2n.report.record import RunRecord
 from q2n.report.table_model import Cell, Column, Quantity, Table, TableRow
 from q2n.report.tables import bits_line
 

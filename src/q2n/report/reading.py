@@ -1,6 +1,7 @@
 """Records that lie on a disk, read with suspicion: anybody may have written or changed them."""
 
 import json
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ from q2n.disk.failures import reason
 from q2n.disk.folders import partial_folder
 from q2n.errors import InputError
 from q2n.evaluation.results import Comparison
-from q2n.report.record import RECORD_FILE, BlockRecord, LayerRecord, RunRecord
+from q2n.report.block_record import BlockRecord, LayerRecord
+from q2n.report.record import RECORD_FILE, RunRecord
 
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
 
@@ -44,13 +46,23 @@ def read_record(file: Path) -> RunRecord:
         for texts in (record.left_in_full_precision, record.ignored, record.notes):
             _require(isinstance(texts, list) and all(isinstance(x, str) for x in texts), "a list")
         _require(isinstance(record.settings, dict), "settings")
-        comparison_of(record)
+        _require(isinstance(record.settings.get("method", ""), str), "method")
+        _require_totals(record)
     except _MALFORMED as cause:
         raise InputError(
             f"{file} is damaged, or another version of q2n wrote it ({type(cause).__name__}: "
-            f"{cause})"
+            f"{first_error(cause)})"
         ) from cause
     return record
+
+
+def first_error(cause: Exception) -> str:
+    """pydantic lists every field that is wrong, on several lines each; the first one will do."""
+    errors = getattr(cause, "errors", None)
+    if errors is None:
+        return " ".join(str(cause).split())
+    first = errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def record_in(folder: Path) -> RunRecord:
@@ -84,13 +96,38 @@ def comparison_of(record: RunRecord) -> Comparison | None:
     return Comparison.from_json(record.rest)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Totals:
+    """What else is printed as a number, of a finished checkpoint or of a run under way."""
+
+    bits_per_weight_all: float = 0.0
+    full_precision_share: float = 0.0
+    bits_per_weight_outside: float = 0.0
+    bytes_outside: int = 0
+    finished_blocks: int = 0
+
+
+def _require_totals(record: RunRecord) -> None:
+    """Strictly: numbers, not texts of numbers. Of JSON, from which pydantic makes dataclasses."""
+    from pydantic import TypeAdapter  # 0.1 s, which help need not wait for
+
+    names = {field.name for field in fields(_Totals)} & record.rest.keys()
+    totals = json.dumps({name: record.rest[name] for name in names})
+    TypeAdapter(_Totals).validate_json(totals, strict=True)
+    if (measured := comparison_of(record)) is not None:
+        TypeAdapter(Comparison).validate_json(json.dumps(asdict(measured)), strict=True)
+
+
 def _require_numbers(layer: LayerRecord) -> None:
     """Shape, bits and whatever tables and figures compute with."""
     _require(all(isinstance(size, int) and size > 0 for size in layer.shape), "a shape")
     _require(isinstance(layer.bits_per_weight, int | float), "bits_per_weight")
     for key, value in layer.notes.items():
         if key.startswith(("output_error", "nullspace_energy", "alpha_", "scales_")):
-            _require(not isinstance(value, str | list | dict), key)
+            allowed = (
+                (int, float) if key.startswith(("alpha_", "scales_")) else (int, float, type(None))
+            )
+            _require(isinstance(value, allowed), key)
 
 
 def _require(holds: bool, what: str) -> None:

@@ -11,7 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from q2n.evaluation.results import Comparison, Fidelity
-from q2n.report.record import LayerRecord, RunRecord
+from q2n.report.block_record import LayerRecord
+from q2n.report.record import RunRecord
 
 if TYPE_CHECKING:
     from q2n.evaluation.block_costs import BlockCosts, Replaced

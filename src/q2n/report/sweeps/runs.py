@@ -17,6 +17,7 @@ from typing import Any
 from q2n.disk.failures import reason
 from q2n.errors import InputError
 from q2n.report.experiment import ExperimentRecord
+from q2n.report.reading import first_error
 from q2n.report.sweeps.soundness import require_sound
 
 ENDINGS = (".json", ".jsonl")
@@ -114,16 +115,7 @@ def _record(place: str, text: str) -> ExperimentRecord | Skipped:
         require_sound(record)
         return record
     except (ValueError, RecursionError) as cause:
-        return Skipped(place, _first_error(cause))
-
-
-def _first_error(cause: Exception) -> str:
-    """pydantic lists every field that is wrong, on several lines each; the first one will do."""
-    errors = getattr(cause, "errors", None)
-    if errors is None:
-        return " ".join(str(cause).split())
-    first = errors(include_url=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return Skipped(place, first_error(cause))
 
 
 def _each_cell_once(records: Iterable[ExperimentRecord]) -> list[ExperimentRecord]:
