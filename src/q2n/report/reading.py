@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +125,11 @@ def _require_numbers(layer: LayerRecord) -> None:
     _require(isinstance(layer.bits_per_weight, int | float), "bits_per_weight")
     for key, value in layer.notes.items():
         if key.startswith(("output_error", "nullspace_energy", "alpha_", "scales_")):
-            allowed = (
-                (int, float) if key.startswith(("alpha_", "scales_")) else (int, float, type(None))
+            share = key.startswith(("output_error", "nullspace_energy"))
+            number = (
+                isinstance(value, int | float) and isfinite(value) and (value >= 0 or not share)
             )
-            _require(isinstance(value, allowed), key)
+            _require(number or (share and value is None), key)
 
 
 def _require(holds: bool, what: str) -> None:
