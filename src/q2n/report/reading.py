@@ -126,9 +126,8 @@ def _require_numbers(layer: LayerRecord) -> None:
     for key, value in layer.notes.items():
         if key.startswith(("output_error", "nullspace_energy", "alpha_", "scales_")):
             share = key.startswith(("output_error", "nullspace_energy"))
-            number = (
-                isinstance(value, int | float) and isfinite(value) and (value >= 0 or not share)
-            )
+            known = isinstance(value, int | float) and not isinstance(value, bool)
+            number = known and isfinite(value) and (value >= 0 or not share)
             _require(number or (share and value is None), key)
 
 
