@@ -121,6 +121,20 @@ def test_states_are_those_of_the_written_model(exact):
     assert ((found - expected).abs() < 1e-3).float().mean() > 0.9
 
 
+@torch.no_grad()
+def test_the_stream_is_exact_where_products_are_fast():
+    """As of the model itself, which the turned one is compared with."""
+    source = source_of()
+    model = assemble(source)
+    turn = Turn.none(64, 3, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model.model(tokens()[:1]).last_hidden_state[0]
+        turned = _TurnedModel(model, source.layout, source.runtime, None)
+        found = turned.states(turn, tokens()[0])
+    assert expected.dtype == found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
 def test_a_loss_that_is_not_finite_is_named():
     source = source_of()
     model = assemble(source)

@@ -216,6 +216,28 @@ def near_ones(hidden):
     return lambda call, step: (call(hidden).float() - 1).square().mean()
 
 
+class OnePlus(nn.LayerNorm):
+    """A norm that multiplies with 1 + weight, as Gemma's."""
+
+    def forward(self, hidden):
+        return nn.functional.layer_norm(hidden, (16,), 1 + self.weight, self.bias)
+
+
+def test_norms_of_1_plus_weight_are_tuned_as_others_are(toy):
+    """Relative to the weight itself a 0 would never move."""
+    nn.init.uniform_(toy.norm.weight[:8], 1.0, 1.0)
+    other = deepcopy(toy)
+    other.norm = OnePlus(16)
+    other.norm.load_state_dict(toy.norm.state_dict())
+    with torch.no_grad():
+        other.norm.weight -= 1
+    layers = rounded(toy)
+    plain, offset = (tuned_toy(x, layers=layers, scale=0.0, norm=0.02) for x in (toy, other))
+    gains = plain.norm_weights["norm.weight"]
+    assert (gains[:8] - 1).abs().min() > 1e-4
+    torch.testing.assert_close(offset.norm_weights["norm.weight"] + 1, gains, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_what_is_tuned_keeps_its_dtype(toy, dtype):
     layers, half = rounded(toy, dtype=dtype), deepcopy(toy).to(dtype)

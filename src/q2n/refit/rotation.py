@@ -157,14 +157,17 @@ class _TurnedModel:
 
     def states(self, turn: Turn, tokens: Int[Tensor, " length"]) -> Float[Tensor, "length hidden"]:
         """What the head, which is not turned, reads of one window."""
-        inputs = turn.reader(self.embeddings(tokens))
+        exact = torch.autocast(tokens.device.type, enabled=False)  # or bfloat16 is the whole stream
+        with exact:
+            inputs = turn.reader(self.embeddings(tokens))
         weights = {
             name: self._rounded(rule(turn, tensor)) if is_rounded else rule(turn, tensor)
             for name, (tensor, rule, is_rounded) in self._tensors.items()
         }
         given = {"inputs_embeds": inputs.unsqueeze(0), "use_cache": False}
         found = functional_call(self.body, weights, kwargs=given)
-        return turn.unread(found.last_hidden_state[0])
+        with exact:
+            return turn.unread(found.last_hidden_state[0])
 
     def _is_rounded(self, name: str, parts: RuntimeParts) -> bool:
         linear = name.removesuffix(".weight")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from q2n.errors import InputError
 from q2n.layers.quantized import QuantizedLinear
+from q2n.models.norms import offset_of
 from q2n.models.targets import targets_in
 from q2n.refit.descent import Call, Course, dense_weights, descend
 from q2n.refit.loss_change import LossChange, rose
@@ -30,7 +31,7 @@ class Rates:
     scale: float
     """Of a scale, relative to it."""
     norm: float
-    """Of a norm's weight, relative to it."""
+    """Of what a norm multiplies with (its weight, or 1 + its weight), relative to it."""
     code: float = 0.0
     """Of a latent code, in steps of the grid."""
 
@@ -90,6 +91,7 @@ def tune(
     targets, norms = targets_in(module), _norm_vectors(module)
     originals = norm_weights(module) if rates.norm > 0 else {}
     changes = {key: torch.zeros_like(norms[key]).requires_grad_() for key in originals}
+    offsets = _norm_offsets(module) if originals else {}
     codes = [x.code_change for x in trainables.values() if x.code_change is not None]
     numbers = range(min(CHECKED, steps)) if checked is None else checked
 
@@ -101,9 +103,12 @@ def tune(
         progress()
         return value
 
+    def changed_norms() -> dict[str, Tensor]:
+        # What a norm multiplies with is changed in proportion: w itself may be 0 in 1 + w.
+        return {key: norms[key] + (norms[key] + offsets[key]) * x for key, x in changes.items()}
+
     def weights(dtype: torch.dtype) -> dict[str, Tensor]:
-        changed = {key: norms[key] * (1 + change) for key, change in changes.items()}
-        return dense_weights(targets, trainables, dtype) | norms | changed
+        return dense_weights(targets, trainables, dtype) | norms | changed_norms()
 
     descent = descend(
         module,
@@ -121,15 +126,13 @@ def tune(
     )
     if rose(*descent.change):
         return Tuned(dict(layers), dict(originals), descent.losses, descent.change)
-    tuned_norms = {
-        key: (norms[key] * (1 + changes[key].detach())).to(x.dtype) for key, x in originals.items()
-    }
+    tuned_norms = {key: x.detach().to(originals[key].dtype) for key, x in changed_norms().items()}
     tuned = {key: x.quantized() for key, x in trainables.items()}
     return Tuned(tuned, tuned_norms, descent.losses, descent.change)
 
 
 def norm_weights(module: nn.Module) -> dict[str, Float[Tensor, " _"]]:
-    """The vectors with which norms multiply, by name."""
+    """The weights of norms, by name."""
     return {
         f"{name}.weight": part.get_parameter("weight").detach() for name, part in _norms(module)
     }
@@ -142,6 +145,11 @@ def _norm_vectors(module: nn.Module) -> dict[str, Tensor]:
         for name, part in _norms(module)
         for key, vector in part.named_parameters(recurse=False)
     }
+
+
+def _norm_offsets(module: nn.Module) -> dict[str, float]:
+    """What each norm adds to its weight, by the weight's name."""
+    return {f"{name}.weight": offset_of(part) for name, part in _norms(module)}
 
 
 def _norms(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
