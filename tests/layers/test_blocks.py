@@ -79,3 +79,12 @@ def test_trained_changes_are_stored(kind):
     with torch.no_grad():
         trainable.scale_change.fill_(1.0)
     assert torch.equal(trainable.quantized().dequantize(), 2 * example.dequantize())
+
+
+@TYPES
+def test_a_weight_in_bfloat16_is_rounded_once(kind):
+    trainable = layer(kind).trainable(rounding=False)
+    with torch.no_grad():
+        trainable.scale_change.fill_(0.001)
+    expected = trainable.weight(torch.float32).bfloat16()
+    assert torch.equal(trainable.weight(torch.bfloat16), expected)

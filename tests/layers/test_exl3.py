@@ -72,3 +72,11 @@ def test_svh_is_trained():
     with torch.no_grad():
         trainable.scale_change.fill_(1.0)
     assert torch.equal(trainable.quantized().dequantize(), 2 * example.dequantize())
+
+
+def test_a_weight_in_bfloat16_is_rounded_once():
+    trainable = layer().trainable(rounding=False)
+    with torch.no_grad():
+        trainable.scale_change.fill_(0.001)  # less than the spacing of bfloat16
+    expected = trainable.weight(torch.float32).bfloat16()
+    assert torch.equal(trainable.weight(torch.bfloat16), expected)

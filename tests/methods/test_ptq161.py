@@ -162,11 +162,15 @@ def test_factors_are_those_of_the_released_loop(monkeypatch):
 
 def test_what_was_learned_is_what_is_stored():
     layer = PTQ161().quantize(problem("heavy"))
+    before = layer.dequantize()
     form = LearnedFactors(layer)
     generator = torch.Generator().manual_seed(4)
     for parameter in form.parameters():
         parameter.data *= 1 + 0.3 * torch.randn(parameter.shape, generator=generator)
-    torch.testing.assert_close(form.quantized().dequantize(), form.weight(torch.float32))
+    learned = form.quantized().dequantize()
+    torch.testing.assert_close(learned, form.weight(torch.float32))
+    assert not learned.requires_grad
+    assert torch.equal(layer.dequantize(), before)  # it is what remains where the loss rises
 
 
 @pytest.mark.parametrize(

@@ -144,15 +144,15 @@ class TrainableBlocks(nn.Module):
     def weight(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
         """The dense weight, differentiable in the parameters."""
         d, *m = self._numbers()
-        dense = scaled(self._units, d, dtype)
-        if m:
-            (base,) = m
-            if self.layer.t is not None:
-                minima = in_groups(self.layer.t, self._blocks).float() * -base.unsqueeze(2)
-                base = minima.flatten(1)
-            per_block = dense.flatten(1).unflatten(1, (base.shape[1], -1))
-            dense = per_block + base.to(dtype).unsqueeze(2)
-        return dense.flatten(1)
+        if not m:
+            return scaled(self._units, d, dtype).flatten(1)
+        base = m[0]
+        if self.layer.t is not None:
+            minima = in_groups(self.layer.t, self._blocks).float() * -base.unsqueeze(2)
+            base = minima.flatten(1)
+        per_block = scaled(self._units, d, torch.float32).flatten(1)
+        per_block = per_block.unflatten(1, (base.shape[1], -1))
+        return (per_block + base.unsqueeze(2)).flatten(1).to(dtype)  # the sum is rounded once
 
     @torch.no_grad()
     def quantized(self) -> BlockLinear:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Float16, UInt8
 from torch import Tensor, nn
 
-from q2n.layers.autograd import zero_change
+from q2n.layers.autograd import scaled_rows, zero_change
 from q2n.layers.fields import CodeBits, packed
 from q2n.layers.quantized import QuantizedLinear
 from q2n.linalg.block_hadamard import both_sided, padded
@@ -72,7 +72,7 @@ class TrainableEXL3(nn.Module):
 
     def weight(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
         """The dense weight, differentiable in the parameter."""
-        return self._svh().to(dtype)[:, None] * self._unscaled.to(dtype)
+        return scaled_rows(self._unscaled, self._svh(), dtype)
 
     @torch.no_grad()
     def quantized(self) -> EXL3Linear:

@@ -33,9 +33,9 @@ class LearnedFactors(nn.Module):
     def __init__(self, layer: SalientColumnsLinear):
         super().__init__()
         self.layer = layer
-        self.magnitude = nn.Parameter(layer.magnitude.float())
+        self.magnitude = nn.Parameter(layer.magnitude.float().clone())  # the layer stays as it is
         self.row = nn.Parameter(torch.ones_like(self.magnitude))
-        self.column = nn.Parameter(layer.factor.float())
+        self.column = nn.Parameter(layer.factor.float().clone())
         self._signs = layer.signs()
         self._mean, self._high = layer.mean.float().unsqueeze(1), layer.high()
 
@@ -53,5 +53,5 @@ class LearnedFactors(nn.Module):
             layer,
             magnitude=(self.row * self.magnitude).to(layer.magnitude.dtype),
             mean=(self.row * layer.mean.float()).to(layer.mean.dtype),
-            factor=self.column.to(layer.factor.dtype),
+            factor=self.column.detach().clone().to(layer.factor.dtype),
         )
