@@ -91,6 +91,29 @@ def test_resumed_training_comes_to_the_same_bits(tmp_path, stop):
         assert torch.equal(x, y), name
 
 
+def test_a_weight_without_a_gradient_so_far_is_kept_too(tmp_path):
+    """As that of an expert to which no token came."""
+
+    def start(*values):
+        weights = {
+            n: torch.nn.Parameter(torch.tensor([x])) for n, x in zip("ab", values, strict=True)
+        }
+        return weights, torch.optim.AdamW(weights.values(), lr=0.5)
+
+    kept = ResumeFile(tmp_path / "training.safetensors", {})
+    weights, optimizer = start(1.0, 2.0)
+    weights["a"].square().backward()
+    optimizer.step()
+    kept.write(weights, optimizer, 1)
+    others, again = start(5.0, 6.0)
+    assert kept.read_into(others, again) == 1
+    for found, step in ((weights, optimizer), (others, again)):
+        step.zero_grad()
+        (found["a"] + found["b"]).square().backward()
+        step.step()
+    assert weights["a"] == others["a"] and weights["b"] == others["b"]
+
+
 def test_damaged_or_foreign_state_is_refused(tmp_path):
     how = RestorativeLora(**HOW)
     train(how, tmp_path, stop_after=6)

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from q2n.api import evaluate, preprocess, quantize
 from q2n.cli.main import main
-from q2n.errors import InputError
+from q2n.errors import InputError, ResumeError
 from q2n.preprocess.restorative_lora import RestorativeLora
 
 pytest.importorskip("peft")
@@ -67,10 +67,24 @@ def test_interrupted_call_goes_on(place, tmp_path, monkeypatch):
         preprocess(place / "once", tmp_path / "cut", **options)
     with pytest.raises(InputError, match="go on with --resume"):
         preprocess(place / "once", tmp_path / "cut", **options)
+    with pytest.raises(ResumeError, match="dtype was torch.float32 and is torch.bfloat16"):
+        preprocess(place / "once", tmp_path / "cut", resume=True, dtype="bfloat16", **options)
+    options["save_every"] = 4  # decides nothing of the result
     resumed = preprocess(place / "once", tmp_path / "cut", resume=True, **options)
     assert resumed.losses == whole.losses[4:]
     for file in ("model.safetensors", "config.json"):
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+@pytest.mark.parametrize("changes", [{"rotate": "hadamard"}, {"activation_bits": 4}])
+def test_what_a_dense_model_would_lose_is_refused(place, tmp_path, changes):
+    text = str(place / "text.txt")
+    turned = tmp_path / "turned"
+    settings = {"method": "rtn", "bits": 4, "format": "native", "corpus": text, **TEXT}
+    quantize(place / "model", turned, **settings, **changes)
+    with pytest.raises(InputError, match="rotates or rounds inputs while it runs"):
+        preprocess(turned, tmp_path / "out", corpus=text, length=16, steps=1)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,8 @@ class QuantizedModel:
             width = round(bits_per_weight(self.layers, module))
             first.setdefault(width, module)
             weights[width] = weights.get(width, 0) + self.skeleton.get_parameter(name).numel()
-        return sum(weights[width] * self._bytes_per_weight(first[width], codec) for width in first)
+        rates = {width: self._bytes_per_weight(module, codec) for width, module in first.items()}
+        return sum((weights[width] * rate for width, rate in rates.items()), 0.0)
 
     def _bytes_per_weight(self, module: str, codec: Codec) -> float:
         stored = codec.encode(module, self.layers[module], self.source.dtype).values()

@@ -42,9 +42,17 @@ class QuantizedSource(CheckpointSource):
 
     def skeleton(self) -> PreTrainedModel:
         model = super().skeleton()
-        assert isinstance(self._files, PackedFiles)
-        attach_runtime(model, self._entry.runtime(self._quantization, self._files.packed))
+        attach_runtime(model, self._runtime)
         return model
+
+    @property
+    def runs_parts(self) -> bool:
+        return bool(self._runtime)
+
+    @property
+    def _runtime(self) -> Any:
+        assert isinstance(self._files, PackedFiles)
+        return self._entry.runtime(self._quantization, self._files.packed)
 
     def _read_config(self) -> PretrainedConfig:
         config = read_config(self.folder, self.trust_remote_code)

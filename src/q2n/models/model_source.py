@@ -98,6 +98,12 @@ class ModelSource(ABC):
         raise KeyError(key)
 
     @property
+    def runs_parts(self) -> bool:
+        """Whether the model of `skeleton` does more while it runs than the code of its class:
+        rotates, or rounds inputs or the cache."""
+        return self.runtime is not None
+
+    @property
     def notes(self) -> list[str]:
         """What the model is otherwise than its configuration says, in sentences without a full
         stop."""

@@ -1,4 +1,4 @@
-"""What an interrupted training goes on with: trained weights, both moments of Adam, the step.
+"""What an interrupted training goes on with: trained weights, the state of Adam, the step.
 
 One safetensors file, written whole or not at all. Its metadata have a checksum of the tensors and
 one of everything that the training was told, so that it is not taken for another's.
@@ -20,7 +20,8 @@ from torch.optim import Optimizer
 from q2n.disk.whole import write_whole
 from q2n.errors import ResumeError
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_STATE = ("exp_avg", "exp_avg_sq", "step")
+"""Of Adam, for each weight that had a gradient: an expert without tokens so far had none."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,13 @@ class ResumeFile:
         tensors: dict[str, Tensor] = {}
         for name, weight in weights.items():
             tensors[f"weight/{name}"] = weight.detach()
-            for moment in _MOMENTS:
-                tensors[f"{moment}/{name}"] = optimizer.state[weight][moment]
+            if weight in optimizer.state:
+                for key in _STATE:
+                    tensors[f"{key}/{name}"] = optimizer.state[weight][key]
         tensors = {key: x.cpu().contiguous() for key, x in tensors.items()}
-        updates = max(int(state["step"]) for state in optimizer.state.values())
         about = {
             "told": json.dumps(self.told, sort_keys=True),
             "step": str(step),
-            "updates": str(updates),
             "sha256": _digest(tensors),
         }
         write_whole(self.path, save(tensors, about))
@@ -68,7 +68,7 @@ class ResumeFile:
 
     @torch.no_grad()
     def read_into(self, weights: Mapping[str, Tensor], optimizer: Optimizer) -> int:
-        """Set weights and moments to what was kept; returns the step to go on with, 0 where
+        """Set weights and state to what was kept; returns the step to go on with, 0 where
         nothing was.
 
         Raises:
@@ -79,11 +79,10 @@ class ResumeFile:
         tensors, about = self._read()
         for name, weight in weights.items():
             weight.copy_(tensors[f"weight/{name}"])
-            moments = {moment: tensors[f"{moment}/{name}"] for moment in _MOMENTS}
-            optimizer.state[weight] = {
-                "step": torch.tensor(float(about["updates"])),
-                **{key: x.to(weight.device) for key, x in moments.items()},
-            }
+            state = {key: tensors.get(f"{key}/{name}") for key in _STATE}
+            if (step := state["step"]) is not None:  # which Adam keeps on the CPU
+                moved = {key: x.to(weight.device) for key, x in state.items() if x is not None}
+                optimizer.state[weight] = {**moved, "step": step}
         return int(about["step"])
 
     def _read(self) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -119,5 +118,5 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].view(torch.uint8).numpy().data)
+        digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

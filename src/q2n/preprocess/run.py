@@ -102,6 +102,12 @@ def preprocess(
     with run_lock(target), _working_folder(target, resume) as place:
         dtype = requested_dtype(on.dtype)
         source = open_checkpoint(folder, dtype, trust_remote_code=on.trust_remote_code)
+        if source.runs_parts:
+            raise InputError(
+                f"{folder} rotates or rounds inputs while it runs, which a model of dense weights "
+                "does not: quantize with --rotate-online false, and without --activation-bits and "
+                "--kv-bits, before q2n preprocess"
+            )
         opened = OpenedModel(source, source, BlockwiseModel(source, parse_device(on.device)))
         tokenizer = load_tokenizer(folder, on.trust_remote_code)
         windows = Texts(folder, tokenizer, protocol=on.protocol, data_dir=on.data_dir).calibration(
@@ -112,7 +118,12 @@ def preprocess(
             longest=opened.blocks.longest,
             vocabulary=opened.blocks.vocabulary,
         )
-        told = {**asdict(how), "model": checkpoint_digest(folder), "text": windows.sha256}
+        told = {name: value for name, value in asdict(how).items() if name != "save_every"}
+        told |= {
+            "dtype": str(source.dtype),
+            "model": checkpoint_digest(folder),
+            "text": windows.sha256,
+        }
         model = opened.in_memory(source)
         linears = _linears(model, opened.blocks, reporter)
         kept = ResumeFile(place / RESUME_FILE, told)
