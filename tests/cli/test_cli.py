@@ -135,6 +135,34 @@ def test_a_flag_of_none_wins_over_the_file(capsys, tmp_path, place):
     assert "quality" not in shown and "format" not in shown
 
 
+def test_a_flag_wins_over_an_alias_in_the_file(capsys, tmp_path, place):
+    (tmp_path / "config.yaml").write_text("nsamples: 16\nwbits: 3\n")
+    file = ["--config", str(tmp_path / "config.yaml"), "--print-config"]
+    how = ["quantize", str(place / "model"), "--output", "out", *file]
+    assert main([*how, "--windows", "8"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert (shown["windows"], shown["bits"]) == (8, 3)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--allocate", "3"),
+        ("--method", "quip", "--clip-sigma", "none"),
+        ("--method", "quip", "--quality", "good"),
+        ("--runtime", "vllm", "--outside-bits", "none"),
+        ("--format", "gguf", "--quality", "good"),
+    ],
+)
+def test_a_printed_config_is_read_as_the_same_settings(capsys, tmp_path, place, flags):
+    how = ["quantize", str(place / "model"), "--output", "out"]
+    assert main([*how, *flags, "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "config.yaml").write_text(printed)
+    assert main(["quantize", "--config", str(tmp_path / "config.yaml"), "--print-config"]) == 0
+    assert capsys.readouterr().out == printed
+
+
 def test_methods_are_listed_with_storage_and_formats(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["methods"]) == 0

@@ -7,6 +7,7 @@ import pytest
 from q2n.config.output import output_folder
 from q2n.config.settings import RunSettings
 from q2n.errors import InputError
+from q2n.models.checkpoint_files import resolve_checkpoint
 
 
 def folder_for(output, model="model", **options):
@@ -59,3 +60,20 @@ def test_the_models_folder_is_left_alone(tmp_path, monkeypatch):
         with pytest.raises(InputError, match="lies in the model's folder"):
             folder_for(output)
     assert folder_for("model-out") and os.listdir(tmp_path) == ["model"]
+
+
+def test_the_models_folder_is_left_alone_behind_a_link_too(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "link").symlink_to("model")
+    for output, model in ((tmp_path / "model" / "out", "link"), (tmp_path / "link" / "o", "model")):
+        with pytest.raises(InputError, match="lies in the model's folder"):
+            folder_for(output, tmp_path / model)
+
+
+def test_the_home_folder_is_meant_by_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    assert folder_for("~/out") == tmp_path / "out"
+    with pytest.raises(InputError, match="lies in the model's folder"):
+        folder_for("~/model/out", "~/model")
+    assert resolve_checkpoint("~/model") == tmp_path / "model"

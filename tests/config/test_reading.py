@@ -82,9 +82,9 @@ def test_the_null_space_step_takes_its_own_options(name):
 
 @pytest.mark.parametrize("name", TARGETS[1:])
 def test_output_scales_take_their_own_options(name):
-    plain, changed = read(output_scales=name), read(output_scales=name, scales_threshold=0.3)
+    plain, changed = read(output_scales=name), read(output_scales=name, scales_ridge=0.3)
     assert build_method(plain) == OutputScales(inner=GPTQ(), target=name)
-    assert build_method(changed) == OutputScales(inner=GPTQ(), target=name, scales_threshold=0.3)
+    assert build_method(changed) == OutputScales(inner=GPTQ(), target=name, scales_ridge=0.3)
 
 
 @pytest.mark.parametrize("alias", ALIASES)
@@ -172,6 +172,57 @@ def test_option_of_an_unchosen_part_names_its_switch(settings, name, switch):
     with pytest.raises(InputError) as failure:
         read(**settings)
     assert name in str(failure.value) and switch in str(failure.value), failure.value
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "switch", "on"),
+    [
+        ({"grid": "q4_0", "clip": "mse"}, "clip", "--grid uniform", {"grid": "uniform"}),
+        ({"ragged_groups": True}, "ragged_groups", "--group-size", {"group_size": 64}),
+        ({"kl": False}, "kl", "--ppl", {"ppl": "ptb"}),
+        ({"stream_share": 0.5}, "stream_share", "--correct", {"correct": True}),
+        ({"cross_tokens": 7}, "cross_tokens", "--correct", {"output_scales": "own"}),
+        (
+            {"output_scales": "own", "scales_threshold": 0.3},
+            "scales_threshold",
+            "--scales-directions",
+            {"scales_directions": "principal"},
+        ),
+        (
+            {"nullspace": "paper", "rule": "matrix_rank", "index": "released"},
+            "index",
+            "--rule ratio",
+            {"rule": "ratio"},
+        ),
+        ({"method": "owq", "split": "layer"}, "split", "--target-bits", {"target_bits": 3.1}),
+        (
+            {"method": "owq", "target_rank": 2, "narrow_ratio": 0.5},
+            "narrow_ratio",
+            "--target-bits",
+            {"target_bits": 3.1, "target_rank": None},
+        ),
+    ],
+)
+def test_what_does_nothing_is_refused(settings, name, switch, on):
+    with pytest.raises(InputError, match=f"'{name}' does nothing without {switch}"):
+        read(**settings)
+    read(**{**settings, **on})
+
+
+def test_what_a_preset_says_is_not_refused_where_it_does_nothing():
+    """As it stands in a printed configuration."""
+    off = {"quality": "good", "correct": False, "output_scales": "off"}
+    assert read(**off).flat()["stream_share"] == 0.5
+    read(**off, stream_share=0.5)
+    with pytest.raises(InputError, match="stream_share"):
+        read(**off, stream_share=0.4)
+    read(**read(quality="good", format="gguf").flat())
+
+
+def test_none_takes_away_what_a_preset_says():
+    assert read(method="quip").flat()["clip_sigma"] == 2.4
+    assert read(method="quip", clip_sigma=None).flat()["clip_sigma"] is None
+    assert read(method="quip", damping=None) == read(method="quip")  # no option of None
 
 
 COMBINATIONS = list(product((False, True), NULLSPACES, TARGETS, REFITS))

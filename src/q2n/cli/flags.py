@@ -107,7 +107,8 @@ def settings_of(parsed: argparse.Namespace, others: Iterable[str]) -> dict[str, 
     flags = {key: x for key, x in vars(parsed).items() if key not in others}
     if parsed.checkpoint:
         flags["model"] = parsed.checkpoint
-    return {**(read_settings_file(Path(parsed.config)) if parsed.config else {}), **flags}
+    file = read_settings_file(Path(parsed.config)) if parsed.config else {}
+    return {**{key: x for key, x in file.items() if ALIASES.get(key, key) not in flags}, **flags}
 
 
 def add_output_flags(parser: argparse.ArgumentParser) -> None:

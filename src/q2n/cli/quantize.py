@@ -103,13 +103,19 @@ def _methods() -> str:
 
 
 def _print_config(flat: dict[str, Any]) -> None:
+    """So that --config reads the same settings: None where a preset would say something else."""
     import yaml
 
+    from q2n.config.reading import read_settings
+
+    by_layer = any(flat[name] is not None for name in ("allocate", "allocation"))
     listed = {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in flat.items()
-        if value not in ("", None)
+        if value not in ("", None) and not (by_layer and key == "bits")
     }
+    again = read_settings(listed).flat()
+    listed |= {key: None for key, value in flat.items() if value is None and again[key] is not None}
     print(yaml.safe_dump(listed, sort_keys=False), end="")
 
 

@@ -40,8 +40,8 @@ def new_folder(output: str, model: str, *, finished: str | None = None) -> Path:
             if not place.is_dir():
                 raise InputError(f"output {folder} cannot be made: {place} is not a folder")
             break
-    within = Path(os.path.abspath(model))
-    if within.is_dir() and Path(os.path.abspath(folder)).is_relative_to(within):
+    within = Path(os.path.expanduser(model)).resolve()
+    if within.is_dir() and folder.resolve().is_relative_to(within):
         raise InputError(f"output {folder} lies in the model's folder; choose one outside of it")
     return folder
 
@@ -50,7 +50,7 @@ def _named(output: str) -> Path:
     """The path of that name."""
     if any(category(letter) in ("Cc", "Cs") for letter in output):  # control, not UTF-8
         raise InputError(f"output {output!r} has characters that do not belong in a name")
-    folder = Path(output)
+    folder = Path(os.path.expanduser(output))
     if ".." in folder.parts:  # what it means depends on links on the way
         folder = folder.resolve()
     try:

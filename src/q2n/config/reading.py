@@ -5,10 +5,11 @@ The order of precedence: what was set; the quality; the preset of the method; th
 format; the defaults.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
+from q2n.block_types import BLOCK_TYPES
 from q2n.config.block_grids import check_outside, implied
 from q2n.config.options import CHANGES, REWRITE_OWNERS, RUN, SWITCHES, defaults, table
 from q2n.config.presets import (
@@ -27,21 +28,23 @@ from q2n.option_types import plain, require, shown
 
 
 def read_settings(settings: Mapping[str, Any]) -> Settings:
-    """Read and check flat settings; a None means the default.
+    """Read and check flat settings; a None means the default, also where a preset says something
+    else of an option that may be None.
 
     Raises:
         InputError: an unknown method, a setting that nobody has or that the method lacks, a value
             that it does not take.
     """
     given = _given(settings)
-    expanded = _expanded(given)
+    presets = _presets(given, _taken_away(settings))
+    expanded = {**presets, **given}
     run = _options_of(RUN, expanded)
     base = _base(run["method"])
     owners = (base, *_rewrites(run), *_wrappers(run), CHANGES)
     options = {owner: _options_of(owner, expanded) for owner in owners}
     check_outside(run)
     taken = {**run, **{name: value for own in options.values() for name, value in own.items()}}
-    _refuse_idle(given, taken)
+    _refuse_idle(given, presets, taken)
     _refuse_two_widths(given)
     _refuse_unknown(given.keys() - taken.keys(), base)
     return Settings(run=RunSettings(**run), method=base, options=options)
@@ -60,6 +63,13 @@ def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
         set_as[name] = key
         values[name] = _word(name, _plain_value(name, value))
     return values
+
+
+def _taken_away(settings: Mapping[str, Any]) -> set[str]:
+    """Options that were set to None, and take it: what no preset shall set."""
+    names = {ALIASES.get(key, key) for key, value in settings.items() if value is None}
+    owned = [own[name] for own in table().owners.values() for name in names if name in own]
+    return {option.name for option in owned if option.kind.optional}
 
 
 def _plain_value(name: str, value: Any) -> Any:
@@ -81,8 +91,8 @@ def _word(name: str, value: Any) -> Any:
     return "off" if name in ("refit", "rewrite") and value is False else value
 
 
-def _expanded(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What was set, and below it what the presets stand for."""
+def _presets(given: Mapping[str, Any], taken_away: Set[str]) -> dict[str, Any]:
+    """What presets stand for beside what was set, without options `taken_away`."""
     options = table().owners[RUN]
     method = given.get("method", options["method"].default)
     if not isinstance(method, str) or method not in table().methods:
@@ -97,13 +107,14 @@ def _expanded(given: Mapping[str, Any]) -> dict[str, Any]:
         **METHOD_PRESETS.get(method, {}),
         **_quality(given.get("quality"), method),
     }
+    below = {name: value for name, value in below.items() if name not in taken_away}
     expanded = {**below, **given, "method": method}
     under = {
         **FORMAT_PRESETS.get(expanded.get("format", ""), {}),
         **_nullspace(expanded.get("nullspace"), method),
         **implied(expanded, table().owners[_base(method)]),
     }
-    return {**under, **expanded}
+    return {**under, **below, "method": method}
 
 
 def _base(method: str) -> str:
@@ -154,42 +165,65 @@ def _options_of(owner: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return own
 
 
-IDLE_WITHOUT: dict[str, tuple[str, tuple[Any, ...], str]] = {
-    **dict.fromkeys(("kv_group_size", "kv_clip_ratio"), ("kv_bits", (16,), "--kv-bits")),
+class _Needs(NamedTuple):
+    """What a setting does nothing without."""
+
+    off: dict[str, tuple[Any, ...]]
+    """Other settings, each with its values for off; one that is on suffices."""
+    flag: str
+    """Turns one of them on."""
+
+
+_CROSS = _Needs({"correct": (False,), "output_scales": ("off",)}, "--correct or --output-scales")
+_OWQ_SHARES = _Needs({"target_bits": (None,)}, "--target-bits")
+IDLE_WITHOUT: dict[str, _Needs] = {
+    **dict.fromkeys(("kv_group_size", "kv_clip_ratio"), _Needs({"kv_bits": (16,)}, "--kv-bits")),
     **dict.fromkeys(
         ("activation_symmetric", "activation_group_size", "activation_clip_ratio"),
-        ("activation_bits", (16,), "--activation-bits"),
+        _Needs({"activation_bits": (16,)}, "--activation-bits"),
     ),
-    **dict.fromkeys(("adam_steps", "adam_rate"), ("solver", ("closed",), "--solver adam")),
-    "threshold": ("rule", ("matrix_rank", "adam_nscl"), "--rule ratio"),
+    **dict.fromkeys(("adam_steps", "adam_rate"), _Needs({"solver": ("closed",)}, "--solver adam")),
+    **dict.fromkeys(
+        ("threshold", "index"), _Needs({"rule": ("matrix_rank", "adam_nscl")}, "--rule ratio")
+    ),
+    "scales_threshold": _Needs(
+        {"scales_directions": ("all",)}, "--scales-directions principal or spectral"
+    ),
     **dict.fromkeys(
         ("rotate_steps", "rotate_windows", "rotate_rate", "rotate_loss", "rotate_weight_bits"),
-        ("rotate", ("none", "hadamard", "random"), "--rotate learned"),
+        _Needs({"rotate": ("none", "hadamard", "random")}, "--rotate learned"),
     ),
-    "rotate_online": ("rotate", ("none",), "--rotate"),
-    "refit_steps": ("refit", ("off",), "--refit"),
-    "incoherence_around": ("incoherence", ("off",), "--incoherence"),
-    "ppl_windows": ("ppl", (None,), "--ppl"),
-    "activations_limit": ("activations", ("disk",), "--activations device or cpu"),
+    "rotate_online": _Needs({"rotate": ("none",)}, "--rotate"),
+    "refit_steps": _Needs({"refit": ("off",)}, "--refit"),
+    "incoherence_around": _Needs({"incoherence": ("off",)}, "--incoherence"),
+    **dict.fromkeys(("ppl_windows", "kl"), _Needs({"ppl": (None,)}, "--ppl")),
+    "activations_limit": _Needs({"activations": ("disk",)}, "--activations device or cpu"),
+    **dict.fromkeys(("stream_share", "cross_tokens"), _CROSS),
+    **dict.fromkeys(("split", "layers_per_block", "narrow_layers", "narrow_ratio"), _OWQ_SHARES),
+    "ragged_groups": _Needs({"group_size": (-1,)}, "--group-size"),
+    "clip": _Needs({"grid": tuple(BLOCK_TYPES)}, "--grid uniform"),
 }
-"""Setting -> the one without which it does nothing, that one's values for off, and the flag that
-turns it on."""
+"""By the name of the setting."""
 
 
-def _refuse_idle(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Refuse a setting that would do nothing because what it belongs to is off. Its default, as in
-    a printed configuration, is no such setting.
+def _refuse_idle(
+    given: Mapping[str, Any], presets: Mapping[str, Any], settings: Mapping[str, Any]
+) -> None:
+    """Refuse a setting that would do nothing because what it belongs to is off. Its default and
+    what a preset says, as in a printed configuration, are no such settings.
 
     Args:
         settings: all options of the run and of what takes part.
     """
-    for name, (switch, off, flag) in IDLE_WITHOUT.items():
+    for name, needs in IDLE_WITHOUT.items():
         owner = next(options for options in table().owners.values() if name in options)
-        if name in given and given[name] != owner[name].default:
-            if switch in settings and settings[switch] in off:
-                raise InputError(
-                    f"option {name!r} does nothing without {flag}: add it, or leave {name!r} out"
-                )
+        usual = (owner[name].default, presets.get(name))
+        known = {other: off for other, off in needs.off.items() if other in settings}
+        idle = known and all(settings[other] in off for other, off in known.items())
+        if idle and name in given and given[name] not in usual:
+            raise InputError(
+                f"option {name!r} does nothing without {needs.flag}: add it, or leave {name!r} out"
+            )
 
 
 def _refuse_two_widths(given: Mapping[str, Any]) -> None:

@@ -50,6 +50,7 @@ def resolve_checkpoint(
     """
     if not name:
         raise InputError("no model is named; give a checkpoint folder or a hub name")
+    name = os.path.expanduser(name)
     if os.path.isdir(name):  # never raises, as Path does where a name is too long
         if revision is not None:
             raise InputError(
