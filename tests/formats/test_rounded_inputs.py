@@ -19,7 +19,9 @@ from q2n.formats.load import load_model
 from q2n.grids.per_token import TokenGrid
 from q2n.layers.uniform import UniformStorage
 from q2n.models.rotated_source import changed_source
+from q2n.models.rounded_linears import rounded_linears
 from q2n.models.source import open_source
+from q2n.models.targets import LayerFilter
 from q2n.transforms.model_changes import ModelChanges
 
 
@@ -141,3 +143,52 @@ def test_a_run_writes_them(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert config["format"] == "int-quantized"
     assert "rounded activations" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "phi3", "stablelm"])
+@pytest.mark.parametrize("format", ["native", "compressed-tensors"])
+@torch.inference_mode()
+def test_any_architecture_rounds_them(tmp_path: Path, architecture: str, format: str) -> None:
+    """Not only decoders that can be rotated."""
+    save_tiny(tmp_path / "model", architecture)
+    settings = {"method": "rtn", "bits": 8, "group_size": -1, "symmetric": True}
+    rounding = {"activation_bits": 8, "activation_clip_ratio": 1.0}
+    q2n.quantize(tmp_path / "model", tmp_path / "plain", format="dequantized", **settings)
+    out = tmp_path / "out"
+    done = q2n.quantize(tmp_path / "model", out, format=format, **settings, **rounding)
+    expected = load_model(tmp_path / "plain")
+    plain = expected(PROMPT).logits
+    ours = format == "native"
+    hook = as_we_round if ours else as_the_library_rounds
+    for name in done.record["layers"]:
+        expected.get_submodule(name).register_forward_pre_hook(hook)
+    logits = expected(PROMPT).logits
+    loaded = load_model(out) if ours else AutoModelForCausalLM.from_pretrained(out)
+    assert (plain - logits).abs().max() > 0.01
+    torch.testing.assert_close(loaded(PROMPT).logits, logits, rtol=0, atol=1e-4)
+
+
+def as_we_round(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Step m / 127, as vLLM."""
+    step = inputs[0].abs().amax(-1, keepdim=True) / 127
+    return ((inputs[0] / step).round() * step,)
+
+
+def test_inputs_of_experts_are_refused(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "model", "qwen3_moe")
+    with pytest.raises(InputError, match="inputs of experts.*leave out --activation-bits"):
+        q2n.quantize(
+            tmp_path / "model", tmp_path / "out", method="rtn", bits=8, format="native",
+            activation_bits=8,
+        )  # fmt: skip
+
+
+def test_patterns_fit_nothing_else(tmp_path: Path) -> None:
+    """A linear that is left out, and one whose name ends alike, keep their inputs."""
+    model = open_source(save_tiny(tmp_path / "model", layers=2)).skeleton()
+    names = rounded_linears(model, LayerFilter(ignore=("*.1.mlp.up_proj",)), GRID)
+    assert "model.layers.*.mlp.gate_proj" in names
+    assert "model.layers.*.mlp.up_proj" not in names and "model.layers.0.mlp.up_proj" in names
+    assert len(names) == 7
+    with pytest.raises(InputError, match="48 do not divide.*model.layers.0.self_attn"):
+        rounded_linears(model, LayerFilter(), replace(GRID, group_size=48))

@@ -4,7 +4,7 @@ Letters: `b` bits, `s` scale, `z` zero point, `lo`, `hi` the range of a group of
 
 Min-max: `lo = min(0, min w)`, `hi = max(0, max w)` (-1 and 1 if both are 0),
 `s = (hi - lo) / (2^b - 1)`, `z = round(-lo / s)`. Symmetric (as GPTQ): the range is made
-even, `hi = max(|lo|, hi)`, `lo = -hi` if there are negative weights, `z = 2^(b-1)`.
+even, `hi = max(|lo|, hi)` and `lo = -hi`; `z = 2^(b-1)`.
 0 is always on the grid. Rounding is half to even.
 
 Clip search (as GPTQ's `mse`): the range is shrunk by p = 1, 0.99, .. 0.21 and the p with the

@@ -52,11 +52,6 @@ class DecoderLayout:
     count: int
     sizes: DecoderSizes
 
-    @property
-    def linears(self) -> tuple[str, ...]:
-        """Patterns of the names of the blocks' linears."""
-        return tuple(self.everywhere(name) for name in LINEARS)
-
     def everywhere(self, name: str) -> str:
         """Pattern of a module's name in all blocks."""
         return f"{self.blocks}.*.{name}"
@@ -147,6 +142,7 @@ def _require_plain_norm(model: PreTrainedModel, norm: nn.Module) -> None:
 
 def _unlike(model: PreTrainedModel, what: str) -> InputError:
     return InputError(
-        f"{type(model).__name__} cannot be rotated: {what}; decoders with RMSNorm and q, k, v, o, "
-        "gate, up, down projections can (LLaMA, Mistral, Qwen2, Qwen3)"
+        f"{type(model).__name__} cannot be rotated, nor its cache be rounded: {what}; "
+        "decoders with RMSNorm and q, k, v, o, gate, up, down projections can (LLaMA, Mistral, "
+        "Qwen2, Qwen3)"
     )

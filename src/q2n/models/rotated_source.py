@@ -29,7 +29,8 @@ from q2n.models.layout import (
     find_layout,
 )
 from q2n.models.model_source import ModelSource
-from q2n.models.targets import EVERY_LAYER, LayerFilter, small_targets
+from q2n.models.rounded_linears import rounded_linears
+from q2n.models.targets import EVERY_LAYER, LayerFilter
 from q2n.models.ties import set_tied
 from q2n.transforms.decoder import DecoderRotation
 from q2n.transforms.model_changes import ModelChanges
@@ -45,19 +46,21 @@ def changed_source(
     """The source of the changed model; the same source if nothing changes.
 
     Raises:
-        InputError: the model is of a kind that cannot be rotated, or groups do not divide it.
+        InputError: the model is of a kind that cannot be rotated, or whose inputs or cache cannot
+            be rounded, or groups do not divide it.
     """
     if changes.none:
         return source
     model = source.skeleton()
+    rounded: tuple[str, ...] = ()
+    if changes.activations is not None:
+        rounded = rounded_linears(model, layers, changes.activations)
+    if changes.rotate == "none" and changes.cache is None:
+        return RuntimeSource(source, RuntimeParts(rounded=rounded, activations=changes.activations))
     layout = find_layout(model)
     sizes = layout.sizes
-    if changes.activations is not None:
-        for width in (sizes.hidden, sizes.heads * sizes.head_dim, sizes.intermediate):
-            changes.activations.check(width, f"an input of {source.label}'s linears")
     if changes.cache is not None:
         changes.cache.check(sizes.head_dim, f"a head of {source.label}")
-    rounded = _quantized_linears(model, layout, layers)
     if changes.rotate == "none":
         return RuntimeSource(source, _runtime_parts(layout, changes, rounded, None))
     rotation = DecoderRotation.build(
@@ -93,17 +96,6 @@ def _runtime_parts(
         keys=keys,
         cache=changes.cache,
     )
-
-
-def _quantized_linears(
-    model: PreTrainedModel, layout: DecoderLayout, layers: LayerFilter
-) -> tuple[str, ...]:
-    """Patterns of the linears whose input is rounded: those that are quantized."""
-    blocks = [f"{layout.blocks}.{index}" for index in range(layout.count)]
-    names = [f"{block}.{name}" for block in blocks for name in LINEARS]
-    small = small_targets({block: model.get_submodule(block) for block in blocks})
-    quantized = tuple(name for name in names if layers.keeps(name, small))
-    return layout.linears if len(quantized) == len(names) else quantized
 
 
 class RuntimeSource(ModelSource):
