@@ -70,7 +70,9 @@ class Run:
         self.plan = build_plan(settings)
         check_ranks(ranks.size, self.plan, config)
         self.target = (
-            output_folder(config, resume=resume) if ranks.is_first else Path(config.output)
+            output_folder(config, resume=resume)
+            if ranks.is_first
+            else Path(os.path.expanduser(config.output))
         )
         self.is_complete = tell(ranks, self.target.exists())
         """Whether an earlier run has written the checkpoint."""
@@ -138,7 +140,7 @@ class Run:
         is removed.
 
         Raises:
-            InputError: the checkpoint has other settings.
+            InputError: the checkpoint has other settings, or is damaged.
         """
         record = read_record(self.target / RECORD_FILE)
         before = {key: x for key, x in record.settings.items() if key not in self.labels}
@@ -148,10 +150,27 @@ class Run:
                 f"output {self.target} exists and was quantized otherwise: "
                 f"{'; '.join(differences)}. Choose another --output"
             )
+        try:
+            done = self._description.before()
+        except InputError as cause:
+            raise InputError(
+                f"output {self.target} was complete and is damaged now ({cause}): delete it and "
+                "quantize again"
+            ) from cause
         if self._is_of_this_run():
             self._clear_away()
         self.reporter.note(f"{self.target} is complete already: nothing is left to do")
-        return self._description.before()
+        self._say_unmeasured(done)
+        return done
+
+    def _say_unmeasured(self, done: Quantized) -> None:
+        """That a complete checkpoint was not measured on the text that was asked for now."""
+        text, before = self.measured_on, done.comparison
+        if text is not None and (before is None or before.model.sha256 != text.sha256):
+            self.reporter.note(
+                f"It was not measured on {text.label}, as --ppl asks now: q2n eval {self.target} "
+                f"--ppl {self.config.ppl} --reference {self.config.model}"
+            )
 
     def quantize_blocks(self) -> None:
         """Every block, or those that an interrupted run left; then the refit of the model. Of

@@ -73,6 +73,36 @@ def test_a_complete_run_of_other_settings_is_not_taken_for_this_one(place):
     assert names(place / "killed") == ["checkpoint", "checkpoint.partial"]
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("model.safetensors", None),
+        ("model.safetensors", "xx"),
+        ("q2n_timings.json", "{}"),
+        ("q2n.json", "{"),
+    ],
+)
+def test_a_complete_checkpoint_that_is_damaged_since_is_refused(place, file, content):
+    damaged = place / "killed" / "checkpoint" / file
+    damaged.unlink() if content is None else damaged.write_text(content)
+    with pytest.raises(InputError, match=f"{file}.*") as refused:
+        quantize(place, "killed", resume=True, **RTN)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_complete_checkpoint_says_that_it_was_not_measured(place, capsys):
+    (place / "other.txt").write_text(tiny_text() * 2)
+    measured = {"ppl": str(place / "text.txt"), "ppl_windows": 2}
+    quantize(place, "out", **RTN, **measured)
+    again = {"resume": True, "reporter": Reporter("bars"), **RTN}
+    quantize(place, "out", **again, **measured)
+    assert "was not measured" not in capsys.readouterr().err
+    quantize(place, "out", **again, ppl=str(place / "other.txt"))
+    assert "It was not measured on" in capsys.readouterr().err.replace("\n", " ")
+    quantize(place, "killed", **again, **measured)
+    assert "It was not measured on" in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_a_working_folder_that_is_half_removed_does_not_matter(place):
     partial = place / "killed" / "checkpoint.partial"
     (partial / "run.json").unlink()

@@ -23,10 +23,11 @@ from q2n.formats.hf_entry import FolderEntry, PackedEntry
 from q2n.formats.outside_tables import round_table, tables_of
 from q2n.formats.quantized_model import QuantizedModel
 from q2n.formats.quantized_source import QuantizedSource
-from q2n.formats.shards import SHARD_BYTES, ShardWriter, tensor_bytes
+from q2n.formats.shards import SHARD_BYTES, ShardWriter
 from q2n.formats.stored import StoredLayer
 from q2n.formats.table_grid import TableGrid
 from q2n.layers.quantized import QuantizedLinear, StorageSpec
+from q2n.models.checkpoint_files import TensorFiles
 from q2n.models.config_file import quantization_config
 from q2n.models.expert_parts import ExpertPart
 from q2n.models.experts import routers
@@ -195,7 +196,8 @@ class HFFolder(Container):
         (folder / "config.json").write_text(as_json(self.entry.completed(config)))
 
     def tensor_bytes(self, directory: Path) -> int:
-        return tensor_bytes(directory)
+        files = TensorFiles(directory)
+        return sum(map(files.size_bytes, files.file_of))
 
     def recognizes(self, directory: Path) -> bool:
         described = quantization_config(directory)

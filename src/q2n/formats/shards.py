@@ -79,15 +79,6 @@ class ShardWriter:
         return self.directory / f"shard-{shard:05d}.safetensors"
 
 
-def tensor_bytes(directory: Path) -> int:
-    """Bytes of all tensors of a checkpoint: its files without their headers."""
-    total = 0
-    for file in directory.glob("*.safetensors"):
-        with file.open("rb") as stream:
-            total += file.stat().st_size - 8 - int.from_bytes(stream.read(8), "little")
-    return total
-
-
 class _Waiting:
     """Tensors of a file that is not yet written: their bytes, one after another, on the disk."""
 

@@ -10,7 +10,7 @@ from q2n.evaluation.results import Comparison
 from q2n.models.full_precision import FullPrecision
 from q2n.report.block_record import BlockRecord
 from q2n.report.card import About, CardFacts, render_card
-from q2n.report.reading import comparison_of, read_json, read_record
+from q2n.report.reading import comparison_of, read_record, read_timings
 from q2n.report.record import (
     RECORD_FILE,
     TIMINGS_FILE,
@@ -132,7 +132,7 @@ def described_before(
     return Quantized(
         directory=folder,
         record=record.to_json(),
-        timings=read_json(folder / TIMINGS_FILE),
+        timings=read_timings(folder / TIMINGS_FILE),
         bytes_before=bytes_before,
         bytes_after=bytes_after,
         loading_example=loading_example(folder),

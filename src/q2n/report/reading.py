@@ -16,7 +16,7 @@ from q2n.report.record import RECORD_FILE, RunRecord
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
@@ -39,7 +39,7 @@ def read_record(file: Path) -> RunRecord:
     Raises:
         InputError: the file cannot be read, or is no such record.
     """
-    values = read_json(file)
+    values = _read_json(file)
     try:
         record = RunRecord.from_json(values)
         for layer in record.layers.values():
@@ -55,6 +55,18 @@ def read_record(file: Path) -> RunRecord:
             f"{first_error(cause)})"
         ) from cause
     return record
+
+
+def read_timings(file: Path) -> dict[str, Any]:
+    """The times of a checkpoint, `q2n_timings.json`.
+
+    Raises:
+        InputError: the file cannot be read, or does not say how long the quantization took.
+    """
+    timings = _read_json(file)
+    if not isinstance(timings.get("quantization_seconds"), int | float):
+        raise InputError(f"{file} is damaged: it has no quantization_seconds")
+    return timings
 
 
 def first_error(cause: Exception) -> str:
