@@ -18,11 +18,17 @@ import torch
 import transformers
 
 from q2n.checks import check_layers, check_ranks, notes_of_settings, widths_sha256
-from q2n.config.opening import calibration_of, loop_options, model_of, refit_text_of, texts_of
+from q2n.config.opening import (
+    calibration_of,
+    evaluated_length,
+    loop_options,
+    model_of,
+    refit_text_of,
+    texts_of,
+)
 from q2n.config.output import output_folder
 from q2n.config.owners import build_plan
 from q2n.config.settings import Settings
-from q2n.data.protocols import PROTOCOLS
 from q2n.data.texts import Texts
 from q2n.data.windows import TokenWindows
 from q2n.description import Description
@@ -252,7 +258,7 @@ class Run:
         config = self.config
         return texts.evaluation(
             str(config.ppl),
-            length=min(config.length, PROTOCOLS[config.protocol].length or config.length),
+            length=evaluated_length(config),
             limit=config.ppl_windows,
             longest=self.opened.blocks.longest,
             vocabulary=self.opened.blocks.vocabulary,

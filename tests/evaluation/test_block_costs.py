@@ -240,3 +240,20 @@ def test_all_blocks_together_cost_what_the_checkpoint_costs(tmp_path, settings):
     assert any("rotated" in note for note in found.notes) == ("quarot" in own.values())
     errors = {n: x.relative_error for block in found.blocks for n, x in block.layers.items()}
     assert errors.keys() == done.record["layers"].keys() and max(errors.values()) < 1
+
+
+@pytest.mark.slow
+def test_an_original_that_has_changed_since_is_said(tmp_path):
+    from tiny import save_tiny, tiny_text
+
+    save_tiny(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(tiny_text())
+    done = quantize(tmp_path, "out", format="native")
+    on = {"ppl": tmp_path / "text.txt", "length": 16, "windows": 2}
+    assert q2n.inspect_fidelity(done.directory, **on).notes == ()
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight *= 1.1
+    model.save_pretrained(tmp_path / "model")
+    (note,) = q2n.inspect_fidelity(done.directory, **on).notes
+    assert "have changed since" in note

@@ -100,6 +100,17 @@ def test_windows_cost_memory_unless_on_disk():
     assert on_disk[1].disk_bytes > 4000 * 32 * 64 * 4
 
 
+def test_a_result_is_measured_on_windows_of_the_protocol():
+    """llama.cpp's have 512 tokens, whatever calibration has."""
+    text = {"length": 2048, "ppl": "wikitext2", "ppl_windows": 64}
+    stages = [
+        described(**{**text, **more}).forecast(RATES).stage("evaluate")
+        for more in ({}, {"protocol": "llama.cpp"}, {"protocol": "llama.cpp", "length": 512})
+    ]
+    assert stages[1].seconds == stages[2].seconds < stages[0].seconds
+    assert stages[1].host_bytes == stages[2].host_bytes < stages[0].host_bytes
+
+
 def test_a_limit_of_inputs_is_kept():
     shapes = described(windows=4000)
     limit = 1e6 / 2**30

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from q2n.config.settings import RunSettings
+from q2n.data.protocols import PROTOCOLS
 from q2n.data.texts import Texts
 from q2n.data.windows import TokenWindows
 from q2n.distributed.ranks import ALONE, Ranks
@@ -85,3 +86,8 @@ def _drawn(
 def loop_options(run: RunSettings) -> LoopOptions:
     """How the block loop runs."""
     return LoopOptions(**{x.name: getattr(run, x.name) for x in fields(LoopOptions)})
+
+
+def evaluated_length(run: RunSettings) -> int:
+    """Tokens of a window on which the result is measured: the most that the protocol takes."""
+    return min(run.length, PROTOCOLS[run.protocol].length or run.length)

@@ -21,6 +21,8 @@ class Load:
     """Tokens of each."""
     evaluated: int
     """Windows on which the result is measured beside the original; 0: it is not."""
+    evaluated_length: int
+    """Tokens of each of these."""
     divergence: bool
     """Whether the KL divergence is measured too."""
     options: LoopOptions

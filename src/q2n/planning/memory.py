@@ -191,9 +191,10 @@ class MemoryOfStages:
         shapes = self.shapes
         head = shapes.head_bytes or shapes.outside_bytes
         others = shapes.outside_bytes + (2 if self.run.divergence else 1) * shapes.head_bytes
-        batch = self.run.options.batch_size * self.run.length
-        states = self.inputs(self.run.evaluated * self.run.length, streams=1)
-        inside = self.block.bytes + max(self.block.most.at(batch, self.run.length), self._weight())
+        length = self.run.evaluated_length
+        batch = self.run.options.batch_size * length
+        states = self.inputs(self.run.evaluated * length, streams=1)
+        inside = self.block.bytes + max(self.block.most.at(batch, length), self._weight())
         copies = LOGITS if self.run.on_device else LOGITS_ON_CPU
         logits = copies * FLOAT * min(CHUNK, batch * shapes.words)
         return self.always + states + self.device(others + max(inside, READ * head, logits))

@@ -154,8 +154,9 @@ class SecondsOfStages:
         """Both models over the text."""
         if not self.run.evaluated:
             return {}
-        tokens = self.run.evaluated * self.run.length
-        passes = sum(self._pass(block, tokens) for block in self.shapes.blocks)
+        length = self.run.evaluated_length
+        tokens = self.run.evaluated * length
+        passes = sum(self._pass(block, tokens, length) for block in self.shapes.blocks)
         heads = (3 if self.run.divergence else 2) * 2 * self.shapes.words * self.shapes.hidden
         read = self.shapes.bytes + self.memory.checkpoint()
         return {
@@ -179,8 +180,9 @@ class SecondsOfStages:
             front += sum(x.copies * x.share * m.rows * m.columns for x in sites for m in x.matrices)
         return whole + 2 * self.run.tokens * fronts
 
-    def _pass(self, block: BlockShape, tokens: Number) -> Number:
-        return tokens * (2 * block.active + block.per_pair * self.run.length / 2)
+    def _pass(self, block: BlockShape, tokens: Number, length: int | None = None) -> Number:
+        """Operations of tokens in windows of a length, by default that of calibration."""
+        return tokens * (2 * block.active + block.per_pair * (length or self.run.length) / 2)
 
     def _gram(self, site: SiteShape) -> Number:
         """Operations of the Gram matrices of one site and its copies."""

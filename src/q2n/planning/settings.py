@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from q2n.checks import check_layers, check_ranks
-from q2n.config.opening import loop_options
+from q2n.config.opening import evaluated_length, loop_options
 from q2n.config.owners import Plan, build_plan
 from q2n.config.settings import RunSettings, Settings
 from q2n.data.texts import require_positions
@@ -110,6 +110,7 @@ def _load(
         windows=config.windows if plan.streams else 0,
         length=config.length,
         evaluated=config.ppl_windows if config.ppl else 0,
+        evaluated_length=evaluated_length(config),
         divergence=config.kl,
         options=loop_options(config),
         required=plan.method.required_statistics,

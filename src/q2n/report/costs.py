@@ -4,6 +4,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import transformers
+
 from q2n.errors import InputError
 from q2n.evaluation.block_costs import BlockCosts
 from q2n.evaluation.evaluate import Conditions, open_text
@@ -45,6 +47,11 @@ def costs_of(
     )
     text = open_text(directory, tokenizer, on, reporter)
     device, (changed, notes) = parse_device(on.device), _in_the_same_basis(source, settings)
+    if reference is None and _has_changed(source, settings):
+        notes.append(
+            f"{source.label} is not as it was when it was quantized: its weights or its "
+            "configuration have changed since, and the costs with them"
+        )
     for note in notes:
         reporter.note(note)
     costs = block_costs(
@@ -63,13 +70,24 @@ def _settings(directory: Path) -> dict[str, Any]:
     return dict(read_record(file).settings) if file.exists() else {}
 
 
+def _has_changed(source: ModelSource, settings: dict[str, Any]) -> bool:
+    """Whether the original is surely another model than the record's. Where the run rotated it or
+    rounded in it, or another release of transformers read its configuration, that is not known."""
+    plain = ModelChanges(**_changes(settings)).none
+    same_reader = settings.get("transformers_version") == transformers.__version__
+    known = plain and same_reader and "model_sha256" in settings
+    return known and settings["model_sha256"] != source.digest()
+
+
+def _changes(settings: dict[str, Any]) -> dict[str, Any]:
+    return {x.name: settings[x.name] for x in fields(ModelChanges) if x.name in settings}
+
+
 def _in_the_same_basis(
     source: ModelSource, settings: dict[str, Any]
 ) -> tuple[ModelSource, list[str]]:
     """The original, rotated as the run rotated it, and what must be said of that."""
-    changes = ModelChanges(
-        **{x.name: settings[x.name] for x in fields(ModelChanges) if x.name in settings}
-    )
+    changes = ModelChanges(**_changes(settings))
     seed = settings.get("seed", 0)
     require("seed", seed, ValueKind.of(Seed))
     if changes.rotate == "learned":
