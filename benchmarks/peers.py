@@ -23,6 +23,7 @@ from measuring.peers import quantize
 
 from q2n.disk.whole import write_whole
 from q2n.experiments.plan_file import read_plan
+from q2n.experiments.plan_model import PlanModel
 from q2n.experiments.surroundings import machine, software
 from q2n.experiments.sweep import Runs
 from q2n.experiments.texts import Original
@@ -96,7 +97,7 @@ def record(options: argparse.Namespace, labels: dict[str, Any], cell: str) -> Ex
             length=settings["length"],
             seed=labels["seed"],
         )
-        original = Original(labels["model"], texts, reporter)
+        original = Original(PlanModel(labels["model"]), texts, reporter)
         measured = original.compared(Path(place) / "checkpoint")
     return ExperimentRecord(
         cell=cell,

@@ -1,10 +1,13 @@
 """A small plan over a tiny model, as a file."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 from tiny import save_tiny, tiny_text
+
+from q2n.report.experiment import ExperimentRecord
 
 
 def place(folder: Path) -> Path:
@@ -30,6 +33,12 @@ def plan(folder: Path, **changes: Any) -> dict[str, Any]:
         "texts": {"text": text},
         **changes,
     }
+
+
+def records(runs: Path) -> list[ExperimentRecord]:
+    """All of a sweep's folder."""
+    files = sorted((runs / "cells").glob("*.json"))
+    return [ExperimentRecord.from_json(json.loads(file.read_text())) for file in files]
 
 
 def written(values: dict[str, Any], folder: Path) -> str:

@@ -8,10 +8,9 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from experiments.plans import place, plan, written
+from experiments.plans import place, plan, records, written
 
 from q2n import evaluate
 from q2n.api import compare, quantize
@@ -19,7 +18,6 @@ from q2n.errors import InputError
 from q2n.experiments.run import Request, estimated, run_sweep
 from q2n.experiments.sweep import Runs
 from q2n.pipeline.store import RunStore
-from q2n.report.experiment import ExperimentRecord
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +27,6 @@ def there(tmp_path_factory):
 
 def request_of(there, folder, **changes) -> Request:
     return Request(plan=written(plan(there, **changes), folder))
-
-
-def records(runs: Path) -> list[ExperimentRecord]:
-    files = sorted((runs / "cells").glob("*.json"))
-    return [ExperimentRecord.from_json(json.loads(file.read_text())) for file in files]
 
 
 def test_a_record_says_what_quantize_and_compare_say(there, tmp_path):

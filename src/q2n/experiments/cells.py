@@ -9,11 +9,13 @@ from typing import Any
 
 from q2n.config.options import RUN, defaults
 from q2n.config.reading import read_settings
+from q2n.config.settings import RunSettings
 from q2n.config.widths import widths_file_sha256
 from q2n.errors import InputError
 from q2n.evaluation.tasks.harness import all_names, require_harness
 from q2n.evaluation.tasks.names import task_names
 from q2n.experiments.plan import Plan, Search, Spectra, Tasks
+from q2n.experiments.plan_model import PlanModel
 from q2n.experiments.texts import conditions
 from q2n.option_types import shown
 from q2n.report.experiment import Label
@@ -29,7 +31,8 @@ class Cell:
     places: Mapping[str, int]
     compare: Mapping[str, Label]
     """As in `ExperimentRecord`."""
-    model: str
+    original: PlanModel
+    """What is quantized, and what that is compared with."""
     settings: Mapping[str, Any] | None
     """For `quantize`, without model; None: nothing is quantized."""
     texts: Mapping[str, Mapping[str, Any]]
@@ -37,14 +40,21 @@ class Cell:
     spectra: Spectra | None
     search: Search | None
 
+    @property
+    def model(self) -> str:
+        """Its name."""
+        return self.original.name
+
     @cached_property
     def key(self) -> str:
         """Of everything that the results depend on, but the content of model and texts, which the
         record has hashes of."""
-        settings = self.settings
+        settings, revision = self.settings, self.original.revision
+        own = {} if settings is not None or revision is None else {"revision": revision}
         return _hash(
             {
                 "model": self.model,
+                **own,
                 "settings": None if settings is None else _changed(settings),
                 "texts": {name: portable(text) for name, text in self.texts.items()},
                 "tasks": self.tasks and asdict(self.tasks),
@@ -68,7 +78,7 @@ class Cell:
 def cells_of(
     plan: Plan, *, data_dir: str | None = None, only: Mapping[str, Collection[Label]] | None = None
 ) -> list[Cell]:
-    """All cells, each model's original before the others.
+    """All cells, the original of each model and revision before the others.
 
     Args:
         data_dir: for settings and texts that name none.
@@ -86,9 +96,10 @@ def cells_of(
     ]
     if plan.spectra is not None:
         return cells
-    originals: dict[str, Cell] = {}
+    originals: dict[tuple[str, str | None], Cell] = {}
     for cell in cells:
-        originals.setdefault(cell.model, _original(cell, plan.model_axes))
+        place = cell.model, cell.original.revision
+        originals.setdefault(place, _original(cell, plan.model_axes))
     return [*originals.values(), *cells]
 
 
@@ -117,7 +128,7 @@ def _cell(
         raise InputError(f"{where}: model is {shown(model)}; it takes the name of a model")
     settings = _with_data(settings, data_dir)
     try:
-        _require_known(settings, search)
+        run = _require_known(settings, search)
     except InputError as cause:
         raise InputError(f"{where}: {cause}") from cause
     return Cell(
@@ -126,7 +137,7 @@ def _cell(
         labels=place,
         places=plan.numbers(place),
         compare=plan.compared_with(place),
-        model=model,
+        original=PlanModel(model, run.revision, run.trust_remote_code),
         settings=settings,
         texts=texts,
         tasks=plan.tasks,
@@ -135,12 +146,14 @@ def _cell(
     )
 
 
-def _require_known(settings: Mapping[str, Any], search: Search | None) -> None:
-    """Refuse settings, and values that a search tries, that q2n refuses."""
+def _require_known(settings: Mapping[str, Any], search: Search | None) -> RunSettings:
+    """The settings as they are read; those, and values that a search tries, that q2n refuses are
+    refused."""
     if "output" in settings:
         raise InputError("output is no setting of a plan: checkpoints lie in RUNS/work")
-    for trial in ({}, *_single_trials(search)):
+    for trial in _single_trials(search):
         read_settings({**settings, **trial})
+    return read_settings(settings).run
 
 
 def _single_trials(search: Search | None) -> Iterable[dict[str, Any]]:

@@ -19,6 +19,7 @@ from q2n.errors import InputError, Q2NError, ResumeError
 from q2n.evaluation.tasks.results import TaskResult
 from q2n.experiments.cells import Cell, portable
 from q2n.experiments.plan import Spectra
+from q2n.experiments.plan_model import PlanModel
 from q2n.experiments.search import METHODS
 from q2n.experiments.spectra import spectra_of
 from q2n.experiments.surroundings import machine, peak_bytes, reset_peak, software
@@ -51,7 +52,7 @@ class Measurer:
             keep: leave the checkpoints there.
         """
         self._work, self._reporter, self._data_dir, self._keep = work, reporter, data_dir, keep
-        self._originals: dict[tuple[str, str], Original] = {}
+        self._originals: dict[tuple[PlanModel, str], Original] = {}
 
     def record(self, cell: Cell, command: str) -> ExperimentRecord:
         """Do one cell. What q2n refuses or cannot compute is a record too.
@@ -124,8 +125,8 @@ class Measurer:
     ) -> dict[str, Any]:
         """The values that do best on the held-out text."""
         assert cell.search is not None
-        held_out = self._original(cell.model, {"held out": cell.search.text})
-        held_out.require_apart(self._original(cell.model, cell.texts))
+        held_out = self._original(cell.original, {"held out": cell.search.text})
+        held_out.require_apart(self._original(cell.original, cell.texts))
         trials = Trials(self._trials(cell))
 
         def score(choice: Mapping[str, Any]) -> float:
@@ -159,19 +160,24 @@ class Measurer:
 
     def _measure(self, cell: Cell, folder: Path | None, results: _Results) -> None:
         """On all texts and tasks; `folder` None: the original."""
-        since, original = time.perf_counter(), self._original(cell.model, cell.texts)
+        since, original = time.perf_counter(), self._original(cell.original, cell.texts)
         texts = original.measured() if folder is None else original.compared(folder)
         results.found["texts"] = texts
         results.timed("texts", since)
         if cell.tasks is not None:
             since = time.perf_counter()
-            how = {"data_dir": self._data_dir, "reporter": self._reporter}
+            how = {
+                "data_dir": self._data_dir,
+                "reporter": self._reporter,
+                "trust_remote_code": cell.original.trust_remote_code,
+            }
             tasks = {**asdict(cell.tasks), **how}
-            found = evaluate_tasks(folder or cell.model, tasks=tasks.pop("names"), **tasks)
+            measured = cell.original.folder() if folder is None else folder
+            found = evaluate_tasks(measured, tasks=tasks.pop("names"), **tasks)
             results.found["tasks"] = [_score(task) for task in found.tasks]
             results.timed("tasks", since)
 
-    def _original(self, model: str, texts: Mapping[str, Mapping[str, Any]]) -> Original:
+    def _original(self, model: PlanModel, texts: Mapping[str, Mapping[str, Any]]) -> Original:
         place = (model, repr(texts))
         if place not in self._originals:
             self._originals[place] = Original(model, texts, self._reporter)

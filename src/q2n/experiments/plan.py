@@ -23,8 +23,8 @@ from typing import Any, Literal
 from q2n.errors import InputError
 from q2n.report.experiment import Label
 
-OF_THE_SWEEP = ("model", "output")
-"""Options of `q2n quantize` that a cell has apart from its settings."""
+OF_THE_SWEEP = ("model", "revision", "output")
+"""Options of `q2n quantize` that name the model and where it goes: no search is over them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,15 +110,21 @@ class Plan:
 
     @property
     def model_axes(self) -> list[str]:
-        """Those whose labels say which model it is: by these an original is called."""
-        return [axis for axis in self.axes if any("model" in x for x in self.labels(axis).values())]
+        """Those whose labels say which model it is, or which revision of it: by these an original
+        is called."""
+        return [axis for axis in self.axes if self._sets(axis, "model", "revision")]
 
     def with_model_axis(self) -> "Plan":
         """The same plan; a model that stands among its settings alone becomes an axis."""
         model = self.settings.get("model")
-        if self.model_axes or not isinstance(model, str):
+        named = any(self._sets(axis, "model") for axis in self.axes)
+        if named or not isinstance(model, str):
             return self
         return replace(self, axes={"model": [model], **self.axes})
+
+    def _sets(self, axis: str, *names: str) -> bool:
+        """Whether a label of an axis sets one of these."""
+        return any(name in x for x in self.labels(axis).values() for name in names)
 
     def label(self, axis: str, text: str) -> Label:
         """The label that is written so.

@@ -5,7 +5,7 @@ every cell of the same model that this process does.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from q2n.config.reading import hint
 from q2n.data.windows import TokenWindows
 from q2n.errors import InputError
 from q2n.evaluation.compare import Comparer, measure
-from q2n.evaluation.evaluate import Conditions, checkpoint_folder, open_text, opening
+from q2n.evaluation.evaluate import Conditions, open_text, opening
 from q2n.evaluation.results import Fidelity, PerplexityResult
+from q2n.experiments.plan_model import PlanModel
 from q2n.logging import Reporter
 from q2n.report.experiment import TextResult
 
@@ -25,7 +26,9 @@ RUN = 32
 class Original:
     """One model as it is, on the texts of a plan."""
 
-    def __init__(self, model: str, texts: Mapping[str, Mapping[str, Any]], reporter: Reporter):
+    def __init__(
+        self, model: PlanModel, texts: Mapping[str, Mapping[str, Any]], reporter: Reporter
+    ):
         """
         Args:
             texts: name -> fields of `Conditions`.
@@ -34,7 +37,7 @@ class Original:
             InputError: no such model or text, or a condition that nobody knows.
         """
         self.model, self._reporter = model, reporter
-        self._on = {name: conditions(name, text) for name, text in texts.items()}
+        self._on = {name: _trusting(conditions(name, x), model) for name, x in texts.items()}
         self._windows: dict[str, TokenWindows] = {}
         self._comparers: dict[str, Comparer] = {}
 
@@ -60,7 +63,7 @@ class Original:
         """A text in the original's tokens."""
         if name not in self._windows:
             on = self._on[name]
-            self._windows[name] = open_text(self._folder(on), None, on, self._reporter)
+            self._windows[name] = open_text(self.model.folder(), None, on, self._reporter)
         return self._windows[name]
 
     def require_apart(self, others: "Original") -> None:
@@ -79,25 +82,22 @@ class Original:
 
     def _alone(self, name: str) -> TextResult:
         on = self._on[name]
-        body = opening(self.model, self._folder(on), on)
+        body = opening(self.model.name, self.model.folder(), on)
         how: dict[str, Any] = {"batch_size": on.batch_size, "reporter": self._reporter}
-        return _result(name, measure(self.model, body, self.windows(name), **how), None)
+        return _result(name, measure(self.model.name, body, self.windows(name), **how), None)
 
     def _beside(self, name: str, folder: Path) -> TextResult:
         on = self._on[name]
         if name not in self._comparers:
             self._comparers[name] = Comparer(
-                self.model,
-                opening(self.model, self._folder(on), on),
+                self.model.name,
+                opening(self.model.name, self.model.folder(), on),
                 self.windows(name),
                 batch_size=on.batch_size,
                 reporter=self._reporter,
             )
         found = self._comparers[name].compare(folder.name, opening(str(folder), folder, on))
         return _result(name, found.model, found.fidelity)
-
-    def _folder(self, on: Conditions) -> Path | None:
-        return checkpoint_folder(self.model, on)
 
 
 def conditions(name: str, text: Mapping[str, Any]) -> Conditions:
@@ -119,6 +119,11 @@ def conditions(name: str, text: Mapping[str, Any]) -> Conditions:
         return Conditions.of(**text)
     except InputError as cause:
         raise InputError(f"text {name}: {cause}") from cause
+
+
+def _trusting(on: Conditions, model: PlanModel) -> Conditions:
+    """Code of the checkpoint runs if the text or the settings let it."""
+    return replace(on, trust_remote_code=on.trust_remote_code or model.trust_remote_code)
 
 
 def _share_windows(one: TokenWindows, other: TokenWindows) -> bool:
