@@ -35,6 +35,22 @@ def plan(folder: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
+def quick(folder: Path, settings: dict[str, Any] | None = None, **changes: Any) -> str:
+    """The file of a plan that takes seconds: one block, no calibration, two seeds and the
+    original."""
+    if not (folder / "model").exists():
+        save_tiny(folder / "model", layers=1)
+        (folder / "text.txt").write_text(tiny_text(40))
+    values = {
+        "name": "quick",
+        "settings": {"model": str(folder / "model"), "method": "rtn", "bits": 3} | (settings or {}),
+        "axes": {"seed": [0, 1]},
+        "texts": {"text": {"ppl": str(folder / "text.txt"), "length": 16, "windows": 2}},
+        **changes,
+    }
+    return written(values, folder)
+
+
 def records(runs: Path) -> list[ExperimentRecord]:
     """All of a sweep's folder."""
     files = sorted((runs / "cells").glob("*.json"))

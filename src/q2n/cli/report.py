@@ -130,6 +130,10 @@ def _say(report: Report, written: list[str]) -> None:
     screen, skipped = Screen(stderr=True, highlight=False), report.runs.skipped
     said = [f"read {len(report.runs.records)}, skipped {len(skipped)}", *written]
     screen.print("; ".join(said), markup=False, soft_wrap=True)
+    if left_out := report.left_out:
+        records = f"{left_out} record{'s' * (left_out > 1)}"
+        why = "done with other settings, texts or models than those that count in their rows"
+        screen.print(f"left out: {records}, {why}", soft_wrap=True)
     for each in skipped[:MOST_SKIPPED]:
         screen.print(f"skipped: {each.place}: {each.why}", markup=False, soft_wrap=True)
     if len(skipped) > MOST_SKIPPED:

@@ -7,15 +7,19 @@
 A process goes through the cells: one that has a record is done; one whose lock another process
 holds is left to it; any other is done here. The record is looked for again under the lock, so that
 no cell is done twice. A cell that another plan has done (the same key), or that stands in records
-from elsewhere, is copied under its new labels. A killed process leaves the run in progress to the
-next one that comes, which goes on with its finished blocks.
+from elsewhere, is copied under its new labels. A killed process leaves the run in progress to the next one that
+comes, which goes on with its finished blocks.
+
+A plan that is changed has other records in the same places, and the last one of a place is shown.
+Where it is changed back, its first records are marked as taken: they count from then on.
 """
 
 import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from datetime import UTC, datetime
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +30,9 @@ from q2n.errors import InputError
 from q2n.experiments.cells import Cell
 from q2n.experiments.measure import Measurer
 from q2n.logging import Reporter
-from q2n.report.experiment import LAYOUT, ExperimentRecord
+from q2n.report.experiment import LAYOUT, ExperimentRecord, Place
 from q2n.report.output import write
+from q2n.report.sweeps.runs import in_order
 
 Command = Callable[[Cell], str]
 """The command that does a cell alone."""
@@ -78,6 +83,24 @@ class Runs:
         read = [record for record in (*here, *elsewhere) if record is not None]
         found = sorted(read, key=lambda record: record.refused is not None)
         return next((x for x in found if not (retry and x.refused is not None)), None)
+
+    def take(self, cell: Cell) -> None:
+        """Let the record of a cell count before those that its plan had in the same place since.
+        Raises as `output.write`."""
+        record = self.record(cell)
+        if record is not None and self._counting.get(record.place, cell.id) != cell.id:
+            self.write(cell, replace(record, taken=_now()))
+
+    @cached_property
+    def _counting(self) -> dict[Place, str]:
+        """The cell whose record counts in each place, as the folder was when this was asked."""
+        found = []
+        for file in self.cells.glob("*.json"):
+            try:
+                found.append(self._read(file))
+            except InputError:  # of a newer q2n: it is no cell of ours
+                continue
+        return {x.place: x.cell for x in in_order(x for x in found if x is not None)}
 
     def write(self, cell: Cell, record: ExperimentRecord) -> None:
         """Keep a record. Raises as `output.write`."""
@@ -142,6 +165,7 @@ def _take(
 ) -> str:
     """Do a cell unless somebody has or does; which of `Outcome` it was."""
     if _is_done(cell, runs, retry):
+        runs.take(cell)
         return "found"
     lock = runs.lock(cell)
     try:
@@ -177,4 +201,10 @@ def relabelled(record: ExperimentRecord, cell: Cell) -> ExperimentRecord:
         labels=cell.labels,
         places=cell.places,
         compare=cell.compare,
+        taken=_now(),
     )
+
+
+def _now() -> str:
+    """As records have it, but to the microsecond: a cell may be taken right after one was done."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")

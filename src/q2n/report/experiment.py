@@ -14,6 +14,8 @@ LAYOUT = 1
 """Of the records that this version writes and reads."""
 
 Label = str | int | float | bool
+Place = tuple[str, frozenset[tuple[str, Label]], bool]
+"""Plan, labels, and whether it is of the original."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +129,9 @@ class ExperimentRecord:
     """Of the token windows."""
     started: str
     """UTC, ISO 8601."""
+    taken: str | None = None
+    """UTC: when a sweep last took it for a cell of a plan that had been changed, or that another
+    plan had done; None: never, so that it counts from when it was started."""
     command: str
     """That makes this cell again."""
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -171,6 +176,16 @@ class ExperimentRecord:
     def to_json(self) -> dict[str, Any]:
         """All fields, as JSON values."""
         return asdict(self)
+
+    @property
+    def place(self) -> Place:
+        """Of the records in one place the one that counts last is shown."""
+        return self.plan, frozenset(self.labels.items()), self.settings is None
+
+    @property
+    def counts_from(self) -> str:
+        """When it was made or last taken."""
+        return max(self.started, self.taken or "")
 
     @property
     def is_original(self) -> bool:

@@ -81,6 +81,14 @@ def test_of_a_cell_that_was_done_twice_the_later_counts(tmp_path) -> None:
         assert [x.bits_per_weight for x in read_runs([file]).records] == [2.0]
 
 
+def test_a_record_that_was_taken_again_counts_before_what_was_done_since(tmp_path) -> None:
+    since = replace(A, cell="other", started="2026-11-27T00:00:00+00:00")
+    taken = replace(A, taken="2026-11-27T00:00:00.500000+00:00")
+    for records, cells in (([A, since], [A.cell, "other"]), ([since, taken], ["other", A.cell])):
+        (tmp_path / "all.jsonl").write_text("".join(f"{line(x)}\n" for x in records))
+        assert [x.cell for x in read_runs([tmp_path / "all.jsonl"]).records] == cells
+
+
 @pytest.mark.parametrize("name", ["nowhere", "empty", "old.jsonl"])
 def test_without_any_record_there_is_no_report(tmp_path, name) -> None:
     (tmp_path / "empty").mkdir()

@@ -33,6 +33,12 @@ class Report:
         return [lead for plan, rows in self.plans.items() for lead in leads_of(plan, rows)]
 
     @property
+    def left_out(self) -> int:
+        """Records in whose rows others count, done with other settings, texts or models."""
+        shown = sum(len(row.cells) for rows in self.plans.values() for row in rows)
+        return len(self.runs.records) - shown
+
+    @property
     def days(self) -> list[str]:
         """On which cells were started, the first one first."""
         return sorted({record.started[:10] for record in self.runs.records})

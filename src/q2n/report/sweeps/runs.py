@@ -5,7 +5,8 @@
     file.json, file.jsonl  one record, and one a line
 
 What is no record is left out and named, for the records of a sweep that goes on, or of several
-versions of q2n, are still worth a report. Of a cell that was done twice the later record counts.
+versions of q2n, are still worth a report. Of a cell that was done twice the record counts that was
+made last, or taken last by a sweep.
 """
 
 import json
@@ -37,7 +38,7 @@ class Runs:
     """What was found."""
 
     records: Sequence[ExperimentRecord]
-    """In the order in which they were started, each cell once."""
+    """In the order in which they were started or taken, each cell once."""
     skipped: Sequence[Skipped]
 
 
@@ -119,9 +120,16 @@ def _record(place: str, text: str) -> ExperimentRecord | Skipped:
 
 
 def _each_cell_once(records: Iterable[ExperimentRecord]) -> list[ExperimentRecord]:
-    ordered = sorted(records, key=lambda record: (record.started, record.cell))
-    last = {record.cell: record for record in ordered}
+    last: dict[str, ExperimentRecord] = {}
+    for record in in_order(records):
+        last.pop(record.cell, None)  # it stands where the last one does
+        last[record.cell] = record
     return list(last.values())
+
+
+def in_order(records: Iterable[ExperimentRecord]) -> list[ExperimentRecord]:
+    """As they count, the last one last."""
+    return sorted(records, key=lambda record: (record.counts_from, record.cell))
 
 
 def _nothing(places: Sequence[Path], skipped: Sequence[Skipped]) -> str:
