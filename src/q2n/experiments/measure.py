@@ -87,6 +87,7 @@ class Measurer:
         )
 
     def _do(self, cell: Cell, results: _Results) -> None:
+        results.found["original_sha256"] = cell.original.sha256()
         if cell.spectra is not None:
             self._spectra(cell, cell.spectra, results)
         elif cell.settings is None:

@@ -7,11 +7,12 @@
 A process goes through the cells: one that has a record is done; one whose lock another process
 holds is left to it; any other is done here. The record is looked for again under the lock, so that
 no cell is done twice. A cell that another plan has done (the same key), or that stands in records
-from elsewhere, is copied under its new labels. A killed process leaves the run in progress to the next one that
-comes, which goes on with its finished blocks.
+from elsewhere, is copied under its new labels. A killed process leaves the run in progress to the
+next one that comes, which goes on with its finished blocks.
 
-A plan that is changed has other records in the same places, and the last one of a place is shown.
-Where it is changed back, its first records are marked as taken: they count from then on.
+A record of a folder that holds another model since is none: the cell is done again. A plan that is
+changed has other records in the same places, and the last one of a place is shown. Where it is
+changed back, its first records are marked as taken: they count from then on.
 """
 
 import json
@@ -72,15 +73,17 @@ class Runs:
             raise InputError(f"{folder} cannot be written to: choose another --output")
 
     def record(self, cell: Cell) -> ExperimentRecord | None:
-        """Of a cell, if there is one that can be read."""
-        return self._read(self.cells / cell.file)
+        """Of a cell, if there is one that can be read, of the model that lies there now."""
+        found = self._read(self.cells / cell.file)
+        return found if found is not None and _is_of_model(found, cell) else None
 
     def same(self, cell: Cell, retry: bool) -> ExperimentRecord | None:
         """Of any plan that did the same, here or elsewhere; one with results if there is one, with
         `retry` only such a one."""
         here = map(self._read, sorted(self.cells.glob(f"{cell.key}-*.json")))
         elsewhere = (record for record in self._known if record.key == cell.key)
-        read = [record for record in (*here, *elsewhere) if record is not None]
+        both = (record for record in (*here, *elsewhere) if record is not None)
+        read = [record for record in both if _is_of_model(record, cell)]
         found = sorted(read, key=lambda record: record.refused is not None)
         return next((x for x in found if not (retry and x.refused is not None)), None)
 
@@ -120,6 +123,14 @@ class Runs:
             raise
         except (FileNotFoundError, RecursionError, ValueError):  # not there, cut short, outdated
             return None
+
+
+def _is_of_model(record: ExperimentRecord, cell: Cell) -> bool:
+    """Whether it may be of the model that the cell names. What a folder holds may have changed; any
+    other name is taken to stand for one model."""
+    if record.original_sha256 is None or not cell.original.is_folder:
+        return True
+    return record.original_sha256 == cell.original.sha256()
 
 
 def _require_not_newer(values: Any, file: Path) -> None:

@@ -124,7 +124,12 @@ class ExperimentRecord:
     """Versions by name."""
     machine: Mapping[str, str]
     """Processor, threads, GPU."""
+    original_sha256: str | None = None
+    """Of the files of the model that was quantized or measured; None of a packaged one, or where
+    nobody took it."""
     model_sha256: str | None = None
+    """Of what was quantized, as read: of a rotated model, rotated, so that it is another for every
+    seed."""
     calibration_sha256: str | None = None
     """Of the token windows."""
     started: str

@@ -66,6 +66,16 @@ def test_other_windows_are_not_compared() -> None:
     assert "less alone" not in [x.name for x in table.columns]
 
 
+def test_cells_of_another_model_are_no_seeds_of_a_row() -> None:
+    one, other = ([replace(x, original_sha256=y) for x in TWO] for y in ("one", "other"))
+    (row, _) = rows_of([one[0], other[1], *one[2:]])
+    assert list(row.cells) == [1] and row.cells[1].original_sha256 == "other"
+    rotated = [replace(x, model_sha256=str(x.labels["seed"])) for x in one]
+    assert len(rows_of(rotated)[0].cells) == 2
+    before = [one[0], replace(other[1], original_sha256=None)]
+    assert len(rows_of(before)[0].cells) == 2
+
+
 def test_a_refused_cell_is_a_row_with_its_message() -> None:
     labels = {**MODEL, "step": "OWQ"}
     why = "InputError: no column fits"

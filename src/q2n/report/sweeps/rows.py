@@ -211,11 +211,13 @@ def _row(records: Sequence[ExperimentRecord]) -> Row:
 
 def _are_alike(one: ExperimentRecord, other: ExperimentRecord) -> bool:
     """Whether two cells may differ in their seed alone: in settings and windows they do not, as
-    those of a plan before and after a change."""
+    those of a plan before and after a change, nor in the content of the model's folder."""
+    models = {x.original_sha256 for x in (one, other)} - {None}
     settings, others = ({**(x.settings or {}), SEED: None} for x in (one, other))
     hashes, other_hashes = ({t.text: t.sha256 for t in x.texts} for x in (one, other))
     common = hashes.keys() & other_hashes.keys()
-    return settings == others and all(hashes[x] == other_hashes[x] for x in common)
+    same_texts = all(hashes[x] == other_hashes[x] for x in common)
+    return settings == others and same_texts and len(models) < 2
 
 
 def _without_seed(labels: Labels) -> dict[str, Label]:
