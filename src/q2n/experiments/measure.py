@@ -1,7 +1,8 @@
 """One cell: the model is quantized, measured and forgotten, and what it came to is a record.
 
-The checkpoint lies in the sweep's working folder only as long as it is measured. A cell that was
-interrupted goes on where its quantization was.
+The texts are opened first: one that cannot be measured costs no quantization. The checkpoint lies
+in the sweep's working folder only as long as it is measured. A cell that was interrupted goes on
+where its quantization was.
 """
 
 import shutil
@@ -68,6 +69,7 @@ class Measurer:
             if is_of_disk(cause):
                 raise
             results.found = {"refused": f"{type(cause).__name__}: {cause}"}
+            self._leave(cell)
         return ExperimentRecord(
             cell=cell.id,
             key=cell.key,
@@ -106,16 +108,32 @@ class Measurer:
         }
 
     def _quantized(self, cell: Cell, results: _Results) -> None:
-        settings = dict(cell.settings or {})
+        settings, since = dict(cell.settings or {}), time.perf_counter()
+        self._original(cell.original, cell.texts).require_texts()
+        results.timed("texts", since)
         if cell.search is not None:
             settings |= self._searched(cell, settings, results)
-        folder = self._work / cell.key
+        folder = self._checkpoint(cell)
         done = self._quantize(cell.model, folder, settings, results)
         results.found |= _costs(done)
         self._measure(cell, folder, results)
         self._trials(cell).unlink(missing_ok=True)
         if not self._keep:
             _remove(folder)
+
+    def _leave(self, cell: Cell) -> None:
+        """Of a cell that was refused the finished blocks stay; a whole checkpoint, if it is to be
+        kept."""
+        for folder in (self._trial(cell), *([] if self._keep else [self._checkpoint(cell)])):
+            if folder.exists():
+                shutil.rmtree(folder)
+
+    def _checkpoint(self, cell: Cell) -> Path:
+        return self._work / cell.key
+
+    def _trial(self, cell: Cell) -> Path:
+        """The checkpoint of one trial of a search."""
+        return self._work / f"{cell.key}-trial"
 
     def _trials(self, cell: Cell) -> Path:
         """Where the trials of a search lie until its cell has been measured."""
@@ -131,7 +149,7 @@ class Measurer:
         trials = Trials(self._trials(cell))
 
         def score(choice: Mapping[str, Any]) -> float:
-            folder = self._work / f"{cell.key}-trial"
+            folder = self._trial(cell)
             self._quantize(cell.model, folder, {**settings, **choice}, results)
             since = time.perf_counter()
             divergence = held_out.divergence(folder)

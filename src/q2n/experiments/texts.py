@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from q2n.config.reading import hint
+from q2n.data.texts import require_positions
 from q2n.data.windows import TokenWindows
 from q2n.errors import InputError
 from q2n.evaluation.compare import Comparer, measure
@@ -17,6 +18,7 @@ from q2n.evaluation.evaluate import Conditions, open_text, opening
 from q2n.evaluation.results import Fidelity, PerplexityResult
 from q2n.experiments.plan_model import PlanModel
 from q2n.logging import Reporter
+from q2n.models.config_file import read_config
 from q2n.report.experiment import TextResult
 
 RUN = 32
@@ -59,12 +61,31 @@ class Original:
         assert result.divergence is not None
         return result.divergence
 
+    def require_texts(self) -> None:
+        """Open all texts, before anything is done that is to be measured on them.
+
+        Raises:
+            InputError: a text is not there, or is too short, or its windows are longer than the
+                positions of the model.
+        """
+        for name in self._on:
+            self.windows(name)
+
     def windows(self, name: str) -> TokenWindows:
-        """A text in the original's tokens."""
+        """A text in the original's tokens. Raises as `require_texts`."""
         if name not in self._windows:
-            on = self._on[name]
-            self._windows[name] = open_text(self.model.folder(), None, on, self._reporter)
+            try:
+                self._windows[name] = self._opened(self._on[name])
+            except InputError as cause:
+                raise InputError(f"text {name}: {cause}") from cause
         return self._windows[name]
+
+    def _opened(self, on: Conditions) -> TokenWindows:
+        folder = self.model.folder()
+        config = read_config(folder, on.trust_remote_code).get_text_config()
+        windows = open_text(folder, None, on, self._reporter)
+        require_positions(windows.length, getattr(config, "max_position_embeddings", None))
+        return windows
 
     def require_apart(self, others: "Original") -> None:
         """Refuse a text that shares windows with another.
