@@ -1,10 +1,13 @@
 """What a cell that is refused costs, and what it leaves."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 from experiments.plans import quick, records
 
+from q2n.cli.main import main
 from q2n.errors import NumericalError
 from q2n.experiments import measure
 from q2n.experiments.run import Request, run_sweep
@@ -41,3 +44,37 @@ def test_a_refused_cell_leaves_its_checkpoint_only_if_it_is_to_be_kept(tmp_path,
     outcome = run_sweep(request_of(tmp_path), tmp_path / "runs", keep=keep)
     assert outcome.refused == 1
     assert len(list((tmp_path / "runs" / "work").iterdir())) == keep
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """A folder of a sweep whose only cell was refused, and the arguments of the sweep."""
+    plan = quick(tmp_path, axes={}, settings={"revision": "v2"})  # which no folder has
+    words = ["sweep", plan, "--output", str(tmp_path / "runs")]
+    assert main(words) == 0 and all(x.refused for x in records(tmp_path / "runs"))
+    return words
+
+
+def test_refusals_from_elsewhere_are_not_copied(refused, tmp_path, capsys):
+    capsys.readouterr()
+    words = [*refused[:-1], str(tmp_path / "other"), "--known", refused[-1], "--json"]
+    assert main([*words, "--dry-run"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["cells"]) == 2
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["copied"] == 0
+
+
+def test_a_dry_run_counts_what_a_retry_does_and_makes_nothing(refused, tmp_path, capsys):
+    for folder in ("locks", "work"):
+        shutil.rmtree(tmp_path / "runs" / folder)
+    for more, cells in (([], 0), (["--retry"], 2)):
+        capsys.readouterr()
+        assert main([*refused, "--json", "--dry-run", *more]) == 0
+        assert len(json.loads(capsys.readouterr().out)["cells"]) == cells
+    assert [x.name for x in (tmp_path / "runs").iterdir()] == ["cells"]
+
+
+def test_a_dry_run_into_a_file_is_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    words = ["sweep", quick(tmp_path), "--output", str(tmp_path / "file"), "--dry-run"]
+    assert main(words) == 2 and "is no folder" in capsys.readouterr().err

@@ -125,7 +125,7 @@ def _print_cells(cells: list[Cell], parsed: Namespace) -> None:
     from q2n.experiments.run import estimated
     from q2n.logging import Screen
 
-    left, time = estimated(cells, parsed.output, parsed.known)
+    left, time = estimated(cells, parsed.output, parsed.known, retry=parsed.retry)
     if parsed.json:
         print(json.dumps({"cells": [dict(cell.labels) for cell in left], **time}))
         return

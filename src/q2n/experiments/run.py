@@ -100,22 +100,22 @@ def run_sweep(
 
 
 def estimated(
-    cells: Sequence[Cell], output: str | Path, known: Sequence[str | Path] = ()
+    cells: Sequence[Cell],
+    output: str | Path,
+    known: Sequence[str | Path] = (),
+    *,
+    retry: bool = False,
 ) -> tuple[list[Cell], dict[str, Any]]:
-    """The cells that have no record yet, and how long they will take (`estimate.total`).
+    """The cells that `run_sweep` would do, and how long they will take (`estimate.total`). Nothing
+    is made for the question.
 
     Raises:
         InputError: as `run_sweep`.
     """
     elsewhere = _records(known)
-    keys = {record.key for record in elsewhere}
-    cells = [cell for cell in cells if cell.key not in keys]
-    if not Path(output).exists():  # and is not made for the question
-        return list(cells), total(cells, elsewhere)
-    runs = Runs(Path(output))
-    found = [(cell, runs.record(cell)) for cell in cells]
-    records = [record for _, record in found if record is not None]
-    left = [cell for cell, record in found if record is None]
+    runs = Runs(Path(output), elsewhere, to_write=False)
+    left = [x for x in cells if not runs.is_done(x, retry) and runs.same(x, retry) is None]
+    records = [record for cell in cells if (record := runs.record(cell)) is not None]
     return left, total(left, [*records, *elsewhere])
 
 

@@ -54,16 +54,26 @@ class Outcome:
 class Runs:
     """The folder of a sweep."""
 
-    def __init__(self, folder: Path, known: Sequence[ExperimentRecord] = ()):
+    def __init__(
+        self, folder: Path, known: Sequence[ExperimentRecord] = (), *, to_write: bool = True
+    ):
         """
         Args:
             known: records from elsewhere.
+            to_write: whether it is written to, for which it is made.
 
         Raises:
-            InputError: it cannot be made or written to.
+            InputError: it is no folder, or it cannot be made or written to.
         """
         self.folder, self._known = folder, known
         self.cells, self.locks, self.work = (folder / x for x in ("cells", "locks", "work"))
+        if to_write:
+            self._make()
+        elif folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is no folder: choose another --output")
+
+    def _make(self) -> None:
+        folder = self.folder
         try:
             for place in (self.cells, self.locks, self.work):
                 place.mkdir(parents=True, exist_ok=True)
@@ -77,11 +87,16 @@ class Runs:
         found = self._read(self.cells / cell.file)
         return found if found is not None and _is_of_model(found, cell) else None
 
+    def is_done(self, cell: Cell, retry: bool) -> bool:
+        """Whether a cell has a record, with `retry` one with results."""
+        record = self.record(cell)
+        return record is not None and not (retry and record.refused is not None)
+
     def same(self, cell: Cell, retry: bool) -> ExperimentRecord | None:
         """Of any plan that did the same, here or elsewhere; one with results if there is one, with
-        `retry` only such a one."""
+        `retry` only such a one. What was refused elsewhere may not be here."""
         here = map(self._read, sorted(self.cells.glob(f"{cell.key}-*.json")))
-        elsewhere = (record for record in self._known if record.key == cell.key)
+        elsewhere = (x for x in self._known if x.key == cell.key and x.refused is None)
         both = (record for record in (*here, *elsewhere) if record is not None)
         read = [record for record in both if _is_of_model(record, cell)]
         found = sorted(read, key=lambda record: record.refused is not None)
@@ -175,7 +190,7 @@ def _take(
     retry: bool,
 ) -> str:
     """Do a cell unless somebody has or does; which of `Outcome` it was."""
-    if _is_done(cell, runs, retry):
+    if runs.is_done(cell, retry):
         runs.take(cell)
         return "found"
     lock = runs.lock(cell)
@@ -184,7 +199,7 @@ def _take(
     except Timeout:
         return "elsewhere"
     try:
-        if _is_done(cell, runs, retry):  # by whoever held the lock until now
+        if runs.is_done(cell, retry):  # by whoever held the lock until now
             return "found"
         same = runs.same(cell, retry)
         if same is None:
@@ -195,11 +210,6 @@ def _take(
         return "copied"
     finally:
         lock.release()
-
-
-def _is_done(cell: Cell, runs: Runs, retry: bool) -> bool:
-    record = runs.record(cell)
-    return record is not None and not (retry and record.refused is not None)
 
 
 def relabelled(record: ExperimentRecord, cell: Cell) -> ExperimentRecord:
