@@ -146,20 +146,21 @@ class Run:
         is removed.
 
         Raises:
-            InputError: the checkpoint has other settings, or is damaged.
+            InputError: its record is damaged.
+            ResumeError: the checkpoint has other settings, or another file of it is damaged.
         """
         record = read_record(self.target / RECORD_FILE)
         before = {key: x for key, x in record.settings.items() if key not in self.labels}
         start = RunStart(fingerprint=before, labels=self.labels)
         if differences := start.differences(self.fingerprint):
-            raise InputError(
+            raise ResumeError(
                 f"output {self.target} exists and was quantized otherwise: "
                 f"{'; '.join(differences)}. Choose another --output"
             )
         try:
             done = self._description.before()
         except InputError as cause:
-            raise InputError(
+            raise ResumeError(
                 f"output {self.target} was complete and is damaged now ({cause}): delete it and "
                 "quantize again"
             ) from cause

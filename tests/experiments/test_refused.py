@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from experiments.plans import quick, records
+from tiny import tiny_text
 
 from q2n.cli.main import main
 from q2n.errors import NumericalError
@@ -78,3 +79,29 @@ def test_a_dry_run_into_a_file_is_refused(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     words = ["sweep", quick(tmp_path), "--output", str(tmp_path / "file"), "--dry-run"]
     assert main(words) == 2 and "is no folder" in capsys.readouterr().err
+
+
+def test_a_kept_checkpoint_goes_only_for_one_of_other_settings(tmp_path):
+    def checkpoint(corpus: Path, **how) -> tuple[int, bool]:
+        """The time of the kept checkpoint, and whether the cell was refused."""
+        settings = {"method": "gptq", "corpus": str(corpus), "length": 16, "windows": 2}
+        request = request_of(tmp_path, settings=settings)
+        outcome = run_sweep(request, tmp_path / "runs", keep=True, **how)
+        (file,) = (tmp_path / "runs" / "work").glob("*/q2n.json")
+        return file.stat().st_mtime_ns, outcome.refused == 1
+
+    def forget():
+        shutil.rmtree(tmp_path / "runs" / "cells")
+
+    text = tmp_path / "corpus.txt"
+    text.write_text(tiny_text(40))
+    made, _ = checkpoint(text)
+    forget()
+    text.rename(tmp_path / "away.txt")
+    assert checkpoint(text) == (made, True), "nothing is there to make another one from"
+    (tmp_path / "away.txt").rename(text)
+    assert checkpoint(text, retry=True) == (made, False)
+    forget()
+    text.write_text(text.read_text()[::-1])
+    again, was_refused = checkpoint(text)
+    assert again != made and not was_refused

@@ -29,6 +29,7 @@ from q2n.experiments.trials import Trials
 from q2n.logging import Reporter
 from q2n.report.experiment import ExperimentRecord, TaskScore
 from q2n.report.kinds import kinds_of
+from q2n.report.record import RECORD_FILE
 
 
 @dataclass
@@ -164,14 +165,17 @@ class Measurer:
     def _quantize(
         self, model: str, folder: Path, settings: Mapping[str, Any], results: _Results
     ) -> Quantized:
-        """Into `folder`, or the rest of it where an earlier process was interrupted."""
+        """Into `folder`, or the rest of it where an earlier process was interrupted. What is there
+        is removed only where it is of other settings, another version or trial, or was half removed
+        before."""
         how: dict[str, Any] = {**settings, "reporter": self._reporter}
         try:
             done = quantize(model, folder, resume=True, **how)
         except InputError as cause:
-            if not (isinstance(cause, ResumeError) or folder.exists()) or is_of_disk(cause):
+            half_removed = folder.exists() and not (folder / RECORD_FILE).exists()
+            if not (isinstance(cause, ResumeError) or half_removed) or is_of_disk(cause):
                 raise
-            _remove(folder)  # of another version or trial
+            _remove(folder)
             done = quantize(model, folder, **how)
         seconds = results.seconds.get("quantization", 0.0)
         results.seconds["quantization"] = seconds + done.timings["quantization_seconds"]
