@@ -67,6 +67,14 @@ def test_a_file_of_somebody_else_is_not_overwritten(few, capsys, flag) -> None:
     assert main(["report", few, flag, "notes"]) == 0, "one of ours is"
 
 
+def test_two_texts_are_not_written_to_one_file(few, capsys) -> None:
+    for other in ("same.out", "./same.out", str(Path("same.out").absolute())):
+        assert main(["report", few, "--csv", "same.out", "--jsonl", other]) == 2
+        assert "--csv and --jsonl both write" in capsys.readouterr().err
+    assert not Path("same.out").exists()
+    assert main(["report", few, "--csv", "-", "--jsonl", "-"]) == 0
+
+
 @pytest.mark.parametrize("flag", ["--markdown", "--csv", "--jsonl", "--html"])
 @pytest.mark.parametrize(("name", "words"), [("no/out", "no folder"), ("runs", "is a folder")])
 def test_a_place_that_takes_no_file_is_refused_first(runs, capsys, flag, name, words) -> None:

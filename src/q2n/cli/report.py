@@ -56,6 +56,7 @@ def run(parsed: Namespace) -> None:
 
     given = {kind: getattr(parsed, kind) for kind in TEXTS if getattr(parsed, kind) is not None}
     files = {kind: Path(name) for kind, name in given.items() if name != SCREEN}
+    _refuse_twice(files)
     for kind, file in files.items():
         require_free(file, kind)
     if parsed.figures:
@@ -74,6 +75,18 @@ def run(parsed: Namespace) -> None:
     if not (given or parsed.figures):
         _print(report)
     _say(report, written)
+
+
+def _refuse_twice(files: dict[str, Path]) -> None:
+    from q2n.errors import InputError
+
+    kinds: dict[Path, str] = {}
+    for kind, file in files.items():
+        other = kinds.setdefault(file.resolve(), kind)
+        if other != kind:
+            raise InputError(
+                f"--{other} and --{kind} both write {file}: give each a file of its own"
+            )
 
 
 def _refuse_checkpoints(runs: list[Path]) -> None:
