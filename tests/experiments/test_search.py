@@ -1,8 +1,12 @@
 """Grid search and coordinate descent on functions whose least value is known."""
 
+import json
 from itertools import product
 
+import pytest
+
 from q2n.experiments.search import coordinate_descent, grid
+from q2n.experiments.trials import Trials
 
 OVER = {"x": [0, 1, 2, 3], "y": [0, 1, 2]}
 
@@ -43,3 +47,19 @@ def test_equal_scores_keep_the_first_value():
 def test_a_value_may_be_a_list():
     over = {"ignore": [["a"], ["b"], []]}
     assert coordinate_descent(over, lambda choice: float(len(choice["ignore"]))) == {"ignore": []}
+
+
+def test_a_trial_is_known_to_the_next_process(tmp_path):
+    choice, file = {"damping": 0.1}, tmp_path / "tried.json"
+    assert Trials(file).once(lambda _: 0.5)(choice) == 0.5
+    assert Trials(file).once(lambda _: pytest.fail("tried again"))(choice) == 0.5
+
+
+@pytest.mark.parametrize(
+    "text", ["", '[{"damping": 0.1,', "{}", "[1]", "[{}]", '[{"divergence": NaN}]', "[" * 100_000]
+)
+def test_a_damaged_file_of_trials_is_begun_anew(text, tmp_path):
+    file = tmp_path / "tried.json"
+    file.write_text(text)
+    assert Trials(file).once(lambda _: 0.5)({"damping": 0.1}) == 0.5
+    assert json.loads(file.read_text()) == [{"damping": 0.1, "divergence": 0.5}]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,12 @@ from q2n.experiments.search import Score
 
 
 class Trials:
-    """Choices and their divergences, in the order in which they were first tried."""
+    """Choices and their divergences, in the order in which they were first tried. A file that is
+    damaged is begun anew: the trials cost time alone."""
 
     def __init__(self, file: Path):
         self._file = file
-        self.tried: list[dict[str, Any]] = []
-        if file.exists():
-            self.tried = json.loads(file.read_text(encoding="utf-8"))
+        self.tried: list[dict[str, Any]] = _read(file)
 
     def once(self, score: Score) -> Score:
         """`score`, which is asked only for what no trial has tried."""
@@ -31,3 +31,18 @@ class Trials:
             return divergence
 
         return known
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    """What stands in a file; nothing where they are no trials."""
+    try:
+        trials = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return []
+    whole = isinstance(trials, list) and all(map(_is_trial, trials))
+    return trials if whole else []
+
+
+def _is_trial(value: Any) -> bool:
+    number = value.get("divergence") if isinstance(value, dict) else None
+    return isinstance(number, int | float) and not isinstance(number, bool) and isfinite(number)
