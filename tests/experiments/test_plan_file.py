@@ -82,6 +82,9 @@ def test_a_scale_replaces_axes_and_settings_one_by_one_and_texts_as_a_whole(tmp_
         ({"search": {"over": {"model": ["x"]}, "text": {"ppl": "x"}}}, "cannot be over model"),
         ({"search": {"over": {"damping": [1]}, "text": {"pl": "x"}}}, "Did you mean 'ppl'?"),
         ({"title": 3}, "title: Input should be a valid string"),
+        ({"axes": {"a": {"x": 3}}}, "axes.a.x is 3; a label stands for settings, such as x: {"),
+        ({"axes": {"a": 3}}, "axes.a is 3; an axis is a list of values of the option that"),
+        ({"axes": {"seed": [0, None]}}, "axes.seed has None among its values; a label is one"),
         (
             {"search": {"over": {"treshold": [1]}, "text": {"ppl": "x"}}},
             "no option 'treshold'",
@@ -99,7 +102,56 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
         read_plan(str(file))
 
 
-@pytest.mark.parametrize("text", ["", "- 1", "a: [", "x: 2026-01-01", "a: &a [*a]"])
+def test_values_mean_what_they_mean_in_a_file_of_settings(tmp_path):
+    file = tmp_path / "plan.yaml"
+    file.write_text(
+        """
+        settings: {damping: 1e-3, refit: off, correct: off, revision: 1e3, length: ~}
+        axes: {ridge: [1e-1, 2], refit: [off, scales], bits: {"3": {bits: "3"}, 2: {seed: 1e2}}}
+        skip: [{refit: off, bits: ["3", 2], ridge: 1e-1}]
+        search: {over: {damping: [1e-2]}, text: {ppl: x}}
+        texts: {a: {ppl: x}}
+        scales: {other: {settings: {damping: 1e2}, skip: [{ridge: 2}]}}
+        """
+    )
+    plan = read_plan(str(file))
+    assert plan.settings == {
+        "damping": 0.001,
+        "refit": "off",
+        "correct": False,
+        "revision": "1e3",
+        "length": None,
+    }
+    assert plan.axes["ridge"] == [0.1, 2] and type(plan.axes["ridge"][1]) is int
+    assert plan.axes["refit"] == ["off", "scales"]
+    assert plan.axes["bits"] == {"3": {"bits": 3}, 2: {"seed": "1e2"}}  # no whole number
+    assert plan.skip == [{"refit": "off", "bits": ["3", 2], "ridge": 0.1}]
+    assert plan.search.over == {"damping": [0.01]}
+    other = read_plan(str(file), "other")
+    assert other.settings["damping"] == 100.0 and other.skip == [{"ridge": 2}]
+
+
+def test_a_mapping_may_take_over_another(tmp_path):
+    file = tmp_path / "plan.yaml"
+    file.write_text(
+        "axes: {bits: {a: &a {bits: 3, damping: 1e-3}, b: {<<: *a, bits: 2}}}\n"
+        "texts: {a: {ppl: x}}\n"
+    )
+    assert read_plan(str(file)).axes["bits"]["b"] == {"bits": 2, "damping": 0.001}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "- 1",
+        "a: [",
+        "x: 2026-01-01",
+        "a: &a [*a]",
+        "settings: &a {b: *a}",
+        "scales: &a {b: {scales: *a}}",
+    ],
+)
 def test_no_plan_at_all(text, tmp_path):
     (tmp_path / "plan.yaml").write_text(text)
     with pytest.raises(InputError, match=r"plan\.yaml"):

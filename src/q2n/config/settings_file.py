@@ -13,6 +13,7 @@ document) is refused where it begins, before anything is expanded.
 """
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,14 +35,14 @@ def read_settings_file(file: Path) -> dict[str, Any]:
     """
     import yaml  # 20 ms, which calls without a file need not wait for
 
-    known = {flag.name: flag for flag in flags(list(table().owners))}
     settings: dict[str, Any] = {}
     try:
         events = _Events(yaml.parse(_content(file), Loader=yaml.SafeLoader))
         for line, name, value in _entries(events):
             if name in settings:
                 raise _Refused(line, f"{shown(name)} is set a second time")
-            settings[name] = _meant(known.get(ALIASES.get(name, name)), value)
+            text = isinstance(value, _Word)
+            settings[name] = meant(name, value.text, quoted=value.quoted) if text else value
     except _Refused as refused:
         raise InputError(f"--config {file}, line {refused.line + 1}: {refused}") from refused
     except OSError as cause:
@@ -131,11 +132,10 @@ def _value(events: _Events) -> Any:
     raise _Refused(events.line, "a value is a word, a number or a list of words: nothing within it")
 
 
-def _meant(flag: Flag | None, value: Any) -> Any:
-    """What a value stands for; the text itself where no option has the name."""
-    if isinstance(value, list):
-        return value
-    text, quoted = value
+def meant(name: str, text: str, *, quoted: bool) -> Any:
+    """What the text of a setting's value stands for; the text itself where no option has the
+    name."""
+    flag = _known_flags().get(ALIASES.get(name, name))
     if not quoted and text.lower() in _NOTHING:
         return None
     if flag is None:
@@ -144,6 +144,11 @@ def _meant(flag: Flag | None, value: Any) -> Any:
     if quoted or any(kind.accepts(parsed) for kind in flag.kinds):
         return parsed
     return _BOOLEANS.get(text.lower(), parsed)
+
+
+@cache
+def _known_flags() -> dict[str, Flag]:
+    return {flag.name: flag for flag in flags(list(table().owners))}
 
 
 def _content(file: Path) -> bytes:

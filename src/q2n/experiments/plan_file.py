@@ -13,6 +13,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from q2n.config.reading import hint
 from q2n.errors import InputError
 from q2n.experiments.plan import Plan, Search, Spectra, Tasks
+from q2n.experiments.plan_yaml import read_yaml
+from q2n.option_types import shown
+from q2n.report.experiment import Label
 
 MOST_BYTES = 2**20
 ONE_BY_ONE = ("settings", "axes")
@@ -63,7 +66,8 @@ def _parsed(values: dict[str, Any], file: Path) -> Plan:
     try:
         return _validator().validate_python({"name": file.stem, **values}).with_model_axis()
     except ValidationError as cause:
-        raise InputError(f"{file}: {_first_error(cause)}") from cause
+        wrong = _wrong_axis(values.get("axes")) or _first_error(cause)
+        raise InputError(f"{file}: {wrong}") from cause
 
 
 @cache
@@ -71,6 +75,32 @@ def _validator() -> Any:
     for nested in (Tasks, Spectra, Search):
         with_config(ConfigDict(extra="forbid"))(nested)
     return TypeAdapter(with_config(ConfigDict(extra="forbid"))(Plan))
+
+
+def _wrong_axis(axes: Any) -> str | None:
+    """What is wrong with the first axis that is; None where that is something else. An axis is one
+    of two things, and pydantic says of each what it is not."""
+    found = (_wrong_choices(*axis) for axis in (axes.items() if isinstance(axes, dict) else ()))
+    return next((wrong for wrong in found if wrong is not None), None)
+
+
+def _wrong_choices(axis: Any, choices: Any) -> str | None:
+    if isinstance(choices, dict):
+        for label, settings in choices.items():
+            if not isinstance(settings, dict):
+                return (
+                    f"axes.{axis}.{label} is {shown(settings)}; a label stands for settings, such "
+                    f"as {label}: {{bits: 3}}"
+                )
+        return None
+    if isinstance(choices, list):
+        wrong = [value for value in choices if not isinstance(value, Label)]
+        one = "a label is one word or number"
+        return f"axes.{axis} has {shown(wrong[0])} among its values; {one}" if wrong else None
+    return (
+        f"axes.{axis} is {shown(choices)}; an axis is a list of values of the option that it is "
+        "named after, or a mapping of labels to settings"
+    )
 
 
 def _first_error(cause: ValidationError) -> str:
@@ -94,7 +124,7 @@ def _content(file: Path) -> dict[str, Any]:
             text = stream.read(MOST_BYTES + 1)
         if len(text) > MOST_BYTES:
             raise InputError(f"{file} has more than {MOST_BYTES >> 20} MB; plans are short")
-        values = yaml.load(text, _OncePerKey)  # noqa: S506, a SafeLoader
+        values = read_yaml(text)
         json.dumps(values)  # refuses dates, and what contains itself
     except (OSError, yaml.YAMLError, TypeError, ValueError, RecursionError) as cause:
         raise InputError(
@@ -103,16 +133,3 @@ def _content(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{file} holds no plan: lines of `key: value`")
     return values
-
-
-class _OncePerKey(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would drop the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
