@@ -61,6 +61,9 @@ def test_eval_beside_a_reference(quantize, capsys, place):
     assert "difference" in said and f"{-result['fidelity']['divergence']:.4f} +-" in said
     assert main(["eval", "out", *options, "--floor", "0.1"]) == 2
     assert "give --reference" in capsys.readouterr().err
+    assert main(["eval", "out", str(place / "no_such"), *options]) == 2
+    said = capsys.readouterr()
+    assert "no_such" in said.err and "perplexity" not in said.err  # none is measured before
 
 
 def test_json_mode_prints_only_json(quantize, capsys):

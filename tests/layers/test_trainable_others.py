@@ -6,6 +6,7 @@ import pytest
 import torch
 from formats.tiny_models import random_layer
 
+from q2n.errors import InputError
 from q2n.layers.centred import CentredLinear
 from q2n.layers.codebook import CodebookLinear
 from q2n.layers.levels import LloydMaxLinear, TrellisLinear
@@ -230,3 +231,14 @@ def test_a_mean_or_entry_of_0_can_move():
         form = layer.trainable(rounding=False)
         set_to(form.scale_change, torch.full_like(form.scale_change, 0.01))
         assert (form.quantized().tensors()[key] > 0).all()
+
+
+def test_rows_are_exchanged_where_they_are_stored_apart():
+    layers = [random_layer((ROWS, COLUMNS), 3, -1, False, torch.float32, seed) for seed in (0, 1)]
+    taken = torch.arange(ROWS) % 2 == 0
+    both = layers[0].with_rows(taken, layers[1]).dequantize()
+    expected = torch.where(taken[:, None], layers[1].dequantize(), layers[0].dequantize())
+    assert torch.equal(both, expected)
+    for layer in (rotated(layers[0]), LAYERS["centred"]()):
+        with pytest.raises(InputError, match="rows of .* layers are stored together"):
+            layer.with_rows(taken, layer)

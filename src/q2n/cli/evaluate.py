@@ -157,9 +157,12 @@ def _likelihoods(parsed: Namespace) -> Callable[[Namespace, Reporter], Measured]
 def _perplexities(parsed: Namespace, reporting: Reporter) -> Measured:
     from q2n.api import evaluate
     from q2n.errors import InputError
+    from q2n.models.checkpoint_files import resolve_checkpoint
 
     if parsed.floor is not None:
         raise InputError("--floor compares a reference with itself: give --reference too")
+    for model in parsed.models:  # a name that is none is told before the first one is measured
+        resolve_checkpoint(model, trust_remote_code=parsed.trust_remote_code)
     lines, shown = [], []
     for model in parsed.models:
         result = evaluate(model, reporter=reporting, **_conditions(parsed))

@@ -5,7 +5,8 @@ and read here without them, in a millisecond and without torch.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -141,4 +142,11 @@ def flags(owners: list[str]) -> Iterator[Flag]:
         kinds = tuple(dict.fromkeys(options[x][name].kind for x in have))
         texts = dict.fromkeys(options[x][name].help for x in have)
         text = first.help if len(kinds) == 1 else " / ".join(texts)
-        yield Flag(name=name, kinds=kinds, help=text + usual + who)
+        yield Flag(name=name, kinds=kinds, help=text + _choices(kinds, text) + usual + who)
+
+
+def _choices(kinds: Sequence[ValueKind], text: str) -> str:
+    """What an option takes, where its text does not say all of it."""
+    every = dict.fromkeys(str(choice) for kind in kinds for choice in kind.choices)
+    unsaid = any(not re.search(rf"(?<!\w){re.escape(x)}(?!\w)", text) for x in every)
+    return f" One of {', '.join(every)}." if unsaid else ""

@@ -149,12 +149,23 @@ def rounded_scale(
     Raises:
         NumericalError: one is not finite there.
     """
-    scale = exact.to(dtype).clamp(min=least_scale(dtype))
-    if all_finite(scale):
-        return scale
+    return stored_numbers(exact, dtype, name).clamp(min=least_scale(dtype))
+
+
+def stored_numbers(
+    exact: Float[Tensor, "*shape"], dtype: torch.dtype, name: str
+) -> Float[Tensor, "*shape"]:
+    """Scales, means or levels of a layer `name` in the dtype in which they are stored.
+
+    Raises:
+        NumericalError: one is not finite there.
+    """
+    stored = exact.to(dtype)
+    if all_finite(stored.float()):
+        return stored
     if not all_finite(exact):
         raise NumericalError(f"{name}: its weight holds NaN or infinite values")
     raise NumericalError(
-        f"{name}: a scale of {float(exact.max()):.3g} overflows {dtype} "
+        f"{name}: a scale of {float(exact.abs().max()):.3g} overflows {dtype} "
         f"(largest {torch.finfo(dtype).max:.3g}); store the checkpoint in bfloat16 or float32"
     )

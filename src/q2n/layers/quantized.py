@@ -129,10 +129,11 @@ class QuantizedLinear(ABC):
         """
         taken: dict[str, Any] = {}
         for name, value in _values(self):
+            within = isinstance(value, QuantizedLinear)  # a basis may mix its rows
+            if within or (isinstance(value, Tensor) and len(value) != self.shape[0]):
+                raise InputError(f"rows of {self.kind} layers are stored together")
             if not isinstance(value, Tensor):
                 continue
-            if len(value) != self.shape[0]:
-                raise InputError(f"rows of {self.kind} layers are stored together")
             there = rows.view(-1, *[1] * (value.ndim - 1))
             taken[name] = torch.where(there, getattr(other, name), value)
         return replace(self, **taken)

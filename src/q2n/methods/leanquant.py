@@ -22,7 +22,7 @@ from torch import Tensor
 from q2n.errors import InputError
 from q2n.grids.fitted import uniform_rule
 from q2n.grids.granularity import granularity_of
-from q2n.grids.uniform import UniformGrid
+from q2n.grids.uniform import UniformGrid, stored_numbers
 from q2n.grids.weighted_range import fit_weighted
 from q2n.kernels.column_sweep import sweep
 from q2n.kernels.rounding_rules import CodebookRule, Rule
@@ -108,7 +108,7 @@ class LeanQuant(Method):
         back: Feedback,
     ) -> CodebookLinear:
         centroids = row_kmeans(weight, importance, 2**self.bits, problem.seed)
-        codebook = centroids.to(problem.scale_dtype)
+        codebook = stored_numbers(centroids, problem.scale_dtype, problem.name)
         rule = CodebookRule(codebook.T.to(weight.dtype).contiguous())
         codes = self._codes(weight, rule, back)
         return CodebookLinear(codes=codes, codebook=codebook, bits=self.bits)

@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from q2n.grids.granularity import Granularity, granularity_of
-from q2n.grids.uniform import UniformGrid
+from q2n.grids.uniform import UniformGrid, stored_numbers
 from q2n.kernels.column_sweep import sweep
 from q2n.kernels.rounding_rules import SplitRule
 from q2n.layers.partly_binary import PartlyBinaryLinear
@@ -149,7 +149,9 @@ class PBLLM(Method):
             return Levels(None, None)
         groups = in_groups(left, size)
         if self.low == "sign":
-            return Levels(None, groups.abs().mean(-1).to(problem.scale_dtype))
+            return Levels(
+                None, stored_numbers(groups.abs().mean(-1), problem.scale_dtype, problem.name)
+            )
         if self.low == "xnor":
             mean = groups.mean(-1, keepdim=True)
             magnitude = (groups - mean).abs().mean(-1)
@@ -161,7 +163,9 @@ class PBLLM(Method):
             mean = magnitude - step * zero
             some = groups.any(-1)  # a group of zeros has a range all the same
             mean, magnitude = mean.where(some, 0), magnitude.where(some, 0)
-        return Levels(mean.to(problem.scale_dtype), magnitude.to(problem.scale_dtype))
+        return Levels(
+            *(stored_numbers(x, problem.scale_dtype, problem.name) for x in (mean, magnitude))
+        )
 
     def _rule(
         self,

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from q2n.grids.uniform import UniformGrid
+from q2n.grids.uniform import UniformGrid, stored_numbers
 from q2n.layers.learned_factors import FactorFit
 from q2n.layers.quantized import StorageSpec
 from q2n.layers.salient_columns import SalientColumnsLinear
@@ -78,13 +78,13 @@ class PTQ161(Method):
         scale, zero = grid.fit(weight, dtype, problem.name)
         low = weight[:, ~salient]
         counted = (low != 0).sum(1).clamp(min=1)
-        mean = (low.sum(1) / counted).to(dtype)
+        mean = stored_numbers(low.sum(1) / counted, dtype, problem.name)
         return SalientColumnsLinear(
             salient=salient,
             low_codes=(low >= mean.float().unsqueeze(1)).to(torch.uint8),
             high_codes=grid.encode(weight[:, salient], scale, zero),
             mean=mean,
-            magnitude=(low.abs().sum(1) / counted).to(dtype),
+            magnitude=stored_numbers(low.abs().sum(1) / counted, dtype, problem.name),
             factor=torch.ones(low.shape[1], dtype=dtype, device=weight.device),
             scale=scale.squeeze(1),
             zero=zero.squeeze(1),
