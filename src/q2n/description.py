@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from q2n.config.owners import Plan
+from q2n.config.reading import not_usual
 from q2n.config.widths import FILE as WIDTHS_FILE
 from q2n.config.widths import widths_text
 from q2n.errors import InputError
@@ -80,6 +81,7 @@ class Description:
             loading_example=self._loading_example,
             comparison=comparison,
             kept=kept,
+            shown=not_usual({**self.labels, **self.fingerprint}),
             notes=notes,
         )
         if widths := self.plan.widths:

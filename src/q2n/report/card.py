@@ -46,6 +46,7 @@ class CardFacts:
     loading_example: str
     """Lines that load the checkpoint."""
     settings: Mapping[str, Any]
+    """Those that are not as by default."""
     bits_per_weight: float
     """Of the quantized linears."""
     bits_per_weight_all: float

@@ -52,11 +52,13 @@ def describe(
     loading_example: Callable[[Path], str],
     comparison: Comparison | None,
     kept: FullPrecision,
+    shown: Mapping[str, Any],
     notes: Sequence[str] = (),
 ) -> tuple[Quantized, dict[str, str]]:
     """What describes the checkpoint `directory`, and the texts of its files by name: record,
     timings and card. `loading_example` gives the lines that load a folder, `kept` is what is not
-    quantized, `notes` what was noted before the first block."""
+    quantized, `shown` the settings that the card lists, `notes` what was noted before the first
+    block."""
     blocks = list(blocks)
     done = Quantized(
         directory=directory,
@@ -74,7 +76,7 @@ def describe(
         loading_example=loading_example(directory),
         comparison=comparison,
     )
-    card = _card(about, done, str(labels["model"]), loading_example(Path(directory.name)))
+    card = _card(about, done, shown, str(labels["model"]), loading_example(Path(directory.name)))
     return done, {
         RECORD_FILE: json.dumps(done.record, indent=1) + "\n",
         TIMINGS_FILE: json.dumps(done.timings, indent=1) + "\n",
@@ -140,13 +142,19 @@ def described_before(
     )
 
 
-def _card(about: About, done: Quantized, base_model: str, loading_example: str) -> CardFacts:
+def _card(
+    about: About,
+    done: Quantized,
+    shown: Mapping[str, Any],
+    base_model: str,
+    loading_example: str,
+) -> CardFacts:
     return CardFacts(
         about=about,
         base_model=base_model,
         title=done.directory.name,
         loading_example=loading_example,
-        settings=done.record["settings"],
+        settings=shown,
         bits_per_weight=done.record["bits_per_weight"],
         bits_per_weight_all=done.record["bits_per_weight_all"],
         full_precision_share=done.record["full_precision_share"],
