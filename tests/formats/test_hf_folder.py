@@ -1,7 +1,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from q2n.errors import InputError
 from q2n.formats import FORMATS
 from q2n.formats.hf_folder import HFFolder
 from q2n.formats.load import load_model
+from q2n.layers.by_name import StoredByName
 from q2n.layers.uniform import UniformStorage
 from q2n.models.source import open_source
 
@@ -91,12 +92,15 @@ def test_layers_are_loaded_in_order_and_once(tmp_path: Path) -> None:
     model = llama()
     read: list[str] = []
 
-    class Lazy(Mapping):
+    class Lazy(StoredByName):
         inner = random_layers(model, 4, 32, False, torch.float32)
 
         def __getitem__(self, name: str):
             read.append(name)
             return self.inner[name]
+
+        def bits_per_weight(self, name: str) -> float:
+            return self.inner[name].bits_per_weight
 
         def __iter__(self) -> Iterator[str]:
             return iter(self.inner)

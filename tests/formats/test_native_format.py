@@ -157,7 +157,7 @@ class Flipped(QuantizedLinear):
 
     @property
     def stored_bits(self) -> int:
-        raise NotImplementedError
+        return self.inner.stored_bits
 
     def tensors(self) -> dict[str, Tensor]:
         own = {"flip": self.flip, "factor": self.factor}

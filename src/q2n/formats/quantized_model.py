@@ -26,7 +26,8 @@ class QuantizedModel:
     source: ModelSource
     """The original tensors, by the model's own names."""
     layers: Mapping[str, QuantizedLinear]
-    """Module name (without ".weight") -> quantized linear. May load lazily, a block at a time."""
+    """Module name (without ".weight") -> quantized linear. May load lazily, a block at a time
+    (`StoredByName`)."""
     norm_weights: Mapping[str, Shaped[Tensor, "..."]]
     """Norm weights and what else is not quantized, by tensor name, that take the place of the
     original ones."""

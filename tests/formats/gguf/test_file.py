@@ -16,6 +16,7 @@ from q2n.errors import NumericalError
 from q2n.formats.gguf.header import read_header
 from q2n.formats.gguf.tensor_types import TENSOR_TYPES, decode, encode
 from q2n.formats.load import load_model, open_checkpoint
+from q2n.layers.by_name import StoredByName
 from q2n.models.source import open_source
 
 
@@ -112,12 +113,15 @@ def test_layers_are_loaded_in_order_and_once(tmp_path: Path) -> None:
     model = save(tmp_path / "model", "llama")
     read: list[str] = []
 
-    class Lazy(Mapping):
+    class Lazy(StoredByName):
         inner = in_blocks(model, "q8_0")
 
         def __getitem__(self, name: str):
             read.append(name)
             return self.inner[name]
+
+        def bits_per_weight(self, name: str) -> float:
+            return self.inner[name].bits_per_weight
 
         def __iter__(self) -> Iterator[str]:
             return iter(self.inner)
