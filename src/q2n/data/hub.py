@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import constants
 
-from q2n.errors import InputError
+from q2n.errors import InputError, reason_of
 from q2n.hub import hub_answers
 
 
@@ -59,8 +59,7 @@ class HubText:
         try:
             yield
         except Exception as error:  # of the network, of `datasets`, of pyarrow
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise InputError(_unavailable(self.name, reason)) from error
+            raise InputError(_unavailable(self.name, reason_of(error))) from error
 
 
 WIKITEXT2 = HubText(
