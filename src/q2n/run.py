@@ -26,7 +26,7 @@ from q2n.config.opening import (
     refit_text_of,
     texts_of,
 )
-from q2n.config.output import output_folder
+from q2n.config.output import named, output_folder
 from q2n.config.owners import build_plan
 from q2n.config.settings import Settings
 from q2n.data.texts import Texts
@@ -76,9 +76,7 @@ class Run:
         self.plan = build_plan(settings)
         check_ranks(ranks.size, self.plan, config)
         self.target = (
-            output_folder(config, resume=resume)
-            if ranks.is_first
-            else Path(os.path.expanduser(config.output))
+            output_folder(config, resume=resume) if ranks.is_first else named(config.output)
         )
         self.is_complete = tell(ranks, self.target.exists())
         """Whether an earlier run has written the checkpoint."""

@@ -7,30 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from report.test_card import ORIGINAL
 
 from q2n.cli.inspect import run
 from q2n.errors import InputError
-from q2n.evaluation.results import Bucket, Comparison, Fidelity, PerplexityResult
+from q2n.evaluation.results import Bucket, Comparison, Fidelity
 from q2n.report.block_record import LayerRecord
 from q2n.report.record import RECORD_FILE, RunRecord
 
 DAMAGE = ("x", None, -1.0, [], {}, [1, "a"], float("nan"), True, {"a": [1]})
-
-
-def perplexity() -> PerplexityResult:
-    return PerplexityResult(
-        perplexity=20.5,
-        loss=3.02,
-        standard_error=1.5,
-        windows=2,
-        tokens=126,
-        length=64,
-        stride=None,
-        protocol="q2n",
-        label="text",
-        sha256="1f",
-        seconds=1.0,
-    )
 
 
 def fidelity() -> Fidelity:
@@ -47,7 +32,7 @@ def fidelity() -> Fidelity:
 
 
 def record() -> dict[str, Any]:
-    measured = Comparison(model=perplexity(), reference=perplexity(), fidelity=fidelity())
+    measured = Comparison(model=ORIGINAL, reference=ORIGINAL, fidelity=fidelity())
     notes = {"output_error": 0.1, "scales_mean": 1.0, "scales_min": 0.9, "scales_max": 1.1}
     layer = LayerRecord(shape=(4, 8), bits_per_weight=3.5, notes={**notes, "alpha_mean": 1.0})
     whole = RunRecord(

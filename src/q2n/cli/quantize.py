@@ -106,8 +106,6 @@ def _print_config(flat: dict[str, Any]) -> None:
     """So that --config reads the same settings: None where a preset would say something else."""
     import yaml
 
-    from q2n.config.reading import read_settings
-
     by_layer = any(flat[name] is not None for name in ("allocate", "allocation"))
     listed = {
         key: list(value) if isinstance(value, tuple) else value

@@ -30,7 +30,7 @@ def new_folder(output: str, model: str, *, finished: str | None = None) -> Path:
     Raises:
         InputError: as `output_folder`.
     """
-    folder = _named(output)
+    folder = named(output)
     if os.path.lexists(folder) and not (finished and (folder / finished).is_file()):
         raise InputError(
             f"output {folder} exists; choose another folder or delete it{_left(folder)}"
@@ -46,8 +46,12 @@ def new_folder(output: str, model: str, *, finished: str | None = None) -> Path:
     return folder
 
 
-def _named(output: str) -> Path:
-    """The path of that name."""
+def named(output: str) -> Path:
+    """The path of that name.
+
+    Raises:
+        InputError: no folder can be called so.
+    """
     if any(category(letter) in ("Cc", "Cs") for letter in output):  # control, not UTF-8
         raise InputError(f"output {output!r} has characters that do not belong in a name")
     folder = Path(os.path.expanduser(output))

@@ -161,7 +161,7 @@ def stored_numbers(
         NumericalError: one is not finite there.
     """
     stored = exact.to(dtype)
-    if all_finite(stored.float()):
+    if all_finite(stored):
         return stored
     if not all_finite(exact):
         raise NumericalError(f"{name}: its weight holds NaN or infinite values")

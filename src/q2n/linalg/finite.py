@@ -14,5 +14,6 @@ def all_finite(numbers: Shaped[Tensor, "..."]) -> bool:
     """Whether there is neither NaN nor Inf; True where there are no numbers, and of integers."""
     if not (numbers.is_floating_point() and numbers.numel()):
         return True
-    least, greatest = torch.aminmax(numbers)
+    wide = numbers if numbers.itemsize > 1 else numbers.float()  # aminmax takes no 8-bit floats
+    least, greatest = torch.aminmax(wide)
     return bool(least.isfinite() & greatest.isfinite())

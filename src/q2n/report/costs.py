@@ -73,21 +73,24 @@ def _settings(directory: Path) -> dict[str, Any]:
 def _has_changed(source: ModelSource, settings: dict[str, Any]) -> bool:
     """Whether the original is surely another model than the record's. Where the run rotated it or
     rounded in it, or another release of transformers read its configuration, that is not known."""
-    plain = ModelChanges(**_changes(settings)).none
+    plain = _changes(settings).none
     same_reader = settings.get("transformers_version") == transformers.__version__
     known = plain and same_reader and "model_sha256" in settings
     return known and settings["model_sha256"] != source.digest()
 
 
-def _changes(settings: dict[str, Any]) -> dict[str, Any]:
-    return {x.name: settings[x.name] for x in fields(ModelChanges) if x.name in settings}
+def _changes(settings: dict[str, Any]) -> ModelChanges:
+    """What the run did to the model."""
+    return ModelChanges(
+        **{x.name: settings[x.name] for x in fields(ModelChanges) if x.name in settings}
+    )
 
 
 def _in_the_same_basis(
     source: ModelSource, settings: dict[str, Any]
 ) -> tuple[ModelSource, list[str]]:
     """The original, rotated as the run rotated it, and what must be said of that."""
-    changes = ModelChanges(**_changes(settings))
+    changes = _changes(settings)
     seed = settings.get("seed", 0)
     require("seed", seed, ValueKind.of(Seed))
     if changes.rotate == "learned":
