@@ -12,8 +12,8 @@ from q2n.errors import InputError, NumericalError, reason_of
 from q2n.formats.table import ALSO_READ, FORMATS
 from q2n.models.auxiliary_files import GENERATION
 from q2n.models.config_file import BAD_CONFIG, quantization_config
-from q2n.models.fp8_files import METHOD
 from q2n.models.model_source import ModelSource
+from q2n.models.published import READERS
 from q2n.models.source import CheckpointSource, assemble
 from q2n.option_types import shown
 
@@ -39,7 +39,9 @@ def open_checkpoint(
                     directory, format.codec, wanted, trust_remote_code=trust_remote_code
                 )
         quantization = quantization_config(directory)
-        if quantization is not None and (method := quantization.get("quant_method")) != METHOD:
+        if quantization is not None and (method := quantization.get("quant_method")) not in [
+            *READERS
+        ]:
             raise InputError(
                 f"quant_method {shown(method)} is not read here; load it with transformers"
             )

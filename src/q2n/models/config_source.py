@@ -12,8 +12,8 @@ from q2n.models.checkpoint_files import resolve_checkpoint
 from q2n.models.devices import DTYPES, dtype_of_run, parse_dtype
 from q2n.models.dtypes import loaded_dtypes
 from q2n.models.experts import one_by_one
-from q2n.models.fp8_files import original_config
 from q2n.models.model_source import ModelSource
+from q2n.models.published import original_config
 from q2n.models.skeleton import build_skeleton, stored_tensors
 
 

@@ -18,14 +18,15 @@ from q2n.errors import InputError
 from q2n.models.auxiliary_files import read_auxiliary
 from q2n.models.checkpoint_files import StoredTensors, TensorFiles, resolve_checkpoint
 from q2n.models.checkpoint_tensors import CheckpointTensors
+from q2n.models.dense_files import DenseFiles
 from q2n.models.devices import DTYPES, dtype_of_run, parse_dtype
 from q2n.models.dtypes import loaded_dtypes
 from q2n.models.expert_parts import ExpertPart, single_keys
 from q2n.models.experts import one_by_one
-from q2n.models.fp8_files import FP8Files, fp8_block, original_config
 from q2n.models.model_source import ModelSource, assemble, config_bytes, require_finite
 from q2n.models.object_source import ObjectSource
 from q2n.models.one_pass import FLOATS
+from q2n.models.published import original_config, reader_of
 from q2n.models.skeleton import build_skeleton, stored_tensors
 from q2n.models.ties import set_tied
 from q2n.option_types import shown
@@ -119,9 +120,9 @@ class CheckpointSource(ModelSource):
     @property
     def notes(self) -> list[str]:
         notes = [] if self.trust_remote_code else self._auxiliary.notes(self.config)
-        if isinstance(self._files, FP8Files):
-            dtype = str(self.dtype).removeprefix("torch.")
-            notes.append(f"The original is in FP8; it is read, run and counted in {dtype}")
+        if isinstance(self._files, DenseFiles):
+            kind, dtype = self._files.kind, str(self.dtype).removeprefix("torch.")
+            notes.append(f"The original is in {kind}; it is read, run and counted in {dtype}")
         if not self._untied:
             return notes
         return [
@@ -178,8 +179,8 @@ class CheckpointSource(ModelSource):
 
     def _dense(self, files: StoredTensors, model: PreTrainedModel) -> StoredTensors:
         """What the files hold of the model, as dense weights."""
-        block = fp8_block(self.folder)
-        return files if block is None else FP8Files(files, block, self.dtype)
+        read = reader_of(self.folder)
+        return files if read is None else read(files, self.dtype)
 
     def _resolve_dtype(self, dtype: str, files: StoredTensors) -> torch.dtype:
         if dtype not in ("auto", "half"):
