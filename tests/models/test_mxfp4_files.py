@@ -14,6 +14,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 import q2n
 from q2n.errors import InputError, NumericalError
 from q2n.formats.load import load_model
+from q2n.models.config_source import ConfigSource
 from q2n.models.mxfp4_files import dense
 from q2n.models.source import open_source
 
@@ -90,6 +91,15 @@ def test_the_checkpoint_is_that_of_the_dense_model(tmp_path, format):
     assert one.keys() == other.keys() and all(torch.equal(one[x], other[x]) for x in one)
     configs = [json.loads((x / "config.json").read_text()) for x in made]
     assert configs[0] == configs[1]
+
+
+def test_a_configuration_without_a_dtype_means_bfloat16(tmp_path):
+    packed, _ = saved(tmp_path)
+    file = packed / "config.json"
+    described = json.loads(file.read_text())
+    file.write_text(json.dumps({key: described[key] for key in described if key != "dtype"}))
+    assert open_source(packed).dtype == torch.bfloat16
+    assert ConfigSource.open(str(packed), "auto").dtype == torch.bfloat16
 
 
 def test_experts_left_whole_are_written_dense(tmp_path):

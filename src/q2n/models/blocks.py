@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from q2n.errors import InputError
 from q2n.models.beside import beside_note
 from q2n.models.block_list import find_blocks, require_decoder
+from q2n.models.eager_attention import let_weights_go
 from q2n.models.kept import kept_note, kept_targets, shared_targets
 from q2n.models.model_source import ModelSource
 from q2n.models.read_ahead import ReadAhead
@@ -52,6 +53,7 @@ class BlockwiseModel:
         require_decoder(source.config)
         self._model = source.skeleton()
         self._list_name, self._blocks = find_blocks(self._model)
+        let_weights_go(self._model)
         self._recorder = Recorder(self._model, self._blocks, partial(self.load_block, 0))
         self._stored, self._tied = set(source.names()), aliases(self._model)
         self._ahead = ReadAhead(self._tensors_of, pinned=self.device.type == "cuda")

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from q2n.models.blocks import BlockwiseModel
+from q2n.models.eager_attention import let_weights_go
 from q2n.models.experts import OneByOne, Stage, experts_in, readers
 from q2n.models.targets import Target
 from q2n.planning.dry_run import SeenBlock, SeenSite, dry_run
@@ -171,6 +172,7 @@ def _dry_run(model: BlockwiseModel, length: int) -> list[SeenBlock]:
     list_name = model.block_name(0).rpartition(".")[0]
     blocks = skeleton.get_submodule(list_name)
     assert isinstance(blocks, nn.ModuleList)
+    let_weights_go(skeleton)
     return dry_run(skeleton, blocks, 1, length)
 
 
