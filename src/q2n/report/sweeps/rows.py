@@ -5,7 +5,7 @@ of the plan.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
 
@@ -142,7 +142,7 @@ class OnText:
         plain = self._plain("divergence")
         if plain is None or not self.windows:
             return plain
-        return Estimate(plain.value, over_windows(self.windows).error, plain.spread, plain.seeds)
+        return replace(over_windows(self.windows), value=plain.value, spread=plain.spread)
 
     def less(self, other: "OnText") -> Estimate | None:
         """Divergence less that of another row, paired, or from their means where the windows one by
