@@ -43,6 +43,7 @@ def launched() -> Iterator[Ranks]:
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     store, rank, size = meet()
+    store.set_timeout(LONGEST)  # NCCL connects in the first collective, by way of the store
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=LONGEST)
     ranks = Group(watch(rank, size, _address(), _tell))
     try:

@@ -5,14 +5,20 @@ machine never comes, and torchrun on other machines does not hear of that: those
 last who is missing. They wait in Python, which a signal can end.
 """
 
+from __future__ import annotations
+
 import os
 import time
 from datetime import timedelta
 from itertools import count
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
 from q2n.errors import InputError, RankError, reason_of
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 PATIENCE = timedelta(minutes=10)
 """In which all must have come: torch and the rest are loaded by then, from a network too."""
@@ -24,7 +30,7 @@ _meetings = count()
 earlier one, the addresses of ranks among it, must not be read at the next."""
 
 
-def meet() -> tuple[dist.Store, int, int]:
+def meet() -> tuple[Store, int, int]:
     """The store that all ranks have come to, this one's number, and how many there are.
 
     Raises:
@@ -38,19 +44,21 @@ def meet() -> tuple[dist.Store, int, int]:
             "without WORLD_SIZE"
         )
     try:
-        store, rank, size = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
+        # torch's types do not list these two
+        found = dist.rendezvous("env://", timeout=PATIENCE)  # type: ignore[attr-defined]
+        store, rank, size = next(found)
     except RuntimeError as cause:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise RankError(
             f"rank {os.environ['RANK']} has not found the others at {place} "
             f"({reason_of(cause)}); see what they print, and whether that can be reached from here"
         ) from cause
-    store = dist.PrefixStore(f"q2n-{next(_meetings)}", store)
+    store = dist.PrefixStore(f"q2n-{next(_meetings)}", store)  # type: ignore[attr-defined]
     wait_for_all(store, rank, size, PATIENCE)
     return store, rank, size
 
 
-def wait_for_all(store: dist.Store, rank: int, size: int, patience: timedelta) -> None:
+def wait_for_all(store: Store, rank: int, size: int, patience: timedelta) -> None:
     """Come, and wait until all have.
 
     Raises:

@@ -16,7 +16,8 @@ def follow_torch() -> int:
     """Let the parallel loops that are called next from this thread run on as many threads as torch
     uses now, and at most `NUMBA_NUM_THREADS`. Returns the number."""
     _start()
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined] # it is set at run time
+    threads = min(torch.get_num_threads(), most)
     numba.set_num_threads(threads)
     return threads
 
