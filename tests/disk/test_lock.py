@@ -1,5 +1,6 @@
 """One output, one run, between processes and between threads."""
 
+import errno
 import os
 import signal
 import socket
@@ -42,6 +43,22 @@ def test_a_failure_ends_it(tmp_path):
         with pytest.raises(KeyError), run_lock(tmp_path / "out"):
             raise KeyError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_lock(tmp_path, monkeypatch):
+    """Nothing can be written into the file once it is locked."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "write_text", full)
+        failed = pytest.raises(InputError, match="No space left on device.*; free space there")
+        with failed as failure, run_lock(tmp_path / "a" / "out"):
+            pass
+    assert list(tmp_path.iterdir()) == []
+    with run_lock(tmp_path / "a" / "out"):  # while the failure is still held
+        assert failure.value is not None
 
 
 def test_threads_exclude_each_other(tmp_path):

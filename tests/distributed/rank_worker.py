@@ -1,4 +1,4 @@
-"""What torchrun starts: `rank_worker.py cases PLACE`, or `rank_worker.py kill PLACE`."""
+"""What torchrun starts: `rank_worker.py TASK PLACE`, TASK one of those below."""
 
 import os
 import signal
@@ -17,6 +17,15 @@ def all_cases(place: Path) -> None:
     with launched() as ranks:
         for name in CASES:
             run_case(place, name, place / "together" / name, ranks)
+
+
+def meet_again(place: Path) -> None:
+    """Ranks for one run after another in the same program."""
+    for number in range(6):
+        with launched() as ranks:
+            heard = ranks.gather(f"{ranks.rank} at {number}".encode())
+            if ranks.is_first:
+                (place / f"heard-{number}").write_bytes(b", ".join(heard))
 
 
 def kill(place: Path) -> int:
@@ -38,4 +47,4 @@ def kill(place: Path) -> int:
 
 if __name__ == "__main__":
     task, folder = sys.argv[1], Path(sys.argv[2])
-    sys.exit(kill(folder) if task == "kill" else all_cases(folder))
+    sys.exit({"cases": all_cases, "again": meet_again, "kill": kill}[task](folder))

@@ -46,6 +46,14 @@ def test_two_processes_come_to_what_one_does(place):
     assert len(in_memory) == 2 and in_memory == on_disk
 
 
+def test_a_program_may_have_ranks_for_one_run_after_another(tmp_path):
+    """What an earlier run wrote where ranks find each other is not read by a later one."""
+    done = torchrun("again", str(tmp_path))
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert (tmp_path / "heard-0").read_text() == "0 at 0, 1 at 0"
+    assert (tmp_path / "heard-5").read_text() == "0 at 5, 1 at 5"
+
+
 def test_a_killed_rank_is_named_within_a_minute(place):
     done = torchrun("kill", str(place))
     seconds = time.time() - float((place / "killed").read_text())

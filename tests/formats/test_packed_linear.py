@@ -115,6 +115,16 @@ def test_few_tokens_need_no_dense_weight(few, monkeypatch) -> None:
     module(tokens((48, 32), few))
 
 
+@EVERY
+def test_without_tokens_no_row_is_made(make, monkeypatch) -> None:
+    """An expert that is idle: the kernels for a GPU take one token at least."""
+    layer = layer_of(make, (48, 32))
+    monkeypatch.setattr(room.dispatch, "packed_product", None)
+    monkeypatch.setattr(room.dispatch, "packed_rows", None)
+    result = filled(layer)(tokens((48, 32), 0, dtype=torch.bfloat16))
+    assert result.shape == (0, 48) and result.dtype == torch.bfloat16
+
+
 def test_no_tokens_and_float64_are_multiplied() -> None:
     layer = layer_of(uniform, (48, 32))
     assert filled(layer)(tokens((48, 32), 0)).shape == (0, 48)

@@ -1,9 +1,11 @@
 """All implementations of every operation on the same cases, and which of them is chosen."""
 
 import os
+from contextlib import contextmanager
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from q2n.block_types import BLOCK_TYPES
 from q2n.errors import InputError
@@ -278,6 +280,24 @@ def test_a_rule_without_a_kernel_is_rounded():
     expected = dispatch.round_columns(*block(16, 37, torch.float32), rule)
     result = dispatch.round_columns(*block(16, 37, torch.float32), OwnRule(*rule))
     assert_rounded_alike(expected, result, torch.float32)
+
+
+def test_a_kernel_runs_on_the_gpu_of_its_tensors(monkeypatch):
+    """Triton starts it on the current one, which is the first unless somebody says otherwise."""
+    current = [torch.device("cuda:0")]
+
+    @contextmanager
+    def become_current(device):
+        current.append(device)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", become_current)
+    operation = dispatch.Operation(lambda x: None, {"cuda": lambda x: current[-1]})
+    with FakeTensorMode():  # a tensor of a GPU that is not there
+        tensor = torch.empty(3, device="cuda:1")
+    assert operation(tensor) == torch.device("cuda:1")
+    assert current == [torch.device("cuda:0")]
 
 
 def test_the_environment_forces_references(monkeypatch):

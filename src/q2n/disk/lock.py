@@ -42,13 +42,12 @@ def run_lock(output: Path) -> Iterator[None]:
     lock = FileLock(file, timeout=PATIENCE)
     try:
         _acquire(lock, file)
-        try:
-            yield
-        finally:
+        yield
+    finally:
+        if lock.is_locked:
             with suppress(OSError):
                 file.unlink(missing_ok=True)
             lock.release()
-    finally:
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from q2n.distributed.group import Group, gather
+from q2n.distributed.meeting import meet
 from q2n.distributed.ranks import ALONE, Ranks
 from q2n.distributed.watch import Watch, watch
 from q2n.errors import RankError, reason_of
@@ -34,14 +35,17 @@ def launched() -> Iterator[Ranks]:
     """This process among those that torchrun has started, or alone.
 
     Raises:
-        RankError: another rank has ended; it says which one, and where.
+        InputError: the environment is not one that torchrun makes.
+        RankError: another rank has ended, or did not start; it says which one, and where.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         yield ALONE
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=LONGEST)
-    ranks = Group(watch(dist.get_rank(), dist.get_world_size(), _address(), _tell))
+    store, rank, size = meet()
+    store.set_timeout(LONGEST)  # NCCL connects in the first collective, by way of the store
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=LONGEST)
+    ranks = Group(watch(rank, size, _address(), _tell))
     try:
         yield ranks
         ranks.watch.done()

@@ -48,7 +48,10 @@ class InRows(PackedWeight):
     def product(
         self, x: Float[Tensor, "tokens in"], bias: Float[Tensor, " out"] | None
     ) -> Float[Tensor, "tokens out"]:
-        """As `PackedWeight.product`."""
+        """As `PackedWeight.product`. Without tokens no row is made: of a mixture most experts have
+        none while a text is generated."""
+        if len(x) == 0:
+            return x.new_empty(0, self.rows.shape[0])
         if len(x) <= FEW:
             return dispatch.packed_product(x, self.rows, bias)
         bias = None if bias is None else bias.to(x.dtype)

@@ -30,21 +30,32 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, InTreeCach
 from numba.core.ccallback import CFunc
 from numba.core.sigutils import normalize_signature
 
+from q2n.kernels.numba_threads import follow_torch
+
 _ROOM = Path(__file__).parent
 
 
 def compiled(**flags: Any) -> Callable[[Callable[..., Any]], Any]:
     """Decorator: compile a function for CPUs as `numba.njit(**flags)` does, cached where possible.
 
-    The function runs without Python's global lock, and divides by zero as numpy does."""
+    The function runs without Python's global lock, divides by zero as numpy does, and if it is
+    `parallel` takes as many threads as torch (numba_threads.py)."""
 
     def compile_function(function: Callable[..., Any]) -> Any:
         kernel = numba.njit(nogil=True, error_model="numpy", **flags)(function)
         if cache_folder() is not None:
             kernel._cache = _KernelCache(function)  # what `cache=True` sets to a FunctionCache
-        return kernel
+        return _on_torch_threads(kernel) if flags.get("parallel") else kernel
 
     return compile_function
+
+
+def _on_torch_threads(kernel: Callable[..., None]) -> Callable[..., None]:
+    def call(*arguments: Any) -> None:
+        follow_torch()
+        kernel(*arguments)
+
+    return call
 
 
 def compiled_callback(function: Callable[[Any], Any]) -> Callable[[], int]:

@@ -95,12 +95,19 @@ class Operation(Generic[Arguments, Result]):
     def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         """The result of the implementation for the device of the first argument, a tensor.
 
+        Of several GPUs that device is the current one meanwhile: Triton starts a kernel on the
+        current one, wherever its arguments are.
+
         Raises:
             InputError: `Q2N_KERNELS` has an unknown value.
         """
         tensor = args[0]
         assert isinstance(tensor, Tensor)
-        return self.implementation(tensor.device)(*args, **kwargs)
+        implementation = self.implementation(tensor.device)
+        if not tensor.is_cuda:
+            return implementation(*args, **kwargs)
+        with torch.cuda.device(tensor.device):
+            return implementation(*args, **kwargs)
 
     def implementation(self, device: torch.device) -> Callable[Arguments, Result]:
         """What runs on this device. Raises as a call."""

@@ -25,6 +25,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from q2n.kernels.compiled import compiled
+from q2n.kernels.numba_threads import follow_torch
 from q2n.kernels.optional import has_triton
 from q2n.linalg.exl3_code import WEIGHTS
 
@@ -77,7 +78,7 @@ def nearest_codes_numba(
 ) -> UInt8[Tensor, "tiles 256"]:
     """As `nearest_codes_reference`, on a CPU, tiles in parallel."""
     codes = torch.empty(tiles.shape, dtype=torch.uint8)
-    workers = min(len(tiles), numba.get_num_threads())
+    workers = min(len(tiles), follow_torch())
     if workers:
         _kernel(tiles.contiguous().numpy(), values.numpy(), bits, workers, codes.numpy())
     return codes
