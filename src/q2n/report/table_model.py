@@ -87,7 +87,12 @@ class TableRow:
     cells: Sequence[Cell]
     """As many as columns."""
     refused: str = ""
-    """Why it has no results, where it has none."""
+    """Why a cell of it was not done, if one was not; the results are those of the others."""
+
+    @property
+    def has_results(self) -> bool:
+        """Whether there is a number in it."""
+        return any(isinstance(cell, Quantity) for cell in self.cells)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +122,7 @@ class Table:
 
     @property
     def has_refusals(self) -> bool:
-        """Whether a row has no results."""
+        """Whether a cell of a row was not done."""
         return any(row.refused for row in self.rows)
 
 
