@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 from sweep_records import KINDS, layers, record, spectrum, sweep, text_result
 
+from q2n.report.experiment import KindOfLayer
 from q2n.report.figures.frame import frame
 from q2n.report.figures.labels import End, spread
 from q2n.report.figures.layers import layer_pictures, panels_of
@@ -123,6 +124,33 @@ def test_layers_have_a_line_a_kind_and_gaps_where_there_is_no_value() -> None:
     error, alpha = layer_pictures("x", "GPTQ", gaps)
     assert set(KINDS) <= set(words(error)) and "q_proj" not in words(alpha)
     assert math.isnan(error.figure.axes[0].lines[0].get_ydata()[0])
+
+
+def test_a_layer_without_any_error_leaves_a_gap_on_a_logarithmic_height() -> None:
+    kind = KindOfLayer(blocks=[0, 1, 2], output_error=[0.1, 0.2, 0.0])
+    [picture] = layer_pictures("m", "m", {"q_proj": kind})
+    [line] = drawn(picture.figure.axes[0])
+    assert line.get_ydata()[:2].tolist() == [0.1, 0.2] and math.isnan(line.get_ydata()[2])
+    [leader] = [x for x in picture.figure.axes[0].lines if x is not line]
+    assert 0 < leader.get_ydata()[0] < 1, "it leads to the last error, within the axes"
+    assert "0 is not shown" in words(picture)
+
+
+def test_layers_without_any_error_at_all_are_a_figure_that_says_so() -> None:
+    kind = KindOfLayer(blocks=[0, 1], output_error=[0.0, 0.0])
+    [picture] = layer_pictures("m", "m", {"q_proj": kind})
+    assert not picture.figure.axes[0].lines and "0 is not shown" in words(picture)
+
+
+def test_one_block_is_a_point_and_blocks_are_whole_numbers() -> None:
+    for blocks in ([0], [0, 1, 2]):
+        kind = KindOfLayer(blocks=blocks, output_error=[0.1 + b for b in blocks])
+        [picture] = layer_pictures("m", "m", {"q_proj": kind})
+        axes = picture.figure.axes[0]
+        assert (axes.lines[0].get_marker() == "o") is (blocks == [0])
+        picture.figure.draw_without_rendering()
+        low, high = axes.get_xlim()
+        assert [x for x in axes.get_xticks() if low <= x <= high] == blocks
 
 
 @pytest.mark.parametrize("wanted", [[0.5] * 5, [0.0, 0.01, 0.99, 1.0], [0.9, 0.1, 0.5], [0.2]])
