@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sweep_records import KINDS, layers, record, spectrum, sweep, text_result
 
 from q2n.report.experiment import KindOfLayer
@@ -81,6 +82,28 @@ def test_bars_stand_in_groups_around_the_row_they_are_compared_with() -> None:
     assert {"GPTQ, 3", "QuIP, 2, groups of 64", "alone", "Q2N"} <= set(found)
     lead = groups[1].others[0].on("WikiText-2").less(groups[1].reference.on("WikiText-2"))
     assert any(f"({lead.value:+.3f} ± {lead.total_error:.3f})" in word for word in found)
+
+
+def gains(divergence: float, other: float):
+    """The bars of two rows, one of which is compared with the other."""
+    facts = {"compare": {"step": "alone"}, "places": {"step": 1}}
+    cells = [record({"step": "alone"}, divergence), record({"step": "Q2N"}, other, **facts)]
+    [picture] = bar_pictures("p", rows_of(cells), on_text(TEXT))
+    return picture, words(picture)
+
+
+def test_small_divergences_and_gains_have_digits() -> None:
+    _, found = gains(0.0002, 0.0001)
+    assert "0.000103 (-0.000103 ± 0.000004)" in found
+
+
+def test_the_numbers_beside_long_bars_stand_in_the_figure() -> None:
+    picture, _ = gains(2.0, 144.5)
+    canvas = FigureCanvasAgg(picture.figure)
+    canvas.draw()
+    right = picture.figure.bbox.width
+    for text in picture.figure.axes[0].texts:
+        assert text.get_window_extent(canvas.get_renderer()).x1 <= right, text.get_text()
 
 
 def test_accuracy_has_bars_too() -> None:

@@ -22,8 +22,8 @@ class Quantity:
     value: float
     error: float | None = None
     decimals: int | None = None
-    """At least: a small error has as many as show its first digit. None: those that leave two
-    digits of the error, or four of the value without one."""
+    """At least: a small error, or a small value without one, has as many as show its first digit.
+    None: those that leave two digits of the error, or four of the value without one."""
     signed: bool = False
     """Whether a plus is written."""
     spread: float | None = None
@@ -45,9 +45,14 @@ class Quantity:
 
     def _decimals(self) -> int:
         if self.decimals is not None:
-            return max(self.decimals, min(6, _first_digit(self.error)) if self.error else 0)
+            return decimals_of(self.error or self.value, self.decimals)
         scale, digits = (self.error, 2) if self.error else (abs(self.value), 4)
         return min(4, max(0, digits - 1 + _first_digit(scale))) if scale else 2
+
+
+def decimals_of(number: float, least: int) -> int:
+    """As many as show its first digit, 6 at most, and no fewer than `least`."""
+    return max(least, min(6, _first_digit(abs(number)))) if number else least
 
 
 def _first_digit(number: float) -> int:

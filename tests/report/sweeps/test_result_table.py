@@ -174,6 +174,14 @@ def test_trials_of_a_search_and_what_it_chose() -> None:
     assert search_table("steps", rows_of(TWO)) is None
 
 
+def test_what_a_search_tried_stands_as_it_was_given() -> None:
+    tried = [{"learning_rate": 1e-5, "group_size": 128, "divergence": 2.3e-5}]
+    table = search_table("steps", rows_of([cell("Q2N", 0, 0.5, tried=tried)]))
+    assert table is not None
+    shown = {name: str(column(table, name)[0]) for name in ("learning_rate", "group_size", "KL")}
+    assert shown == {"learning_rate": "1e-05", "group_size": "128", "KL": "0.00002"}
+
+
 def test_the_figures_of_the_paper_stand_beside_ours() -> None:
     labels = {"model": "LLaMA3.1-8B", "decomposition": "eigh"}
     cells = [record({**labels, "decomposition": x}, plan="table3") for x in ("eigh", "SVD")]

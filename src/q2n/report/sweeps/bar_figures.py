@@ -12,10 +12,21 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 
 from q2n.report.figures.frame import BOTTOM, TOP, frame
-from q2n.report.figures.style import INK, REFERENCE, SERIES, SMALL, Picture, shortened, slug, styled
+from q2n.report.figures.style import (
+    INK,
+    LETTER,
+    REFERENCE,
+    SERIES,
+    SMALL,
+    Picture,
+    shortened,
+    slug,
+    styled,
+)
 from q2n.report.paired import Estimate
 from q2n.report.sweeps.naming import MODEL, name_of, varying_axes
 from q2n.report.sweeps.rows import Row
+from q2n.report.table_model import Quantity
 
 PITCH, SPACE = 0.19, 0.3
 """Inches from one bar to the next; for the name of a group."""
@@ -100,7 +111,7 @@ def _picture(
         measure.label,
         height=TOP + BOTTOM + sum(line.height for line in lines),
         left=0.3 + LETTERS * letters,
-        right=1.5,
+        right=0.15 + LETTER * max(len(_number(line, measure)) for line in lines if line.value),
     )
     _draw(axes, lines, measure)
     return Picture(slug(plan, "bars", measure.name, model), _spoken(model, measure, lines), figure)
@@ -188,12 +199,14 @@ def _beside(axes: Axes, x: float, y: float, text: str, points: float) -> None:
 
 
 def _number(line: _Line, measure: Measure) -> str:
-    assert line.value is not None
-    text = f"{line.value.value:.{measure.decimals}f}"
-    if line.less is None:
+    """The value, and in brackets the difference with its error."""
+    value, less = line.value, line.less
+    assert value is not None
+    text, _, _ = str(Quantity(value.value, value.total_error, measure.decimals)).partition(" +- ")
+    if less is None:
         return text
-    error = "" if line.less.total_error is None else f" ± {line.less.total_error:.3f}"
-    return f"{text} ({line.less.value:+.3f}{error})"
+    gain = str(Quantity(less.value, less.total_error, 3, signed=True)).replace("+-", "±")
+    return f"{text} ({gain})"
 
 
 def _spoken(model: str, measure: Measure, lines: Sequence[_Line]) -> str:
