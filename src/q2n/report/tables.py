@@ -13,6 +13,7 @@ from rich.table import Table
 from q2n.evaluation.results import Comparison, Fidelity
 from q2n.report.block_record import LayerRecord
 from q2n.report.record import RunRecord
+from q2n.report.table_model import Quantity
 
 if TYPE_CHECKING:
     from q2n.evaluation.block_costs import BlockCosts, Replaced
@@ -93,7 +94,12 @@ def bits_line(record: Mapping[str, Any]) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f}"
+    return "-" if share is None else rounded(100 * share, 2)
+
+
+def rounded(value: float, decimals: int) -> str:
+    """With more decimals where a small value needs them to show its first digit."""
+    return str(Quantity(value, decimals=decimals))
 
 
 def with_error(value: float, standard_error: float | None) -> str:
@@ -123,8 +129,9 @@ def fidelity_lines(fidelity: Fidelity) -> list[str]:
     f = fidelity
     return [
         f"KL divergence from {f.reference} {figure(f.divergence, f.divergence_error)} nats a "
-        f"token (median {f.median:.4f}, 90 % {f.percentile_90:.3f}, 99 % {f.percentile_99:.3f}, "
-        f"99.9 % {f.percentile_999:.3f}, maximum {f.maximum:.3f})",
+        f"token (median {rounded(f.median, 4)}, 90 % {rounded(f.percentile_90, 3)}, 99 % "
+        f"{rounded(f.percentile_99, 3)}, 99.9 % {rounded(f.percentile_999, 3)}, maximum "
+        f"{rounded(f.maximum, 3)})",
         f"same top token {figure(f.same_top, f.same_top_error, percent=True)} %; "
         f"log of the perplexity ratio {figure(f.log_ratio, f.log_ratio_error)}; RMS change of "
         "the token's probability "
@@ -169,7 +176,7 @@ def bucket_table(fidelity: Fidelity) -> Table:
         table.add_row(
             f"{bucket.low:g} to {bucket.high:g}",
             _percent(bucket.share),
-            *(f"{x:.4f}" if x is not None else "-" for x in (bucket.divergence, bucket.median)),
+            *("-" if x is None else rounded(x, 4) for x in (bucket.divergence, bucket.median)),
             _percent(bucket.same_top),
         )
     return table
@@ -177,9 +184,8 @@ def bucket_table(fidelity: Fidelity) -> Table:
 
 def figure(value: float, error: float | None, percent: bool = False) -> str:
     """A small value and its standard error, where that is known."""
-    factor, digits = (100, 2) if percent else (1, 4)
-    text = f"{factor * value:.{digits}f}"
-    return text if error is None else f"{text} +- {factor * error:.{digits}f}"
+    factor, decimals = (100, 2) if percent else (1, 4)
+    return str(Quantity(factor * value, None if error is None else factor * error, decimals))
 
 
 def block_table(costs: BlockCosts) -> Table:
@@ -217,9 +223,9 @@ def worst_table(costs: BlockCosts, most: int) -> Table:
 def _replaced_cells(replaced: Replaced) -> list[str]:
     error = replaced.divergence_error
     return [
-        f"{replaced.divergence:.4f}",
-        "-" if error is None else f"{error:.4f}",
+        rounded(replaced.divergence, 4),
+        "-" if error is None else rounded(error, 4),
         f"{100 * replaced.same_top:.1f}",
-        f"{100 * replaced.output.relative_error:.1f}",
+        rounded(100 * replaced.output.relative_error, 1),
         f"{replaced.output.cosine:.3f}",
     ]
