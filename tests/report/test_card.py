@@ -124,3 +124,10 @@ def test_small_divergences_have_digits_in_the_card() -> None:
     [first, second] = fidelity_lines(fidelity)
     assert "0.000031 +- 0.000002 nats a token (median 0.00002, 90 % 0.0001," in first
     assert "99.90 +- 0.01 %" in second and "ratio -0.00001 +- 0.00001" in second
+
+
+def test_what_the_card_lists_is_shown_as_it_is() -> None:
+    settings = {"ignore": ["*attn*", "a|b"], "eos": "<eos>"}
+    card = render_card(replace(FACTS, settings=settings, title="a *b* c", notes=["left: *x*"]))
+    assert r"| ignore | ['\*attn\*', 'a\|b'] |" in card and r"| eos | \<eos> |" in card
+    assert r"# a \*b\* c" in card and r"**Note:** left: \*x\*." in card

@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from q2n.evaluation.results import Comparison
+from q2n.report.markdown_text import in_markdown
 from q2n.report.table_model import Quantity
 
 
@@ -96,6 +97,7 @@ def render_card(facts: CardFacts) -> str:
     environment.filters["error"] = _error
     environment.filters["percent_error"] = lambda e: _error(e and 100 * e)
     environment.filters["yaml"] = _quoted
+    environment.filters["text"] = in_markdown
     return environment.from_string(template).render(facts=facts)
 
 
