@@ -47,7 +47,7 @@ class Quantity:
         if self.decimals is not None:
             return decimals_of(self.error or self.value, self.decimals)
         scale, digits = (self.error, 2) if self.error else (abs(self.value), 4)
-        return min(4, max(0, digits - 1 + _first_digit(scale))) if scale else 2
+        return min(6, max(0, digits - 1 + _first_digit(scale))) if scale else 2
 
 
 def decimals_of(number: float, least: int) -> int:

@@ -179,7 +179,7 @@ def test_what_a_search_tried_stands_as_it_was_given() -> None:
     table = search_table("steps", rows_of([cell("Q2N", 0, 0.5, tried=tried)]))
     assert table is not None
     shown = {name: str(column(table, name)[0]) for name in ("learning_rate", "group_size", "KL")}
-    assert shown == {"learning_rate": "1e-05", "group_size": "128", "KL": "0.00002"}
+    assert shown == {"learning_rate": "1e-05", "group_size": "128", "KL": "0.000023"}
 
 
 def test_the_figures_of_the_paper_stand_beside_ours() -> None:

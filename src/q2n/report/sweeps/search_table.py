@@ -44,5 +44,5 @@ def search_table(plan: str, rows: Sequence[Row]) -> Table | None:
 def _cell(name: str, value: Any) -> Cell:
     """A value of an option is shown as it was given."""
     if name in NAMES and isinstance(value, int | float):
-        return Quantity(float(value), decimals=4)
+        return Quantity(float(value))
     return None if value is None else str(value)
