@@ -25,7 +25,10 @@ def layer_table(record: RunRecord) -> Table:
     layers = record.layers
     stepped = any("alpha_mean" in layer.notes for layer in layers.values())
     scaled = any("scales_mean" in layer.notes for layer in layers.values())
-    table = Table(title=f"{len(layers)} quantized linears", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    prefix = commonprefix(list(layers)).rpartition(".")[0]
+    title = f"{len(layers)} quantized linear{'s' * (len(layers) != 1)}"
+    title += f" of {escape(prefix)}" if prefix else ""
+    table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("layer", no_wrap=True)
     titles = ["bits", "error %"]
     if stepped:
@@ -34,14 +37,13 @@ def layer_table(record: RunRecord) -> Table:
         titles += ["scales", "min", "max"]
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
-    prefix = commonprefix(list(layers))
     for name, layer in layers.items():
         cells = [f"{layer.bits_per_weight:.2f}", _percent(layer.output_error)]
         if stepped:
             cells += _step_cells(layer)
         if scaled:
             cells += _factor_cells(layer, "scales")
-        table.add_row(escape(name.removeprefix(prefix)), *cells)
+        table.add_row(escape(name.removeprefix(f"{prefix}.")), *cells)
     table.caption = "error: |(W - Q) X|^2 / |W X|^2, a ratio of squares, on the calibration text"
     if stepped:
         table.caption += (
