@@ -1,5 +1,6 @@
 import csv
 import io
+import math
 
 import pytest
 from rich.console import Console
@@ -40,6 +41,8 @@ TABLE = Table(
         (Quantity(0.00004, decimals=2), "0.00004"),
         (Quantity(0.3, decimals=0), "0.3"),
         (Quantity(0.0, decimals=1), "0.0"),
+        (Quantity(math.nan, decimals=1), "nan"),
+        (Quantity(0.5, math.nan), "0.5 +- nan"),
         (Quantity(-0.00123, decimals=2), "-0.001"),
     ],
 )

@@ -56,8 +56,8 @@ def decimals_of(number: float, least: int) -> int:
 
 
 def _first_digit(number: float) -> int:
-    """Its place behind the point; 0 and less: before it."""
-    return -math.floor(math.log10(number))
+    """Its place behind the point; 0 and less: before it, or it is infinite or none."""
+    return -math.floor(math.log10(number)) if math.isfinite(number) else 0
 
 
 Kind = Literal["label", "text", "number"]
