@@ -123,6 +123,13 @@ def test_a_spectrum_shows_where_each_rule_cuts() -> None:
     assert sorted(line.get_xdata()[0] for line in axes.lines[1:]) == [82, 314, 575]
 
 
+def test_no_line_goes_through_the_name_of_a_cut() -> None:
+    picture = spectrum_picture("figure1", "SmolLM2", spectrum(14, "down_proj"))
+    names = [x for x in picture.figure.axes[0].texts if " keeps " in x.get_text()]
+    assert len(names) == 3
+    assert all(x.get_bbox_patch() and x.get_zorder() > 2 for x in names), "lines are at 2"
+
+
 def test_tails_leave_out_the_largest_five_and_mark_the_split() -> None:
     shown = [spectrum(block, "q_proj") for block in range(0, 30, 3)]
     picture = tails_picture("x", "SmolLM2", shown)
@@ -225,6 +232,22 @@ def test_names_of_points_cover_nothing_and_stay_in_the_frame() -> None:
     assert 5 < len(boxes) < len(ends), "the crowd is not named in full"
     assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
     assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in boxes)
+
+
+def test_what_is_said_in_the_corner_covers_nothing() -> None:
+    rows = [
+        record({"step": str(n)}, 1 + n / 10, places={"step": n}, seconds={"quantization": n + 9.0})
+        for n in range(15)
+    ]
+    (picture,) = quality_pictures("p", rows_of(rows), COSTS[2], TEXT)
+    axes = picture.figure.axes[0]
+    canvas = FigureCanvasAgg(picture.figure)
+    canvas.draw()
+    [corner] = [x for x in axes.texts if x.get_text() == "5 more in grey"]
+    box = corner.get_window_extent()
+    for other in (axes, axes.xaxis.label, *axes.get_xticklabels()):
+        assert not box.overlaps(other.get_window_extent()), other
+    assert picture.figure.bbox.x1 >= box.x1 and box.y0 >= 0
 
 
 def test_without_a_divergence_the_height_is_the_perplexity() -> None:
