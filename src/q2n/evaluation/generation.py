@@ -125,8 +125,8 @@ def _continuation(
         raise InputError(f"the model does not write ({reason_of(cause)})") from cause
     if not all(bool(logits.max().isfinite()) for logits in out.logits):  # NaN if any is
         raise NumericalError(
-            f"the logits after {prompt!r} are NaN or infinite: the model's weights or activations are not "
-            "finite; try --dtype float32"
+            f"the logits after {prompt!r} are NaN or infinite: the model's weights or activations "
+            "are not finite; try --dtype float32"
         )
     written = out.sequences[0, tokens.shape[1] :].tolist()
     return written[:-1] if written and written[-1] in _ends(model) else written
