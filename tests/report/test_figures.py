@@ -15,6 +15,7 @@ from q2n.report.figures.labels import End, spread
 from q2n.report.figures.layers import layer_pictures, panels_of
 from q2n.report.figures.point_labels import label_points
 from q2n.report.figures.spectra import spectrum_picture, spectrum_pictures, tails_picture
+from q2n.report.figures.style import told_apart
 from q2n.report.sweeps.bar_figures import ACCURACY, bar_pictures, groups_of, on_text
 from q2n.report.sweeps.gallery import pictures
 from q2n.report.sweeps.quality_figures import COSTS, axis_of_cost, quality_pictures
@@ -232,6 +233,33 @@ def test_names_of_points_cover_nothing_and_stay_in_the_frame() -> None:
     assert 5 < len(boxes) < len(ends), "the crowd is not named in full"
     assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
     assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in boxes)
+
+
+@pytest.mark.parametrize("cost", [COSTS[1], COSTS[2]])
+def test_long_names_stay_different_names(cost) -> None:
+    names = [f"GPTQ in groups of 64, {x} scales, refit of the rows" for x in ("own", "no", "few")]
+    rows = [
+        record(
+            {"step": name},
+            1 + n,
+            places={"step": n},
+            bytes=10**8 * (1 + n),
+            seconds={"quantization": 9.0 + n},
+        )
+        for n, name in enumerate(names)
+    ]
+    (picture,) = quality_pictures("p", rows_of(rows), cost, TEXT)
+    found = [word for word in words(picture) if "…" in word]
+    assert len(found) == len(set(found)) >= 2, "a point without room goes without"
+
+
+def test_names_are_shortened_to_what_tells_them_apart() -> None:
+    assert told_apart(["a long name of 1 step", "short"], 10) == {
+        "a long name of 1 step": "a long…tep",
+        "short": "short",
+    }
+    found = told_apart([f"a long name of {n} steps" for n in (1, 2)], 10)
+    assert list(found.values()) == ["… of 1…eps", "… of 2…eps"]
 
 
 def test_what_is_said_in_the_corner_covers_nothing() -> None:
