@@ -67,6 +67,21 @@ def test_a_file_of_somebody_else_is_not_overwritten(few, capsys, flag) -> None:
     assert main(["report", few, flag, "notes"]) == 0, "one of ours is"
 
 
+NEARLY_OURS = {
+    "--csv": "id,table,price\n1,2,3\n",
+    "--jsonl": '{"id": 1, "page": {"layout": 3}}\n',
+    "--markdown": "A note on <!-- made by q2n report -->\n",
+}
+
+
+@pytest.mark.parametrize("flag", NEARLY_OURS)
+def test_a_file_that_holds_our_words_elsewhere_is_somebody_elses(few, capsys, flag) -> None:
+    Path("notes").write_text(NEARLY_OURS[flag])
+    assert main(["report", few, flag, "notes"]) == 2
+    assert "notes is there and is no" in capsys.readouterr().err
+    assert Path("notes").read_text() == NEARLY_OURS[flag]
+
+
 def test_two_texts_are_not_written_to_one_file(few, capsys) -> None:
     for other in ("same.out", "./same.out", str(Path("same.out").absolute())):
         assert main(["report", few, "--csv", "same.out", "--jsonl", other]) == 2

@@ -135,6 +135,34 @@ def test_nan_and_a_model_that_does_not_write_are_named(monkeypatch):
         generation(model, tokenizer)
 
 
+def test_infinite_logits_are_named():
+    """Of a head in float16 they overflow; one that is minus infinity bars a word, which is fine."""
+    model, tokenizer = tiny_model(max_position_embeddings=256), tiny_tokenizer()
+    forward = model.forward
+    for number in (float("inf"), -float("inf")):
+
+        def broken(*arguments, number=number, **options):
+            found = forward(*arguments, **options)
+            found.logits[..., 5] = number
+            return found
+
+        model.forward = broken
+        if number < 0:
+            assert generation(model, tokenizer).tokens > 0
+        else:
+            with pytest.raises(NumericalError, match="logits after 'The old lighthouse.*infinite"):
+                generation(model, tokenizer)
+
+
+def test_what_a_checkpoint_forbids_when_it_writes_does_not_count():
+    model, tokenizer = tiny_model(max_position_embeddings=256), tiny_tokenizer()
+    with torch.no_grad():
+        model.model.norm.weight.zero_()  # the first token again and again
+    model.generation_config.no_repeat_ngram_size = 3
+    model.generation_config.repetition_penalty = 1.5
+    assert generation(model, tokenizer).loops == 1
+
+
 def test_native_checkpoints_write(tmp_path):
     save_tiny(tmp_path / "model", max_position_embeddings=256)
     (tmp_path / "text.txt").write_text("the law of the null space " * 100)

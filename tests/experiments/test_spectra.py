@@ -87,6 +87,15 @@ def test_what_a_record_says_of_its_layer(settings):
     assert (record.block, record.width, len(record.values)) == (1, 64, len(record.places))
 
 
+def test_two_linears_of_one_word_in_a_block_are_two_kinds(settings, tmp_path):
+    model = str(save_tiny(tmp_path / "gpt2", "gpt2"))
+    records = spectra_of({**settings, "model": model}, ["*c_proj"])
+    assert {(record.kind, record.width) for record in records} == {
+        ("attn.c_proj", 64),
+        ("mlp.c_proj", 96),
+    }
+
+
 def test_patterns_choose_the_layers_and_ignore_wins(settings):
     records = spectra_of({**settings, "ignore": ["o_proj"]}, ["*.0.*", "*.2.self_attn.*"])
     assert [(record.block, record.kind) for record in records] == [

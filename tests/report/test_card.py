@@ -3,9 +3,10 @@ from pathlib import Path
 
 import yaml
 
-from q2n.evaluation.results import Comparison, PerplexityResult
+from q2n.evaluation.results import Comparison, Fidelity, PerplexityResult
 from q2n.formats import FORMATS
 from q2n.report.card import About, CardFacts, render_card
+from q2n.report.tables import fidelity_lines
 
 FACTS = CardFacts(
     about=About(
@@ -93,3 +94,40 @@ def test_the_card_counts_linears_in_full_precision() -> None:
 def test_notes_stand_in_the_card() -> None:
     card = render_card(replace(FACTS, notes=["mtp.proj is copied unchanged"]))
     assert "\n\n**Note:** mtp.proj is copied unchanged.\n\n| | |" in card
+
+
+def test_small_divergences_have_digits_in_the_card() -> None:
+    fidelity = Fidelity(
+        reference="the original",
+        divergence=0.0000312,
+        divergence_error=0.0000021,
+        median=0.0000204,
+        percentile_90=0.0001,
+        percentile_99=0.00031,
+        percentile_999=0.001,
+        maximum=0.002,
+        same_top=0.999,
+        same_top_error=0.0001,
+        probability_change=0.001,
+        probability_change_error=0.0001,
+        log_ratio=-0.0000112,
+        log_ratio_error=0.00001,
+        buckets=(),
+        by_window=(),
+        protocol="q2n",
+        sha256="",
+    )
+    measured = Comparison(reference=ORIGINAL, model=ORIGINAL, fidelity=fidelity)
+    card = render_card(replace(FACTS, comparison=measured))
+    assert "nats a token, mean | 0.00003 | 2.1e-06 |" in card
+    assert "median | 0.00002 |" in card and "original's | -0.00001 | 1e-05 |" in card
+    [first, second] = fidelity_lines(fidelity)
+    assert "0.000031 +- 0.000002 nats a token (median 0.00002, 90 % 0.0001," in first
+    assert "99.90 +- 0.01 %" in second and "ratio -0.00001 +- 0.00001" in second
+
+
+def test_what_the_card_lists_is_shown_as_it_is() -> None:
+    settings = {"ignore": ["*attn*", "a|b"], "eos": "<eos>"}
+    card = render_card(replace(FACTS, settings=settings, title="a *b* c", notes=["left: *x*"]))
+    assert r"| ignore | ['\*attn\*', 'a\|b'] |" in card and r"| eos | \<eos> |" in card
+    assert r"# a \*b\* c" in card and r"**Note:** left: \*x\*." in card

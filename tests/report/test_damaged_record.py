@@ -33,7 +33,13 @@ def fidelity() -> Fidelity:
 
 def record() -> dict[str, Any]:
     measured = Comparison(model=ORIGINAL, reference=ORIGINAL, fidelity=fidelity())
-    notes = {"output_error": 0.1, "scales_mean": 1.0, "scales_min": 0.9, "scales_max": 1.1}
+    notes = {
+        "output_error": 0.1,
+        "kept_rank": 5,
+        "scales_mean": 1.0,
+        "scales_min": 0.9,
+        "scales_max": 1.1,
+    }
     layer = LayerRecord(shape=(4, 8), bits_per_weight=3.5, notes={**notes, "alpha_mean": 1.0})
     whole = RunRecord(
         settings={"method": "gptq", "model": "tiny", "bits": 3},

@@ -6,13 +6,16 @@ import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sweep_records import KINDS, layers, record, spectrum, sweep, text_result
 
+from q2n.report.experiment import KindOfLayer
 from q2n.report.figures.frame import frame
 from q2n.report.figures.labels import End, spread
 from q2n.report.figures.layers import layer_pictures, panels_of
 from q2n.report.figures.point_labels import label_points
 from q2n.report.figures.spectra import spectrum_picture, spectrum_pictures, tails_picture
+from q2n.report.figures.style import told_apart
 from q2n.report.sweeps.bar_figures import ACCURACY, bar_pictures, groups_of, on_text
 from q2n.report.sweeps.gallery import pictures
 from q2n.report.sweeps.quality_figures import COSTS, axis_of_cost, quality_pictures
@@ -82,6 +85,28 @@ def test_bars_stand_in_groups_around_the_row_they_are_compared_with() -> None:
     assert any(f"({lead.value:+.3f} ± {lead.total_error:.3f})" in word for word in found)
 
 
+def gains(divergence: float, other: float):
+    """The bars of two rows, one of which is compared with the other."""
+    facts = {"compare": {"step": "alone"}, "places": {"step": 1}}
+    cells = [record({"step": "alone"}, divergence), record({"step": "Q2N"}, other, **facts)]
+    [picture] = bar_pictures("p", rows_of(cells), on_text(TEXT))
+    return picture, words(picture)
+
+
+def test_small_divergences_and_gains_have_digits() -> None:
+    _, found = gains(0.0002, 0.0001)
+    assert "0.000103 (-0.000103 ± 0.000004)" in found
+
+
+def test_the_numbers_beside_long_bars_stand_in_the_figure() -> None:
+    picture, _ = gains(2.0, 144.5)
+    canvas = FigureCanvasAgg(picture.figure)
+    canvas.draw()
+    right = picture.figure.bbox.width
+    for text in picture.figure.axes[0].texts:
+        assert text.get_window_extent(canvas.get_renderer()).x1 <= right, text.get_text()
+
+
 def test_accuracy_has_bars_too() -> None:
     assert "mean accuracy, %" in words(next(bar_pictures("table6", ROWS, ACCURACY)))
     without = rows_of(
@@ -97,6 +122,13 @@ def test_a_spectrum_shows_where_each_rule_cuts() -> None:
     assert {"ratio rule keeps 82", "matrix_rank keeps 575", "Adam-NSCL keeps 314"} <= set(found)
     (axes,) = picture.figure.axes
     assert sorted(line.get_xdata()[0] for line in axes.lines[1:]) == [82, 314, 575]
+
+
+def test_no_line_goes_through_the_name_of_a_cut() -> None:
+    picture = spectrum_picture("figure1", "SmolLM2", spectrum(14, "down_proj"))
+    names = [x for x in picture.figure.axes[0].texts if " keeps " in x.get_text()]
+    assert len(names) == 3
+    assert all(x.get_bbox_patch() and x.get_zorder() > 2 for x in names), "lines are at 2"
 
 
 def test_tails_leave_out_the_largest_five_and_mark_the_split() -> None:
@@ -123,6 +155,33 @@ def test_layers_have_a_line_a_kind_and_gaps_where_there_is_no_value() -> None:
     error, alpha = layer_pictures("x", "GPTQ", gaps)
     assert set(KINDS) <= set(words(error)) and "q_proj" not in words(alpha)
     assert math.isnan(error.figure.axes[0].lines[0].get_ydata()[0])
+
+
+def test_a_layer_without_any_error_leaves_a_gap_on_a_logarithmic_height() -> None:
+    kind = KindOfLayer(blocks=[0, 1, 2], output_error=[0.1, 0.2, 0.0])
+    [picture] = layer_pictures("m", "m", {"q_proj": kind})
+    [line] = drawn(picture.figure.axes[0])
+    assert line.get_ydata()[:2].tolist() == [0.1, 0.2] and math.isnan(line.get_ydata()[2])
+    [leader] = [x for x in picture.figure.axes[0].lines if x is not line]
+    assert 0 < leader.get_ydata()[0] < 1, "it leads to the last error, within the axes"
+    assert "0 is not shown" in words(picture)
+
+
+def test_layers_without_any_error_at_all_are_a_figure_that_says_so() -> None:
+    kind = KindOfLayer(blocks=[0, 1], output_error=[0.0, 0.0])
+    [picture] = layer_pictures("m", "m", {"q_proj": kind})
+    assert not picture.figure.axes[0].lines and "0 is not shown" in words(picture)
+
+
+def test_one_block_is_a_point_and_blocks_are_whole_numbers() -> None:
+    for blocks in ([0], [0, 1, 2]):
+        kind = KindOfLayer(blocks=blocks, output_error=[0.1 + b for b in blocks])
+        [picture] = layer_pictures("m", "m", {"q_proj": kind})
+        axes = picture.figure.axes[0]
+        assert (axes.lines[0].get_marker() == "o") is (blocks == [0])
+        picture.figure.draw_without_rendering()
+        low, high = axes.get_xlim()
+        assert [x for x in axes.get_xticks() if low <= x <= high] == blocks
 
 
 @pytest.mark.parametrize("wanted", [[0.5] * 5, [0.0, 0.01, 0.99, 1.0], [0.9, 0.1, 0.5], [0.2]])
@@ -174,6 +233,49 @@ def test_names_of_points_cover_nothing_and_stay_in_the_frame() -> None:
     assert 5 < len(boxes) < len(ends), "the crowd is not named in full"
     assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
     assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in boxes)
+
+
+@pytest.mark.parametrize("cost", [COSTS[1], COSTS[2]])
+def test_long_names_stay_different_names(cost) -> None:
+    names = [f"GPTQ in groups of 64, {x} scales, refit of the rows" for x in ("own", "no", "few")]
+    rows = [
+        record(
+            {"step": name},
+            1 + n,
+            places={"step": n},
+            bytes=10**8 * (1 + n),
+            seconds={"quantization": 9.0 + n},
+        )
+        for n, name in enumerate(names)
+    ]
+    (picture,) = quality_pictures("p", rows_of(rows), cost, TEXT)
+    found = [word for word in words(picture) if "…" in word]
+    assert len(found) == len(set(found)) >= 2, "a point without room goes without"
+
+
+def test_names_are_shortened_to_what_tells_them_apart() -> None:
+    assert told_apart(["a long name of 1 step", "short"], 10) == {
+        "a long name of 1 step": "a long…tep",
+        "short": "short",
+    }
+    found = told_apart([f"a long name of {n} steps" for n in (1, 2)], 10)
+    assert list(found.values()) == ["… of 1…eps", "… of 2…eps"]
+
+
+def test_what_is_said_in_the_corner_covers_nothing() -> None:
+    rows = [
+        record({"step": str(n)}, 1 + n / 10, places={"step": n}, seconds={"quantization": n + 9.0})
+        for n in range(15)
+    ]
+    (picture,) = quality_pictures("p", rows_of(rows), COSTS[2], TEXT)
+    axes = picture.figure.axes[0]
+    canvas = FigureCanvasAgg(picture.figure)
+    canvas.draw()
+    [corner] = [x for x in axes.texts if x.get_text() == "5 more in grey"]
+    box = corner.get_window_extent()
+    for other in (axes, axes.xaxis.label, *axes.get_xticklabels()):
+        assert not box.overlaps(other.get_window_extent()), other
+    assert picture.figure.bbox.x1 >= box.x1 and box.y0 >= 0
 
 
 def test_without_a_divergence_the_height_is_the_perplexity() -> None:

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from q2n.errors import InputError
-from q2n.report.block_record import BlockRecord
+from q2n.report.block_record import BlockRecord, LayerRecord
 from q2n.report.figures.checkpoint import plot_layers
 from q2n.report.notes import notes_of
 from q2n.report.record import RunRecord, timings
@@ -90,6 +90,27 @@ def test_tables_show_the_step_where_there_is_one() -> None:
     assert "25.00" in without and "alpha" not in without
     assert "1.010" in with_step and "0.900" in with_step and "50.00" in with_step
     assert "model" in without and "tiny" in without
+
+
+@pytest.mark.parametrize(
+    ("names", "title", "first"),
+    [
+        (["model.layers.1.up"], "1 quantized linear of model.layers.1", "up "),
+        (["h.1.up", "h.10.up", "h.11.up"], "3 quantized linears of h", "1.up "),
+        (["a.up", "b.up"], "2 quantized linears", "a.up "),
+    ],
+)
+def test_a_layer_has_its_name_whatever_stands_beside_it(names, title, first) -> None:
+    layer = {"shape": [2, 8], "bits_per_weight": 3.5}
+    record = RunRecord(
+        settings={},
+        layers={name: LayerRecord.from_json(layer) for name in names},
+        left_in_full_precision=[],
+        ignored=[],
+    )
+    text = shown(record)
+    assert title in " ".join(text.split())
+    assert any(line.strip().startswith(first) for line in text.splitlines())
 
 
 def test_a_figure_needs_output_errors(tmp_path) -> None:

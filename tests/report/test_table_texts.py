@@ -1,5 +1,6 @@
 import csv
 import io
+import math
 
 import pytest
 from rich.console import Console
@@ -36,7 +37,13 @@ TABLE = Table(
         (Quantity(-0.93, 0.03, 3, True), "-0.930 +- 0.030"),
         (Quantity(0.93, None, 3, True), "+0.930"),
         (Quantity(0.93, 0.03, 3, spread=0.1), "0.930 +- 0.030 (0.100)"),
-        (Quantity(1e-9), "0.0000"),
+        (Quantity(1e-9), "0.000000"),
+        (Quantity(0.00004, decimals=2), "0.00004"),
+        (Quantity(0.3, decimals=0), "0.3"),
+        (Quantity(0.0, decimals=1), "0.0"),
+        (Quantity(math.nan, decimals=1), "nan"),
+        (Quantity(0.5, math.nan), "0.5 +- nan"),
+        (Quantity(-0.00123, decimals=2), "-0.001"),
     ],
 )
 def test_the_error_says_how_many_digits_are_shown(quantity, text) -> None:

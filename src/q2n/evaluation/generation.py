@@ -115,6 +115,7 @@ def _continuation(
             do_sample=False,
             num_beams=1,
             repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
             use_cache=True,
             pad_token_id=_padding(model, tokenizer),
             output_logits=True,
@@ -122,10 +123,10 @@ def _continuation(
         )
     except Exception as cause:  # of any architecture's own code
         raise InputError(f"the model does not write ({reason_of(cause)})") from cause
-    if any(bool(logits.isnan().any()) for logits in out.logits):
+    if not all(bool(logits.max().isfinite()) for logits in out.logits):  # NaN if any is
         raise NumericalError(
-            f"the logits after {prompt!r} are NaN: the model's weights or activations are not "
-            "finite; try --dtype float32"
+            f"the logits after {prompt!r} are NaN or infinite: the model's weights or activations "
+            "are not finite; try --dtype float32"
         )
     written = out.sequences[0, tokens.shape[1] :].tolist()
     return written[:-1] if written and written[-1] in _ends(model) else written

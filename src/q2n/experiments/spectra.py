@@ -39,6 +39,7 @@ from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.sequential import PROBE_LENGTH
 from q2n.pipeline.streams import Probe, open_streams
 from q2n.report.experiment import SpectrumRecord
+from q2n.report.kinds import kind_names
 from q2n.transforms.model_changes import ModelChanges
 
 _ALL, _LATER = 16, 200
@@ -81,7 +82,9 @@ def spectra_of(
     windows = calibration_of(read.run, opened, texts_of(read.run, opened, tokenizer))
     spectra = KeepSpectra(read.options["nullspace"]["threshold"])
     _pass_blocks(opened.blocks, windows, loop_options(read.run), spectra, reporter or Reporter())
-    return Found(spectra.records, opened.source.digest(), windows.sha256)
+    kinds = kind_names(record.layer for record in spectra.records)
+    records = [replace(record, kind=kinds[record.layer]) for record in spectra.records]
+    return Found(records, opened.source.digest(), windows.sha256)
 
 
 @torch.no_grad()
@@ -143,7 +146,7 @@ class KeepSpectra:
         places = thinned(len(values))
         return SpectrumRecord(
             layer=name,
-            kind=name.rpartition(".")[2],
+            kind="",  # which it has among all of them
             block=block,
             width=len(values),
             places=places,

@@ -1,6 +1,7 @@
 """The layers of a checkpoint's record by kind: what a figure over the blocks is drawn from."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from q2n.report.experiment import KindOfLayer
@@ -12,18 +13,31 @@ DIGITS = 4
 def kinds_of(
     layers: Mapping[str, Mapping[str, Any]], seconds: Mapping[str, Mapping[str, float]]
 ) -> dict[str, KindOfLayer]:
-    """Kind (the last word of a name: q_proj) -> its layers in the order of the record.
+    """Kind (`kind_names`) -> its layers in the order of the record.
 
     Args:
         layers: name -> what `q2n.json` says of it.
         seconds: name -> what took how long, of `q2n_timings.json`.
     """
     names: dict[str, list[str]] = {}
-    for name in layers:
-        names.setdefault(name.rpartition(".")[2], []).append(name)
+    for name, kind in kind_names(layers).items():
+        names.setdefault(kind, []).append(name)
     return {
         kind: _kind([layers[name] for name in own], own, [seconds.get(name, {}) for name in own])
         for kind, own in names.items()
+    }
+
+
+def kind_names(layers: Iterable[str]) -> dict[str, str]:
+    """Name of a linear -> its kind: the last word (q_proj), or the last two where a block has two
+    such linears that are no experts (attn.c_proj and mlp.c_proj of GPT-2)."""
+    words = {name: [x for x in name.split(".") if not x.isdecimal()] or [name] for name in layers}
+    alone = [name for name, parts in words.items() if name.count(".") - len(parts) < 1]
+    times = Counter((_block(name), words[name][-1]) for name in alone)
+    twice = {word for (_, word), count in times.items() if count > 1}
+    return {
+        name: ".".join(parts[-2:] if parts[-1] in twice else parts[-1:])
+        for name, parts in words.items()
     }
 
 

@@ -4,6 +4,7 @@ Every kind of file of ours carries a mark by which it is known again.
 """
 
 import os
+import re
 from pathlib import Path
 
 from q2n.disk.failures import reason, remedy
@@ -12,13 +13,18 @@ from q2n.errors import InputError
 
 MARKS = {
     "markdown": "<!-- made by q2n report -->",
-    "csv": "table,",
     "html": '<meta name="generator" content="q2n report">',
-    "svg": "q2n report",
-    "png": "q2n report",
-    "jsonl": '{"layout": ',
 }
-"""Kind of file -> what its beginning holds."""
+"""What is written into a file of a kind that has room for it."""
+_BEGINNINGS = {
+    "markdown": re.escape(MARKS["markdown"]),
+    "csv": r"table,[^\n]*,refused\n",
+    "html": f".*?{re.escape(MARKS['html'])}",
+    "svg": r".*?<dc:title>q2n report</dc:title>",
+    "png": r"\x89PNG.*?Software\0q2n report",
+    "jsonl": r'\{"layout": \d+, "cell": ',
+}
+"""Kind of file -> how ours begin."""
 
 
 def require_free(file: Path, kind: str) -> None:
@@ -30,7 +36,7 @@ def require_free(file: Path, kind: str) -> None:
     require_place(file)
     if file.is_dir():
         raise InputError(f"{file} is a folder: give the name of a file")
-    if file.exists() and not _is_ours(file, MARKS[kind]):
+    if file.exists() and not _is_ours(file, _BEGINNINGS[kind]):
         raise InputError(
             f"{file} is there and is no {kind} file that q2n made: choose another name, or "
             "delete it"
@@ -47,10 +53,10 @@ def require_place(file: Path) -> None:
         raise InputError(f"{file} cannot be written: {file.parent} is no folder to write into")
 
 
-def _is_ours(file: Path, mark: str) -> bool:
+def _is_ours(file: Path, begins: str) -> bool:
     with file.open("rb") as stream:
-        beginning = stream.read(4096)
-    return not beginning or mark.encode() in beginning
+        beginning = stream.read(2**16)
+    return not beginning or re.match(begins.encode(), beginning, re.DOTALL) is not None
 
 
 def write(file: Path, data: bytes) -> None:

@@ -136,7 +136,7 @@ def _require_numbers(layer: LayerRecord) -> None:
     _require(all(isinstance(size, int) and size > 0 for size in layer.shape), "a shape")
     _require(isinstance(layer.bits_per_weight, int | float), "bits_per_weight")
     for key, value in layer.notes.items():
-        if key.startswith(("output_error", "nullspace_energy", "alpha_", "scales_")):
+        if key.startswith(("output_error", "nullspace_energy", "alpha_", "scales_", "kept_rank")):
             share = key.startswith(("output_error", "nullspace_energy"))
             known = isinstance(value, int | float) and not isinstance(value, bool)
             number = known and isfinite(value) and (value >= 0 or not share)

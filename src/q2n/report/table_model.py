@@ -22,8 +22,8 @@ class Quantity:
     value: float
     error: float | None = None
     decimals: int | None = None
-    """At least: a small error has as many as show its first digit. None: those that leave two
-    digits of the error, or four of the value without one."""
+    """At least: a small error, or a small value without one, has as many as show its first digit.
+    None: those that leave two digits of the error, or four of the value without one."""
     signed: bool = False
     """Whether a plus is written."""
     spread: float | None = None
@@ -45,14 +45,19 @@ class Quantity:
 
     def _decimals(self) -> int:
         if self.decimals is not None:
-            return max(self.decimals, min(6, _first_digit(self.error)) if self.error else 0)
+            return decimals_of(self.error or self.value, self.decimals)
         scale, digits = (self.error, 2) if self.error else (abs(self.value), 4)
-        return min(4, max(0, digits - 1 + _first_digit(scale))) if scale else 2
+        return min(6, max(0, digits - 1 + _first_digit(scale))) if scale else 2
+
+
+def decimals_of(number: float, least: int) -> int:
+    """As many as show its first digit, 6 at most, and no fewer than `least`."""
+    return max(least, min(6, _first_digit(abs(number)))) if number else least
 
 
 def _first_digit(number: float) -> int:
-    """Its place behind the point; 0 and less: before it."""
-    return -math.floor(math.log10(number))
+    """Its place behind the point; 0 and less: before it, or it is infinite or none."""
+    return -math.floor(math.log10(number)) if math.isfinite(number) else 0
 
 
 Kind = Literal["label", "text", "number"]
@@ -87,7 +92,12 @@ class TableRow:
     cells: Sequence[Cell]
     """As many as columns."""
     refused: str = ""
-    """Why it has no results, where it has none."""
+    """Why a cell of it was not done, if one was not; the results are those of the others."""
+
+    @property
+    def has_results(self) -> bool:
+        """Whether there is a number in it."""
+        return any(isinstance(cell, Quantity) for cell in self.cells)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +127,7 @@ class Table:
 
     @property
     def has_refusals(self) -> bool:
-        """Whether a row has no results."""
+        """Whether a cell of a row was not done."""
         return any(row.refused for row in self.rows)
 
 

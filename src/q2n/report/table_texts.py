@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from q2n.report.markdown_text import in_markdown
 from q2n.report.output import MARKS
 from q2n.report.table_model import Cell, Quantity, Table, TableRow
 
@@ -27,13 +28,13 @@ def markdown(tables: Sequence[Table], introduction: str) -> str:
 def _markdown(table: Table) -> Iterator[str]:
     titles = [column.name for column in table.columns] + ["refused"] * table.has_refusals
     rules = ["---:" if column.numeric else "---" for column in table.columns]
-    yield from ("", f"## {table.title}", "")
+    yield from ("", f"## {in_markdown(table.title)}", "")
     yield _line(titles)
     yield _line(rules + ["---"] * table.has_refusals)
     for row in table.rows:
         yield _line(_texts(row, table.has_refusals))
     if table.caption:
-        yield from ("", table.caption)
+        yield from ("", in_markdown(table.caption))
 
 
 def _texts(row: TableRow, refusals: bool) -> list[str]:
@@ -41,7 +42,7 @@ def _texts(row: TableRow, refusals: bool) -> list[str]:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(" ".join(x.split()).replace("|", "\\|") for x in cells) + " |"
+    return "| " + " | ".join(map(in_markdown, cells)) + " |"
 
 
 def text(cell: Cell) -> str:

@@ -13,6 +13,7 @@ from rich.table import Table
 from q2n.evaluation.results import Comparison, Fidelity
 from q2n.report.block_record import LayerRecord
 from q2n.report.record import RunRecord
+from q2n.report.table_model import Quantity
 
 if TYPE_CHECKING:
     from q2n.evaluation.block_costs import BlockCosts, Replaced
@@ -24,7 +25,10 @@ def layer_table(record: RunRecord) -> Table:
     layers = record.layers
     stepped = any("alpha_mean" in layer.notes for layer in layers.values())
     scaled = any("scales_mean" in layer.notes for layer in layers.values())
-    table = Table(title=f"{len(layers)} quantized linears", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    prefix = commonprefix(list(layers)).rpartition(".")[0]
+    title = f"{len(layers)} quantized linear{'s' * (len(layers) != 1)}"
+    title += f" of {escape(prefix)}" if prefix else ""
+    table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("layer", no_wrap=True)
     titles = ["bits", "error %"]
     if stepped:
@@ -33,14 +37,13 @@ def layer_table(record: RunRecord) -> Table:
         titles += ["scales", "min", "max"]
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
-    prefix = commonprefix(list(layers))
     for name, layer in layers.items():
         cells = [f"{layer.bits_per_weight:.2f}", _percent(layer.output_error)]
         if stepped:
             cells += _step_cells(layer)
         if scaled:
             cells += _factor_cells(layer, "scales")
-        table.add_row(escape(name.removeprefix(prefix)), *cells)
+        table.add_row(escape(name.removeprefix(f"{prefix}.")), *cells)
     table.caption = "error: |(W - Q) X|^2 / |W X|^2, a ratio of squares, on the calibration text"
     if stepped:
         table.caption += (
@@ -93,7 +96,12 @@ def bits_line(record: Mapping[str, Any]) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f}"
+    return "-" if share is None else rounded(100 * share, 2)
+
+
+def rounded(value: float, decimals: int) -> str:
+    """With more decimals where a small value needs them to show its first digit."""
+    return str(Quantity(value, decimals=decimals))
 
 
 def with_error(value: float, standard_error: float | None) -> str:
@@ -123,8 +131,9 @@ def fidelity_lines(fidelity: Fidelity) -> list[str]:
     f = fidelity
     return [
         f"KL divergence from {f.reference} {figure(f.divergence, f.divergence_error)} nats a "
-        f"token (median {f.median:.4f}, 90 % {f.percentile_90:.3f}, 99 % {f.percentile_99:.3f}, "
-        f"99.9 % {f.percentile_999:.3f}, maximum {f.maximum:.3f})",
+        f"token (median {rounded(f.median, 4)}, 90 % {rounded(f.percentile_90, 3)}, 99 % "
+        f"{rounded(f.percentile_99, 3)}, 99.9 % {rounded(f.percentile_999, 3)}, maximum "
+        f"{rounded(f.maximum, 3)})",
         f"same top token {figure(f.same_top, f.same_top_error, percent=True)} %; "
         f"log of the perplexity ratio {figure(f.log_ratio, f.log_ratio_error)}; RMS change of "
         "the token's probability "
@@ -169,7 +178,7 @@ def bucket_table(fidelity: Fidelity) -> Table:
         table.add_row(
             f"{bucket.low:g} to {bucket.high:g}",
             _percent(bucket.share),
-            *(f"{x:.4f}" if x is not None else "-" for x in (bucket.divergence, bucket.median)),
+            *("-" if x is None else rounded(x, 4) for x in (bucket.divergence, bucket.median)),
             _percent(bucket.same_top),
         )
     return table
@@ -177,9 +186,8 @@ def bucket_table(fidelity: Fidelity) -> Table:
 
 def figure(value: float, error: float | None, percent: bool = False) -> str:
     """A small value and its standard error, where that is known."""
-    factor, digits = (100, 2) if percent else (1, 4)
-    text = f"{factor * value:.{digits}f}"
-    return text if error is None else f"{text} +- {factor * error:.{digits}f}"
+    factor, decimals = (100, 2) if percent else (1, 4)
+    return str(Quantity(factor * value, None if error is None else factor * error, decimals))
 
 
 def block_table(costs: BlockCosts) -> Table:
@@ -217,9 +225,9 @@ def worst_table(costs: BlockCosts, most: int) -> Table:
 def _replaced_cells(replaced: Replaced) -> list[str]:
     error = replaced.divergence_error
     return [
-        f"{replaced.divergence:.4f}",
-        "-" if error is None else f"{error:.4f}",
+        rounded(replaced.divergence, 4),
+        "-" if error is None else rounded(error, 4),
         f"{100 * replaced.same_top:.1f}",
-        f"{100 * replaced.output.relative_error:.1f}",
+        rounded(100 * replaced.output.relative_error, 1),
         f"{replaced.output.cosine:.3f}",
     ]

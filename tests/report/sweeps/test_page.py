@@ -121,6 +121,21 @@ def test_what_was_refused_skipped_and_run_is_said() -> None:
     assert "AMD EPYC" in text and "transformers" in text
 
 
+@pytest.mark.parametrize("seed", [{}, {"seed": 0}])
+def test_why_is_said_where_every_cell_was_refused(seed) -> None:
+    cells = [refused({"model": "m", "step": x, **seed}, f"no {x}") for x in "ab"]
+    text = page(cells)
+    assert "refused: no a</td>" in text and "refused: no b</td>" in text
+
+
+def test_a_seed_that_was_refused_does_not_hide_the_results_of_the_others() -> None:
+    done = [record({"model": "m", "step": x, "seed": 0}, bits_per_weight=3.25) for x in "ab"]
+    text = page([*done, refused({"model": "m", "step": "a", "seed": 1}, "out of memory")])
+    results = text[text.index(">Results<") :]
+    assert results.count(">3.25</td>") == 2
+    assert "of the row above, in part: refused: out of memory</td>" in results
+
+
 def test_one_original_alone_is_a_page() -> None:
     assert "No quantized model was measured" in page([record({"model": "m"}, None)])
 

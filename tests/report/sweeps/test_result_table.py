@@ -98,6 +98,21 @@ def test_several_texts_are_groups_of_columns() -> None:
     assert {"A KL", "B KL"} <= {x.name for x in table.columns} and "text" not in table.constants
 
 
+def test_seeds_with_other_questions_of_a_task_are_not_averaged() -> None:
+    few, many = task_scores(0.2), [replace(x, questions=999, limit=None) for x in task_scores(0.4)]
+    rows = rows_of([cell("alone", 0, 0.5, tasks=few), cell("alone", 1, 0.5, tasks=many)])
+    table = result_table("steps", rows)
+    assert [x.value for x in column(table, "tasks % piqa acc")] == pytest.approx([48.0])
+    assert [x.value for x in column(table, "seeds")] == [1]
+
+
+def test_seeds_whose_tasks_came_in_another_order_count_in_the_mean() -> None:
+    scores = {0: task_scores(0.2), 1: task_scores(0.4)[::-1]}
+    rows = rows_of([cell("alone", seed, 0.5, tasks=x) for seed, x in scores.items()])
+    (mean,) = column(result_table("steps", rows), "tasks % mean acc")
+    assert mean.value == pytest.approx(36.0)
+
+
 def test_tasks_and_their_mean_with_its_error() -> None:
     table = result_table(
         "steps", rows_of([cell("alone", s, 0.5, tasks=task_scores(0.4)) for s in (0, 1)])
@@ -172,6 +187,14 @@ def test_trials_of_a_search_and_what_it_chose() -> None:
     assert table is not None and column(table, "chosen") == ["", "yes"]
     assert [x.value for x in column(table, "KL")] == [0.52, 0.5]
     assert search_table("steps", rows_of(TWO)) is None
+
+
+def test_what_a_search_tried_stands_as_it_was_given() -> None:
+    tried = [{"learning_rate": 1e-5, "group_size": 128, "divergence": 2.3e-5}]
+    table = search_table("steps", rows_of([cell("Q2N", 0, 0.5, tried=tried)]))
+    assert table is not None
+    shown = {name: str(column(table, name)[0]) for name in ("learning_rate", "group_size", "KL")}
+    assert shown == {"learning_rate": "1e-05", "group_size": "128", "KL": "0.000023"}
 
 
 def test_the_figures_of_the_paper_stand_beside_ours() -> None:

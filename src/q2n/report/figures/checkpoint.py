@@ -8,7 +8,7 @@ from q2n.errors import InputError
 from q2n.evaluation.block_costs import BlockCosts
 from q2n.report.figures.layers import Panel, panels_of, panels_side_by_side
 from q2n.report.figures.style import Picture
-from q2n.report.kinds import kinds_of
+from q2n.report.kinds import kind_names, kinds_of
 from q2n.report.output import require_place
 from q2n.report.record import RunRecord
 
@@ -55,9 +55,10 @@ def plot_costs(costs: BlockCosts, file: Path) -> None:
         "up to here": (numbers, [block.up_to_here.divergence for block in costs.blocks]),
     }
     layers: dict[str, tuple[list[int], list[float | None]]] = {}
+    kinds = kind_names(name for block in costs.blocks for name in block.layers)
     for number, block in enumerate(costs.blocks):
         for name, change in block.layers.items():
-            places, errors = layers.setdefault(name.rsplit(".", 1)[-1], ([], []))
+            places, errors = layers.setdefault(kinds[name], ([], []))
             places.append(number)
             errors.append(change.relative_error)
     panels = [

@@ -55,7 +55,8 @@ def _line(axes: Axes, text: str, above: float, left: float, **how: Any) -> None:
 
 
 def note(axes: Axes, text: str) -> None:
-    """A word in the corner."""
-    axes.annotate(
-        text, (1, 0), (0, 4), "axes fraction", "offset points", ha="right", color=MUTED, fontsize=7
-    )
+    """A word in the lower right corner of its part of the figure, where nothing is drawn."""
+    parts = axes.figure.axes
+    corner = ((parts.index(axes) + 1) / len(parts), 0)
+    how: dict[str, Any] = {"ha": "right", "color": MUTED, "fontsize": 7}
+    axes.annotate(text, corner, (-2, 4), "figure fraction", "offset points", **how)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from q2n.report.figures.style import INCH, LETTER, SMALL, shortened
+from q2n.report.figures.style import INCH, LETTER, SMALL, told_apart
 
 GAP = 1.35 * SMALL
 """Points between the middles of two labels."""
@@ -54,11 +54,12 @@ def label_ends(axes: Axes, ends: Sequence[End]) -> None:
     found = [to_axes.transform((end.x, end.y)) for end in ends]
     gap = GAP / (axes.bbox.height * INCH / axes.figure.dpi)
     places = spread([float(y) for _, y in found], gap, 0.0, 1.0)
+    names = told_apart((end.text for end in ends), LETTERS)
     for end, (x, y), place in zip(ends, found, places, strict=True):
         leader = Line2D([x, 1.05], [y, place], color=end.colour, lw=0.7, clip_on=False)
         leader.set_transform(axes.transAxes)
         axes.add_line(leader)
-        name = shortened(end.text, LETTERS)
+        name = names[end.text]
         axes.text(1.06, place, name, va="center", fontsize=SMALL, transform=axes.transAxes)
 
 

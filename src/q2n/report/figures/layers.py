@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from q2n.report.experiment import KindOfLayer
-from q2n.report.figures.frame import frame, frames
+from q2n.report.figures.frame import frame, frames, note
 from q2n.report.figures.labels import End, label_ends, room_for
 from q2n.report.figures.style import INK, SERIES, Picture, log_scale, slug, styled
 
@@ -75,23 +76,32 @@ def panels_side_by_side(name: str, panels: Sequence[Panel]) -> Picture:
 
 
 def draw_panel(axes: Axes, panel: Panel) -> None:
-    """Lines with their names."""
+    """Lines with their names. A logarithmic height has no place for 0: that is said."""
     ends = []
     for n, (kind, (blocks, values)) in enumerate(panel.lines.items()):
-        colour, numbers = COLOURS[n % len(COLOURS)], _numbers(values)
-        axes.plot(blocks, numbers, color=colour)
-        if kind in panel.before:
-            axes.plot(blocks, _numbers(panel.before[kind][1]), "--", color=colour, lw=0.7)
+        colour, numbers = COLOURS[n % len(COLOURS)], _numbers(values, panel.is_log)
         known = [(float(x), y) for x, y in zip(blocks, numbers, strict=True) if y == y]  # no NaN
+        if not known:
+            continue
+        axes.plot(blocks, numbers, color=colour, marker="o" if len(known) == 1 else None)
+        if kind in panel.before:
+            before = _numbers(panel.before[kind][1], panel.is_log)
+            axes.plot(blocks, before, "--", color=colour, lw=0.7)
         ends.append(End(*known[-1], kind, colour))
     axes.set_xlabel("block")
     axes.margins(x=0.02)
-    if panel.is_log:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if panel.is_log and any(x == 0 for _, line in panel.lines.values() for x in line):
+        note(axes, "0 is not shown")
+    if not ends:
+        axes.set(xticks=[], yticks=[])
+    elif panel.is_log:
         log_scale(axes)
     else:
         axes.autoscale_view()
     label_ends(axes, ends)
 
 
-def _numbers(values: Sequence[float | None]) -> list[float]:
-    return [math.nan if value is None else value for value in values]
+def _numbers(values: Sequence[float | None], is_log: bool) -> list[float]:
+    """NaN, which leaves a gap, for those that are not known or have no place."""
+    return [math.nan if x is None or (is_log and x <= 0) else x for x in values]

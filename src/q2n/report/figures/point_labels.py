@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from q2n.report.figures.labels import GAP, LETTERS, End
-from q2n.report.figures.style import INCH, LETTER, MUTED, SMALL, shortened
+from q2n.report.figures.style import INCH, LETTER, MUTED, SMALL, told_apart
 
 Box = tuple[float, float, float, float]
 """Left, bottom, right, top, in points."""
@@ -27,8 +27,9 @@ def label_points(axes: Axes, ends: Sequence[End]) -> None:
     found = [axes.transData.transform((end.x, end.y)) * to_points for end in ends]
     taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in found]
     left, bottom, right, top = (float(x) * to_points for x in axes.bbox.extents)
+    names = told_apart((end.text for end in ends), LETTERS)
     for end, (x, y) in zip(ends, found, strict=True):
-        text = shortened(end.text, LETTERS)
+        text = names[end.text]
         for side in SIDES:
             box = _box(x, y, side, LETTER * INCH * len(text))
             if _is_in(box, (left, bottom, right, top)) and not _covers(box, taken):

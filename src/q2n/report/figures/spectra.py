@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from q2n.report.experiment import SpectrumRecord
 from q2n.report.figures.frame import frame
 from q2n.report.figures.labels import End, label_ends, room_for
-from q2n.report.figures.style import SERIES, SMALL, Picture, log_scale, slug, styled
+from q2n.report.figures.style import PAPER, SERIES, SMALL, Picture, log_scale, slug, styled
 
 RULES = {"ratio": "ratio rule", "matrix_rank": "matrix_rank", "adam_nscl": "Adam-NSCL"}
 TOP = 5
@@ -65,6 +65,7 @@ def _draw_cut(axes: Axes, number: int, text: str, kept: int, width: int) -> None
         ha="left" if side > 0 else "right",
         va="top",
         fontsize=SMALL,
+        bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1},  # no line goes through it
     )
 
 

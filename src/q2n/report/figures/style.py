@@ -7,12 +7,13 @@ themselves on white. Text stays text. The same figure gives the same bytes.
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from html import escape
 from math import log10
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -151,6 +152,23 @@ def slug(*parts: str) -> str:
 def shortened(text: str, most: int) -> str:
     """A long name by its beginning and end."""
     return text if len(text) <= most else f"{text[: most - most // 3 - 1]}…{text[-(most // 3) :]}"
+
+
+def told_apart(names: Iterable[str], most: int) -> dict[str, str]:
+    """Names shortened so that no two are the same: where beginning and end do not tell them apart,
+    by what comes after that which they begin with together."""
+    alike: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        alike.setdefault(shortened(name, most), []).append(name)
+    found = {}
+    for short, group in alike.items():
+        if len(group) == 1:
+            found[group[0]] = short
+            continue
+        start = max(0, len(commonprefix(group)) - 4)  # a few letters that they share lead over
+        rest = told_apart([name[start:] for name in group], most - 1)
+        found |= {name: f"…{rest[name[start:]]}" for name in group}
+    return found
 
 
 def _with_fonts(svg: bytes) -> bytes:

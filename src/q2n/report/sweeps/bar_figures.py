@@ -6,16 +6,28 @@ beside each of the others stands the difference, paired by windows, and its erro
 difference is not beyond its error is light.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
 from q2n.report.figures.frame import BOTTOM, TOP, frame
-from q2n.report.figures.style import INK, REFERENCE, SERIES, SMALL, Picture, shortened, slug, styled
+from q2n.report.figures.style import (
+    INK,
+    LETTER,
+    REFERENCE,
+    SERIES,
+    SMALL,
+    Picture,
+    shortened,
+    slug,
+    styled,
+    told_apart,
+)
 from q2n.report.paired import Estimate
 from q2n.report.sweeps.naming import MODEL, name_of, varying_axes
 from q2n.report.sweeps.rows import Row
+from q2n.report.table_model import Quantity
 
 PITCH, SPACE = 0.19, 0.3
 """Inches from one bar to the next; for the name of a group."""
@@ -94,15 +106,15 @@ def _picture(
     compared = {axis for group in groups for row in group.others for axis in row.first.compare}
     inner, outer = [x for x in shown if x in compared], [x for x in shown if x not in compared]
     lines = _lines(groups, measure, inner, outer)
-    letters = max(len(_short(line)) for line in lines if line.value is not None)
+    names = told_apart((line.name for line in lines if line.value is not None), NAME)
     figure, axes = frame(
         model or plan,
         measure.label,
         height=TOP + BOTTOM + sum(line.height for line in lines),
-        left=0.3 + LETTERS * letters,
-        right=1.5,
+        left=0.3 + LETTERS * max(map(len, names.values())),
+        right=0.15 + LETTER * max(len(_number(line, measure)) for line in lines if line.value),
     )
-    _draw(axes, lines, measure)
+    _draw(axes, lines, names, measure)
     return Picture(slug(plan, "bars", measure.name, model), _spoken(model, measure, lines), figure)
 
 
@@ -143,7 +155,7 @@ def _lines(
     return lines
 
 
-def _draw(axes: Axes, lines: Sequence[_Line], measure: Measure) -> None:
+def _draw(axes: Axes, lines: Sequence[_Line], names: Mapping[str, str], measure: Measure) -> None:
     place = 0.0
     for line in lines:
         place += line.height
@@ -157,7 +169,9 @@ def _draw(axes: Axes, lines: Sequence[_Line], measure: Measure) -> None:
                 fontsize=SMALL,
             )
         else:
-            _draw_bar(axes, place - PITCH / 2, line, line.value, measure)
+            middle = place - PITCH / 2
+            _draw_bar(axes, middle, line, line.value, measure)
+            _beside(axes, 0.0, middle, names[line.name], -5.0)
     axes.set(ylim=(place, 0), yticks=[])
     axes.grid(axis="x")
     axes.set_xlim(left=0)
@@ -167,12 +181,7 @@ def _draw_bar(axes: Axes, middle: float, line: _Line, value: Estimate, measure: 
     error = value.total_error or 0.0
     axes.barh(middle, value.value, 0.75 * PITCH, color=line.colour)
     axes.errorbar(value.value, middle, xerr=error, fmt="none", ecolor=INK, elinewidth=0.9)
-    _beside(axes, 0.0, middle, _short(line), -5.0)
     _beside(axes, value.value + error, middle, _number(line, measure), 5.0)
-
-
-def _short(line: _Line) -> str:
-    return shortened(line.name, NAME)
 
 
 def _beside(axes: Axes, x: float, y: float, text: str, points: float) -> None:
@@ -188,12 +197,14 @@ def _beside(axes: Axes, x: float, y: float, text: str, points: float) -> None:
 
 
 def _number(line: _Line, measure: Measure) -> str:
-    assert line.value is not None
-    text = f"{line.value.value:.{measure.decimals}f}"
-    if line.less is None:
+    """The value, and in brackets the difference with its error."""
+    value, less = line.value, line.less
+    assert value is not None
+    text, _, _ = str(Quantity(value.value, value.total_error, measure.decimals)).partition(" +- ")
+    if less is None:
         return text
-    error = "" if line.less.total_error is None else f" ± {line.less.total_error:.3f}"
-    return f"{text} ({line.less.value:+.3f}{error})"
+    gain = str(Quantity(less.value, less.total_error, 3, signed=True)).replace("+-", "±")
+    return f"{text} ({gain})"
 
 
 def _spoken(model: str, measure: Measure, lines: Sequence[_Line]) -> str:

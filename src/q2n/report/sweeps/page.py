@@ -16,7 +16,9 @@ from q2n.report.sweeps.rows import Row, axes
 from q2n.report.table_model import Table
 
 FIGURES = 80
-"""In a page at most, shared evenly by its plans: they take most of its time."""
+"""In a page, shared evenly by its plans: they take most of its time."""
+FEWEST = 4
+"""Of a plan, in a page of many plans too."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class PlanPart:
 
 def render_page(report: Report) -> str:
     """The whole file."""
-    share = max(4, FIGURES // len(report.plans))
+    share = max(FEWEST, FIGURES // len(report.plans))
     records = report.runs.records
     return render(
         "sweeps",

@@ -75,7 +75,7 @@ def _costs() -> Iterator[Measure]:
 
 
 def _seeds(row: Row) -> float | None:
-    return float(len(row.done)) if any(seed is not None for seed in row.cells) else None
+    return float(len(row.done)) if any(seed is not None for seed in row.done) else None
 
 
 def _on_texts(rows: Sequence[Row], texts: Sequence[str]) -> Iterator[Measure]:

@@ -107,7 +107,8 @@ class Row:
 
     def mean_of_tasks(self, metric: str) -> Estimate | None:
         """Plain mean over the tasks (evaluation/tasks/results.py), of the seeds that have all."""
-        whole = [c.tasks for c in self.done.values() if [x.task for x in c.tasks] == self.tasks]
+        every = set(self.tasks)
+        whole = [c.tasks for c in self.done.values() if {x.task for x in c.tasks} == every]
         means = [mean for tasks in whole if (mean := _mean(tasks, metric)) is not None]
         return over_seeds([x.value for x in means], [x.error for x in means]) if means else None
 
@@ -210,14 +211,21 @@ def _row(records: Sequence[ExperimentRecord]) -> Row:
 
 
 def _are_alike(one: ExperimentRecord, other: ExperimentRecord) -> bool:
-    """Whether two cells may differ in their seed alone: in settings and windows they do not, as
-    those of a plan before and after a change, nor in the content of the model's folder."""
+    """Whether two cells may differ in their seed alone: in settings, windows and questions they do
+    not, as those of a plan before and after a change, nor in the content of the model's folder."""
     models = {x.original_sha256 for x in (one, other)} - {None}
     settings, others = ({**(x.settings or {}), SEED: None} for x in (one, other))
-    hashes, other_hashes = ({t.text: t.sha256 for t in x.texts} for x in (one, other))
-    common = hashes.keys() & other_hashes.keys()
-    same_texts = all(hashes[x] == other_hashes[x] for x in common)
-    return settings == others and same_texts and len(models) < 2
+    measured, measured_too = _measured(one), _measured(other)
+    common = measured.keys() & measured_too.keys()
+    same = all(measured[x] == measured_too[x] for x in common)
+    return settings == others and same and len(models) < 2
+
+
+def _measured(record: ExperimentRecord) -> dict[tuple[str, str], object]:
+    """Each text and task, and on what of it."""
+    texts = {("text", x.text): x.sha256 for x in record.texts}
+    tasks = {("task", x.task): (x.questions, x.limit, x.shots) for x in record.tasks}
+    return {**texts, **tasks}
 
 
 def _without_seed(labels: Labels) -> dict[str, Label]:

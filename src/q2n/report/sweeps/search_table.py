@@ -30,7 +30,7 @@ def search_table(plan: str, rows: Sequence[Row]) -> Table | None:
                 [
                     *(str(cell.labels.get(axis, "")) for axis in shown),
                     str(number),
-                    *(_cell(trial.get(name)) for name in names),
+                    *(_cell(name, trial.get(name)) for name in names),
                     "yes" if cell.chosen and cell.chosen.items() <= trial.items() else "",
                 ]
             )
@@ -41,6 +41,8 @@ def search_table(plan: str, rows: Sequence[Row]) -> Table | None:
     )
 
 
-def _cell(value: Any) -> Cell:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return Quantity(float(value)) if is_number else None if value is None else str(value)
+def _cell(name: str, value: Any) -> Cell:
+    """A value of an option is shown as it was given."""
+    if name in NAMES and isinstance(value, int | float):
+        return Quantity(float(value))
+    return None if value is None else str(value)
