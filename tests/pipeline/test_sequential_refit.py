@@ -130,3 +130,19 @@ def test_a_refit_that_fails_names_the_block(tmp_path):
     refit = BlockRefit(steps=4, rates=Rates(scale=1e30, norm=0.01))
     with pytest.raises(NumericalError, match=r"model\.layers\.0: the loss of gradient step 1"):
         run_loop(tiny_model(), RTN(bits=2), tmp_path, refit=refit)
+
+
+def test_norms_that_blocks_share_stay(tmp_path):
+    """Zamba 2 runs one transformer block at two depths, and has one weight for both."""
+    windows, refit = token_windows(1, 8), BlockRefit(steps=1)
+    run_loop(tiny_model("zamba2", layers=4), RTN(bits=2), tmp_path, windows=windows, refit=refit)
+    assert [*RunStore(tmp_path).norm_weights()] == [
+        "model.layers.0.mamba.norm.weight",
+        "model.layers.0.input_layernorm.weight",
+        "model.layers.1.mamba_decoder.mamba.norm.weight",
+        "model.layers.1.mamba_decoder.input_layernorm.weight",
+        "model.layers.2.mamba.norm.weight",
+        "model.layers.2.input_layernorm.weight",
+        "model.layers.3.mamba_decoder.mamba.norm.weight",
+        "model.layers.3.mamba_decoder.input_layernorm.weight",
+    ]
