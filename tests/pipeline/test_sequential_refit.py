@@ -19,6 +19,7 @@ from q2n.methods.gptq import GPTQ
 from q2n.methods.rtn import RTN
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.source import open_source
+from q2n.pipeline import block_state
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.sequential import SequentialLoop
 from q2n.pipeline.store import RunStore
@@ -146,3 +147,25 @@ def test_norms_that_blocks_share_stay(tmp_path):
         "model.layers.3.mamba_decoder.mamba.norm.weight",
         "model.layers.3.mamba_decoder.input_layernorm.weight",
     ]
+
+
+@pytest.mark.parametrize(
+    ("method", "times"), [(GPTQ(bits=3), 1), (CrossMethod(bits=3), 4)], ids=["gram", "cross"]
+)
+def test_the_full_precision_stream_runs_where_it_is_read(tmp_path, monkeypatch, method, times):
+    """With block inputs on disk a pass begins again for each site. Three sites of a block lie
+    behind q, and its output does."""
+    blocks, ran, plain = [], [0, 0], block_state.PausingBlock
+
+    def watched(block, sites, sampling):
+        blocks.append(block)
+        block.self_attn.q_proj.register_forward_hook(count)
+        return plain(block, sites, sampling)
+
+    def count(linear, *_):
+        ran[linear is blocks[1].self_attn.q_proj] += 1
+
+    monkeypatch.setattr(block_state, "PausingBlock", watched)
+    refit = BlockRefit(steps=1)
+    run_loop(tiny_model(layers=1), method, tmp_path, refit=refit, activations="disk", batch_size=6)
+    assert ran[1] == times < ran[0]
