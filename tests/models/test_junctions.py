@@ -166,7 +166,7 @@ def test_a_trial_on_zeros_says_nothing():
 def test_a_linear_of_several_blocks_does_not_change():
     block = Doubled(residual=False).requires_grad_(False)
     given = BlockInput(torch.randn(1, 5, 6), BlockCall.of(Hidden()), {})
-    (junction,) = find_junctions(block, targets_in(block), given, shared={"linear"})
+    (junction,) = find_junctions(block, targets_in(block), given, shared={"linear.weight"})
     assert junction.source is None
 
 
@@ -224,3 +224,15 @@ def test_the_module_around_the_readers():
     assert around("attn.c_attn") == "attn"
     assert around("self_attn.q_proj", "mlp.fc1") == ""  # attention and MLP side by side
     assert around("fc1") == ""
+
+
+def test_what_another_block_shares_stays():
+    """A norm of two blocks would need two weights."""
+    model = blocks_of("llama")
+    given, _ = next(iter(through_blocks(model, TOKENS)))
+    block = model.load_block(0)
+    targets, _ = model.targets_of(0, block)
+    found = find_junctions(block, targets, given, {"input_layernorm.weight"})
+    assert {x.readers[0] for x in found if x.source and x.source.kind == "norm"} == {
+        "mlp.gate_proj"
+    }

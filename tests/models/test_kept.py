@@ -7,7 +7,7 @@ from tiny import tiny_model
 from torch import nn
 
 from q2n.models.blocks import BlockwiseModel
-from q2n.models.kept import kept_note, kept_targets, shared_targets
+from q2n.models.kept import kept_note, kept_targets, shared_parameters
 from q2n.models.source import open_source
 
 
@@ -47,7 +47,10 @@ def test_shared_matrices_are_of_several_blocks() -> None:
     second = nn.ModuleDict({"c": nn.Linear(4, 4), "d": other})
     first["e"] = nn.Linear(4, 4)
     first["e"].weight = twice.weight
-    assert shared_targets({"x.0": first, "x.1": second}) == ["x.0.b", "x.1.d"]
+    blocks = {"x.0": first, "x.1": second}
+    expected = {"x.0.b.weight", "x.0.b.bias", "x.1.d.weight", "x.1.d.bias"}
+    assert shared_parameters(blocks) == expected
+    assert list(kept_targets(blocks)) == ["x.0.b", "x.1.d"]
 
 
 def test_a_note_names_each_kind_once() -> None:

@@ -9,7 +9,7 @@ from mixtures import tiny_mixture
 from tiny import VOCABULARY, tiny_model
 
 from q2n.data.windows import TokenWindows
-from q2n.errors import InputError
+from q2n.errors import InputError, NumericalError
 from q2n.linalg.allocation import Point
 from q2n.logging import Reporter
 from q2n.method import LayerProblem
@@ -186,3 +186,19 @@ def test_blocks_that_read_more_are_refused(tmp_path):
     model = tiny_model("gemma3n_text", layers=4)
     with pytest.raises(InputError, match="read what earlier ones left.*leave --allocate out"):
         found_costs(model, tmp_path, CANDIDATES, tokens_of())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_an_overflow_is_no_cost(tmp_path, dtype):
+    """Rounding to nearest reads no statistics, so nothing before would see it."""
+    model = tiny_model(layers=2).to(dtype)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.mul_(60000.0)
+    costs = BitCosts(CANDIDATES, OPTIONS, torch.float32, Reporter())
+    windows = TokenWindows(tokens=tokens_of(), label="random")
+    blocks = BlockwiseModel(open_source(model))
+    if dtype == torch.float32:
+        assert len(costs(blocks, windows, tmp_path)) == 8
+        return
+    with pytest.raises(NumericalError, match=r"layers\.1\.self_attn\.q_proj: .*float32"):
+        costs(blocks, windows, tmp_path)

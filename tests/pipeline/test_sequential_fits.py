@@ -11,7 +11,9 @@ from q2n.disk.folders import MARKER
 from q2n.methods.gptq import GPTQ
 from q2n.methods.ptq161 import PTQ161
 from q2n.methods.rtn import RTN
+from q2n.pipeline import learn_ranges as module
 from q2n.pipeline.store import RunStore
+from q2n.rewrites.awq import AWQ
 from q2n.wrappers.correction import InputErrorCorrection
 from q2n.wrappers.output_scales import OutputScales
 
@@ -68,3 +70,24 @@ def test_experts_are_fitted_like_other_linears(tmp_path, method):
     before, after = block["fit_loss"]
     assert after < before
     assert any("experts" in name for name in layers)
+
+
+@pytest.mark.parametrize("target", ["full_precision", "both"])
+def test_ranges_are_learned_toward_the_unclamped_block(tmp_path, monkeypatch, target):
+    """A rewrite clamps weights of the block that is quantized, not of the one to come near."""
+    model, windows, learn = tiny_model(layers=1), [], module.learn_ranges
+
+    def watched(block, forms, window, count, *rest, **names):
+        windows.extend(map(window, range(count)))
+        return learn(block, forms, window, count, *rest, **names)
+
+    monkeypatch.setattr(module, "learn_ranges", watched)
+    method = RTN(**{**RANGES, "clip_epochs": 1}, clip_target=target)
+    run_loop(model, method, tmp_path, rewrite=AWQ(rewrite_windows=0, rewrite_clip=True))
+    outputs = []
+    model.model.layers[0].register_forward_hook(lambda *x: outputs.append(x[-1]))
+    last_output(model)
+    for number, window in enumerate(windows):
+        assert len(window.targets) == (2 if target == "both" else 1)
+        for goal in window.targets:  # the first block reads the same in both models
+            torch.testing.assert_close(goal[0], outputs[0][number], rtol=1e-5, atol=1e-6)

@@ -19,6 +19,7 @@ from q2n.methods.gptq import GPTQ
 from q2n.methods.rtn import RTN
 from q2n.models.blocks import BlockwiseModel
 from q2n.models.source import open_source
+from q2n.pipeline import block_state
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.sequential import SequentialLoop
 from q2n.pipeline.store import RunStore
@@ -130,3 +131,41 @@ def test_a_refit_that_fails_names_the_block(tmp_path):
     refit = BlockRefit(steps=4, rates=Rates(scale=1e30, norm=0.01))
     with pytest.raises(NumericalError, match=r"model\.layers\.0: the loss of gradient step 1"):
         run_loop(tiny_model(), RTN(bits=2), tmp_path, refit=refit)
+
+
+def test_norms_that_blocks_share_stay(tmp_path):
+    """Zamba 2 runs one transformer block at two depths, and has one weight for both."""
+    windows, refit = token_windows(1, 8), BlockRefit(steps=1)
+    run_loop(tiny_model("zamba2", layers=4), RTN(bits=2), tmp_path, windows=windows, refit=refit)
+    assert [*RunStore(tmp_path).norm_weights()] == [
+        "model.layers.0.mamba.norm.weight",
+        "model.layers.0.input_layernorm.weight",
+        "model.layers.1.mamba_decoder.mamba.norm.weight",
+        "model.layers.1.mamba_decoder.input_layernorm.weight",
+        "model.layers.2.mamba.norm.weight",
+        "model.layers.2.input_layernorm.weight",
+        "model.layers.3.mamba_decoder.mamba.norm.weight",
+        "model.layers.3.mamba_decoder.input_layernorm.weight",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "times"), [(GPTQ(bits=3), 1), (CrossMethod(bits=3), 4)], ids=["gram", "cross"]
+)
+def test_the_full_precision_stream_runs_where_it_is_read(tmp_path, monkeypatch, method, times):
+    """With block inputs on disk a pass begins again for each site. Three sites of a block lie
+    behind q, and its output does."""
+    blocks, ran, plain = [], [0, 0], block_state.PausingBlock
+
+    def watched(block, sites, sampling):
+        blocks.append(block)
+        block.self_attn.q_proj.register_forward_hook(count)
+        return plain(block, sites, sampling)
+
+    def count(linear, *_):
+        ran[linear is blocks[1].self_attn.q_proj] += 1
+
+    monkeypatch.setattr(block_state, "PausingBlock", watched)
+    refit = BlockRefit(steps=1)
+    run_loop(tiny_model(layers=1), method, tmp_path, refit=refit, activations="disk", batch_size=6)
+    assert ran[1] == times < ran[0]

@@ -116,6 +116,17 @@ def test_no_step_sees_the_windows_of_the_check(exact):
     assert refit.windows == 6 + CHECKED
 
 
+def test_norms_of_several_blocks_stay():
+    """Zamba 2's transformer block is at two depths: two weights would be learned, and one
+    stored."""
+    model = sized_model("zamba2", layers=4)
+    layers = {name: x for name, x in rounded(model).items() if "shared_" not in name}
+    refit = ModelRefit(steps=1)
+    tuned = refit(model, layers, {}, tokens(CHECKED + 1, 8), progress=lambda: None)
+    assert len(tuned.norm_weights) == 9
+    assert not [name for name in tuned.norm_weights if "shared_" in name]
+
+
 def test_codes_stay_and_so_does_the_model():
     model = tiny_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -58,6 +58,25 @@ def test_the_scale_is_the_published_one(tokens, rows, bits):
     torch.testing.assert_close(scale.double(), torch.from_numpy(expected), rtol=1e-5, atol=0)
 
 
+def test_a_channel_that_no_token_reaches_keeps_its_weights(tokens):
+    """And no part in the normalization of the others."""
+    tokens[:, 5] = 0
+    (weight,) = weights_of(24)
+    given = reading([weight], tokens, group_size=-1)
+    scale = AWQ().scale(given)
+    others = torch.arange(WIDTH) != 5
+    live = scale[others]
+    assert scale[5] == 1 and live.max() / live.min() > 2
+    torch.testing.assert_close(live.max() * live.min(), torch.tensor(1.0))
+    rounded = given.rounded(weight * scale) / scale
+    assert (rounded - weight)[:, 5].norm() < 0.5 * weight[:, 5].norm()
+
+
+def test_where_no_token_reaches_anything_no_scale_moves():
+    given = reading(weights_of(24), torch.zeros(10, WIDTH))
+    assert torch.equal(AWQ().scale(given), torch.ones(WIDTH))
+
+
 @pytest.mark.parametrize("group_size", [16, -1])
 def test_clipping_is_the_published_one(tokens, group_size):
     weight = weights_of(24)[0] ** 3  # long tails, so that the narrowest bounds are chosen too

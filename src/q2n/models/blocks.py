@@ -19,7 +19,7 @@ from q2n.errors import InputError
 from q2n.models.beside import beside_note
 from q2n.models.block_list import find_blocks, require_decoder
 from q2n.models.eager_attention import let_weights_go
-from q2n.models.kept import kept_note, kept_targets, shared_targets
+from q2n.models.kept import kept_note, kept_targets, shared_parameters
 from q2n.models.model_source import ModelSource
 from q2n.models.read_ahead import ReadAhead
 from q2n.models.recording import BatchInputs, Recorder
@@ -66,7 +66,7 @@ class BlockwiseModel:
                 "quantized; this architecture is not supported"
             )
         blocks = {self.block_name(index): block for index, block in enumerate(self._blocks)}
-        self._kept, self._shared = kept_targets(blocks), {*shared_targets(blocks)}
+        self._kept, self._shared = kept_targets(blocks), shared_parameters(blocks)
         self._small = small_targets(blocks) - self._kept.keys()
         loose = {
             f"{self._list_name}.{name}": count
@@ -141,7 +141,7 @@ class BlockwiseModel:
         )
 
     def shared_in(self, index: int) -> set[str]:
-        """Linears of a block that are another block's too, by their names in the block."""
+        """Parameters of a block that are another block's too, by their names in the block."""
         prefix = f"{self.block_name(index)}."
         return {name.removeprefix(prefix) for name in self._shared if name.startswith(prefix)}
 
@@ -153,7 +153,7 @@ class BlockwiseModel:
         return {k: target for k, target in everything.items() if k not in ignored}, ignored
 
     def _keeps(self, name: str) -> bool:
-        return name not in self._shared and self.layers.keeps(name, self._left_out)
+        return f"{name}.weight" not in self._shared and self.layers.keeps(name, self._left_out)
 
     @property
     def _left_out(self) -> Collection[str]:

@@ -43,12 +43,12 @@ def find_junctions(
 
     Args:
         targets: the linears to quantize, by their names in the block.
-        shared: names of linears that are another block's too, and must not change.
+        shared: names of parameters that are another block's too, and must not change.
     """
     trial = _Trial(block, probe)
-    found = []
+    found, fixed = [], {name.rpartition(".")[0] for name in shared}
     for junction, sources in _candidates(block, targets, probe):
-        allowed = [x for x in sources if not {x.module, *junction.readers}.intersection(shared)]
+        allowed = [x for x in sources if fixed.isdisjoint({x.module, *junction.readers})]
         tried = (replace(junction, source=source) for source in allowed)
         found.append(next((x for x in tried if trial.holds([x])), junction))
     for name, experts in experts_in(block):

@@ -49,9 +49,15 @@ def kept_targets(blocks: Mapping[str, nn.Module]) -> dict[str, str]:
     Args:
         blocks: by full name.
     """
-    kept = dict.fromkeys(shared_targets(blocks), _SHARED)
+    shared = shared_parameters(blocks)
+    kept: dict[str, str] = {}
     for prefix, block in blocks.items():
         modules = dict(block.named_modules())
+        kept |= {
+            f"{prefix}.{name}": _SHARED
+            for name, target in targets_in(block).items()
+            if f"{prefix}.{target.parameter}" in shared
+        }
         kept |= {f"{prefix}.{name}": _OTHER for name in other_linears(block)}
         kept |= {f"{prefix}.{name}": _ROUTER for name in routers(block) & targets_in(block).keys()}
         for name in targets_in(block):
@@ -78,17 +84,16 @@ def kept_note(kept: Mapping[str, str], blocks: str) -> str | None:
     return f"Layers that stay in full precision: {'; '.join(told)}" if told else None
 
 
-def shared_targets(blocks: Mapping[str, nn.Module]) -> list[str]:
-    """Full names of the linears whose weight is a parameter of another block too: no run quantizes
-    them.
+def shared_parameters(blocks: Mapping[str, nn.Module]) -> set[str]:
+    """Full names of the parameters that are another block's too: no run changes them, for what one
+    block makes of them the other one would have to read.
 
     Args:
         blocks: by full name.
     """
     users: dict[int, list[tuple[str, str]]] = {}
     for prefix, block in blocks.items():
-        for name, target in targets_in(block).items():
-            weight = block.get_parameter(target.parameter)
-            users.setdefault(id(weight), []).append((prefix, name))
+        for name, parameter in block.named_parameters(remove_duplicate=False):
+            users.setdefault(id(parameter), []).append((prefix, name))
     several = [found for found in users.values() if len({prefix for prefix, _ in found}) > 1]
-    return [f"{prefix}.{name}" for found in several for prefix, name in found]
+    return {f"{prefix}.{name}" for found in several for prefix, name in found}

@@ -42,7 +42,7 @@ class Allocation:
         Raises:
             InputError: fewer bits than all layers at their smallest width take; blocks of the model
                 read more than the last one's output; or the folder cannot be written.
-            NumericalError: a layer's statistics cannot be used.
+            NumericalError: a layer's statistics cannot be used, or its gradients are not finite.
             ResumeError: what is stored is damaged.
         """
         groups = self._groups(store, method, model, windows)

@@ -30,7 +30,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from q2n.data.windows import TokenWindows
+from q2n.errors import NumericalError
 from q2n.linalg.allocation import Point
+from q2n.linalg.finite import all_finite
 from q2n.logging import Reporter
 from q2n.method import Method
 from q2n.models.blocks import BlockwiseModel
@@ -134,7 +136,7 @@ class BitCosts:
 
         Raises:
             InputError: blocks of the model read more than the last one's output.
-            NumericalError: a layer's statistics cannot be used.
+            NumericalError: a layer's statistics cannot be used, or its gradients are not finite.
         """
         groups: list[Group] = []
         blocks, tokens = len(model), windows.tokens
@@ -186,6 +188,7 @@ class BitCosts:
                         if (gradient := parameters[name].grad) is not None
                     )
                     squares[number, place] += along**2
+        _require_finite(squares, [state.full_name(names[0]) for names in groups])
         costs = squares / (2 * passes.steps * passes.tokens.shape[1])
         return [
             Group(
@@ -213,6 +216,16 @@ class BitCosts:
             for bits in self.candidates
             if isinstance(bits, int)
         }
+
+
+def _require_finite(squares: Float[Tensor, "groups widths"], names: Sequence[str]) -> None:
+    """Refuse costs by which no width is better than another; `names` of the groups."""
+    for name, costs in zip(names, squares, strict=True):
+        if not all_finite(costs):
+            raise NumericalError(
+                f"{name}: what its widths cost is not finite, for the gradients of the predictions "
+                f"in its weight are NaN or too large; use --dtype float32, or {_WITHOUT}"
+            )
 
 
 def tried_of(candidates: Mapping[Width, Method]) -> Mapping[Width, Method]:

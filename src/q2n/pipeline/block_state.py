@@ -1,6 +1,6 @@
 """One block on its way through the stages of the loop."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import chain
@@ -41,6 +41,8 @@ class BlockState:
     """The block in memory, which takes every weight as soon as it is quantized."""
     targets: Mapping[str, Target]
     """The matrices of `block` to quantize."""
+    shared: Collection[str] = ()
+    """Parameters of `block` that are another block's too, and stay as they are."""
     sites: Sequence[Site]
     """The inputs that they read, in call order."""
     passes: Sequence[StreamThroughBlock]
@@ -105,8 +107,9 @@ def enter_block(
     if options.stream_share and RequiredStatistics.CROSS in required:
         sites = with_streams(block, sites, probe.at(index))
     junctions: Sequence[Junction] = ()
+    shared = model.shared_in(index)
     if rewritten:
-        junctions = find_junctions(block, targets, probe.at(index), model.shared_in(index))
+        junctions = find_junctions(block, targets, probe.at(index), shared)
     probe.advance(index, block)
     called = {target for site in sites for target in site.targets}
     passes = [
@@ -124,6 +127,7 @@ def enter_block(
         is_last=index + 1 == len(model),
         block=block,
         targets=targets,
+        shared=shared,
         sites=sites,
         junctions=junctions,
         passes=passes,

@@ -28,13 +28,14 @@ class LearnRanges:
         if not names:
             return state
         state.say(f"{state.name}: ranges")
-        quantized, full = (each.stream for each in state.passes)
+        quantized, full = state.passes
+        original = full.block.block  # of the other one a rewrite may have clamped weights
         own = self.fit.both_targets
         windows = BlockWindows(
-            quantized,
+            quantized.stream,
             state.index,
-            outputs_of(full, state.block, state.index),
-            outputs_of(quantized, state.block, state.index) if own else None,
+            outputs_of(full.stream, original, state.index),
+            outputs_of(quantized.stream, original, state.index) if own else None,
         )
         clipping, change = learn_ranges(
             state.block,

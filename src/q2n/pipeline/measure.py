@@ -14,6 +14,11 @@ from q2n.models.sites import one_stage
 from q2n.pipeline.block_state import BlockState
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.passes import BlockPass
+from q2n.pipeline.streams import StreamThroughBlock
+
+_OF_BOTH = RequiredStatistics.CROSS | RequiredStatistics.SIZES
+"""What is read of the full-precision model's input too. Where nothing is, its stream stays at the
+input of the block until its output is wanted."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +43,10 @@ class Measure:
         statistics = {site: self._empty(state, site) for site in state.round}
         state.say(f"{state.name}: inputs of {state.sites[state.round[0]].targets[0]}")
         reached = dict.fromkeys(state.round, 0)
+        passes = state.passes if self.required & _OF_BOTH else state.passes[:1]
         with forward_products(self.device):
-            for batch in range(len(state.passes[0].stream)):
-                running = [stream.take(batch) for stream in state.passes]
+            for batch in range(len(passes[0].stream)):
+                running = [stream.take(batch) for stream in passes]
                 for other in running[1:]:
                     other.follow(running[0])
                 for site in state.round:
@@ -50,7 +56,7 @@ class Measure:
                         streams = [one.stream_at(state.sites[site]) for one in running if full]
                         statistics[site].update(inputs, *full, *_as_read(streams, inputs))
                         reached[site] += running[0].reached
-                _lay_aside(state, batch, running)
+                _lay_aside(state, passes, batch, running)
         return replace(state, statistics=statistics, reached={**state.reached, **reached})
 
     def _empty(self, state: BlockState, site: int) -> InputStatistics:
@@ -96,9 +102,14 @@ def usable(state: BlockState) -> BlockState:
     return state
 
 
-def _lay_aside(state: BlockState, batch: int, running: Sequence[BlockPass]) -> None:
+def _lay_aside(
+    state: BlockState,
+    passes: Sequence[StreamThroughBlock],
+    batch: int,
+    running: Sequence[BlockPass],
+) -> None:
     """Leave the passes of a batch paused where the next round can go on from them."""
-    for stream, one in zip(state.passes, running, strict=True):
+    for stream, one in zip(passes, running, strict=True):
         if one_stage([state.sites[site] for site in state.round]):
             stream.keep(batch, one)
         else:  # it has used weights that are about to change

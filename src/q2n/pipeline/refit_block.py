@@ -35,6 +35,7 @@ class RefitBlock:
             state.layers,
             windows,
             len(windows),
+            fixed=state.shared,
             name=state.name,
             seed=self.options.seed_of(state.name),
         )

@@ -9,7 +9,7 @@ The loss is the squared error of each token relative to the token's own energy, 
 tokens: a plain mean would see little but the few tokens with massive activations.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -52,6 +52,7 @@ class BlockRefit(Refit):
         windows: Callable[[int], Window],
         count: int,
         *,
+        fixed: Collection[str] = (),
         name: str,
         seed: int,
     ) -> Tuned:
@@ -60,6 +61,7 @@ class BlockRefit(Refit):
         Args:
             layers: by the block's own names.
             windows: the `count` calibration windows by number.
+            fixed: parameters that stay, for they are another block's too.
 
         Raises:
             NumericalError: the loss is not finite; names the block.
@@ -70,7 +72,7 @@ class BlockRefit(Refit):
             window = windows(order[step])
             return relative_error(window.inputs.run(call).hidden, window.full)
 
-        return tune(block, layers, self.rates, self.steps, loss, name=name)
+        return tune(block, layers, self.rates, self.steps, loss, fixed=fixed, name=name)
 
 
 def relative_error(

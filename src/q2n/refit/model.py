@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 
 from q2n.layers.quantized import QuantizedLinear
 from q2n.models.head import head_and_body, states_in
+from q2n.models.ties import aliases
 from q2n.refit.descent import Call
 from q2n.refit.predictions import divergence, states_of
 from q2n.refit.tuner import CHECKED, Rates, Refit, Tuned, tune
@@ -90,6 +91,7 @@ class ModelRefit(Refit):
             self.steps,
             loss,
             checked=range(self.steps, len(order)),
+            fixed=aliases(body).keys(),
             progress=progress,
             name=kind,
         )

@@ -5,7 +5,7 @@ tenth of the steps and then falls to 0 in a straight line. Where the loss has ri
 of the check, everything stays as it was.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +70,7 @@ def tune(
     loss: Callable[[Call, int], Float[Tensor, ""]],
     *,
     checked: Sequence[int] | None = None,
+    fixed: Collection[str] = (),
     progress: Callable[[], None] = lambda: None,
     name: str,
 ) -> Tuned:
@@ -81,6 +82,7 @@ def tune(
         loss: computes a scalar from `call(*args)`, which runs the module, on the window of a step.
         checked: numbers that `loss` takes for the windows of the check; by default those of the
             first steps.
+        fixed: norm weights that stay, for they are those of another norm too.
         progress: called after the loss of each step.
         name: of the module, for messages.
 
@@ -90,6 +92,7 @@ def tune(
     trainables = {key: layer.trainable(rounding=rates.code > 0) for key, layer in layers.items()}
     targets, norms = targets_in(module), _norm_vectors(module)
     originals = norm_weights(module) if rates.norm > 0 else {}
+    originals = {key: x for key, x in originals.items() if key not in fixed}
     changes = {key: torch.zeros_like(norms[key]).requires_grad_() for key in originals}
     offsets = _norm_offsets(module) if originals else {}
     codes = [x.code_change for x in trainables.values() if x.code_change is not None]

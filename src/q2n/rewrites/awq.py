@@ -14,7 +14,9 @@ ratio, here on `rewrite_windows` windows of the text. For o and down it is the l
 whose loss is tr(E G E^T) with the Gram matrix G, without a pass; so it could be for all, which is
 faster and worse: scores in the softmax hide most of what q and k lose, and sum |E x|^2 counts it.
 
-Other than as published x is what the quantized prefix gives, and the range of a group holds 0.
+Other than as published x is what the quantized prefix gives, the range of a group holds 0, and a
+channel that no token reaches has s = 1 and no part in max s and min s: with the least s its weights
+would be rounded to 0, which other text may use, and its norm weight be divided by that s.
 
 Clip (`rewrite_clip`): then, for each row and group of `W diag(s)`, the bound b among
 max|w| (1 - i/20), i = 0 .. 9, of the least `sum ((Q(clamp(w, -b, b)) - w) x')^2` over the group's
@@ -81,9 +83,11 @@ class AWQ(Rewrite):
     def scale(self, reading: Reading) -> Float[Tensor, " in"]:
         magnitude = reading.inputs.sizes.total / reading.inputs.tokens
         least, best = torch.inf, torch.ones_like(magnitude)
-        for ratio in _FROM_THE_MIDDLE:
+        live = magnitude > 0
+        for ratio in _FROM_THE_MIDDLE if live.any() else ():
             scale = magnitude.pow(ratio / RATIOS).clamp(min=_LEAST)
-            scale = scale / (scale.max() * scale.min()).sqrt()
+            scale = scale / (scale[live].max() * scale[live].min()).sqrt()
+            scale = scale.where(live, 1.0)
             tried = (reading.rounded(weight * scale) / scale for weight in reading.weights)
             loss = reading.loss(tried, least)
             if loss < least:
