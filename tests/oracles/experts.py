@@ -38,9 +38,17 @@ def routed_rows(seen, expert):
 
 
 def sampled_rows(seen, expert, experts):
-    """Rows of every s-th token of each batch, s = experts / choices of a token."""
-    stride = experts // seen[0][1].shape[1]
-    return torch.cat([rows[expert % stride :: stride] for rows, _ in seen]), stride
+    """Rows of one of every s neighbours of each batch, s = experts / choices of a token: of the
+    k-th s the one with the number (sum over experts of e n_e + expert + [s frac(k golden)]) mod s,
+    of n_e tokens of the batch."""
+    stride, found = experts // seen[0][1].shape[1], []
+    for rows, choices in seen:
+        begin = sum(e * sum(e in chosen for chosen in choices.tolist()) for e in range(experts))
+        for start in range(0, len(rows), stride):
+            moved = int(stride * (start // stride * 0.6180339887498949 % 1))
+            token = start + (begin + expert + moved) % stride
+            found += [rows[token]] if token < len(rows) else []
+    return torch.stack(found), stride
 
 
 def square(rows):

@@ -230,6 +230,16 @@ def test_fits_of_a_method_cost_their_steps():
     assert both.seconds == pytest.approx(4 * seconds[1])
 
 
+def test_a_stream_that_no_site_reads_pauses_nowhere():
+    """It holds its block and the block's input, 4 windows of 32 tokens of 64 numbers."""
+    alone, beside = (
+        described(method="gptq", bits=4, refit=refit).forecast(RATES).stage("measure")
+        for refit in ("off", "block")
+    )
+    block = sum(x.nbytes for x in tiny_model(layers=4).model.layers[0].parameters())
+    assert beside.host_bytes - alone.host_bytes == block + 4 * 32 * 64 * 4
+
+
 def test_nothing_of_a_weight_is_read(tmp_path):
     model = tiny_model(layers=4)
     model.config.architectures = ["LlamaForCausalLM"]

@@ -98,11 +98,13 @@ def _stopped(received: list[int]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
+    from rich.text import Text
+
     from q2n.logging import Screen
 
     screen = Screen(stderr=True, highlight=False)
-    screen.print("[bold red]error:[/]", end=" ")
-    screen.print(" ".join(message.split()), soft_wrap=True, markup=False)
+    line = Text.assemble(("error:", "bold red"), " ", " ".join(message.split()))
+    screen.print(line, soft_wrap=True)  # at once: other ranks write to the same terminal
     return code
 
 

@@ -20,6 +20,7 @@ from q2n.linalg.required_statistics import RequiredStatistics
 from q2n.linalg.statistics import InputStatistics
 from q2n.models.experts import OneByOne, Stage, Wanted, Watcher
 from q2n.models.junctions import Junction
+from q2n.pipeline.expert_inputs import OneOfEach
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.streams import StreamThroughBlock
 
@@ -99,19 +100,24 @@ class _LastInputs(Watcher):
     def wanted(
         self, experts: OneByOne, routed: Sequence[Int[Tensor, " _"]], count: int
     ) -> list[Wanted]:
+        weight = self.options.expert_shrinkage
+        stride = max(1, int(self.tokens / weight)) if weight else 1
+        others = OneOfEach([len(own) for own in routed], count, stride)
         return [
-            Wanted(self._tokens(expert, own, count) if expert in self.statistics else own[:0], None)
+            Wanted(
+                self._tokens(own, others, expert) if expert in self.statistics else own[:0], None
+            )
             for expert, own in enumerate(routed)
         ]
 
-    def _tokens(self, expert: int, routed: Int[Tensor, " own"], count: int) -> Int[Tensor, " _"]:
-        every = torch.arange(count, device=routed.device)
+    def _tokens(
+        self, routed: Int[Tensor, " own"], others: OneOfEach, expert: int
+    ) -> Int[Tensor, " _"]:
         if self.options.all_experts:
-            return every
+            return torch.arange(others.count, device=routed.device)
         if self.options.expert_shrinkage == 0:
             return routed
-        stride = max(1, int(self.tokens / self.options.expert_shrinkage))
-        return torch.cat((routed, every[expert % stride :: stride]))
+        return torch.cat((routed, others.of(expert).to(routed.device)))
 
     def ready(
         self, experts: OneByOne, stage: Stage, inputs: Mapping[int, Callable[[], Tensor]]

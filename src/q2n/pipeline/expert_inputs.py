@@ -6,15 +6,16 @@ an expert, the Gram matrix of its inputs is that of the routed tokens, shrunk to
     G = sum over routed tokens of x x^T  +  n0 * mean over all tokens of x x^T
 
 The mean weighs n0 / (n + n0) of the total, so that an expert that hardly any token reached is
-quantized by what it would see of the whole text, never by zeros. It is estimated from every s-th
-token, beginning at another one for each expert, where s = experts / experts of a token: as many
-tokens as an even share, and so at most as much work again in front of `down_proj`.
+quantized by what it would see of the whole text, never by zeros. It is estimated from one of every
+s tokens, another one for each expert, where s = experts / experts of a token: as many tokens as an
+even share, and so at most as much work again in front of `down_proj`.
 
 In the full-precision stream the same tokens count: those that the quantized prefix routes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 from greenlet import getcurrent
@@ -25,6 +26,31 @@ from q2n.linalg.required_statistics import RequiredStatistics, bytes_of_sums
 from q2n.models.experts import OneByOne, Stage, Wanted, Watcher
 from q2n.pipeline.options import GIB
 from q2n.pipeline.running_pass import RunningPass
+
+_GOLDEN = (5**0.5 - 1) / 2
+
+
+@dataclass(frozen=True)
+class OneOfEach:
+    """One token of every `stride` neighbours of a batch; `stride` experts see all tokens.
+
+    Which one moves along the batch by the golden ratio, and from batch to batch by where its tokens
+    go: most strides divide the length of a window, and some experts would see the first tokens of
+    all windows, whose activations are like no others, and the other experts none of them."""
+
+    routed: Sequence[int]
+    """Tokens of the batch by expert."""
+    count: int
+    """All of them."""
+    stride: int
+
+    def of(self, expert: int) -> Int[Tensor, " sample"]:
+        """Positions for one expert, in order."""
+        runs = torch.arange(ceil(self.count / self.stride))
+        moved = (self.stride * (runs * _GOLDEN).frac()).long()
+        begin = sum(number * own for number, own in enumerate(self.routed))
+        tokens = runs * self.stride + (begin + expert + moved) % self.stride
+        return tokens[tokens < self.count]
 
 
 @dataclass(frozen=True)
@@ -38,13 +64,13 @@ class ExpertSampling:
     tokens: int
     """Of the whole text."""
 
-    def of(self, expert: int, routed: Int[Tensor, " own"], count: int, stride: int) -> Wanted:
-        """The tokens of a batch of `count` that one expert's statistics are taken from."""
+    def of(self, routed: Int[Tensor, " own"], others: OneOfEach, expert: int) -> Wanted:
+        """The tokens of a batch that one expert's statistics are taken from."""
         if self.all_experts:
-            return Wanted(torch.arange(count, device=routed.device), None)
+            return Wanted(torch.arange(others.count, device=routed.device), None)
         if self.shrinkage == 0:
             return Wanted(routed, None)
-        sample = torch.arange(expert % stride, count, stride, device=routed.device)
+        sample, stride = others.of(expert).to(routed.device), others.stride
         weight = self.shrinkage * stride / self.tokens
         factor = torch.ones(len(routed) + len(sample), device=routed.device)
         factor[len(routed) :] = weight**0.5
@@ -72,7 +98,8 @@ class ExpertInputs(Watcher):
             routed = running.leader.routed[self.name]
         total = sum(map(len, routed))
         stride = max(1, experts.num_experts * count // max(total, 1))
-        return [self.sampling.of(e, tokens, count, stride) for e, tokens in enumerate(routed)]
+        others = OneOfEach([len(own) for own in routed], count, stride)
+        return [self.sampling.of(own, others, expert) for expert, own in enumerate(routed)]
 
     def ready(
         self, experts: OneByOne, stage: Stage, inputs: Mapping[int, Callable[[], Tensor]]

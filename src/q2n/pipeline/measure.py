@@ -16,7 +16,7 @@ from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.passes import BlockPass
 from q2n.pipeline.streams import StreamThroughBlock
 
-_OF_BOTH = RequiredStatistics.CROSS | RequiredStatistics.SIZES
+OF_BOTH = RequiredStatistics.CROSS | RequiredStatistics.SIZES
 """What is read of the full-precision model's input too. Where nothing is, its stream stays at the
 input of the block until its output is wanted."""
 
@@ -43,7 +43,7 @@ class Measure:
         statistics = {site: self._empty(state, site) for site in state.round}
         state.say(f"{state.name}: inputs of {state.sites[state.round[0]].targets[0]}")
         reached = dict.fromkeys(state.round, 0)
-        passes = state.passes if self.required & _OF_BOTH else state.passes[:1]
+        passes = state.passes if self.required & OF_BOTH else state.passes[:1]
         with forward_products(self.device):
             for batch in range(len(passes[0].stream)):
                 running = [stream.take(batch) for stream in passes]

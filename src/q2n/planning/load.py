@@ -6,6 +6,7 @@ from q2n.grids.learned_range import RangeFit
 from q2n.layers.learned_factors import FactorFit
 from q2n.linalg.required_statistics import RequiredStatistics, bytes_of_sums
 from q2n.method import Work
+from q2n.pipeline.measure import OF_BOTH
 from q2n.pipeline.options import LoopOptions
 from q2n.planning.shapes import Number, SiteShape
 from q2n.planning.stored import LayerSizes
@@ -58,6 +59,11 @@ class Load:
     ranks: int = 1
     """Devices. Each holds its share of the windows; Gram matrices are added up; the matrices of a
     site, or its experts, are divided among them."""
+
+    @property
+    def streams_at_sites(self) -> int:
+        """How many streams stop at the sites for statistics."""
+        return self.streams if self.required & OF_BOTH else min(self.streams, 1)
 
     def writes(self, site: SiteShape, hidden: int) -> int:
         """Rows of a layer that makes up for a share of what the residual stream lacks; else 0."""

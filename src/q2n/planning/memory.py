@@ -282,7 +282,7 @@ class MemoryOfStages:
             tokens = self._share(self.run.tokens)
             where = sites or block.sites[-1:]
             held = max((site.held.at(tokens, self.run.length) for site in where), default=0.0)
-            paused = self.run.streams * held
+            paused = self.run.streams_at_sites * held
         sums = sum(map(self.statistics, sites))
         return (
             self.always

@@ -93,7 +93,7 @@ class SecondsOfStages:
 
     def measure(self) -> Parts:
         """Passes and statistics."""
-        passes = sum(self.run.streams * self._passes(block) for block in self.shapes.blocks)
+        passes = sum(map(self._of_all_streams, self.shapes.blocks))
         sites = [site for block in self.shapes.blocks for site in block.sites]
         sums, added = sum(map(self._statistics, sites)), sum(map(self._added, sites))
         if self.run.rewrite is not None:
@@ -167,6 +167,12 @@ class SecondsOfStages:
 
     def _moved(self, count: Number) -> Parts:
         return {"link": count / self.rates.link} if self.run.on_device else {}
+
+    def _of_all_streams(self, block: BlockShape) -> Number:
+        """Operations of all passes of all streams: one that no site reads runs once to the end."""
+        at_sites = self.run.streams_at_sites
+        whole = self._pass(block, self.run.tokens)
+        return at_sites * self._passes(block) + (self.run.streams - at_sites) * whole
 
     def _passes(self, block: BlockShape) -> Number:
         """Operations of all passes of a stream through a block."""
