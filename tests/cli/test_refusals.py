@@ -6,6 +6,7 @@ from tiny import save_tiny
 
 from q2n.cli.main import main
 from q2n.config.options import table
+from q2n.errors import InputError
 from q2n.layers.quantized import StorageSpec
 from q2n.methods import METHODS
 
@@ -124,6 +125,23 @@ def test_text_that_is_too_short(quantize, one_line, tmp_path, text):
     (tmp_path / "short.txt").write_text(text)
     assert quantize("--corpus", "short.txt", "--bits", "4")[0] == 2
     assert "short.txt" in one_line()
+
+
+@pytest.mark.parametrize(("rank", "words"), [("0", "exists"), ("1", "the ranks meet")])
+def test_the_output_folder_is_the_first_rank_s(
+    quantize, one_line, tmp_path, monkeypatch, rank, words
+):
+    """Of torchrun on several machines: what lies there on another one does not count."""
+
+    def launched():
+        raise InputError("the ranks meet")
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr("q2n.distributed.launch.launched", launched)
+    assert quantize("--bits", "4")[0] == 2
+    assert words in one_line()
 
 
 def test_an_output_folder_that_exists(quantize, one_line, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,8 @@ def run(parsed: Namespace) -> None:
     if parsed.print_config:
         _print_config(read.flat())
         return
-    output_folder(read.run, resume=parsed.resume)
+    if os.environ.get("RANK", "0") == "0":  # by torchrun; the other ranks write nothing there
+        output_folder(read.run, resume=parsed.resume)
 
     from q2n.api import quantize_among_ranks
     from q2n.distributed.launch import launched
