@@ -47,7 +47,7 @@ class OneOfEach:
     def of(self, expert: int) -> Int[Tensor, " sample"]:
         """Positions for one expert, in order."""
         runs = torch.arange(ceil(self.count / self.stride))
-        moved = (self.stride * (runs * _GOLDEN).frac()).long()
+        moved = (self.stride * (runs.double() * _GOLDEN).frac()).long()
         begin = sum(number * own for number, own in enumerate(self.routed))
         tokens = runs * self.stride + (begin + expert + moved) % self.stride
         return tokens[tokens < self.count]
