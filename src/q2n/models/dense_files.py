@@ -79,3 +79,16 @@ class DenseFiles(StoredTensors):
 
     def entry(self, key: str, index: int) -> Shaped[Tensor, "..."]:
         return super().entry(key, index) if key in self._made else self._files.entry(key, index)
+
+
+def require_both(files: StoredTensors, codes: str, factors: str) -> None:
+    """Refuse files that hold one of two tensors without the other.
+
+    Raises:
+        InputError: naming both.
+    """
+    for here, lacking in ((codes, factors), (factors, codes)):
+        if lacking not in files.file_of:
+            raise InputError(
+                f"{files.folder}: {here!r} has no {lacking!r} beside it; fetch the checkpoint again"
+            )

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from q2n.errors import InputError
 from q2n.models.checkpoint_files import StoredTensors
-from q2n.models.dense_files import DenseFiles
+from q2n.models.dense_files import DenseFiles, require_both
 from q2n.option_types import shown
 
 _EIGHT, _FACTORS, _OF_INPUTS = "F8_E4M3", "_scale_inv", "activation_scale"
@@ -83,11 +83,7 @@ class FP8Files(DenseFiles):
 def _check(files: StoredTensors, key: str, block: Block) -> None:
     """A weight and its factors, from the headers."""
     factors = key + _FACTORS
-    for here, lacking in ((key, factors), (factors, key)):
-        if lacking not in files.file_of:
-            raise InputError(
-                f"{files.folder}: {here!r} has no {lacking!r} beside it; fetch the checkpoint again"
-            )
+    require_both(files, key, factors)
     shape, found = files.shape(key), files.shape(factors)
     expected = grid(shape, block)
     alike = prod(found) == 1 if block == _WHOLE else found == expected

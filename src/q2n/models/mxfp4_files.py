@@ -20,7 +20,7 @@ from torch import Tensor
 
 from q2n.errors import InputError
 from q2n.models.checkpoint_files import StoredTensors
-from q2n.models.dense_files import DenseFiles
+from q2n.models.dense_files import DenseFiles, require_both
 
 _CODES, _EXPONENTS = "_blocks", "_scales"
 _BYTES, _BIAS, _NAN = 16, 127, 255
@@ -78,12 +78,7 @@ class MXFP4Files(DenseFiles):
 
 def _check(files: StoredTensors, name: str) -> None:
     """Codes and their exponents, from the headers."""
-    for here, lacking in ((_CODES, _EXPONENTS), (_EXPONENTS, _CODES)):
-        if name + lacking not in files.file_of:
-            raise InputError(
-                f"{files.folder}: {name + here!r} has no {name + lacking!r} beside it; fetch the "
-                "checkpoint again"
-            )
+    require_both(files, name + _CODES, name + _EXPONENTS)
     codes, exponents = (files.shape(name + x) for x in (_CODES, _EXPONENTS))
     dtypes = {files.dtype(name + x) for x in (_CODES, _EXPONENTS)}
     if len(codes) != 4 or codes != (*exponents, _BYTES) or dtypes != {"U8"}:
