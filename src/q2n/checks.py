@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import fields
 
+from q2n.config.options import RUN, defaults
 from q2n.config.owners import Plan, formats_offered
 from q2n.config.runtimes import check_sizes, runtime_notes
 from q2n.config.settings import RunSettings, Settings
@@ -28,8 +28,7 @@ def notes_of_settings(settings: Settings, plan: Plan, opened: OpenedModel) -> li
         )
     if run.dtype == "half" and str(opened.source.config.dtype).endswith("float32"):
         notes.append("The float32 model is run and written in bfloat16")
-    usual_run = {field.name: field.default for field in fields(run)}
-    idle = [name for name in _OF_TEXT if getattr(run, name) != usual_run[name]]
+    idle = [name for name in _OF_TEXT if flat[name] != defaults([RUN])[name]]
     if idle and not plan.reads_text:
         notes.append(
             f"{run.method} with these settings reads no calibration text: {' and '.join(idle)} "

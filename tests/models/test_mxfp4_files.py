@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from mixtures import tiny_mixture
+from models.published import assert_quantized_alike, assert_read_as_dense
 from safetensors.torch import load_file, save_file
 from tiny import tiny_tokenizer
 from transformers import AutoModelForCausalLM, Mxfp4Config
@@ -60,13 +61,7 @@ def test_every_code_by_hand():
 
 
 def test_weights_are_those_of_the_dense_model(tmp_path):
-    ours, theirs = map(open_source, saved(tmp_path))
-    assert ours.names() == theirs.names()
-    for name in theirs.names():
-        assert torch.equal(ours.tensor(name), theirs.tensor(name)), name
-        assert ours.dtype_of(name) == theirs.dtype_of(name)
-    assert ours.size_bytes() == theirs.size_bytes() and ours.digest() != theirs.digest()
-    assert any("MXFP4" in note for note in ours.notes) and not theirs.notes
+    assert_read_as_dense(*saved(tmp_path), "MXFP4")
 
 
 def test_transformers_reads_the_same(tmp_path):
@@ -83,14 +78,7 @@ def test_transformers_reads_the_same(tmp_path):
 
 @pytest.mark.parametrize("format", ["native", "dequantized"])
 def test_the_checkpoint_is_that_of_the_dense_model(tmp_path, format):
-    options = {"bits": 4, "format": format, "corpus": "sotu", "length": 32, "windows": 2}
-    for folder in saved(tmp_path):
-        q2n.quantize(folder, tmp_path / f"{folder.name}-4", **options)
-    made = [tmp_path / f"{x}-4" for x in ("mxfp4", "dense")]
-    one, other = (load_file(x / "model.safetensors") for x in made)
-    assert one.keys() == other.keys() and all(torch.equal(one[x], other[x]) for x in one)
-    configs = [json.loads((x / "config.json").read_text()) for x in made]
-    assert configs[0] == configs[1]
+    assert_quantized_alike(tmp_path, *saved(tmp_path), format=format)
 
 
 def test_a_configuration_without_a_dtype_means_bfloat16(tmp_path):

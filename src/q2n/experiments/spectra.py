@@ -80,11 +80,10 @@ def spectra_of(
     changes = ModelChanges(**read.options[CHANGES])
     opened = model_of(read.run, read.run.model if model is None else model, changes)
     windows = calibration_of(read.run, opened, texts_of(read.run, opened, tokenizer))
-    spectra = KeepSpectra(read.options["nullspace"]["threshold"])
+    kinds = kind_names(opened.blocks.targets())
+    spectra = KeepSpectra(read.options["nullspace"]["threshold"], kinds)
     _pass_blocks(opened.blocks, windows, loop_options(read.run), spectra, reporter or Reporter())
-    kinds = kind_names(record.layer for record in spectra.records)
-    records = [replace(record, kind=kinds[record.layer]) for record in spectra.records]
-    return Found(records, opened.source.digest(), windows.sha256)
+    return Found(spectra.records, opened.source.digest(), windows.sha256)
 
 
 @torch.no_grad()
@@ -131,6 +130,8 @@ class KeepSpectra:
     """The stage that decomposes what was measured and lets it go."""
 
     threshold: float
+    kinds: Mapping[str, str]
+    """Of every linear that may be recorded, by its name."""
     records: list[SpectrumRecord] = field(default_factory=list)
 
     def __call__(self, state: BlockState) -> BlockState:
@@ -146,7 +147,7 @@ class KeepSpectra:
         places = thinned(len(values))
         return SpectrumRecord(
             layer=name,
-            kind="",  # which it has among all of them
+            kind=self.kinds[name],
             block=block,
             width=len(values),
             places=places,

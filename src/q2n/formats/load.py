@@ -39,9 +39,8 @@ def open_checkpoint(
                     directory, format.codec, wanted, trust_remote_code=trust_remote_code
                 )
         quantization = quantization_config(directory)
-        if quantization is not None and (method := quantization.get("quant_method")) not in [
-            *READERS
-        ]:
+        method = None if quantization is None else quantization.get("quant_method")
+        if quantization is not None and method not in [*READERS]:
             raise InputError(
                 f"quant_method {shown(method)} is not read here; load it with transformers"
             )

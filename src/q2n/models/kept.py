@@ -52,15 +52,15 @@ def kept_targets(blocks: Mapping[str, nn.Module]) -> dict[str, str]:
     shared = shared_parameters(blocks)
     kept: dict[str, str] = {}
     for prefix, block in blocks.items():
-        modules = dict(block.named_modules())
+        modules, targets = dict(block.named_modules()), targets_in(block)
         kept |= {
             f"{prefix}.{name}": _SHARED
-            for name, target in targets_in(block).items()
+            for name, target in targets.items()
             if f"{prefix}.{target.parameter}" in shared
         }
         kept |= {f"{prefix}.{name}": _OTHER for name in other_linears(block)}
-        kept |= {f"{prefix}.{name}": _ROUTER for name in routers(block) & targets_in(block).keys()}
-        for name in targets_in(block):
+        kept |= {f"{prefix}.{name}": _ROUTER for name in routers(block) & targets.keys()}
+        for name in targets:
             parent, _, last = name.rpartition(".")
             kept |= {
                 f"{prefix}.{name}": role.why

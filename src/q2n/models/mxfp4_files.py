@@ -41,13 +41,10 @@ class MXFP4Files(DenseFiles):
 
     def __init__(self, files: StoredTensors, dtype: torch.dtype):
         both = {key for key in files.file_of if key.endswith((_CODES, _EXPONENTS))}
-        made = {
-            key.removesuffix(_CODES).removesuffix(_EXPONENTS): key
-            for key in sorted(both)  # exponents come last
-        }
-        for name in made:
+        names = {key.removesuffix(_CODES).removesuffix(_EXPONENTS) for key in both}
+        for name in sorted(names):
             _check(files, name)
-        super().__init__(files, dtype, made, both)
+        super().__init__(files, dtype, {name: name + _EXPONENTS for name in names}, both)
 
     def dense_shape(self, key: str) -> tuple[int, ...]:
         experts, rows, blocks = self._files.shape(key + _EXPONENTS)
@@ -70,9 +67,10 @@ class MXFP4Files(DenseFiles):
 
     def _within(self, key: str) -> Float64[Tensor, " 2"]:
         exponents = self._files.tensor(key)
-        if exponents.numel() and exponents.max() == _NAN:
+        largest = int(exponents.max()) if exponents.numel() else 0
+        if largest == _NAN:
             raise InputError(f"{self._files.file_of[key]}: tensor {key!r} has NaN; fetch it again")
-        greatest = max(FP4) * 2.0 ** (int(exponents.max()) - _BIAS) if exponents.numel() else 0.0
+        greatest = max(FP4) * 2.0 ** (largest - _BIAS)
         return torch.tensor([-greatest, greatest], dtype=torch.float64)
 
 

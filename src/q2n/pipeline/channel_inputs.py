@@ -102,7 +102,7 @@ class _LastInputs(Watcher):
     ) -> list[Wanted]:
         weight = self.options.expert_shrinkage
         stride = max(1, int(self.tokens / weight)) if weight else 1
-        others = OneOfEach([len(own) for own in routed], count, stride)
+        others = OneOfEach([len(own) for own in routed], count, stride, routed[0].device)
         return [
             Wanted(
                 self._tokens(own, others, expert) if expert in self.statistics else own[:0], None
@@ -117,7 +117,7 @@ class _LastInputs(Watcher):
             return torch.arange(others.count, device=routed.device)
         if self.options.expert_shrinkage == 0:
             return routed
-        return torch.cat((routed, others.of(expert).to(routed.device)))
+        return torch.cat((routed, others.of(expert)))
 
     def ready(
         self, experts: OneByOne, stage: Stage, inputs: Mapping[int, Callable[[], Tensor]]

@@ -15,6 +15,7 @@ In the full-precision stream the same tokens count: those that the quantized pre
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil
 
 import torch
@@ -43,14 +44,21 @@ class OneOfEach:
     count: int
     """All of them."""
     stride: int
+    device: torch.device = torch.device("cpu")
 
     def of(self, expert: int) -> Int[Tensor, " sample"]:
-        """Positions for one expert, in order."""
+        """Positions for one expert, in order, on the device."""
+        runs, moved = self._runs
+        tokens = runs + (moved + expert) % self.stride
+        return tokens[tokens < self.count]
+
+    @cached_property
+    def _runs(self) -> tuple[Int[Tensor, " runs"], Int[Tensor, " runs"]]:
+        """Where each `stride` neighbours begin, and how far the token of expert 0 is moved."""
         runs = torch.arange(ceil(self.count / self.stride))
         moved = (self.stride * (runs.double() * _GOLDEN).frac()).long()
         begin = sum(number * own for number, own in enumerate(self.routed))
-        tokens = runs * self.stride + (begin + expert + moved) % self.stride
-        return tokens[tokens < self.count]
+        return (runs * self.stride).to(self.device), (begin + moved).to(self.device)
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ class ExpertSampling:
             return Wanted(torch.arange(others.count, device=routed.device), None)
         if self.shrinkage == 0:
             return Wanted(routed, None)
-        sample, stride = others.of(expert).to(routed.device), others.stride
+        sample, stride = others.of(expert), others.stride
         weight = self.shrinkage * stride / self.tokens
         factor = torch.ones(len(routed) + len(sample), device=routed.device)
         factor[len(routed) :] = weight**0.5
@@ -98,7 +106,7 @@ class ExpertInputs(Watcher):
             routed = running.leader.routed[self.name]
         total = sum(map(len, routed))
         stride = max(1, experts.num_experts * count // max(total, 1))
-        others = OneOfEach([len(own) for own in routed], count, stride)
+        others = OneOfEach([len(own) for own in routed], count, stride, routed[0].device)
         return [self.sampling.of(own, others, expert) for expert, own in enumerate(routed)]
 
     def ready(

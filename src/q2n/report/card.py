@@ -15,7 +15,7 @@ from jinja2 import Environment, StrictUndefined
 
 from q2n.evaluation.results import Comparison
 from q2n.report.markdown_text import in_markdown
-from q2n.report.table_model import Quantity
+from q2n.report.table_model import rounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def render_card(facts: CardFacts) -> str:
     template = files("q2n.report").joinpath("card.md.jinja").read_text(encoding="utf-8")
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     environment.filters["megabytes"] = lambda size: f"{size / 1e6:.1f} MB"
-    environment.filters["small"] = lambda value: str(Quantity(value, decimals=4))
+    environment.filters["small"] = lambda value: rounded(value, 4)
     environment.filters["error"] = _error
     environment.filters["percent_error"] = lambda e: _error(e and 100 * e)
     environment.filters["yaml"] = _quoted

@@ -45,14 +45,15 @@ class Quantity:
 
     def _decimals(self) -> int:
         if self.decimals is not None:
-            return decimals_of(self.error or self.value, self.decimals)
+            number = abs(self.error or self.value)
+            return max(self.decimals, min(6, _first_digit(number)) if number else 0)
         scale, digits = (self.error, 2) if self.error else (abs(self.value), 4)
         return min(6, max(0, digits - 1 + _first_digit(scale))) if scale else 2
 
 
-def decimals_of(number: float, least: int) -> int:
-    """As many as show its first digit, 6 at most, and no fewer than `least`."""
-    return max(least, min(6, _first_digit(abs(number)))) if number else least
+def rounded(value: float, decimals: int) -> str:
+    """With more decimals where a small value needs them to show its first digit."""
+    return str(Quantity(value, decimals=decimals))
 
 
 def _first_digit(number: float) -> int:

@@ -13,7 +13,7 @@ from rich.table import Table
 from q2n.evaluation.results import Comparison, Fidelity
 from q2n.report.block_record import LayerRecord
 from q2n.report.record import RunRecord
-from q2n.report.table_model import Quantity
+from q2n.report.table_model import Quantity, rounded
 
 if TYPE_CHECKING:
     from q2n.evaluation.block_costs import BlockCosts, Replaced
@@ -97,11 +97,6 @@ def bits_line(record: Mapping[str, Any]) -> str:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else rounded(100 * share, 2)
-
-
-def rounded(value: float, decimals: int) -> str:
-    """With more decimals where a small value needs them to show its first digit."""
-    return str(Quantity(value, decimals=decimals))
 
 
 def with_error(value: float, standard_error: float | None) -> str:
