@@ -47,16 +47,15 @@ class Group(Ranks):
                     "cuda each takes the one of its number on its machine"
                 )
             return asked
-        if not torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        # Of those that this process sees: a launcher may show each process one alone.
+        own = int(os.environ.get("LOCAL_RANK", "0")) % max(1, count)
+        name = str(torch.cuda.get_device_properties(own).uuid) if count else ""
+        _require_a_gpu_each([each.decode() for each in self.gather(name.encode())])
+        if not count:
             return asked  # refused by name where it was asked for
-        local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-        if local >= count:
-            raise InputError(
-                f"rank {self.rank} is number {local} on its machine, counted from 0, and that has "
-                f"{count} GPUs; start one rank a GPU (--nproc-per-node), or give --device cpu"
-            )
-        torch.cuda.set_device(local)
-        return f"cuda:{local}"
+        torch.cuda.set_device(own)
+        return f"cuda:{own}"
 
     @contextmanager
     def _together(self) -> Iterator[None]:
@@ -72,6 +71,27 @@ class Group(Ranks):
             if ended is None:
                 raise RankError(f"the ranks have lost each other: {reason_of(cause)}") from cause
             raise RankError(str(ended)) from cause
+
+
+def _require_a_gpu_each(names: list[str]) -> None:
+    """
+    Args:
+        names: what tells a rank's GPU from all others, by rank; empty where it has none.
+
+    Raises:
+        InputError: two have the same one, or some have one and some have none.
+    """
+    if not any(names):
+        return
+    for rank, name in enumerate(names):
+        first = names.index(name)
+        if not name:
+            fault = f"rank {rank} sees no GPU, and others do"
+        elif first < rank:
+            fault = f"ranks {first} and {rank} have the same GPU"
+        else:
+            continue
+        raise InputError(f"{fault}; start one rank a GPU (--nproc-per-node), or give --device cpu")
 
 
 def gather(data: bytes) -> list[bytes]:

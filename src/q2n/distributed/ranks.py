@@ -48,7 +48,7 @@ class Ranks(ABC):
         """The device of this rank where the settings ask for one.
 
         Raises:
-            InputError: there are fewer GPUs here than ranks, or one GPU was asked for by number.
+            InputError: two ranks have the same GPU, some have none, or one was asked for by number.
         """
 
 
