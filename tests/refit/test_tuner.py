@@ -296,3 +296,19 @@ def test_the_order_depends_on_the_seed_alone():
     torch.manual_seed(9)
     torch.rand(3)
     assert shuffled(20, 60, 3) == order
+
+
+def test_a_norm_of_constants_has_no_weight():
+    """FalconMamba's norms of B, C and dt are made so."""
+    constant, norm = nn.Module(), nn.LayerNorm(4)
+    constant.weight = nn.Buffer(torch.ones(4))
+    module = nn.ModuleDict({"constant": constant, "norm": norm})
+    assert norm_weights(module).keys() == {"norm.weight"}
+
+
+def test_blocks_that_are_not_loaded_tell_no_device():
+    """A model may have its blocks before its embeddings."""
+    model = nn.Sequential(nn.Linear(2, 2, device="meta"), nn.Embedding(3, 2))
+    with in_fast_dtype(model):
+        assert model[1](torch.tensor([0])).shape == (1, 2)
+    assert fast_dtype(model) == fast_dtype(model[1])

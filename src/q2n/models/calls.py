@@ -128,7 +128,7 @@ class BlockInput:
         return BlockOutput(first_tensor(returned), after)
 
     def window(self, number: int, windows: int) -> "BlockInput":
-        """The input of one window of a batch of `windows`."""
+        """The input of one window of a batch of `windows`: views of this one's tensors."""
         return BlockInput(
             part(self.hidden, self.call.hidden_axis, number, windows),
             self.call.window(number, windows),
@@ -161,6 +161,18 @@ def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
     """A copy of any object with each tensor in it changed; what was one object remains one."""
     with _ChangeTensors(change):
         return deepcopy(value)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Each tensor in any object once, in an order that its copies share."""
+    found: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(keep, value)
+    return found
 
 
 def _itself(tensor: Tensor) -> Tensor:

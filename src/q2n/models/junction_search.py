@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from q2n.models.calls import BlockInput, BlockOutput, map_tensors
+from q2n.models.calls import BlockInput, BlockOutput, tensors_in
 from q2n.models.experts import OneByOne, Stage, experts_in, readers
 from q2n.models.hooked import run_hooked
 from q2n.models.junctions import Junction, Source
@@ -201,20 +201,10 @@ class _Trial:
         allowed = self.tolerance * change.norm() + self.precision * old.norm()
         return bool((new - old).norm() <= allowed) and all(
             _close(a, b, self.tolerance)
-            for a, b in zip(_tensors(output.carried), _tensors(self.output.carried), strict=True)
+            for a, b in zip(
+                tensors_in(output.carried), tensors_in(self.output.carried), strict=True
+            )
         )
-
-
-def _tensors(carried: Any) -> list[Tensor]:
-    """Every tensor in what a block leaves for later ones."""
-    found: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_tensors(keep, dict(carried))
-    return found
 
 
 def _close(new: Shaped[Tensor, "..."], old: Shaped[Tensor, "..."], tolerance: float) -> bool:

@@ -9,15 +9,17 @@ Labels are drawn and not those that come: then gradients have mean 0, and their 
 matrix) is the Hessian of the divergence KL(p | q) that a change of the model brings. With several
 draws the forward passes are shared.
 
-One block at a time is in memory, and the inputs of all blocks are on disk. Without gradients of
-weights a pass takes 2 + draws forward passes of the text, with them 2 + 2 draws; products are in
-the device's fast dtype. Nothing but the last block's output may lead from one block to the next: a
-model whose blocks read what earlier ones left (shared keys and values) is refused.
+One block at a time is in memory, and the inputs of all blocks are on disk; what blocks carry beside
+the hidden states (keys and values that later ones read: models/calls.py) is in main memory, each
+tensor once, and gradients come back on the same ways. Without gradients of weights a pass takes
+2 + draws forward passes of the text, with them 2 + 2 draws; products are in the device's fast
+dtype.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,11 +28,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from q2n.errors import InputError
 from q2n.linalg.forward_products import forward_products
 from q2n.logging import Bar
 from q2n.models.blocks import BlockwiseModel
-from q2n.models.calls import part
+from q2n.models.calls import BlockInput, BlockOutput, map_tensors, part, tensors_in
 from q2n.pipeline.activations import Activations, OnDisk, activations
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.streams import Stream, open_streams
@@ -49,9 +50,6 @@ class Backward:
         folder: parent of the folders of what goes to disk.
         draws: labels at each position.
         without: what does without these gradients, for messages.
-
-    Raises:
-        InputError: blocks of the model read more than the last one's output.
     """
 
     def __init__(
@@ -69,15 +67,12 @@ class Backward:
         [first] = open_streams(
             model, tokens, ["inputs-0"], replace(options, activations="disk"), folder
         )
-        if first.calls[0][0].needed or first.calls[0][0].hidden_axis:
-            raise InputError(
-                "blocks of this model read what earlier ones left beside their output, and "
-                f"gradients do not go that way: {without}"
-            )
         self.inputs = [first]
         """Of each block, on disk; then the last one's output."""
-        self.gradients = [self._place(f"gradients-{draw}", 1 + draws) for draw in range(draws)]
-        """At the output of the block that comes next, by draw; each in float32."""
+        self.gradients = [
+            self._like(first, self._place(f"gradients-{draw}", 1 + draws)) for draw in range(draws)
+        ]
+        """At what the block that comes next leaves, by draw; in float32."""
 
     def __enter__(self) -> Self:
         return self
@@ -88,44 +83,49 @@ class Backward:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        for place in (*(stream.hidden for stream in self.inputs), *self.gradients):
-            place.close()
+        for stream in (*self.inputs, *self.gradients):
+            stream.hidden.close()
 
     @property
     def steps(self) -> int:
         """Of `through`."""
         return len(self.tokens) * len(self.gradients)
 
-    def to_the_end(self, bar: Bar) -> None:
-        """Forward through all blocks, and the gradients at the end."""
+    def to_the_end(
+        self, bar: Bar, passed: Callable[[int, nn.Module], None] = lambda *_: None
+    ) -> None:
+        """Forward through all blocks, and the gradients at the end; `passed` is told of each
+        block."""
         for index in range(len(self.model)):
             bar.detail(f"{self.model.block_name(index)}: forward")
             block = self.model.load_block(index)
             self.model.read_ahead(index + 1)
             self.forward(index, block)
+            passed(index, block)
             bar.advance()
         self.draw()
 
     def forward(self, index: int, block: nn.Module) -> None:
         """Keep a block's output."""
         before = self.inputs[index]
-        after = replace(
-            before,
-            hidden=OnDisk(self.folder / f"inputs-{index + 1}", self.model.device, self.without),
-            carried=[{} for _ in before.calls],
-        )
+        place = OnDisk(self.folder / f"inputs-{index + 1}", self.model.device, self.without)
+        after = self._like(before, place)
         with forward_products(self.model.device):
             for batch in range(len(before)):
-                after.put(batch, before.inputs(batch, index).run(block))
+                inputs = before.inputs(batch, index)
+                output = inputs.run(block)
+                there = map(id, tensors_in(inputs.carried))
+                kept = dict(zip(there, tensors_in(before.carried[batch]), strict=True))
+                carried = map_tensors(partial(_one_of, kept), output.carried)
+                after.put(batch, replace(output, carried=carried))
         self.inputs.append(after)
 
     def taken(self, index: int) -> Stream:
         """The input of a block, where the run keeps its block inputs; to be closed."""
         kept = self.inputs[index]
-        hidden = self._place("inputs", 1 + len(self.gradients))
-        stream = replace(kept, hidden=hidden, carried=[{} for _ in kept.calls])
+        stream = self._like(kept, self._place("inputs", 1 + len(self.gradients)))
         for batch in range(len(kept)):
-            stream.hidden.put(batch, kept.hidden.get(batch))
+            stream.put(batch, BlockOutput(kept.hidden.get(batch), kept.carried[batch]))
         return stream
 
     def draw(self) -> None:
@@ -136,70 +136,121 @@ class Backward:
     def _draw(self) -> None:
         last = self.inputs[-1]
         for batch, tokens in enumerate(self.tokens.split(self.options.batch_size)):
-            hidden = last.hidden.get(batch)
+            hidden, windows = last.hidden.get(batch), len(tokens)
             found = [torch.empty_like(hidden, dtype=torch.float32) for _ in self.gradients]
-            for row in range(len(tokens)):
+            axis = last.calls[batch][-1].hidden_axis
+            for row in range(windows):
                 seed = batch * self.options.batch_size + row + self.options.seed
                 generator = torch.Generator().manual_seed(seed)
-                self._at_window(tokens[row], hidden[row], [x[row] for x in found], generator)
-            for place, gradient in zip(self.gradients, found, strict=True):
-                place.put(batch, gradient)
+                states, *goals = (part(x, axis, row, windows) for x in (hidden, *found))
+                self._at_window(tokens[row], states, goals, axis + 1, generator)
+            for stream, gradient in zip(self.gradients, found, strict=True):
+                stream.put(batch, BlockOutput(gradient, {}))
 
     def through(self, index: int, block: nn.Module) -> Iterator[None]:
         """Run every window through a block and back. At each step those parameters of the block
         that take gradients have the gradients of one window and draw."""
-        stream = self.inputs[index]
+        stream, behind = self.inputs[index], min(index + 1, len(self.model) - 1)
         for batch, windows in enumerate(stream.windows):
             inputs = stream.inputs(batch, index)
-            above = [place.get(batch) for place in self.gradients]
-            below = [torch.empty_like(gradient) for gradient in above]
+            above = [gradients.inputs(batch, behind) for gradients in self.gradients]
+            below = [_no_gradient(inputs) for _ in above]
             for row in range(windows):
-                window = inputs.window(row, windows)
-                hidden = window.hidden.detach().requires_grad_()
+                window = _leaves(inputs.window(row, windows))
                 with torch.enable_grad(), in_fast_dtype(block):
-                    output = replace(window, hidden=hidden).run(block).hidden
-                for draw, (gradient, earlier) in enumerate(zip(above, below, strict=True)):
-                    output.backward(
-                        part(gradient, 0, row, windows).to(output.dtype),
-                        retain_graph=draw + 1 < len(above),
-                    )
-                    assert hidden.grad is not None
-                    part(earlier, 0, row, windows).copy_(hidden.grad)
-                    hidden.grad = None
+                    output = window.run(block)
+                for draw, (given, wanted) in enumerate(zip(above, below, strict=True)):
+                    _back(output, given.window(row, windows), again=draw + 1 < len(above))
+                    _move_gradients(window, wanted.window(row, windows))
                     yield
                     block.zero_grad(set_to_none=True)
-            for place, earlier in zip(self.gradients, below, strict=True):
-                place.put(batch, earlier)
+            for gradients, wanted in zip(self.gradients, below, strict=True):
+                gradients.put(batch, BlockOutput(wanted.hidden, wanted.carried))
 
     def _at_window(
         self,
         tokens: Int[Tensor, " length"],
-        hidden: Float[Tensor, "length hidden"],
-        found: list[Float[Tensor, "length hidden"]],
+        hidden: Float[Tensor, "*window hidden"],
+        found: list[Float[Tensor, "*window hidden"]],
+        axis: int,
         generator: torch.Generator,
     ) -> None:
         """Fill in the gradients of one window, a few positions at a time: what comes after the
-        blocks reads each position by itself."""
+        blocks reads each position by itself. They lie along `axis` of the hidden states."""
         step = max(1, CHUNK // (self.model.vocabulary or CHUNK))
         for start in range(0, len(tokens), step):
-            rows = slice(start, start + step)
-            states = hidden[None, rows].detach().requires_grad_()
+            own = tokens[start : start + step]
+            states, *goals = (x.narrow(axis, start, len(own)) for x in (hidden, *found))
+            states = states.detach().requires_grad_()
             with torch.enable_grad(), in_fast_dtype(self.model.without_blocks):
-                after = self.model.run_after(tokens[None, rows], states, self.model.without_blocks)
+                after = self.model.run_after(own[None], states, self.model.without_blocks)
                 log_p = after.logits[0].float().log_softmax(1)
                 labels = _drawn(log_p.detach().exp(), len(found), generator)
                 losses = [-log_p.gather(1, y[:, None]).sum() for y in labels]
-            for draw, loss in enumerate(losses):
+            for draw, (loss, goal) in enumerate(zip(losses, goals, strict=True)):
                 loss.backward(retain_graph=draw + 1 < len(losses))
                 assert states.grad is not None
-                found[draw][rows] = states.grad[0]
+                goal.copy_(states.grad)
                 states.grad = None
+
+    def _like(self, stream: Stream, hidden: Activations) -> Stream:
+        """A stream of the same batches, with nothing in it yet."""
+        return replace(stream, hidden=hidden, carried=[{} for _ in stream.calls])
 
     def _place(self, name: str, of: int) -> Activations:
         """One of so many streams that lie where the run keeps its block inputs."""
         options = self.options
         limit = options.bytes_in_memory / of
         return activations(options.activations, self.model.device, self.folder / name, limit)
+
+
+def _one_of(kept: Mapping[int, Tensor], tensor: Tensor) -> Tensor:
+    """Where a tensor is kept already, by its address; else itself."""
+    return kept.get(id(tensor), tensor)
+
+
+def _values(at: BlockInput | BlockOutput) -> list[Tensor]:
+    """What gradients go through: hidden states, and the numbers that blocks carry."""
+    return [at.hidden, *(x for x in tensors_in(at.carried) if x.is_floating_point())]
+
+
+def _mapped(inputs: BlockInput, change: Callable[[Tensor], Tensor]) -> BlockInput:
+    """Each of the values changed."""
+
+    def changed(x: Tensor) -> Tensor:
+        return change(x) if x.is_floating_point() else x
+
+    carried = map_tensors(changed, inputs.carried)
+    return replace(inputs, hidden=change(inputs.hidden), carried=carried)
+
+
+def _leaves(inputs: BlockInput) -> BlockInput:
+    """The same values, which take gradients."""
+    return _mapped(inputs, lambda x: x.detach().requires_grad_())
+
+
+def _no_gradient(inputs: BlockInput) -> BlockInput:
+    """In the places of the values, their gradients before there are any."""
+    return _mapped(inputs, partial(torch.zeros_like, dtype=torch.float32))
+
+
+def _back(output: BlockOutput, gradients: BlockInput, *, again: bool) -> None:
+    """From what a block leaves to what it reads; `again`: another time after this one."""
+    pairs = zip(_values(output), _values(gradients), strict=True)
+    taking = [(value, gradient) for value, gradient in pairs if value.requires_grad]
+    torch.autograd.backward(
+        [value for value, _ in taking],
+        [gradient.to(value.dtype) for value, gradient in taking],
+        retain_graph=again,
+    )
+
+
+def _move_gradients(leaves: BlockInput, places: BlockInput) -> None:
+    """From the values that took them to where they are kept."""
+    for leaf, place in zip(_values(leaves), _values(places), strict=True):
+        if leaf.grad is not None:
+            place.copy_(leaf.grad)
+            leaf.grad = None
 
 
 def _drawn(

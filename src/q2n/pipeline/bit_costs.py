@@ -135,7 +135,6 @@ class BitCosts:
             folder: for activations that go to disk.
 
         Raises:
-            InputError: blocks of the model read more than the last one's output.
             NumericalError: a layer's statistics cannot be used, or its gradients are not finite.
         """
         groups: list[Group] = []
@@ -145,8 +144,8 @@ class BitCosts:
             self.reporter.bar("bits", 2 * blocks) as bar,
             Backward(model, tokens, self.options, folder, draws=DRAWS, without=_WITHOUT) as passes,
         ):
-            passes.to_the_end(bar)
             probe = Probe(next(model.record_inputs([tokens[:1, :PROBE_LENGTH]])))
+            passes.to_the_end(bar, probe.advance)
             for index in reversed(range(blocks)):
                 groups[:0] = self._of_block(model, index, passes, probe, bar.detail)
                 bar.advance()

@@ -51,8 +51,7 @@ class OutputGradients:
         """Sum and store them, unless they are there.
 
         Raises:
-            InputError: blocks of the model read more than the last one's output; or the folder
-                cannot be written.
+            InputError: the folder cannot be written.
             ResumeError: what is stored is damaged.
         """
         blocks = len(model)

@@ -100,15 +100,18 @@ def open_streams(
 class Probe:
     """A short window on which the sites of each block are looked up.
 
-    Its hidden states stay those of the embeddings; what blocks carry goes on from block to block.
+    Its hidden states stay those of the embeddings; what blocks carry goes on from block to block,
+    and is kept for each.
     """
 
     def __init__(self, inputs: BatchInputs):
-        self._inputs, self._carried = inputs, inputs.carried
+        self._inputs = inputs
+        self._carried = {0: inputs.carried}
 
     def at(self, index: int) -> BlockInput:
         """The input of a block; the blocks before it have been passed."""
-        return BlockInput(self._inputs.hidden, self._inputs.calls[index], self._carried)
+        carried = self._carried.get(index, {})
+        return BlockInput(self._inputs.hidden, self._inputs.calls[index], carried)
 
     def needs(self, index: int) -> bool:
         """Whether later blocks read what this one leaves."""
@@ -117,7 +120,7 @@ class Probe:
     def advance(self, index: int, block: nn.Module) -> None:
         """Pass a block."""
         if self.needs(index):
-            self._carried = self.at(index).run(block).carried
+            self._carried[index + 1] = self.at(index).run(block).carried
 
 
 Outputs = Callable[[int], Float[Tensor, "*batch hidden"]]

@@ -136,7 +136,7 @@ def dense_weights(
 def fast_dtype(module: nn.Module) -> torch.dtype:
     """bfloat16 where the module's device multiplies it fast or the module is not in float32
     anyway, else float32."""
-    own = next(module.parameters())
+    own = _loaded(module)
     fast = own.device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if fast or own.dtype != torch.float32 else torch.float32
 
@@ -144,13 +144,18 @@ def fast_dtype(module: nn.Module) -> torch.dtype:
 def in_fast_dtype(module: nn.Module) -> AbstractContextManager[Any]:
     """Matrix products of a float32 module inside are in its fast dtype. One in half precision keeps
     its own: on a CPU autocast knows no float16, and norms take no other dtype than theirs."""
-    is_wide = next(module.parameters()).dtype == torch.float32
+    is_wide = _loaded(module).dtype == torch.float32
     return _autocast(module, fast_dtype(module) if is_wide else torch.float32)
+
+
+def _loaded(module: nn.Module) -> nn.Parameter:
+    """One of its parameters: a model without its blocks has empty ones too, which may be first."""
+    return next(x for x in module.parameters() if not x.is_meta)
 
 
 @contextmanager
 def _autocast(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    device = next(module.parameters()).device
+    device = _loaded(module).device
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     with forward_products(device), autocast:
         yield

@@ -158,7 +158,7 @@ def _norm_offsets(module: nn.Module) -> dict[str, float]:
 def _norms(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, part in module.named_modules():
         weight = getattr(part, "weight", None)
-        if isinstance(weight, Tensor) and weight.ndim == 1:
+        if isinstance(weight, nn.Parameter) and weight.ndim == 1:  # FalconMamba's may be constants
             yield name, part
 
 
