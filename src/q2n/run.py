@@ -124,15 +124,8 @@ class Run:
     def _require_writable(self) -> None:
         """Refuse now what the end would refuse: a disk that is certainly too small, a card that
         cannot be written."""
-        place, in_memory = self.target.absolute().parent, loop_options(self.config).bytes_in_memory
-        require_disk(
-            place,
-            self.opened,
-            self.plan.format,
-            self.windows,
-            in_memory,
-            takes_gradients=self.plan.takes_gradients,
-        )
+        place, options = self.target.absolute().parent, loop_options(self.config)
+        require_disk(place, self.opened, self.plan, self.windows, options)
         self._description.require_writable(self.notes)
 
     @property

@@ -182,6 +182,7 @@ def test_option_of_an_unchosen_part_names_its_switch(settings, name, switch):
         ({"kl": False}, "kl", "--ppl", {"ppl": "ptb"}),
         ({"stream_share": 0.5}, "stream_share", "--correct", {"correct": True}),
         ({"cross_tokens": 7}, "cross_tokens", "--correct", {"output_scales": "own"}),
+        ({"gradient_tokens": 7}, "gradient_tokens", "--output-feedback", {"output_feedback": True}),
         (
             {"output_scales": "own", "scales_threshold": 0.3},
             "scales_threshold",

@@ -46,13 +46,13 @@ def labels(monkeypatch):
     return drawn
 
 
-def found(model, folder, tokens):
+def found(model, folder, tokens, **options):
     """By full name of the layer."""
     store, blocks = RunStore(folder), BlockwiseModel(open_source(model))
     make_working_folder(folder)
     store.start({}, {}, resume=False)
     windows = TokenWindows(tokens=tokens, label="random")
-    OutputGradients(LoopOptions(batch_size=2), Reporter())(store, blocks, windows)
+    OutputGradients(LoopOptions(batch_size=2, **options), Reporter())(store, blocks, windows)
     assert store.holds_work
     return {
         f"{blocks.block_name(index)}.{name}": x
@@ -150,6 +150,18 @@ def test_scales_that_a_rewrite_moves_into_a_linear_are_in_them(tmp_path, labels)
         torch.testing.assert_close(moment, expected[name], rtol=5e-3, atol=5e-3)
         moved += not torch.allclose(moment, before[name], rtol=5e-3, atol=5e-3)
     assert moved == 2  # up of both blocks; values, which several heads read, stay
+
+
+def test_of_a_long_text_some_windows_are_enough(tmp_path):
+    """Whole ones, evenly spaced, as many as hold the tokens asked for."""
+    model, tokens = tiny_model("llama", layers=1), tokens_of(windows=7)
+    length = tokens.shape[1]
+    some = found(model, tmp_path / "some", tokens, gradient_tokens=2 * length + 1)
+    alone = found(model, tmp_path / "alone", tokens[[0, 2, 4]], gradient_tokens=0)
+    assert equal(some, alone)
+    enough = found(model, tmp_path / "enough", tokens, gradient_tokens=7 * length)
+    assert equal(enough, found(model, tmp_path / "all", tokens, gradient_tokens=0))
+    assert not equal(some, enough)
 
 
 def test_a_choice_that_later_blocks_read_has_no_gradient(tmp_path, labels):

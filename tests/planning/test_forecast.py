@@ -296,6 +296,8 @@ def test_gradients_are_a_stage_of_their_own():
         for ranks in (1, 4)
     )
     assert four.disk_bytes == alone.disk_bytes == longer.disk_bytes  # the first rank's stage
+    half = described(**own, output_feedback=True, gradient_tokens=2 * 32).forecast(slow)
+    assert half.stage("gradients").seconds == pytest.approx(computed / 2, rel=1e-6)
 
 
 def test_widths_of_a_method_without_statistics_take_text_too():

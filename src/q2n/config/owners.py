@@ -157,11 +157,6 @@ class Plan:
     """All of it in one line, for a model card."""
 
     @property
-    def takes_gradients(self) -> bool:
-        """Whether gradients go back through the whole model before the first block."""
-        return self.method.reads_gradients or self.allocate is not None
-
-    @property
     def allocated(self) -> Allocated | None:
         """The method, where its layers differ in width."""
         return self.method if isinstance(self.method, Allocated) else None

@@ -199,6 +199,7 @@ IDLE_WITHOUT: dict[str, _Needs] = {
     **dict.fromkeys(("ppl_windows", "kl"), _Needs({"ppl": (None,)}, "--ppl")),
     "activations_limit": _Needs({"activations": ("disk",)}, "--activations device or cpu"),
     **dict.fromkeys(("stream_share", "cross_tokens"), _CROSS),
+    "gradient_tokens": _Needs({"output_feedback": (False,)}, "--output-feedback"),
     **dict.fromkeys(("split", "layers_per_block", "narrow_layers", "narrow_ratio"), _OWQ_SHARES),
     "ragged_groups": _Needs({"group_size": (-1,)}, "--group-size"),
     "clip": _Needs({"grid": tuple(BLOCK_TYPES)}, "--grid uniform"),

@@ -117,6 +117,9 @@ class RunSettings:
     """Tokens per input channel used to compare the quantized model's inputs with the
     full-precision model's (correct, output_scales), evenly spaced in longer text; 0: all tokens
     (slower)."""
+    gradient_tokens: CountOrZero = 65536
+    """Tokens from which output_feedback takes gradients: whole windows, evenly spaced in longer
+    text; 0: all (slower, and the inputs of every block lie on disk)."""
     stream_share: Share = 0.0
     """With correct, or output_scales full_precision: layers that write to the residual stream (o,
     down) correct this share of its error, the full-precision model's stream less this one's, as far

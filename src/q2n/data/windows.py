@@ -96,6 +96,10 @@ class TokenWindows:
             )
         return self
 
+    def spread(self, count: int) -> Int64[Tensor, "{count} length"]:
+        """The tokens of so many of the windows, evenly spaced."""
+        return self.tokens[torch.arange(count) * len(self) // count]
+
     def __len__(self) -> int:
         return self.tokens.shape[0]
 

@@ -33,6 +33,8 @@ class LoopOptions:
     """GiB of them that lie there, those of all streams together; the others lie on disk."""
     cross_tokens: CountOrZero = 16
     """Tokens for each input channel that cross moments count, if there are more; 0: all."""
+    gradient_tokens: CountOrZero = 65536
+    """From which output feedback takes gradients, if there are more: whole windows; 0: all."""
     stream_share: Share = 0.0
     """Of what the residual stream lacks of the full-precision one: the share that layers which
     write to it make up for, as far as their inputs tell of it."""
@@ -59,6 +61,12 @@ class LoopOptions:
     def seed_of(self, name: str) -> int:
         """The seed of whatever has this full name: its own, whatever else is quantized."""
         return crc32(name.encode()) ^ self.seed
+
+    def gradient_windows(self, windows: int, length: int) -> int:
+        """Of the windows of a text, how many gradients are taken of."""
+        if not self.gradient_tokens:
+            return windows
+        return min(windows, math.ceil(self.gradient_tokens / length))
 
     def cross_stride(self, tokens: int, width: int) -> int:
         """Of the tokens of a text, one in how many counts in the cross moments of a site."""

@@ -2,7 +2,8 @@ r"""What the outputs of every layer count for the model's predictions, as a stag
 block.
 
 With g the gradient of one window's -sum log p_y at the output of a layer, labels y drawn from the
-model (backward.py), the stage sums `F = sum g^T g` over all tokens of the text, for every target.
+model (backward.py), the stage sums `F = sum g^T g` over the tokens of as many windows as the
+options say, for every target; damped as F is, more than some ten thousand tokens changed nothing.
 It is the output's side of Fisher's matrix where that is taken as a Kronecker product (K-FAC;
 Martens and Grosse 2015), and what kernels/row_segments.py feeds errors back by.
 
@@ -70,9 +71,10 @@ class OutputGradients:
                 bar.advance()
 
     def _backward(self, model: BlockwiseModel, windows: TokenWindows, folder: Path) -> Backward:
+        count = self.options.gradient_windows(len(windows), windows.length)
         return Backward(
             model,
-            windows.tokens,
+            windows.spread(count),
             self.options,
             folder,
             draws=1,

@@ -8,40 +8,49 @@ block inputs          those of one stream, as far as they do not stay in memory;
 from math import prod
 from pathlib import Path
 
+from q2n.config.owners import Plan
 from q2n.data.windows import TokenWindows
 from q2n.disk.space import require_space
-from q2n.formats.format import Format
 from q2n.models.opened import OpenedModel
+from q2n.pipeline.options import LoopOptions
 
 
 def require_disk(
     place: Path,
     opened: OpenedModel,
-    format: Format,
+    plan: Plan,
     windows: TokenWindows | None,
-    in_memory: float,
-    *,
-    takes_gradients: bool,
+    options: LoopOptions,
 ) -> None:
     """Refuse a disk that is certainly too small.
 
     Args:
         place: the folder in which the checkpoint's folder will be.
         windows: the calibration text, if there is one.
-        in_memory: bytes of block inputs that need no disk.
-        takes_gradients: at every layer, before the first block; whatever `in_memory` says.
 
     Raises:
         InputError: with what is needed and what is free.
     """
     source, targets = opened.source, opened.blocks.targets()
-    rest = format.container.kept(source, targets).bits
+    rest = plan.format.container.kept(source, targets).bits
     weights = sum(prod(target.shape) for target in targets.values())
-    least = (rest + weights * format.codec.least_bits(source.dtype)) / 8
+    least = (rest + weights * plan.format.codec.least_bits(source.dtype)) / 8
     require_space(place, least, "the checkpoint needs at least")
     if windows is not None:
-        width = source.config.get_text_config().hidden_size
-        inputs = 1.0 * windows.tokens.numel() * width * source.dtype.itemsize
-        if takes_gradients:
-            inputs, in_memory = inputs * (len(opened.blocks) + 1), 0.0
-        require_space(place, inputs - in_memory, "block inputs on disk need at least")
+        one = (
+            1.0
+            * windows.length
+            * source.config.get_text_config().hidden_size
+            * source.dtype.itemsize
+        )
+        of_all = (len(opened.blocks) + 1) * one * _gradient_windows(plan, windows, options)
+        inputs = max(len(windows) * one - options.bytes_in_memory, of_all)
+        require_space(place, inputs, "block inputs on disk need at least")
+
+
+def _gradient_windows(plan: Plan, windows: TokenWindows, options: LoopOptions) -> int:
+    """Whose gradients are taken before the first block."""
+    if plan.allocate is not None:
+        return len(windows)
+    read = plan.method.reads_gradients
+    return options.gradient_windows(len(windows), windows.length) if read else 0

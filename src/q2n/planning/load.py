@@ -93,6 +93,17 @@ class Load:
         return self.windows * self.length
 
     @property
+    def gradient_windows(self) -> int:
+        """Windows that the method's gradients are taken of."""
+        return self.options.gradient_windows(self.windows, self.length) if self.gradients else 0
+
+    @property
+    def gradient_tokens(self) -> int:
+        """Of these windows."""
+        return self.gradient_windows * self.length
+
+    @property
     def text(self) -> int:
-        """Of the text whose block inputs are all on disk, where there is one."""
-        return self.tokens if self.trials is None else self.trials.tokens
+        """Of the longest text whose block inputs are all on disk; 0 where there is none."""
+        trials = 0 if self.trials is None else self.trials.tokens
+        return max(trials, self.gradient_tokens)

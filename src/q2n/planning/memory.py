@@ -212,7 +212,7 @@ class MemoryOfStages:
         spilled = max(0.0, inputs - self.run.options.bytes_in_memory)
         checkpoint = self.checkpoint()
         beside = finished + max(spilled, checkpoint + min(checkpoint, SHARD_BYTES))
-        if self.run.trials is None and not self.run.gradients:
+        if not self.run.text:
             return beside
         every = (len(self.shapes.blocks) + 1) * self.of_one_rank()._input_bytes(self.run.text)
         return max(beside, every) + sum(self._moments(x).host for x in self.shapes.blocks)

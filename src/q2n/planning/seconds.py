@@ -80,14 +80,14 @@ class SecondsOfStages:
         """Gradients at all outputs, if the method reads them."""
         if not self.run.gradients:
             return {}
-        shapes, tokens = self.shapes, self.run.tokens
+        shapes, tokens = self.shapes, self.run.gradient_tokens
         through = sum(self._pass(block, tokens) for block in shapes.blocks)
         done = gradients.operations(shapes, self.run, through, TRIANGLE)
         summed = sum(block.output_moments for block in shapes.blocks)
         inputs = len(shapes.blocks) * tokens * shapes.hidden * shapes.itemsize
         return {
             "computing": done / self.rates.product,
-            "memory": MOVED * FLOAT * self.run.windows * summed / self.rates.memory,
+            "memory": MOVED * FLOAT * self.run.gradient_windows * summed / self.rates.memory,
             "disk": (2 * inputs + HALF * summed) / self.rates.disk,
         }
 
