@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from q2n.errors import InputError
-from q2n.formats.mlx_config import with_older_names
+from q2n.formats.mlx_config import rotary_problem, with_older_names
 from q2n.formats.model_checks import require_text_alone
 from q2n.formats.packing import WORD, pack, unpack
 from q2n.formats.stored import StoredLayer
@@ -113,6 +113,8 @@ class MLXEntry(UniformEntry):
     def check_model(self, model: nn.Module) -> None:
         assert isinstance(model, PreTrainedModel)
         require_text_alone(self.codec.name, model)
+        if problem := rotary_problem(model.config):
+            raise InputError(f"mlx-lm cannot run this model: {problem}; use another --format")
 
     def check_table(self, name: str, shape: tuple[int, int], grid: TableGrid) -> None:
         if grid.group_size(shape[1]) not in GROUP_SIZES:
