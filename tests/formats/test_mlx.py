@@ -24,7 +24,7 @@ import q2n
 from q2n.errors import InputError
 from q2n.formats import FORMATS
 from q2n.formats.load import load_model
-from q2n.formats.mlx_config import with_older_names
+from q2n.formats.older_names import with_older_names
 from q2n.layers.uniform import UniformStorage
 from q2n.models.source import open_source
 
