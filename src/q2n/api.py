@@ -63,7 +63,7 @@ def quantize(
 
     Args:
         model: checkpoint folder, hub name, packaged model, or a transformers model object
-            (which is not changed; then give `tokenizer` too).
+            (which is not changed; then give `tokenizer` too, which is written with it).
         output: folder to write. It must not exist; the run works in `output`.partial and holds a
             lock beside it.
         texts: calibration text in the place of `corpus`: strings, or conversations as lists of

@@ -83,7 +83,7 @@ class Run:
         self.store = RunStore(partial_folder(self.target))
         if ranks.is_first and not self.is_complete:
             self.store.require(resume=resume)
-        self.opened = model_of(config, model, self.plan.changes, ranks)
+        self.opened = model_of(config, model, self.plan.changes, ranks, tokenizer)
         check_layers(self.opened.blocks, self.plan, config.runtime)
         if not self.is_complete:
             required = bool(self.plan.method.required_statistics) or self.plan.grid is not None

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import tiny_model, tiny_tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from whole_way import SETTINGS, files_of, quantize
 
 import q2n
@@ -129,6 +129,8 @@ def test_a_model_object_gives_what_its_checkpoint_gives(place):
         **SETTINGS,
     )
     quantize(place, "path")
+    own = AutoTokenizer.from_pretrained(place / "object")
+    assert own.get_vocab() == tiny_tokenizer().get_vocab()
     by_object = load_file(place / "object" / "model.safetensors")
     by_path = load_file(place / "path" / "checkpoint" / "model.safetensors")
     assert by_object.keys() == by_path.keys()

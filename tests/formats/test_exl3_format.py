@@ -9,6 +9,7 @@ from formats.tiny_models import assert_same_model, llama, quantized_in_memory
 from layers.test_exl3 import layer
 from oracles import exl3 as oracle
 from safetensors.torch import load_file
+from tiny import tiny_model
 
 from q2n.errors import InputError
 from q2n.formats import FORMATS
@@ -116,6 +117,22 @@ def test_a_checkpoint_is_read_back(tmp_path):
     config = json.loads((tmp_path / "out" / "quantization_config.json").read_text())
     assert config["quant_method"] == "exl3" and 2 < config["bits"] < 3
     assert (config["codebook"], config["head_bits"]) == ("mul1", 16)
+
+
+def test_settings_of_the_rotary_embedding_stand_where_exllamav3_looks(tmp_path):
+    """Of a Gemma 3 it would find none in those by kinds of layers."""
+    ropes = {
+        "full_attention": {"rope_type": "linear", "rope_theta": 5e5, "factor": 8.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    model = tiny_model("gemma3_text", layers=1, rope_parameters=ropes)
+    layers = {"model.layers.0.mlp.up_proj": layer(model.model.layers[0].mlp.up_proj.weight.shape)}
+    FORMATS["exl3"].write(tmp_path / "out", open_source(model), layers)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["rope_theta"] == 5e5
+    assert config["rope_scaling"] == {"type": "linear", "rope_type": "linear", "factor": 8.0}
+    found = load_model(tmp_path / "out").config.rope_parameters
+    assert all(found[kind].items() >= entries.items() for kind, entries in ropes.items())
 
 
 def test_which_codebook_is_read_from_the_names():

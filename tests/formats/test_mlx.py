@@ -2,6 +2,7 @@
 reads them in tests/runtimes."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,12 @@ import q2n
 from q2n.errors import InputError
 from q2n.formats import FORMATS
 from q2n.formats.load import load_model
-from q2n.formats.mlx_config import with_older_names
+from q2n.formats.older_names import with_older_names
+from q2n.layers.uniform import UniformStorage
 from q2n.models.source import open_source
 
 FORMAT = FORMATS["mlx"]
+LAYERS = UniformStorage(bits=4, group_size=32, symmetric=True)
 NAME = "model.layers.1.mlp.down_proj"
 
 
@@ -82,7 +85,7 @@ def test_configuration(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["quantization"] == {"group_size": 32, "bits": 4, "mode": "affine"}
     assert config["quantization_config"] == config["quantization"]
-    assert config["rope_theta"] == 123456.0 and "rope_scaling" not in config
+    assert config["rope_theta"] == 123456.0 and config["rope_scaling"] is None
     assert load_model(tmp_path / "out").config.rope_parameters["rope_theta"] == 123456.0
 
 
@@ -116,14 +119,20 @@ def test_transformers_refuses_instead_of_loading_arbitrary_weights(tmp_path: Pat
 @pytest.mark.parametrize(
     ("config", "older"),
     [
-        ({"rope_parameters": {"rope_theta": 5.0, "rope_type": "default"}}, {"rope_theta": 5.0}),
+        (
+            {"rope_parameters": {"rope_theta": 5.0, "rope_type": "default"}},
+            {"rope_theta": 5.0, "rope_scaling": None},
+        ),
         (
             {"rope_parameters": {"rope_theta": 5.0, "partial_rotary_factor": 0.5}},
-            {"rope_theta": 5.0, "partial_rotary_factor": 0.5},
+            {"rope_theta": 5.0, "partial_rotary_factor": 0.5, "rope_scaling": None},
         ),
         (
             {"rope_parameters": {"rope_theta": 5.0, "rope_type": "llama3", "factor": 8.0}},
-            {"rope_theta": 5.0, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+            {
+                "rope_theta": 5.0,
+                "rope_scaling": {"type": "llama3", "rope_type": "llama3", "factor": 8.0},
+            },
         ),
         (
             {
@@ -135,19 +144,43 @@ def test_transformers_refuses_instead_of_loading_arbitrary_weights(tmp_path: Pat
             },
             {
                 "rope_theta": 5.0,
-                "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+                "rope_scaling": {"type": "linear", "rope_type": "linear", "factor": 8.0},
                 "rope_local_base_freq": 7.0,
                 "sliding_window_pattern": 6,
             },
         ),
+        (
+            {
+                "model_type": "gpt_neox",
+                "rope_parameters": {"rope_theta": 5.0, "partial_rotary_factor": 0.25},
+            },
+            {
+                "rope_theta": 5.0,
+                "partial_rotary_factor": 0.25,
+                "rope_scaling": None,
+                "rotary_emb_base": 5.0,
+                "rotary_pct": 0.25,
+            },
+        ),
+        ({"model_type": "qwen3_moe", "num_local_experts": 4}, {"num_experts": 4}),
         ({"model_type": "gpt2"}, {}),
-        ({"rope_parameters": {"rope_theta": 5.0}, "rope_theta": 6.0}, {}),
+        ({"rope_parameters": {"rope_theta": 5.0}, "rope_theta": 6.0}, {"rope_scaling": None}),
     ],
 )
 def test_older_names_stand_beside_the_present_ones(config: dict, older: dict) -> None:
     assert with_older_names(config) == {**config, **older}
     nested = {"text_config": config, "model_type": "x"}
     assert with_older_names(nested) == {**nested, "text_config": {**config, **older}}
+
+
+def test_a_factor_on_queries_and_keys_that_mlx_lm_ignores_is_refused() -> None:
+    model = llama()
+    yarn = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
+    model.config.rope_parameters |= yarn | {"attention_factor": 1.5}
+    with pytest.raises(InputError, match="attention_factor 1.5, and there it is 1.0693"):
+        FORMAT.container.check(open_source(model), LAYERS)
+    model.config.rope_parameters["attention_factor"] = 0.1 * math.log(2) + 1
+    assert FORMAT.container.check(open_source(model), LAYERS) == []
 
 
 def test_refusals() -> None:

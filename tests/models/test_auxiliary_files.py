@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny import save_tiny, tiny_model
+from tiny import save_tiny, tiny_model, tiny_tokenizer
+from transformers import AutoTokenizer
 
 from q2n.errors import InputError
 from q2n.models.source import open_source
@@ -44,6 +45,27 @@ def test_processors_and_templates_travel_and_stray_files_do_not(folder, tmp_path
     assert files.keys() >= {*PROCESSORS, "tokenizer.json", "tokenizer_config.json"}
     assert not any("secrets" in x or "orig" in x or "note" in x or "train" in x for x in files)
     assert all(content == (folder / name).read_bytes() for name, content in files.items())
+
+
+def test_the_tokenizer_of_a_model_in_memory_travels(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = {"default": "one", "tool_use": "two"}
+    source = open_source(tiny_model(), tokenizer=tokenizer)
+    tokenizer.chat_template = None  # after it was seen
+    source.save_auxiliary(tmp_path)
+    travelled = AutoTokenizer.from_pretrained(tmp_path)
+    assert travelled.get_vocab() == tokenizer.get_vocab()
+    assert travelled.chat_template == {"default": "one", "tool_use": "two"}
+
+
+def test_a_tokenizer_that_cannot_be_saved_is_refused(monkeypatch):
+    def fails(*_):
+        raise RuntimeError("no vocabulary")
+
+    tokenizer = tiny_tokenizer()
+    monkeypatch.setattr(tokenizer, "save_pretrained", fails)
+    with pytest.raises(InputError, match="tokenizer cannot be saved .*no vocabulary"):
+        open_source(tiny_model(), tokenizer=tokenizer)
 
 
 def test_what_was_read_at_the_start_is_written(folder, tmp_path):

@@ -23,9 +23,10 @@ def model_of(
     model: str | Path | PreTrainedModel,
     changes: ModelChanges,
     ranks: Ranks = ALONE,
+    tokenizer: Any = None,
 ) -> OpenedModel:
-    """The model, or the model object that stands for it, on the device of this rank; no weight is
-    loaded yet. Raises as `open_model` and `Ranks.device`."""
+    """The model, or the model object that stands for it with its `tokenizer`, on the device of this
+    rank; no weight is loaded yet. Raises as `open_model` and `Ranks.device`."""
     return open_model(
         model,
         changes,
@@ -35,6 +36,7 @@ def model_of(
         revision=run.revision,
         trust_remote_code=run.trust_remote_code,
         seed=run.seed,
+        tokenizer=tokenizer,
     )
 
 

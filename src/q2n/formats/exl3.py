@@ -29,6 +29,7 @@ from q2n.errors import InputError
 from q2n.formats.codec import PackedCodec
 from q2n.formats.hf_entry import PackedEntry, PackedLayer
 from q2n.formats.model_checks import require_text_alone
+from q2n.formats.older_names import with_older_names
 from q2n.formats.packing import pack, unpack
 from q2n.formats.stored import StoredLayer
 from q2n.layers.exl3 import EXL3Linear
@@ -169,6 +170,9 @@ class EXL3Entry(PackedEntry[CodebookName]):
             "out_scales": "auto",
             "codebook": next(layer.metadata["codebook"] for layer in layers.values()),
         }
+
+    def completed(self, config: dict[str, Any]) -> dict[str, Any]:
+        return with_older_names(config)
 
     def packed_layers(
         self, keys: Iterable[str], config: Mapping[str, Any]

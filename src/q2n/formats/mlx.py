@@ -13,7 +13,7 @@ up to half a step in bfloat16, for the product of a scale and a zero point has 1
 mlx-lm takes every module that has scales for quantized, embeddings too, and multiplies with these
 where the model's configuration ties the head to them. `quantization` in config.json says the grid
 of most modules, and that of any other one under its name. Settings of the rotary embedding are
-looked for under the names of older configurations (mlx_config.py). (mlx.core.quantize;
+looked for under the names of older configurations (older_names.py). (mlx.core.quantize;
 mlx_lm/utils.py.)
 """
 
@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from q2n.errors import InputError
-from q2n.formats.mlx_config import with_older_names
+from q2n.formats.mlx_config import rotary_problem
 from q2n.formats.model_checks import require_text_alone
+from q2n.formats.older_names import with_older_names
 from q2n.formats.packing import WORD, pack, unpack
 from q2n.formats.stored import StoredLayer
 from q2n.formats.table_grid import WIDTHS, TableGrid
@@ -113,6 +114,8 @@ class MLXEntry(UniformEntry):
     def check_model(self, model: nn.Module) -> None:
         assert isinstance(model, PreTrainedModel)
         require_text_alone(self.codec.name, model)
+        if problem := rotary_problem(model.config):
+            raise InputError(f"mlx-lm cannot run this model: {problem}; use another --format")
 
     def check_table(self, name: str, shape: tuple[int, int], grid: TableGrid) -> None:
         if grid.group_size(shape[1]) not in GROUP_SIZES:

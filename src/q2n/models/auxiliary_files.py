@@ -12,11 +12,12 @@ from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from transformers import GenerationConfig, PretrainedConfig
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from q2n.errors import InputError
+from q2n.errors import InputError, reason_of
 
 GENERATION = "generation_config.json"
 
@@ -89,6 +90,12 @@ class AuxiliaryFiles:
             f"left out of {', '.join(names)}; with --trust-remote-code both do"
         ]
 
+    def __or__(self, other: "AuxiliaryFiles") -> "AuxiliaryFiles":
+        """These and others."""
+        return AuxiliaryFiles(
+            {**self.contents, **other.contents}, self.without_code + other.without_code
+        )
+
     def write(self, folder: Path) -> None:
         """Into another folder.
 
@@ -127,6 +134,23 @@ def generation_file(config: GenerationConfig | None) -> AuxiliaryFiles:
     if config is None:
         return AuxiliaryFiles()
     return AuxiliaryFiles({GENERATION: config.to_json_string().encode()})
+
+
+def tokenizer_files(tokenizer: Any, trust_remote_code: bool = False) -> AuxiliaryFiles:
+    """The files of a tokenizer in memory, as it saves them; none of an object of another kind.
+    `trust_remote_code` as for `read_auxiliary`.
+
+    Raises:
+        InputError: it cannot be saved.
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return AuxiliaryFiles()
+    with TemporaryDirectory() as place:
+        try:
+            tokenizer.save_pretrained(place)
+        except Exception as cause:  # what tokenizers raise has no class of its own
+            raise InputError(f"the tokenizer cannot be saved ({reason_of(cause)})") from cause
+        return read_auxiliary(Path(place), trust_remote_code)
 
 
 def drop_code(entries: Any) -> bool:

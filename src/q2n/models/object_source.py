@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Shaped
@@ -11,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from q2n.errors import InputError
-from q2n.models.auxiliary_files import generation_file
+from q2n.models.auxiliary_files import generation_file, tokenizer_files
 from q2n.models.devices import dtype_of_run
 from q2n.models.dtypes import planned_dtypes
 from q2n.models.expert_parts import ExpertPart
@@ -23,14 +24,24 @@ from q2n.models.ties import are_tied, declared_ties, set_tied
 
 
 class ObjectSource(ModelSource):
-    """A transformers model in memory; it is read, never changed."""
+    """A transformers model in memory; it is read, never changed. Its tokenizer, where one is
+    given, travels with it.
+
+    Raises:
+        InputError: a weight is not in memory, or the tokenizer cannot be saved.
+    """
 
     def __init__(
-        self, model: PreTrainedModel, dtype: str = "auto", trust_remote_code: bool = False
+        self,
+        model: PreTrainedModel,
+        dtype: str = "auto",
+        trust_remote_code: bool = False,
+        tokenizer: Any = None,
     ):
         self.model, self.config = model, model.config
         self.trust_remote_code = trust_remote_code
         self._auxiliary = generation_file(model.generation_config)
+        self._auxiliary |= tokenizer_files(tokenizer, trust_remote_code)
         self.dtype = dtype_of_run(dtype, model.dtype)
         self.label = model.config.name_or_path or type(model).__name__
         self._tensors = dict(stored_tensors(one_by_one(share_skeleton(model))))

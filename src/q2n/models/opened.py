@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from transformers import PreTrainedModel
 
@@ -62,19 +62,25 @@ def open_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     seed: int = 0,
+    tokenizer: Any = None,
 ) -> OpenedModel:
     """Open a checkpoint folder, hub name, packaged model or model object; no weight is loaded yet.
 
     Args:
         changes: what the run changes around the layers; `seed` draws its random rotations.
         layers: which layers are quantized.
+        tokenizer: of a model object, as for `open_source`.
 
     Raises:
         InputError: no such model, device or layer, or a model that cannot be changed so.
     """
     where = parse_device(device)
     original = open_source(
-        model, dtype=dtype, trust_remote_code=trust_remote_code, revision=revision
+        model,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
+        tokenizer=tokenizer,
     )
     source = changed_source(original, changes, seed, layers)
     return OpenedModel(original, source, BlockwiseModel(source, where, layers))

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Shaped
@@ -41,16 +42,18 @@ def open_source(
     dtype: str = "auto",
     trust_remote_code: bool = False,
     revision: str | None = None,
+    tokenizer: Any = None,
 ) -> ModelSource:
     """A source for a model object, a checkpoint folder, a packaged model or a hub name.
 
     `dtype` "auto" keeps the checkpoint's own, "half" too but for float32: bfloat16.
+    `tokenizer` is that of a model object, which comes without; a folder has its own.
 
     Raises:
         InputError: no such model, or one that cannot be read safely.
     """
     if isinstance(model, PreTrainedModel):
-        return ObjectSource(model, dtype, trust_remote_code)
+        return ObjectSource(model, dtype, trust_remote_code, tokenizer)
     folder = resolve_checkpoint(str(model), revision, trust_remote_code=trust_remote_code)
     return CheckpointSource(folder, str(model), dtype, trust_remote_code)
 

@@ -134,11 +134,9 @@ def preprocess(
                 bar.detail(f"loss {loss:.3f}")
                 bar.advance()
 
-        def complete(written: Path, _: int) -> None:
-            tokenizer.save_pretrained(written)
-
-        merged = ObjectSource(model, trust_remote_code=on.trust_remote_code)
-        FORMATS["dequantized"].write(target, merged, {}, complete)
+        trusted = on.trust_remote_code
+        merged = ObjectSource(model, trust_remote_code=trusted, tokenizer=tokenizer)
+        FORMATS["dequantized"].write(target, merged, {})
     return Preprocessed(target, losses)
 
 

@@ -48,7 +48,7 @@ VARIANTS = {
     "llama linear": ("llama", rotary(rope_type="linear", factor=4.0)),
     "llama llama3": ("llama", rotary(**_LLAMA3)),
     "llama yarn": ("llama", rotary(**_YARN)),
-    "qwen2 yarn": ("qwen2", rotary(**_YARN, beta_fast=16.0, beta_slow=2.0)),
+    "qwen2 yarn": ("qwen2", rotary(**_YARN, beta_fast=32.0, beta_slow=1.0)),
     "qwen3 yarn": ("qwen3", rotary(**_YARN)),
     "qwen3 tied": ("qwen3", {"tie_word_embeddings": True}),
     "gemma3 untied": ("gemma3_text", {"tie_word_embeddings": False}),

@@ -38,6 +38,7 @@ def _rope(**entries) -> dict:
     return {"rope_parameters": {"rope_theta": 1e4, **entries}}
 
 
+_YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
 REFUSED = {
     "activation is .gelu., and there it is silu": ("llama", {"hidden_act": "gelu"}),
     ".gelu., and there .* gelu_pytorch_tanh": ("gemma2", {"hidden_activation": "gelu"}),
@@ -65,8 +66,18 @@ REFUSED = {
     ),
     "rope_parameters has truncate False": (
         "llama",
-        _rope(rope_type="yarn", factor=2.0, original_max_position_embeddings=64, truncate=False),
+        _rope(**_YARN, truncate=False),
     ),
+    "rope_parameters has beta_slow 2.0, and there it is 1": (
+        "qwen3",
+        _rope(**_YARN, beta_fast=32.0, beta_slow=2.0),
+    ),
+    "rope_parameters has beta_fast 64, and there it is 32": ("llama", _rope(**_YARN, beta_fast=64)),
+    "none of its layer_types is sliding_attention": (
+        "gemma2",
+        {"layer_types": ["full_attention"] * 2},
+    ),
+    "sliding_window is None": ("gemma3_text", {"sliding_window": None}),
     "partial_rotary_factor is 0.5": ("llama", _rope(partial_rotary_factor=0.5)),
     "'model.layers.0.self_attn.o_proj.bias' has no place in a qwen3": (
         "qwen3",
@@ -103,6 +114,16 @@ def test_a_window_that_llama_cpp_ignores_is_noted(tmp_path: Path) -> None:
     assert _checked(_tiny("qwen2", **full), tmp_path / "full") == []
     (note,) = _checked(_tiny("qwen2", **{**full, "max_window_layers": 1}), tmp_path / "qwen2")
     assert "the last 16 tokens" in note
+
+
+def test_factors_that_llama_cpp_chooses_by_its_context_are_noted(tmp_path: Path) -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    longrope = _rope(rope_type="longrope", **factors)
+    sizes = {"original_max_position_embeddings": 32, "max_position_embeddings": 64}
+    (note,) = _checked(_tiny("phi3", **longrope, **sizes), tmp_path / "long")
+    assert "context is longer than 32 tokens" in note and "--ctx-size 32" in note
+    sizes["max_position_embeddings"] = 32
+    assert _checked(_tiny("phi3", **longrope, **sizes), tmp_path / "short") == []
 
 
 def test_a_type_that_older_builds_refuse_is_noted(tmp_path: Path) -> None:

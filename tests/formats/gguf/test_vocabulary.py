@@ -18,7 +18,7 @@ from formats.gguf.checkpoints import (
 from gguf import GGUFReader, TokenType
 from llama_cpp import needs_llama_cpp, tokenize_all
 from tiny import tiny_tokenizer
-from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
 from q2n.errors import InputError
@@ -107,7 +107,7 @@ def test_words_and_their_types(tmp_path: Path) -> None:
     assert types["<s>"] == TokenType.CONTROL and types["<0x0A>"] == TokenType.BYTE
     assert types["grid grid"] == TokenType.USER_DEFINED and types["▁"] == TokenType.NORMAL
     assert words.special == {"bos": 1, "eos": 2, "unk": 3, "pad": 0}
-    assert words.chat_template == tokenizer.chat_template
+    assert words.chat_templates == {"default": tokenizer.chat_template}
 
 
 def test_everything_stands_in_the_file(tmp_path: Path) -> None:
@@ -120,6 +120,65 @@ def test_everything_stands_in_the_file(tmp_path: Path) -> None:
     assert len(fields["tokenizer.ggml.tokens"].contents()) == VOCABULARY
     assert fields["tokenizer.ggml.add_bos_token"].contents() is False
     assert fields["tokenizer.ggml.eos_token_id"].contents() == 2
+
+
+def test_every_chat_template_stands_in_the_file(tmp_path: Path) -> None:
+    save(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    tokenizer.chat_template = {"default": "one", "tool_use": "two", "rag-1": "three"}
+    tokenizer.save_pretrained(tmp_path / "model")
+    gguf_format().write(tmp_path / "out", open_source(tmp_path / "model"), {})
+    fields = GGUFReader(tmp_path / "out" / "model.gguf").fields
+    found = {key: x.contents() for key, x in fields.items() if "chat_template" in key}
+    assert found == {
+        "tokenizer.chat_template": "one",
+        "tokenizer.chat_template.tool_use": "two",
+        "tokenizer.chat_template.rag_1": "three",
+    }
+
+
+_SPACED = ("the <|x|>  law", "a<|x|> b <|x|>b", "</s> law")
+"""Texts with words that may take blanks."""
+
+
+def _saved_with(place: Path, *words: AddedToken) -> list[str]:
+    """Notes on a model whose tokenizer has these words too."""
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens(list(words))
+    save(place, tokenizer=tokenizer)
+    return gguf_format().container.check(open_source(place), LAYERS)
+
+
+def _agree(place: Path, out: Path) -> bool:
+    """Whether llama.cpp has the tokens of transformers."""
+    gguf_format().write(out, open_source(place), {})
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    found = tokenize_all(out / "model.gguf", _SPACED)
+    return found == [tokenizer(text).input_ids for text in _SPACED]
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize("rule", ["lstrip", "rstrip", "single_word"])
+def test_added_words_that_llama_cpp_treats_otherwise_are_noted(tmp_path: Path, rule: str) -> None:
+    (note,) = _saved_with(tmp_path / "model", AddedToken("<|x|>", **{rule: True}))
+    assert note.startswith("llama.cpp leaves blanks and letters beside '<|x|>' in the text")
+    assert not _agree(tmp_path / "model", tmp_path / "out")
+
+
+@needs_llama_cpp
+def test_in_a_model_called_phi_3_words_take_the_blanks_behind_them(tmp_path: Path) -> None:
+    bare = [AddedToken(word) for word in ("<unk>", "<s>", "<|endoftext|>")]
+    taking = [AddedToken(word, rstrip=True) for word in ("<pad>", "</s>", "<|x|>")]
+    assert _saved_with(tmp_path / "Phi-3-mini", *bare, *taking) == []
+    assert _agree(tmp_path / "Phi-3-mini", tmp_path / "out")
+
+
+@needs_llama_cpp
+def test_other_words_than_those_of_phi_3_are_not_taken_for_them(tmp_path: Path) -> None:
+    assert _saved_with(tmp_path / "like-phi3", AddedToken("<|x|>")) == []
+    assert _agree(tmp_path / "like-phi3", tmp_path / "out")
+    fields = GGUFReader(tmp_path / "out" / "model.gguf").fields
+    assert "general.name" not in fields
 
 
 NFKC = normalizers.NFKC()

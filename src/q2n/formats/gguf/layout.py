@@ -15,11 +15,12 @@ from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
 from q2n.errors import InputError
+from q2n.formats.gguf.added_words import blanks_notes, name_in_file
 from q2n.formats.gguf.architecture import architecture_of, gguf_names, heads_of, is_norm
 from q2n.formats.gguf.metadata import add_architecture, add_general
 from q2n.formats.gguf.mixtures import held_together, require_whole_stacks, stack_of
 from q2n.formats.gguf.outside import EMBEDDINGS, Outside
-from q2n.formats.gguf.rope import rope_tensors
+from q2n.formats.gguf.rope import length_notes, rope_tensors
 from q2n.formats.gguf.supported import require_supported, window_notes
 from q2n.formats.gguf.tensor_types import FLOATS, TensorType, encode
 from q2n.formats.gguf.tensors import interleaved
@@ -79,7 +80,8 @@ class FileLayout:
         """What a user must know of the file besides."""
         return [
             *window_notes(self.architecture, self.config),
-            *([] if self.source.only_config else self.vocabulary.notes),
+            *length_notes(self.config),
+            *([] if self.source.only_config else self._notes_of_words),
             *self.outside.notes(self._embeddings),
         ]
 
@@ -99,7 +101,7 @@ class FileLayout:
 
     def describe(self, writer: GGUFWriter, weights: Mapping[TensorType, int]) -> None:
         """Write the entries of a file that holds so many weights of each type."""
-        add_general(writer, Path(self.source.label).name, weights)
+        add_general(writer, name_in_file(self._name, self.vocabulary.added), weights)
         add_architecture(writer, self.architecture, self.config)
         self.vocabulary.add_to(writer)
 
@@ -137,6 +139,15 @@ class FileLayout:
         """Of the tensor that holds these of the model."""
         shape = self._shapes[names[0]]
         return shape if stack_of(names[0]) is None else (len(names), *shape)
+
+    @property
+    def _notes_of_words(self) -> list[str]:
+        return [*self.vocabulary.notes, *blanks_notes(self._name, self.vocabulary.added)]
+
+    @property
+    def _name(self) -> str:
+        """Of the model."""
+        return Path(self.source.label).name
 
     @property
     def _embeddings(self) -> dict[str, tuple[int, ...]]:

@@ -37,10 +37,11 @@ FILE_TYPES = {
 """`enum llama_ftype` of include/llama.h: what most of a file is, for people who list files."""
 
 
-def add_general(writer: GGUFWriter, name: str, types: Mapping[TensorType, int]) -> None:
-    """Name and kind of a file with so many weights of each type."""
+def add_general(writer: GGUFWriter, name: str | None, types: Mapping[TensorType, int]) -> None:
+    """Name, if it has one, and kind of a file with so many weights of each type."""
     writer.add_type(GGUFType.MODEL)
-    writer.add_name(name)
+    if name is not None:
+        writer.add_name(name)
     writer.add_quantization_version(GGML_QUANT_VERSION)
     most = max(Counter(types).items(), key=lambda item: item[1])[0] if types else None
     writer.add_file_type(FILE_TYPES["F32" if most is None else most.name])

@@ -3,7 +3,7 @@
 Pair i of a head of n is turned by position / (f_i theta^(2i/n)). llama.cpp knows the kinds
 
     linear     all f_i are `factor`
-    yarn       f_i between 1 and `factor` by wavelength; its numbers are in the file
+    yarn       f_i between 1 and `factor` by wavelength
     llama3     the same by another rule: the f_i are a tensor of the file, rope_freqs
     longrope   two such tensors, for short and for long contexts, and a factor on q and k
 
@@ -42,6 +42,9 @@ _ENTRIES: Mapping[str, set[str]] = {
     },
 }
 """What each kind may say."""
+_RAMP = {"beta_fast": 32.0, "beta_slow": 1.0}
+"""Between which wavelengths yarn's f_i rise: a file can say it, and of these architectures
+llama.cpp's loaders do not read it."""
 _SCALES = ("mscale", "mscale_all_dim")
 """What yarn may say besides where attention is latent: by the second of the two llama.cpp scales
 attention, and knows the two alike only."""
@@ -59,8 +62,30 @@ def rope_problem(architecture: Architecture, config: Any) -> str | None:
     scaled = architecture.latent and kind == "yarn"
     for entries in ropes.values():
         taken = _ENTRIES[kind] | set(_SCALES if scaled else ())
-        if problem := _unknown(architecture, entries, taken) or (scaled and _unlike(entries)):
+        problem = _unknown(architecture, entries, taken) or _other_ramp(entries)
+        if problem or (scaled and (problem := _unlike(entries))):
             return problem
+    return None
+
+
+def length_notes(config: Any) -> list[str]:
+    """What to say of factors that change with the length of a text: llama.cpp chooses them by its
+    context, once."""
+    entries = _by_layers(config)[GLOBAL]
+    short = entries.get("original_max_position_embeddings", 0)
+    if entries.get("rope_type") != "longrope" or short >= config.max_position_embeddings:
+        return []
+    return [
+        "llama.cpp takes the long position factors for all texts where its context is longer than "
+        f"{short} tokens, this model only for texts that are: shorter ones give other predictions "
+        f"there (--ctx-size {short} avoids them)"
+    ]
+
+
+def _other_ramp(entries: Mapping[str, Any]) -> str | None:
+    for name, there in _RAMP.items():
+        if (value := entries.get(name) or there) != there:
+            return f"rope_parameters has {name} {shown(value)}, and there it is {there:g}"
     return None
 
 
@@ -97,11 +122,8 @@ def add_rope(writer: GGUFWriter, config: Any) -> None:
         writer.add_rope_scaling_factor(entries["factor"])
     if kind in ("yarn", "longrope"):
         writer.add_rope_scaling_orig_ctx_len(entries["original_max_position_embeddings"])
-    if kind == "yarn":
-        writer.add_rope_scaling_yarn_beta_fast(entries.get("beta_fast") or 32.0)
-        writer.add_rope_scaling_yarn_beta_slow(entries.get("beta_slow") or 1.0)
-        if scale := entries.get(_SCALES[1]):
-            writer.add_rope_scaling_yarn_log_mul(0.1 * scale)  # that is how the loader wants it
+    if kind == "yarn" and (scale := entries.get(_SCALES[1])):
+        writer.add_rope_scaling_yarn_log_mul(0.1 * scale)  # that is how the loader wants it
     if kind == "longrope":
         writer.add_rope_scaling_attn_factors(ROPE_INIT_FUNCTIONS[kind](config, "cpu")[1])
 

@@ -15,7 +15,7 @@ from q2n.errors import InputError
 from q2n.formats.gguf.architecture import Architecture, head_size
 from q2n.formats.gguf.latent import latent_problem
 from q2n.formats.gguf.mixtures import mixture_problem
-from q2n.formats.gguf.rope import rope_problem
+from q2n.formats.gguf.rope import LOCAL, rope_problem
 from q2n.option_types import shown
 
 
@@ -87,6 +87,14 @@ def _caps(architecture: Architecture, config: Any) -> str | None:
     return None
 
 
+def _window(architecture: Architecture, config: Any) -> str | None:
+    if architecture.window_pattern is None:
+        return None
+    if LOCAL not in config.layer_types:
+        return f"none of its layer_types is {LOCAL}, and there some layers see a window"
+    return None if config.sliding_window else f"sliding_window is {config.sliding_window}"
+
+
 def _direction(architecture: Architecture, config: Any) -> str | None:
     both = getattr(config, "use_bidirectional_attention", None)
     return "it attends to later tokens (use_bidirectional_attention)" if both else None
@@ -125,6 +133,7 @@ _CHECKS: tuple[Check, ...] = (
     _widths,
     _scale,
     _caps,
+    _window,
     _direction,
     _clipped,
     _head,

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gguf import GGUFWriter, TokenType
+from gguf import GGUFWriter, Keys, TokenType
 from transformers import PreTrainedTokenizerBase
 
 from q2n.data.tokenizer import load_tokenizer
@@ -30,6 +30,8 @@ from q2n.option_types import shown
 
 _SPECIAL = ("bos", "eos", "unk", "sep", "pad", "mask")
 _BYTE = re.compile("<0x[0-9A-F]{2}>").fullmatch
+_DEFAULT = "default"
+"""Name of the chat template where there is one only."""
 _UNSCORED = -1000.0
 """Of words that no merge makes; only their order among each other would count."""
 
@@ -55,7 +57,10 @@ class Vocabulary:
     """"bos", "eos" -> whether it is put around a text."""
     space_before: bool
     """Whether a blank is put before a text."""
-    chat_template: str | None
+    chat_templates: Mapping[str, str]
+    """By name; one alone is called "default"."""
+    added: Sequence[Mapping[str, Any]]
+    """Added words, as a tokenizer.json describes them."""
     notes: Sequence[str] = ()
     """What llama.cpp does otherwise, in sentences without a full stop."""
 
@@ -72,8 +77,8 @@ class Vocabulary:
         writer.add_add_bos_token(self.adds["bos"])
         writer.add_add_eos_token(self.adds["eos"])
         writer.add_add_space_prefix(self.space_before)
-        if self.chat_template:
-            writer.add_chat_template(self.chat_template)
+        for name, template in self.chat_templates.items():
+            writer.add_string(_template_key(name), template)
 
 
 def read_vocabulary(
@@ -118,7 +123,8 @@ def _vocabulary(
         types=types,
         special=_special_tokens(tokenizer, size),
         adds=_added_around(tokenizer),
-        chat_template=_chat_template(tokenizer),
+        chat_templates=_chat_templates(tokenizer),
+        added=described["added_tokens"],
         **own,
     )
 
@@ -279,6 +285,15 @@ def _added_around(tokenizer: Any) -> dict[str, bool]:
     )
 
 
-def _chat_template(tokenizer: Any) -> str | None:
-    template = tokenizer.chat_template
-    return template.get("default") if isinstance(template, Mapping) else template
+def _chat_templates(tokenizer: Any) -> dict[str, str]:
+    templates = tokenizer.chat_template
+    named = templates if isinstance(templates, Mapping) else {_DEFAULT: templates}
+    return {name: template for name, template in named.items() if template}
+
+
+def _template_key(name: str) -> str:
+    """The entry that holds a chat template, as gguf-py calls it, which would list the names in
+    another order each time."""
+    if name == _DEFAULT:
+        return Keys.Tokenizer.CHAT_TEMPLATE
+    return Keys.Tokenizer.CHAT_TEMPLATE_N.format(name=re.sub("[^A-Za-z0-9]", "_", name))
