@@ -1,4 +1,4 @@
-"""q2n: quantize language models to 2, 3, 4 or 8 bits, with the null-space step on any method."""
+"""q2n: quantize language models to 2-8 bits, with the null-space step on any method."""
 
 from typing import TYPE_CHECKING, Any
 

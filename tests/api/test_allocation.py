@@ -154,7 +154,7 @@ def test_other_methods(run, tmp_path, method):
         ({"method": "pbllm", "group_size": None}, "pbllm has none"),
         ({"format": "gptq_v2"}, "gptq_v2 cannot hold"),
         ({"clip": "learned"}, "one width for all layers"),
-        ({"allocate": None, "allocation": "nowhere.yaml"}, "cannot be read"),
+        ({"allocate": None, "allocation": "nowhere.yaml"}, "^allocation nowhere.yaml cannot be"),
     ],
 )
 def test_what_does_not_go_together_is_refused(run, tmp_path, settings, words):

@@ -90,3 +90,37 @@ def test_an_unknown_task_is_one_line(model, one_line):
     pytest.importorskip("lm_eval", reason="the harness is not installed")
     assert main(["eval", model, "--tasks", "helaswag"]) == 2
     assert "no task is called 'helaswag'; did you mean hellaswag" in one_line()
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (["{model}", "--generation", "--tasks", "piqa", "--data-dir", "{model}"], "piqa_valid"),
+        (["{model}", "no_such", "--generation"], "no_such"),
+        (["{model}", "--generation", "--reference", "no_such"], "no_such"),
+        (["{model}", "--generation", "--kl-base", "no_file"], "no_file"),
+    ],
+)
+def test_what_is_not_there_is_refused_before_anything_is_measured(
+    model, one_line, monkeypatch, flags, word
+):
+    if "--tasks" in flags:
+        pytest.importorskip("lm_eval", reason="the harness is not installed")
+    measured = []
+    monkeypatch.setattr("q2n.api.evaluate_generation", lambda *a, **k: measured.append(a))
+    assert main(["eval", *(flag.format(model=model) for flag in flags)]) == 2
+    assert word in one_line() and not measured
+
+
+def test_scores_of_a_model_are_printed_before_the_next_one_runs(
+    model, tmp_path, capsys, monkeypatch
+):
+    """They are not lost where the next one cannot be measured."""
+    pytest.importorskip("lm_eval", reason="the harness is not installed")
+    data = str(write_plain(tmp_path / "data"))
+    broken = save_tiny(tmp_path / "broken", max_position_embeddings=512)
+    (broken / "model.safetensors").write_bytes(b"")
+    command = ["eval", model, str(broken), "--tasks", "piqa", "--data-dir", data, "--json"]
+    assert main(command) == 2
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["model"] == model and last["tasks"][0]["task"] == "piqa"

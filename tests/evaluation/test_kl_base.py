@@ -55,3 +55,11 @@ def test_on_the_command_line(place, capsys):
 def test_a_missing_base_is_named(place):
     with pytest.raises(InputError, match="nowhere cannot be read"):
         q2n.compare_to_kl_base("model", "nowhere")
+
+
+def test_a_place_that_cannot_take_the_base_is_refused_before_the_model_runs(place, monkeypatch):
+    monkeypatch.setattr("q2n.evaluation.kl_base.opening", None)
+    with pytest.raises(InputError, match=r"text\.txt is there already"):
+        q2n.save_kl_base("model", "text.txt", **ON)
+    with pytest.raises(InputError, match="nowhere is no folder; choose another --save-kl-base"):
+        q2n.save_kl_base("model", "nowhere/base", **ON)

@@ -81,6 +81,7 @@ def test_a_scale_replaces_axes_and_settings_one_by_one_and_texts_as_a_whole(tmp_
         ({"search": {"over": {"damping": []}, "text": {"ppl": "x"}}}, "damping has no value"),
         ({"search": {"over": {"model": ["x"]}, "text": {"ppl": "x"}}}, "cannot be over model"),
         ({"search": {"over": {"damping": [1]}, "text": {"pl": "x"}}}, "Did you mean 'ppl'?"),
+        ({"tasks": ["piqa"]}, "tasks is ['piqa']; it takes the keys names, limit, shots"),
         ({"title": 3}, "title: Input should be a valid string"),
         ({"axes": {"a": {"x": 3}}}, "axes.a.x is 3; a label stands for settings, such as x: {"),
         ({"axes": {"a": 3}}, "axes.a is 3; an axis is a list of values of the option that"),

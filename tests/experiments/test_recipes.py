@@ -17,6 +17,7 @@ from q2n.models.packaged import PACKAGED
 WIDTHS = {"smollm2-135m": (576, 1536), "gemma3-270m": (640, 1024, 2048)}
 ASKED_FOR = {"search", *(f"table{number}" for number in range(1, 7)), "figure1", "figure3"}
 PLANS = [(name, scale) for name in recipes() for scale in (None, *read_plan(name).scales)]
+BENCHMARKS = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.yaml"))
 SMALL = [name for name, scale in PLANS if scale == "small"]
 
 
@@ -40,6 +41,27 @@ def test_q2n_takes_every_cell(name, scale):
     assert plan.name == name and plan.title
     for cell in settings_of(plan):
         build_plan(read_settings(cell.settings))
+
+
+@pytest.mark.parametrize("file", BENCHMARKS, ids=lambda file: file.stem)
+def test_q2n_takes_every_cell_of_the_plans_beside_the_benchmarks(file):
+    plan = read_plan(str(file))
+    for cell in settings_of(plan):
+        build_plan(read_settings(cell.settings))
+
+
+def test_widths_by_layer_are_compared_at_the_bits_that_one_width_stores():
+    plan = read_plan(str(next(file for file in BENCHMARKS if file.stem == "allocation")))
+    group, labels = plan.settings["group_size"], plan.labels("bits").values()
+    alike = [x["bits"] + (16 + x["bits"]) / group for x in labels if "bits" in x]
+    assert [x["allocate"] for x in labels if "allocate" in x] == alike
+
+
+def test_table1_has_the_eight_models_of_the_paper_each_at_one_width():
+    cells = cells_of(read_plan("table1"))
+    widths = {(x.model, x.settings["bits"]) for x in cells if x.settings is not None}
+    assert len(widths) == len({model for model, _ in widths}) == 8
+    assert ("deepseek-ai/deepseek-moe-16b-base", 2) in widths
 
 
 @pytest.mark.parametrize(("name", "scale"), PLANS)

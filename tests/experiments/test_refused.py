@@ -36,6 +36,15 @@ def test_a_text_that_cannot_be_measured_costs_no_quantization(tmp_path, monkeypa
     assert said in record.refused
 
 
+def test_a_quiet_sweep_says_how_many_cells_were_refused(tmp_path, capsys):
+    quick(tmp_path)
+    plan = quick(tmp_path, texts={"missing": {"ppl": "nowhere.txt"}})
+    capsys.readouterr()
+    assert main(["sweep", plan, "--output", str(tmp_path / "runs"), "--quiet"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("3 cells refused; q2n report")
+
+
 def test_tasks_without_their_files_cost_no_cell(tmp_path):
     (tmp_path / "empty").mkdir()
     plan = quick(tmp_path, tasks={"names": ["piqa"], "shots": 2})

@@ -304,6 +304,11 @@ def test_what_cannot_be_is_refused_before_anything_runs(there, tmp_path):
     plan_file = written(plan(there, skip=[{"step": "Q2N"}]), tmp_path)
     with pytest.raises(InputError, match="has no cell with step=Q2N"):
         Request(plan=plan_file, only={"step": ["Q2N"]}).cells()
+    empty = plan(there, axes={"model": ["x"], "seed": []}, compare=None)
+    with pytest.raises(InputError, match="has no cell: its axis seed has no value"):
+        Request(plan=written(empty, tmp_path)).cells()
+    with pytest.raises(InputError, match="part is 0/3; it takes K/N"):
+        Request(plan=plan_file, part=(0, 3))
     with pytest.raises(InputError, match="data_dir .*nowhere is no folder"):
         Request(plan=plan_file, data_dir=str(tmp_path / "nowhere"))
 

@@ -22,7 +22,7 @@ def test_dtypes_by_name():
 def test_a_device_that_does_not_compute_gets_one_line(name):
     with pytest.raises(InputError, match="device .* cannot be used") as refused:
         parse_device(name)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(refused.value) and "torch finds here: cpu" in str(refused.value)
 
 
 def test_the_device_of_every_machine():

@@ -93,6 +93,7 @@ def test_what_a_dense_model_would_lose_is_refused(place, tmp_path, changes):
         (("--steps", "0"), "steps"),
         (("--length", "10000"), "length 10000"),
         (("--leave", "*"), "no linear layer"),
+        (("--leave", "o_proj", "no_such"), "'no_such' matches no linear layer"),
         (("--corpus", "nowhere.txt"), "nowhere.txt"),
     ],
 )

@@ -28,7 +28,7 @@ COMMANDS: tuple[Callable[[Any], None], ...] = (
 )
 """Each adds a subparser whose `run` default does the work."""
 
-DESCRIPTION = "Quantize language models to 2, 3, 4 or 8 bits after training."
+DESCRIPTION = "Quantize language models to 2-8 bits after training."
 
 
 def build_parser() -> Parser:

@@ -7,6 +7,7 @@ import json
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from q2n.cli.flags import add_output_flags, reporter
@@ -111,16 +112,17 @@ def run(parsed: Namespace) -> None:
         raise InputError(
             "nothing to measure: give --ppl CORPUS, --kl-base FILE, --tasks NAMES or --generation"
         )
-    require_tasks(parsed)
     _require_text(parsed)
+    require_tasks(parsed)
+    _require_files(parsed)
     reporting = reporter(parsed)
     for measure in measures:
-        lines, shown = measure(parsed, reporting)
-        if parsed.json:
-            for line in lines:
-                print(json.dumps(line))
-        elif not parsed.quiet:
-            _print(shown)
+        for lines, shown in measure(parsed, reporting):
+            if parsed.json:
+                for line in lines:
+                    print(json.dumps(line), flush=True)
+            elif not parsed.quiet:
+                _print(shown)
 
 
 def _require_text(parsed: Namespace) -> None:
@@ -139,12 +141,31 @@ def _require_text(parsed: Namespace) -> None:
     if given and parsed.ppl is None:
         flag = f"--{given[0].replace('_', '-')}"
         raise InputError(f"{flag} is of a text, and none is measured: give --ppl CORPUS too")
+    if parsed.floor is not None and parsed.reference is None:
+        raise InputError("--floor compares a reference with itself: give --reference too")
     if parsed.save_kl_base is not None:
         for name in ("reference", "floor"):
             if name in given:
                 raise InputError(
                     f"--save-kl-base writes a file and compares nothing: leave --{name} out"
                 )
+
+
+def _require_files(parsed: Namespace) -> None:
+    """Refuse models and a base file that are not there before the first figure is measured: hours
+    may pass until it is their turn.
+
+    Raises:
+        InputError: there is no such model or base file.
+    """
+    from q2n.evaluation.llama_cpp.base_file import BaseFile
+    from q2n.models.checkpoint_files import resolve_checkpoint
+
+    for model in (*parsed.models, parsed.reference):
+        if model is not None:
+            resolve_checkpoint(model, trust_remote_code=parsed.trust_remote_code)
+    if parsed.kl_base is not None:
+        BaseFile.open(Path(parsed.kl_base))
 
 
 def _likelihoods(parsed: Namespace) -> Callable[[Namespace, Reporter], Measured]:
@@ -156,19 +177,11 @@ def _likelihoods(parsed: Namespace) -> Callable[[Namespace, Reporter], Measured]
 
 def _perplexities(parsed: Namespace, reporting: Reporter) -> Measured:
     from q2n.api import evaluate
-    from q2n.errors import InputError
-    from q2n.models.checkpoint_files import resolve_checkpoint
 
-    if parsed.floor is not None:
-        raise InputError("--floor compares a reference with itself: give --reference too")
-    for model in parsed.models:  # a name that is none is told before the first one is measured
-        resolve_checkpoint(model, trust_remote_code=parsed.trust_remote_code)
-    lines, shown = [], []
     for model in parsed.models:
         result = evaluate(model, reporter=reporting, **_conditions(parsed))
-        lines.append({"model": model, "perplexity": asdict(result)})
-        shown.append(_line(f"{model}: perplexity" if parsed.models[1:] else "perplexity", result))
-    return lines, shown
+        what = f"{model}: perplexity" if parsed.models[1:] else "perplexity"
+        yield [{"model": model, "perplexity": asdict(result)}], [_line(what, result)]
 
 
 def _comparisons(parsed: Namespace, reporting: Reporter) -> Measured:
@@ -198,7 +211,7 @@ def _comparisons(parsed: Namespace, reporting: Reporter) -> Measured:
     if first.floor is not None:
         title = f"the reference against itself, {parsed.floor}:"
         shown += ["", title, *fidelity_lines(first.floor)]
-    return lines, shown
+    yield lines, shown
 
 
 def _conditions(parsed: Namespace) -> dict[str, Any]:

@@ -42,15 +42,12 @@ def compared_to_base(parsed: Namespace, reporting: Reporter) -> Measured:
     from q2n.evaluation.llama_cpp.text import as_text
     from q2n.report.tables import fidelity_lines
 
-    lines: list[dict[str, Any]] = []
-    shown: list[Any] = []
     for model in parsed.models:
         on = {name: getattr(parsed, name) for name in _ON_TOKENS}
         found = compare_to_kl_base(model, parsed.kl_base, reporter=reporting, **on)
-        lines.append({"model": model, "kl_base": parsed.kl_base, **asdict(found)})
-        shown += [as_text(found.statistics), "errors from the spread of the windows:"]
-        shown += fidelity_lines(found.fidelity)
-    return lines, shown
+        line = {"model": model, "kl_base": parsed.kl_base, **asdict(found)}
+        spread = ["errors from the spread of the windows:", *fidelity_lines(found.fidelity)]
+        yield [line], [as_text(found.statistics), *spread]
 
 
 def saved_base(parsed: Namespace, reporting: Reporter, conditions: dict[str, Any]) -> Measured:
@@ -69,4 +66,4 @@ def saved_base(parsed: Namespace, reporting: Reporter, conditions: dict[str, Any
     on = {name: value for name, value in conditions.items() if name != "protocol"}
     save_kl_base(model, parsed.save_kl_base, reporter=reporting, **on)
     line = {"model": model, "saved_kl_base": parsed.save_kl_base}
-    return [line], [f"wrote {parsed.save_kl_base}"]
+    yield [line], [f"wrote {parsed.save_kl_base}"]

@@ -31,13 +31,15 @@ def add_preprocess(commands: Any) -> None:
     parser.add_argument("--steps", type=int, help="Windows to see, one a step; default: 1000.")
     parser.add_argument("--accumulation", type=int, help="Steps of an update; default: 2.")
     parser.add_argument("--rank", type=int, help="Of each update; default: 64.")
-    parser.add_argument("--alpha", type=int, help="Weight of the updates, times rank; 16.")
+    parser.add_argument("--alpha", type=int, help="Weight of the updates, times rank; default: 16.")
     parser.add_argument("--dropout", type=float, help="Of the updates' inputs; default: 0.1.")
     parser.add_argument("--learning-rate", type=float, help="The largest one; default: 1e-4.")
     parser.add_argument(
         "--leave", nargs="+", metavar="PATTERN", help="Linears without update; default: o_proj."
     )
-    parser.add_argument("--seed", type=int, help="Of windows, first weights and dropout; 0.")
+    parser.add_argument(
+        "--seed", type=int, help="Of windows, first weights and dropout; default: 0."
+    )
     parser.add_argument("--save-every", type=int, help="Steps between saves; default: 100.")
     parser.add_argument("--device", help="cpu, cuda, ... or auto.")
     parser.add_argument("--dtype", help="float32, bfloat16, float16, or auto: the checkpoint's.")

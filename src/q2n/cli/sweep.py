@@ -116,6 +116,9 @@ def _sweep(request: Request, parsed: Namespace) -> None:
         text += f", {outcome.elsewhere} left to other processes" if outcome.elsewhere else ""
         text += f", {outcome.refused} refused (--retry does them again)" if outcome.refused else ""
         Screen(highlight=False).print(f"{text}; q2n report {parsed.output}", markup=False)
+    elif outcome.refused:
+        text = f"{outcome.refused} cells refused; q2n report {parsed.output} says why"
+        Screen(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)
 
 
 def _print_cells(cells: list[Cell], parsed: Namespace) -> None:

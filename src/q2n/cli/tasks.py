@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,8 +12,8 @@ if TYPE_CHECKING:
 TASK_FLAGS = ("tasks", "limit", "shots", "task_dir", "cache", "generation")
 """Names of the flags that mean nothing to the measures on a text."""
 
-Measured = tuple[list[dict[str, Any]], list[Any]]
-"""A JSON object for each model, and what people see."""
+Measured = Iterator[tuple[list[dict[str, Any]], list[Any]]]
+"""As soon as they are there: a JSON object for each model, and what people see."""
 
 
 def add_task_flags(parser: ArgumentParser) -> None:
@@ -41,10 +42,10 @@ def add_task_flags(parser: ArgumentParser) -> None:
 
 
 def require_tasks(parsed: Namespace) -> None:
-    """Refuse flags that say something of tasks where there are none.
+    """Refuse flags that say something of tasks where there are none, and tasks that nobody has.
 
     Raises:
-        InputError: naming the first of them.
+        InputError: naming the first of them, or as `named_tasks`.
     """
     from q2n.errors import InputError
 
@@ -52,6 +53,10 @@ def require_tasks(parsed: Namespace) -> None:
     given = [name for name in of_tasks if getattr(parsed, name) is not None]
     if given and parsed.tasks is None:
         raise InputError(f"--{given[0].replace('_', '-')} is of tasks: give --tasks NAMES too")
+    if parsed.tasks is not None:
+        from q2n.evaluation.tasks.evaluate_tasks import named_tasks
+
+        named_tasks(parsed.tasks, parsed.data_dir, shots=parsed.shots)
 
 
 def task_scores(parsed: Namespace, reporting: Reporter) -> Measured:
@@ -59,7 +64,6 @@ def task_scores(parsed: Namespace, reporting: Reporter) -> Measured:
     from q2n.api import evaluate_tasks
     from q2n.report.task_tables import task_table
 
-    lines, shown = [], []
     for model in parsed.models:
         results = evaluate_tasks(
             model,
@@ -73,9 +77,7 @@ def task_scores(parsed: Namespace, reporting: Reporter) -> Measured:
             reporter=reporting,
             **_loading(parsed),
         )
-        lines.append({"model": model, **results.to_json()})
-        shown.append(task_table(model, results))
-    return lines, shown
+        yield [{"model": model, **results.to_json()}], [task_table(model, results)]
 
 
 def generated(parsed: Namespace, reporting: Reporter) -> Measured:
@@ -91,7 +93,7 @@ def generated(parsed: Namespace, reporting: Reporter) -> Measured:
         for model in models
     }
     lines = [{"model": model, "generation": asdict(each)} for model, each in results.items()]
-    return lines, [generation_table(results), texts_table(results)]
+    yield lines, [generation_table(results), texts_table(results)]
 
 
 def _loading(parsed: Namespace) -> dict[str, Any]:

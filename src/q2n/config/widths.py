@@ -60,8 +60,9 @@ def read_widths(file: str | Path, widths: Iterable[Width]) -> dict[str, Width]:
     Raises:
         InputError: the file cannot be read, or holds something else.
     """
+    content = _bytes_of(file)
     try:
-        values = yaml.safe_load(_bytes_of(file).decode("utf-8"))
+        values = yaml.safe_load(content.decode("utf-8"))
     except (ValueError, RecursionError, yaml.YAMLError) as cause:
         raise InputError(f"allocation {file} is no YAML: {' '.join(str(cause).split())}") from cause
     if not isinstance(values, dict) or not values:
@@ -89,7 +90,9 @@ def _bytes_of(file: str | Path) -> bytes:
     try:
         return Path(file).read_bytes()
     except OSError as cause:
-        raise InputError(f"allocation {file} cannot be read ({reason(cause)})") from cause
+        raise InputError(
+            f"allocation {file} cannot be read ({reason(cause)}); give the {FILE} of a checkpoint"
+        ) from cause
 
 
 def check_names(widths: Mapping[str, Width], layers: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ from q2n.evaluation.evaluate import (
     opening,
 )
 from q2n.evaluation.fidelity import fidelity_of
-from q2n.evaluation.llama_cpp.base_file import BaseFile, write_base
+from q2n.evaluation.llama_cpp.base_file import BaseFile, require_new, write_base
 from q2n.evaluation.llama_cpp.comparison import compare
 from q2n.evaluation.llama_cpp.layout import Layout
 from q2n.evaluation.llama_cpp.scored_logits import chunk_logits
@@ -57,6 +57,7 @@ def save_kl_base(
     """
     reporter = reporter or Reporter()
     on = Conditions.of(**conditions, protocol="llama.cpp")
+    require_new(Path(file))
     folder = checkpoint_folder(model, on)
     windows = open_text(folder, tokenizer, on, reporter)
     with (

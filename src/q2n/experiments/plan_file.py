@@ -107,11 +107,14 @@ def _first_error(cause: ValidationError) -> str:
     """Where a plan is wrong, and the nearest key where it is one that nobody knows."""
     error = cause.errors()[0]
     where = [str(part) for part in error["loc"]]
+    owners = {"tasks": Tasks, "spectra": Spectra, "search": Search}
+    if error["type"] == "dataclass_type":
+        keys = ", ".join(x.name for x in fields(owners[where[0]]))
+        return f"{where[0]} is {shown(error['input'])}; it takes the keys {keys}"
     if error["type"] != "unexpected_keyword_argument":
         return ": ".join(
             filter(None, (".".join(where), error["msg"].removeprefix("Value error, ")))
         )
-    owners = {"tasks": Tasks, "spectra": Spectra, "search": Search}
     owner = owners.get(where[0], Plan) if len(where) > 1 else Plan
     known = [x.name for x in fields(owner)]
     return f"unknown key {'.'.join(where)}{hint(where[-1], known)}; there are: {', '.join(known)}"

@@ -14,7 +14,6 @@ from q2n.experiments.measure import Measurer
 from q2n.experiments.plan_file import read_plan
 from q2n.experiments.sweep import Outcome, Runs, sweep
 from q2n.logging import Reporter
-from q2n.option_types import shown
 from q2n.report.experiment import ExperimentRecord
 from q2n.report.sweeps.runs import read_runs
 
@@ -42,7 +41,8 @@ class Request:
         if self.data_dir is not None and not Path(self.data_dir).is_dir():
             raise InputError(f"data_dir {self.data_dir} is no folder: give that of the texts")
         if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
-            raise InputError(f"part is {shown(self.part)}; it takes K/N with K from 1 to N")
+            part = "/".join(map(str, self.part))
+            raise InputError(f"part is {part}; it takes K/N with K from 1 to N")
 
     def cells(self) -> list[Cell]:
         """In the order in which they are done.
@@ -59,7 +59,9 @@ class Request:
         if not cells:
             such = ", ".join(f"{a}={x}" for a, labels in only.items() for x in labels)
             such = f" with {such}" if such else ""
-            raise InputError(f"plan {plan.name} has no cell{such}: it skips them all")
+            empty = next((axis for axis, labels in plan.axes.items() if not labels), None)
+            why = "it skips them all" if empty is None else f"its axis {empty} has no value"
+            raise InputError(f"plan {plan.name} has no cell{such}: {why}")
         return cells if self.part is None else cells[self.part[0] - 1 :: self.part[1]]
 
     def command(self, cell: Cell) -> str:

@@ -47,9 +47,10 @@ def parse_device(name: str | torch.device) -> torch.device:
         one = torch.ones(1, device=name)
         one.add(1).item()  # no number ever comes from the meta device
     except (RuntimeError, AssertionError, ImportError, ValueError, TypeError) as cause:
-        reason = reason_of(cause)
+        there = ", ".join(["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))])
         raise InputError(
-            f"device {shown(str(name))} cannot be used: {reason}; use cpu, cuda, cuda:1, .."
+            f"device {shown(str(name))} cannot be used: {reason_of(cause)}; "
+            f"torch finds here: {there}"
         ) from cause
     return one.device
 

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 
 from q2n.errors import InputError, NumericalError
 from q2n.option_types import Count, Patterns, Positive, Range, Seed, check_fields
-from q2n.patterns import matches
+from q2n.patterns import listed, matches
 from q2n.preprocess.resume_file import ResumeFile
 from q2n.refit.descent import in_fast_dtype
 from q2n.refit.tuner import shuffled
@@ -93,12 +93,13 @@ class RestorativeLora:
             The loss of each step that is taken now; the merge comes after the last one.
 
         Raises:
-            InputError: no linear is left to train.
+            InputError: a pattern of `leave` matches no linear, or none is left to train.
             NumericalError: the loss is not finite.
             ResumeError: what an interrupted training left is damaged.
         """
         from peft import LoraConfig, get_peft_model
 
+        self._require_matches(linears)
         trained = [name for name in linears if not any(matches(x, name) for x in self.leave)]
         if not trained:
             raise InputError(f"no linear layer is left to train: leave is {' '.join(self.leave)}")
@@ -122,6 +123,16 @@ class RestorativeLora:
             if self._is_update(step) and (step + 1) % self.save_every < self.accumulation:
                 kept.write(weights, optimizer, step + 1)
         adapted.eval().merge_and_unload()
+
+    def _require_matches(self, linears: Collection[str]) -> None:
+        """Refuse patterns of no layer, but for the published one: not every architecture has such a
+        layer."""
+        for pattern in self.leave if self.leave != RestorativeLora.leave else ():
+            if not any(matches(pattern, name) for name in linears):
+                raise InputError(
+                    f"leave {pattern!r} matches no linear layer; their names are "
+                    f"{listed(list(linears))}"
+                )
 
     def _step(
         self,

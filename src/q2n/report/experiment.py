@@ -174,6 +174,8 @@ class ExperimentRecord:
                 where.
         """
         layout = values.get("layout") if isinstance(values, dict) else None
+        if layout is None:
+            raise ValueError("it is no record of a sweep: it names no layout")
         if layout != LAYOUT:
             raise ValueError(f"a record of layout {layout}; this version of q2n reads {LAYOUT}")
         return _validator().validate_python(values)

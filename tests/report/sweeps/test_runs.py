@@ -37,6 +37,7 @@ def test_what_is_no_record_is_named_with_its_reason(tmp_path) -> None:
         "empty": "",
         "list": "[]",
         "layout": json.dumps({**whole, "layout": 99}),
+        "other": json.dumps({"model_type": "llama"}),
         "field": json.dumps({**whole, "speed": 1}),
         "value": json.dumps({**whole, "texts": [{**whole["texts"][0], "perplexity": "high"}]}),
         "infinite": line(A)
@@ -56,6 +57,7 @@ def test_what_is_no_record_is_named_with_its_reason(tmp_path) -> None:
     why = {x.place.rsplit("/", 1)[-1].removesuffix(".json"): x.why for x in runs.skipped}
     assert set(why) == {*texts, "bytes"}
     assert "truncated" in why["truncated"] and "truncated" in why["empty"]
+    assert why["other"] == "it is no record of a sweep: it names no layout"
     assert "layout 99" in why["layout"] and "speed" in why["field"]
     assert "texts.0.perplexity" in why["value"] and "bits_per_weight" in why["infinite"]
     assert why["lengths"] == "layers.q_proj: alpha has 1 values for 30 blocks"

@@ -164,9 +164,22 @@ def write_base(
         ) from cause
 
 
-def _new_file(path: Path, partial: Path, layout: Layout) -> BinaryIO:
+def require_new(path: Path) -> None:
+    """Refuse a place where no base file can appear.
+
+    Raises:
+        InputError: the file is there already, or its folder is not.
+    """
     if os.path.lexists(path):
         raise InputError(f"{path} is there already; delete it or choose another --save-kl-base")
+    if not path.parent.is_dir():
+        raise InputError(
+            f"{path} cannot be written: {path.parent} is no folder; choose another --save-kl-base"
+        )
+
+
+def _new_file(path: Path, partial: Path, layout: Layout) -> BinaryIO:
+    require_new(path)
     require_space(path.parent, float(layout.file_bytes), "the base file takes", "--save-kl-base")
     try:
         return partial.open("xb")

@@ -73,7 +73,10 @@ class Tasks:
             with silence():
                 loaded = self._manager.load([name])
         except Exception as cause:  # of the network, of `datasets`, of the task's own code
-            raise InputError(f"task {name!r} cannot be loaded ({reason_of(cause)})") from cause
+            raise InputError(
+                f"task {name!r} cannot be loaded ({reason_of(cause)}); without a network give its "
+                "files with --data-dir"
+            ) from cause
         return (loaded.get("groups") or loaded["tasks"])[name]
 
     def run(
