@@ -37,7 +37,7 @@ class Description:
             InputError: a name is not UTF-8.
         """
         try:
-            for text in self.files([], 0, None, self.kept([]), notes)[1].values():
+            for text in self.files([], 0, None, self.kept([]), notes, {})[1].values():
                 text.encode()
         except UnicodeEncodeError as cause:
             raise InputError(f"a name for the model card is not UTF-8: {cause}") from cause
@@ -54,12 +54,14 @@ class Description:
         comparison: Comparison | None,
         kept: FullPrecision,
         notes: Sequence[str],
+        before: Mapping[str, float],
     ) -> tuple[Quantized, dict[str, str]]:
         """What the run came to, and the texts of its files by name.
 
         Args:
             size: bytes of all tensors.
             notes: what a user must know, in sentences without a full stop.
+            before: seconds of what came before the first block.
         """
         opened, format = self.opened, self.plan.format
         done, texts = describe(
@@ -82,6 +84,7 @@ class Description:
             comparison=comparison,
             kept=kept,
             shown=not_usual({**self.labels, **self.fingerprint}),
+            before=before,
             notes=notes,
         )
         if widths := self.plan.widths:

@@ -304,7 +304,9 @@ class Run:
                 divergence=self.config.kl,
                 reporter=self.reporter,
             )
-        done, texts = description.files(blocks, size, comparison, kept, self.notes)
+        done, texts = description.files(
+            blocks, size, comparison, kept, self.notes, self.store.seconds_before()
+        )
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
         return done

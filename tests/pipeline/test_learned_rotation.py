@@ -74,6 +74,8 @@ def test_from_the_settings_to_a_loaded_model(run, tmp_path, learnings):
     record = json.loads((tmp_path / "out" / "q2n.json").read_text())
     assert record["settings"]["rotate"] == "learned" and record["settings"]["rotate_steps"] == 3
     assert learnings == [3]
+    times = json.loads((tmp_path / "out" / "q2n_timings.json").read_text())
+    assert times["before"].keys() == {"rotation"} and times["before"]["rotation"] > 0
     run("hadamard", rotate="hadamard", rotate_steps=None)
     assert not equal(tensors(tmp_path / "out"), tensors(tmp_path / "hadamard"))
 

@@ -1,5 +1,6 @@
 """Moments of the gradients at all layers' outputs, beside plain autograd; how a run keeps them."""
 
+import json
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -230,6 +231,10 @@ def test_a_resumed_run_takes_the_stored_gradients(run, tmp_path, monkeypatch):
     monkeypatch.setattr(OutputGradients, "__call__", lambda *a: found.append(1) or plain(*a))
     assert equal(whole, run("later", resume=True))
     assert found == [1] and len(last) == 7
+    times = json.loads((tmp_path / "later" / "q2n_timings.json").read_text())
+    assert times["before"].keys() == {"gradients"} and times["before"]["gradients"] > 0
+    every = [*times["before"].values(), *times["blocks"].values()]
+    assert times["quantization_seconds"] == pytest.approx(sum(every))
 
 
 @pytest.mark.parametrize(

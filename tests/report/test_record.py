@@ -70,8 +70,9 @@ def test_the_mean_of_bits_counts_weights() -> None:
 
 
 def test_timings_hold_every_second() -> None:
-    times = timings(blocks(output_error=0.25))
-    assert times["quantization_seconds"] == 5.0
+    times = timings(blocks(output_error=0.25), {"rotation": 1.5, "gradients": 0.25})
+    assert times["quantization_seconds"] == 6.75
+    assert times["before"] == {"rotation": 1.5, "gradients": 0.25}
     assert times["blocks"] == {"model.layers.0": 2.0, "model.layers.1": 3.0}
     assert times["layers"]["model.layers.1.q_proj"] == {"seconds": 1.0}
     assert times["layers"]["model.layers.1.up_proj"] == {"solver_seconds": 0.5}

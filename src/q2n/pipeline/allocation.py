@@ -20,6 +20,7 @@ from q2n.models.blocks import BlockwiseModel
 from q2n.option_types import Width
 from q2n.pipeline.activations import FOLDER
 from q2n.pipeline.bit_costs import BitCosts, Group
+from q2n.pipeline.finish import Stopwatch
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.store import RunStore
 
@@ -59,9 +60,14 @@ class Allocation:
         self, store: RunStore, method: Allocated, model: BlockwiseModel, windows: TokenWindows
     ) -> list[Group]:
         if not store.costs.count():
+            stopwatch = Stopwatch()
             found = BitCosts(method.trials, self.options, self.scale_dtype, self.reporter)
             groups = found(model, windows, store.folder / FOLDER)
-            store.costs.write(0, {"groups": [group.to_json() for group in groups]}, save({}))
+            values = {
+                "groups": [group.to_json() for group in groups],
+                "seconds": stopwatch.lap(),
+            }
+            store.costs.write(0, values, save({}))
         return [Group.from_json(values) for values in store.costs.read(0)["groups"]]
 
 

@@ -12,6 +12,7 @@ from q2n.logging import Reporter
 from q2n.models.opened import OpenedModel
 from q2n.models.rotated_source import RotatedSource
 from q2n.models.turned_source import TurnedSource
+from q2n.pipeline.finish import Stopwatch
 from q2n.pipeline.store import RunStore
 from q2n.refit.rotation import RotationLearning
 from q2n.transforms.turn import Turn
@@ -36,6 +37,7 @@ def learned(
     source = opened.source
     assert isinstance(source, RotatedSource)
     if not store.turn.count():
+        stopwatch = Stopwatch()
         with reporter.bar("rotation", learning.steps) as bar:
             turn, losses = learning(
                 opened.in_memory(source),
@@ -45,6 +47,7 @@ def learned(
                 seed=seed,
                 progress=bar.advance,
             )
-        store.turn.write(0, {"losses": losses}, save(vars(turn)))
+        values = {"losses": losses, "seconds": stopwatch.lap()}
+        store.turn.write(0, values, save(vars(turn)))
     tensors = load(store.turn.tensors(0, store.turn.read(0)))
     return opened.with_source(TurnedSource(source, Turn(**tensors)))

@@ -37,6 +37,7 @@ from q2n.models.blocks import BlockwiseModel
 from q2n.models.targets import Target
 from q2n.pipeline.activations import FOLDER
 from q2n.pipeline.backward import Backward
+from q2n.pipeline.finish import Stopwatch
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.store import RunStore
 
@@ -63,11 +64,13 @@ class OutputGradients:
             self.reporter.bar("gradients", 2 * blocks) as bar,
             self._backward(model, windows, store.folder / FOLDER) as passes,
         ):
+            stopwatch = Stopwatch()
             passes.to_the_end(bar)
             for index in reversed(range(blocks)):
                 bar.detail(f"{model.block_name(index)}: gradients")
                 found = _of_block(model, index, passes)
-                store.gradients.write(blocks - 1 - index, {}, save(found))
+                facts = {"seconds": stopwatch.lap()}
+                store.gradients.write(blocks - 1 - index, facts, save(found))
                 bar.advance()
 
     def _backward(self, model: BlockwiseModel, windows: TokenWindows, folder: Path) -> Backward:

@@ -134,6 +134,20 @@ class RunStore:
         """
         return [self._files.read(index) for index in range(self._files.count())]
 
+    def seconds_before(self) -> dict[str, float]:
+        """How long what comes before the first block took, by what it is; without what was begun
+        again after an interruption.
+
+        Raises:
+            ResumeError: a file is not the one that was written.
+        """
+        stages = {"rotation": self.turn, "allocate": self.costs, "gradients": self.gradients}
+        return {
+            stage: sum(files.read(index).get("seconds", 0.0) for index in range(count))
+            for stage, files in stages.items()
+            if (count := files.count())
+        }
+
     def verify(self) -> None:
         """Read the tensors of all finished blocks and compare their checksums.
 

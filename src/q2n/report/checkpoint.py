@@ -53,12 +53,13 @@ def describe(
     comparison: Comparison | None,
     kept: FullPrecision,
     shown: Mapping[str, Any],
+    before: Mapping[str, float],
     notes: Sequence[str] = (),
 ) -> tuple[Quantized, dict[str, str]]:
     """What describes the checkpoint `directory`, and the texts of its files by name: record,
     timings and card. `loading_example` gives the lines that load a folder, `kept` is what is not
-    quantized, `shown` the settings that the card lists, `notes` what was noted before the first
-    block."""
+    quantized, `shown` the settings that the card lists, `before` the seconds of what came before
+    the first block, `notes` what was noted there."""
     blocks = list(blocks)
     done = Quantized(
         directory=directory,
@@ -70,7 +71,7 @@ def describe(
             **over_all_weights(blocks, kept),
             **(comparison.to_json() if comparison is not None else {}),
         ).to_json(),
-        timings=timings(blocks),
+        timings=timings(blocks, before),
         bytes_before=bytes_before,
         bytes_after=bytes_after,
         loading_example=loading_example(directory),

@@ -89,11 +89,13 @@ class RunRecord:
         return stored / weights if weights else 0.0
 
 
-def timings(blocks: Iterable[BlockRecord]) -> dict[str, Any]:
-    """What `q2n_timings.json` holds: seconds by block and by layer."""
+def timings(blocks: Iterable[BlockRecord], before: Mapping[str, float]) -> dict[str, Any]:
+    """What `q2n_timings.json` holds: seconds of all, of what came `before` the first block (by what
+    it is), by block and by layer."""
     blocks = list(blocks)
     return {
-        "quantization_seconds": sum(block.seconds for block in blocks),
+        "quantization_seconds": sum(before.values()) + sum(block.seconds for block in blocks),
+        "before": dict(before),
         "blocks": {block.block: block.seconds for block in blocks},
         "layers": {
             name: dict(times) for block in blocks for name, times in block.layer_seconds.items()
