@@ -74,12 +74,13 @@ class Group(Ranks):
 
 
 def _require_a_gpu_each(names: list[str]) -> None:
-    """
+    """Refuse ranks that would share a GPU, or have none beside others that do.
+
     Args:
         names: what tells a rank's GPU from all others, by rank; empty where it has none.
 
     Raises:
-        InputError: two have the same one, or some have one and some have none.
+        InputError: naming the first of them.
     """
     if not any(names):
         return

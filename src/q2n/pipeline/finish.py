@@ -10,7 +10,7 @@ from q2n.pipeline.write_behind import When
 
 
 class Stopwatch:
-    """Splits the run's wall time among its blocks."""
+    """Splits the run's wall time among its blocks, or what else comes one after the other."""
 
     def __init__(self) -> None:
         self._last = time.perf_counter()

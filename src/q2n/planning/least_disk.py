@@ -37,12 +37,8 @@ def require_disk(
     least = (rest + weights * plan.format.codec.least_bits(source.dtype)) / 8
     require_space(place, least, "the checkpoint needs at least")
     if windows is not None:
-        one = (
-            1.0
-            * windows.length
-            * source.config.get_text_config().hidden_size
-            * source.dtype.itemsize
-        )
+        width = float(source.config.get_text_config().hidden_size)
+        one = windows.length * width * source.dtype.itemsize
         of_all = (len(opened.blocks) + 1) * one * _gradient_windows(plan, windows, options)
         inputs = max(len(windows) * one - options.bytes_in_memory, of_all)
         require_space(place, inputs, "block inputs on disk need at least")
