@@ -2,7 +2,7 @@ r"""How long cells will take: roughly, before the first is done; from their like
 
 Before: a pass of T tokens through P weights takes 2 P T operations. A quantization by closed forms
 takes about 4 passes of the calibration text through the blocks (two runs of each, the Gram
-matrices, the sweeps), `good` 2.5 times and `best` 8.5 times as many (docs/FINDINGS.md, What it
+matrices, the sweeps), `good` 2.5 times and `best` 11.5 times as many (docs/FINDINGS.md, What it
 costs). A text takes a pass, and another one of the original's states through the head. The rate is
 that of a matrix product, measured now. That is right within a factor of about three on a CPU.
 
@@ -30,7 +30,7 @@ from q2n.models.packaged import packaged_checkpoint
 from q2n.planning.rates import product_rate
 from q2n.report.experiment import ExperimentRecord
 
-PASSES = {None: 4, "good": 10, "best": 34}
+PASSES = {None: 4, "good": 10, "best": 46}
 """Over the calibration text, by quality."""
 
 
