@@ -113,7 +113,7 @@ def _require_measurable(plan: Plan) -> None:
         task_names(plan.tasks.names, _names_of_harness)
 
 
-def _names_of_harness() -> dict[str, set[str]]:
+def _names_of_harness() -> Mapping[str, set[str]]:
     require_harness()
     return all_names()
 

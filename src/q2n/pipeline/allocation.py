@@ -20,8 +20,8 @@ from q2n.models.blocks import BlockwiseModel
 from q2n.option_types import Width
 from q2n.pipeline.activations import FOLDER
 from q2n.pipeline.bit_costs import BitCosts, Group
-from q2n.pipeline.finish import Stopwatch
 from q2n.pipeline.options import LoopOptions
+from q2n.pipeline.stopwatch import Stopwatch
 from q2n.pipeline.store import RunStore
 
 

@@ -1,25 +1,12 @@
 """The stages that end a block's turn: it is stored, and its outputs become the next inputs."""
 
-import time
 from dataclasses import dataclass, replace
 
 from q2n.logging import Reporter
 from q2n.pipeline.block_state import BlockState
+from q2n.pipeline.stopwatch import Stopwatch
 from q2n.pipeline.store import RunStore
 from q2n.pipeline.write_behind import When
-
-
-class Stopwatch:
-    """Splits the run's wall time among its blocks, or what else comes one after the other."""
-
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
-
-    def lap(self) -> float:
-        """Seconds since the last lap, or since the start."""
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
-        return seconds
 
 
 @dataclass(frozen=True)

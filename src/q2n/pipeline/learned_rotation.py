@@ -12,7 +12,7 @@ from q2n.logging import Reporter
 from q2n.models.opened import OpenedModel
 from q2n.models.rotated_source import RotatedSource
 from q2n.models.turned_source import TurnedSource
-from q2n.pipeline.finish import Stopwatch
+from q2n.pipeline.stopwatch import Stopwatch
 from q2n.pipeline.store import RunStore
 from q2n.refit.rotation import RotationLearning
 from q2n.transforms.turn import Turn

@@ -37,8 +37,8 @@ from q2n.models.blocks import BlockwiseModel
 from q2n.models.targets import Target
 from q2n.pipeline.activations import FOLDER
 from q2n.pipeline.backward import Backward
-from q2n.pipeline.finish import Stopwatch
 from q2n.pipeline.options import LoopOptions
+from q2n.pipeline.stopwatch import Stopwatch
 from q2n.pipeline.store import RunStore
 
 

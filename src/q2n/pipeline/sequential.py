@@ -38,11 +38,12 @@ from q2n.pipeline.activations import FOLDER
 from q2n.pipeline.among_ranks import read_by_first
 from q2n.pipeline.block_stages import block_stages, run_stages
 from q2n.pipeline.block_state import enter_block, set_norm_weights
-from q2n.pipeline.finish import Stopwatch, Store
+from q2n.pipeline.finish import Store
 from q2n.pipeline.options import LoopOptions
 from q2n.pipeline.output_gradients import stored_gradients
 from q2n.pipeline.passes import PausingBlock
 from q2n.pipeline.rewrite_block import RewriteBlock
+from q2n.pipeline.stopwatch import Stopwatch
 from q2n.pipeline.store import RunStore
 from q2n.pipeline.streams import Probe, Stream, StreamThroughBlock, open_streams
 from q2n.pipeline.write_behind import When, WriteBehind, now

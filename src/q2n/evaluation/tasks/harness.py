@@ -8,6 +8,7 @@ of Gemma does), and an empty context is that token.
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,8 +42,9 @@ def harness_version() -> str:
     return metadata.version("lm_eval")
 
 
-def all_names() -> dict[str, set[str]]:
-    """Every task, group and tag of the harness; a tag with its tasks. Takes seconds."""
+@cache
+def all_names() -> Mapping[str, set[str]]:
+    """Every task, group and tag of the harness; a tag with its tasks. Takes seconds, once."""
     index = _manager([]).task_index
     return {name: entry.tags if entry.yaml_path is None else set() for name, entry in index.items()}
 

@@ -63,7 +63,8 @@ def rope_problem(architecture: Architecture, config: Any) -> str | None:
     for entries in ropes.values():
         taken = _ENTRIES[kind] | set(_SCALES if scaled else ())
         problem = _unknown(architecture, entries, taken) or _other_ramp(entries)
-        if problem or (scaled and (problem := _unlike(entries))):
+        problem = problem or (_unlike(entries) if scaled else None)
+        if problem:
             return problem
     return None
 
